@@ -1,0 +1,25 @@
+"""moegeo: routing geometry and Fisher specialization of Mixture-of-Experts checkpoints.
+
+The public names are loaded on first use, so that importing the package (and so
+`moegeo --help`) does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moegeo_cli.api import analyze, compare, inspect, invariance
+
+__all__ = ["__version__", "analyze", "compare", "inspect", "invariance"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public function on first use."""
+    if name in {"analyze", "compare", "inspect", "invariance"}:
+        from moegeo_cli import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,215 @@
+"""Every metric by name: unit, direction, label and meaning, for records, reports and docs.
+
+`higher_is_better` is None for descriptive metrics: the specialization index, for one, is
+neither good nor bad by itself. `over_routers` says how the run-level value comes from the
+routers': mean, sum, or geometric (geometric mean). `worst` says which extreme is also
+reported at run level as `<name>_worst`, with the router that it comes from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """What a metric's name means."""
+
+    name: str
+    label: str
+    unit: str
+    meaning: str
+    higher_is_better: bool | None = None
+    over_routers: str = "mean"
+    worst: str | None = None  # "max" or "min"
+    decimals: int = 3
+
+
+_SPECS = (
+    MetricSpec(
+        "fsi",
+        "FSI",
+        "share of d_max",
+        "Fisher Specialization Index: mean Fisher-Rao distance of p from uniform",
+    ),
+    MetricSpec(
+        "fsi_dispatch",
+        "FSI (dispatch)",
+        "share of d_max",
+        "the same of the combine weights that the model applies",
+    ),
+    MetricSpec(
+        "collapse",
+        "collapse",
+        "share of the reachable",
+        "Fisher-Rao distance of the dispatch shares from uniform: load imbalance",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
+        "collapse_soft",
+        "collapse (soft)",
+        "share of d_max",
+        "Fisher-Rao distance of the mean of p from uniform",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
+        "dispersion",
+        "dispersion",
+        "share of d_max",
+        "mean distance of p from its own mean: routing that differs between tokens",
+    ),
+    MetricSpec(
+        "information",
+        "information",
+        "share of ln E",
+        "mutual information of token and expert under p",
+    ),
+    MetricSpec(
+        "information_dispatch",
+        "information (dispatch)",
+        "share of ln E",
+        "the same under the combine weights",
+    ),
+    MetricSpec("entropy_token", "token entropy", "share of ln E", "mean entropy of p"),
+    MetricSpec(
+        "entropy_load",
+        "load entropy",
+        "share of ln E",
+        "entropy of the dispatch shares",
+        True,
+        worst="min",
+    ),
+    MetricSpec(
+        "entropy_load_rescaled",
+        "load entropy (rescaled)",
+        "share of [ln K, ln E]",
+        "entropy of the dispatch shares on its reachable range",
+        True,
+    ),
+    MetricSpec(
+        "dead_experts",
+        "dead experts",
+        "experts",
+        "experts significantly under 5% of the fair share on this probe",
+        False,
+        over_routers="sum",
+        worst="max",
+        decimals=0,
+    ),
+    MetricSpec(
+        "max_violation",
+        "max violation",
+        "of fair load",
+        "largest load over fair load, minus 1",
+        False,
+        worst="max",
+    ),
+    MetricSpec("load_cv", "load CV", "1", "coefficient of variation of the load", False),
+    MetricSpec(
+        "margin",
+        "margin",
+        "logits or score",
+        "mean gap between the last selected and the best unselected expert",
+        worst="min",
+    ),
+    MetricSpec(
+        "near_ties",
+        "near ties",
+        "share of tokens",
+        "tokens whose selection changes when logits are rounded to bfloat16",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
+        "logit_z",
+        "logit z",
+        "nats²",
+        "mean squared logsumexp, as the z-loss sees it",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
+        "logit_max",
+        "largest logit",
+        "nats",
+        "largest absolute logit, centred over experts for softmax",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
+        "router_cosine",
+        "row cosine",
+        "1",
+        "mean absolute cosine between router rows: the heuristic that FSI replaces",
+    ),
+    MetricSpec(
+        "heterogeneity",
+        "heterogeneity",
+        "nats² per weight²",
+        "mean distance of the experts' diagonal Fishers from their mean",
+        decimals=6,
+    ),
+    MetricSpec(
+        "heterogeneity_relative",
+        "heterogeneity (relative)",
+        "1",
+        "heterogeneity over the norm of the mean Fisher",
+    ),
+    MetricSpec(
+        "heterogeneity_trace",
+        "heterogeneity (trace)",
+        "1",
+        "spread of the Fisher traces over their mean",
+    ),
+    MetricSpec(
+        "heterogeneity_conditional",
+        "heterogeneity (conditional)",
+        "1",
+        "the trace form with each Fisher per its own mass: load taken out",
+    ),
+    MetricSpec(
+        "fhs",
+        "FHS",
+        "× baseline",
+        "Fisher Heterogeneity Score: H(t) / H(0)",
+        over_routers="geometric",
+        worst="max",
+    ),
+    MetricSpec(
+        "fhs_relative",
+        "FHS (relative)",
+        "× baseline",
+        "the relative form's ratio",
+        over_routers="geometric",
+        worst="max",
+    ),
+    MetricSpec(
+        "fhs_trace",
+        "FHS (trace)",
+        "× baseline",
+        "the trace form's ratio",
+        over_routers="geometric",
+        worst="max",
+    ),
+    MetricSpec(
+        "fhs_conditional",
+        "FHS (conditional)",
+        "× baseline",
+        "the conditional form's ratio",
+        over_routers="geometric",
+        worst="max",
+    ),
+    MetricSpec(
+        "low_sample_experts",
+        "experts < 30 tokens",
+        "experts",
+        "experts with fewer than 30 dispatched tokens: their Fisher is a rough guess",
+        False,
+        over_routers="sum",
+        decimals=0,
+    ),
+)
+
+SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}

@@ -1,0 +1,136 @@
+"""Every error that moegeo raises on purpose: a code, what was found, and what to do next.
+
+The library raises these; only the command line turns them into text and an exit code.
+Codes are stable, so that scripts and issue reports can name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class MoegeoError(Exception):
+    """Something that the user can understand and act on.
+
+    Args:
+        message: what went wrong, in one sentence.
+        found: what was found instead, for instance the names that are there.
+        hint: the next command to run or the thing to change.
+        context: further facts, for machines.
+    """
+
+    code = "MG-E000"
+    exit_code = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        found: str | None = None,
+        hint: str | None = None,
+        context: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.found = found
+        self.hint = hint
+        self.context = dict(context or {})
+
+    def __str__(self) -> str:
+        parts = [f"{self.code}: {self.message}"]
+        if self.found:
+            parts.append(f"found: {self.found}")
+        if self.hint:
+            parts.append(f"hint: {self.hint}")
+        return "\n".join(parts)
+
+
+class UsageError(MoegeoError):
+    """Options that contradict each other, or a settings file that says something unknown."""
+
+    code = "MG-E001"
+
+
+class PathError(MoegeoError):
+    """A path that does not exist or cannot be read."""
+
+    code = "MG-E010"
+
+
+class NoCheckpointError(MoegeoError):
+    """A folder in which no checkpoint is."""
+
+    code = "MG-E011"
+
+
+class IncompleteCheckpointError(MoegeoError):
+    """A checkpoint that is truncated, still being written, or lacks a shard or a tensor."""
+
+    code = "MG-E012"
+
+
+class UnsupportedLayoutError(MoegeoError):
+    """A layout that moegeo recognises and cannot read, with the command that converts it."""
+
+    code = "MG-E013"
+
+
+class UnsafeFileError(MoegeoError):
+    """A file that would execute code when loaded."""
+
+    code = "MG-E014"
+
+
+class ShapeError(MoegeoError):
+    """Tensors whose shapes contradict the config."""
+
+    code = "MG-E015"
+
+
+class DenseModelError(MoegeoError):
+    """A model in which no router is."""
+
+    code = "MG-E020"
+
+
+class UnsupportedArchitectureError(MoegeoError):
+    """A model type, scoring function or router that moegeo cannot measure rightly."""
+
+    code = "MG-E021"
+
+
+class ProbeError(MoegeoError):
+    """A probe dataset that cannot be read, is empty, or does not fit the model."""
+
+    code = "MG-E030"
+
+
+class BaselineError(MoegeoError):
+    """A baseline that is absent or of another architecture."""
+
+    code = "MG-E031"
+
+
+class ComparisonError(MoegeoError):
+    """Two runs that were not measured alike."""
+
+    code = "MG-E032"
+
+
+class FormatError(MoegeoError):
+    """A record, threshold or intervention file that cannot be understood, or of a newer version."""
+
+    code = "MG-E040"
+
+
+class OutputError(MoegeoError):
+    """A result that cannot be written."""
+
+    code = "MG-E041"
+
+
+class ResourceError(MoegeoError):
+    """Not enough memory, or a device that is not there."""
+
+    code = "MG-E050"
