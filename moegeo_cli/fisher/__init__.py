@@ -1,0 +1,1 @@
+"""Fisher: diagonal Fisher information of every expert's router row, from tensors alone."""

@@ -1,0 +1,1 @@
+"""Replay: a model on a device, its routers tapped, a probe run forward and backward."""

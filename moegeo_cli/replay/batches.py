@@ -1,0 +1,94 @@
+"""Sequences of a probe put together into batches: one length each where the probe allows it.
+
+Legend: B sequences of a batch, N their longest length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+IGNORED_LABEL = -100
+TOKENS_PER_BATCH = 2048  # enough rows to fill the matrix products of a small expert
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded sequences; `sequence_B` holds their places in the probe.
+
+    `mask_BN` is None where nothing is padded, so that models take their fast path.
+    `targets_BN` holds, at position t, the label that position t predicts (that of t + 1),
+    and -100 where it predicts nothing.
+    """
+
+    input_ids_BN: torch.Tensor
+    mask_BN: torch.Tensor | None
+    targets_BN: torch.Tensor
+    sequence_B: torch.Tensor
+
+    @property
+    def real_BN(self) -> torch.Tensor:
+        """True at real positions."""
+        if self.mask_BN is not None:
+            return self.mask_BN.bool()
+        return torch.ones_like(self.input_ids_BN, dtype=torch.bool)
+
+
+def next_token_targets(input_ids: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+    """The label that each position predicts: the next position's, or -100 at the end."""
+    source = input_ids if labels is None else labels
+    targets = np.full(len(input_ids), IGNORED_LABEL, dtype=np.int64)
+    targets[:-1] = source[1:]
+    return targets
+
+
+def plan_batches(lengths: Sequence[int], batch_size: int | None, *, mixed: bool = True) -> list[list[int]]:
+    """Which sequences go together: sorted by length (stable), cut by count or by tokens.
+
+    Args:
+        lengths: tokens of each sequence.
+        batch_size: sequences a batch; None takes as many as fit TOKENS_PER_BATCH.
+        mixed: False keeps to one length a batch, for models that padding would change.
+    """
+    order = sorted(range(len(lengths)), key=lambda s: lengths[s])
+    batches: list[list[int]] = []
+    for s in order:
+        current = batches[-1] if batches else []
+        limit = batch_size or max(1, TOKENS_PER_BATCH // max(lengths[s], 1))
+        same = bool(current) and lengths[current[0]] == lengths[s]
+        # A shorter neighbour is padded only if less than an eighth of the batch is wasted.
+        close = bool(current) and mixed and lengths[current[0]] * 8 >= lengths[s] * 7
+        if current and len(current) < limit and (same or close):
+            current.append(s)
+        else:
+            batches.append([s])
+    return batches
+
+
+def make_batches(
+    ids: Sequence[np.ndarray],
+    labels: Sequence[np.ndarray | None],
+    plan: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Iterator[Batch]:
+    """The batches of a plan, on the device."""
+    for members in plan:
+        width = max(len(ids[s]) for s in members)
+        tokens = np.zeros((len(members), width), dtype=np.int64)
+        mask = np.zeros((len(members), width), dtype=np.int64)
+        targets = np.full((len(members), width), IGNORED_LABEL, dtype=np.int64)
+        for row, s in enumerate(members):
+            length = len(ids[s])
+            tokens[row, :length] = ids[s]
+            mask[row, :length] = 1
+            targets[row, :length] = next_token_targets(ids[s], labels[s])
+        padded = bool((mask == 0).any())
+        yield Batch(
+            input_ids_BN=torch.from_numpy(tokens).to(device),
+            mask_BN=torch.from_numpy(mask).to(device) if padded else None,
+            targets_BN=torch.from_numpy(targets).to(device),
+            sequence_B=torch.tensor(list(members), device=device),
+        )

@@ -1,0 +1,242 @@
+"""A model from a checkpoint's files, built once per run and then given new weights.
+
+transformers opens every model. What it would pass over in silence is an error here: a
+parameter that the files lack gets a random value there, visible only in its loading
+report, so a report with missing keys ends the analysis.
+
+Swapping weights uses one function of transformers that is not public, behind the single
+seam `_convert_into`. Where it is absent or fails, the model is built again: slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    MoegeoError,
+    ResourceError,
+    ShapeError,
+    UnsafeFileError,
+    UnsupportedArchitectureError,
+)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` means; "auto" takes an accelerator where there is one.
+
+    Raises:
+        ResourceError: the device is not there.
+    """
+    if name == "auto":
+        if torch.accelerator.is_available():
+            return torch.device(torch.accelerator.current_accelerator() or "cpu")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ResourceError(
+            f"the device {name!r} cannot be used",
+            found=str(error).splitlines()[0],
+            hint="use --device cpu, or --device auto",
+        ) from error
+    return device
+
+
+def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that `name` means; "auto" is the one that the checkpoint was saved in."""
+    if name == "auto":
+        text = config.get("text_config") or {}
+        name = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "")
+        name = name.removeprefix("torch.") or "float32"
+    return DTYPES.get(name, torch.float32)
+
+
+def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Build the causal language model that lies in `path`, frozen and in evaluation mode.
+
+    Raises:
+        IncompleteCheckpointError: a tensor that the model needs is not in the files.
+        ShapeError: a tensor's shape contradicts the config.
+        UnsafeFileError: a pickle that would run code.
+        UnsupportedArchitectureError: transformers cannot open this model type.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with _quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                output_loading_info=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                attn_implementation="sdpa" if _has_sdpa(path) else None,
+            )
+    except MoegeoError:
+        raise
+    except Exception as error:
+        raise _explain(path, error) from error
+    _refuse_incomplete(path, report)
+    return _ready(model, device)
+
+
+def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Module:
+    """Give `model` the weights that lie in `path`; the same model, or a new one where needed.
+
+    The config of `path` must equal the one that `model` was built with: the caller sees to it.
+
+    Raises: as `load_model`.
+    """
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    files = sorted(path.glob("*.safetensors"))
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+    if not files:
+        return load_model(path, device, dtype)
+    try:
+        with _quiet_transformers():
+            report = _convert_into(model, files, device, dtype)
+    except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
+        return load_model(path, device, dtype)
+    missing = set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {})
+    if missing or report.mismatched_keys or report.error_msgs:
+        return load_model(path, device, dtype)
+    return _ready(model, device)
+
+
+def _convert_into(model: Any, files: list[Path], device: torch.device, dtype: torch.dtype) -> Any:
+    """The seam: transformers' own conversion of saved tensors into a model that stands."""
+    from safetensors import safe_open
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    with contextlib.ExitStack() as stack:
+        state = {}
+        for file in files:
+            opened = stack.enter_context(safe_open(file, framework="pt"))
+            state.update({key: opened.get_slice(key) for key in opened.keys()})  # noqa: SIM118
+        report, _ = convert_and_load_state_dict_in_model(
+            model=model,
+            state_dict=state,
+            load_config=LoadStateDictConfig(
+                device_map={"": device},
+                dtype=dtype,
+                dtype_plan=model._get_dtype_plan(dtype),
+                weight_mapping=get_model_conversion_mapping(model, None, None),
+            ),
+        )
+    model.tie_weights()
+    return report
+
+
+def _ready(model: Any, device: torch.device) -> nn.Module:
+    """Frozen, in evaluation mode (so no jitter, no dropout), on its device."""
+    model.eval()
+    model.requires_grad_(False)
+    try:
+        ready: nn.Module = model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"the model does not fit on {device}", hint="use --device cpu, or --dtype bfloat16"
+        ) from error
+    return ready
+
+
+def _refuse_incomplete(path: Path, report: Mapping[str, Any]) -> None:
+    """Missing parameters would be random ones: never measure those."""
+    if report.get("mismatched_keys"):
+        name, saved, wanted = sorted(report["mismatched_keys"])[0]
+        raise ShapeError(
+            f"{path.name}: the shape of {name} contradicts the config",
+            found=f"{tuple(saved)} in the file, {tuple(wanted)} by the config",
+        )
+    if report.get("missing_keys"):
+        missing = sorted(report["missing_keys"])
+        raise IncompleteCheckpointError(
+            f"{path.name}: {len(missing)} tensors that the model needs are not in its files",
+            found=f"missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+            hint="save the checkpoint again with model.save_pretrained",
+        )
+
+
+def _explain(path: Path, error: Exception) -> MoegeoError:
+    """What transformers said, as one of our errors."""
+    text = str(error).strip()
+    first = text.splitlines()[0] if text else type(error).__name__
+    low = text.lower()
+    if "weights_only" in low or "unpickl" in low or "unsafe" in low:
+        return UnsafeFileError(
+            f"{path.name}: a pickled file holds more than weights and was not loaded",
+            found=first,
+            hint="convert the checkpoint to safetensors where it was trained",
+        )
+    if "size mismatch" in low or "ignore_mismatched_sizes" in low or "shape" in low:
+        return ShapeError(f"{path.name}: shapes contradict the config", found=first)
+    if "trust_remote_code" in low or "does not recognize" in low or "unrecognized" in low:
+        return UnsupportedArchitectureError(
+            f"{path.name}: transformers cannot open this model type", found=first
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return ResourceError(f"{path.name}: not enough memory to load", found=first)
+    return IncompleteCheckpointError(f"{path.name}: the model cannot be loaded", found=first)
+
+
+def _has_sdpa(path: Path) -> bool:
+    """Leave the attention kernel to transformers where it declares no SDPA support."""
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    kind = type(config)
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[kind], "_supports_sdpa", False))
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Its progress bars and loading report would spoil our streams; we read the report itself."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def read_ahead(paths: list[Path]) -> threading.Thread:
+    """Read files into the page cache in the background, so that loading them next is cheap."""
+
+    def read() -> None:
+        for path in paths:
+            try:
+                with path.open("rb", buffering=0) as file:
+                    while file.read(1 << 23):
+                        pass
+            except OSError:
+                return  # the loader itself will meet and explain this
+
+    thread = threading.Thread(target=read, name="moegeo-read-ahead", daemon=True)
+    thread.start()
+    return thread
