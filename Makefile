@@ -1,0 +1,29 @@
+# Everything a newcomer needs: `make demo` shows moegeo at work, `make test` checks it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint samples clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	touch $@
+
+# The main job on the sample checkpoints: a healthy run, a collapsed one, and both side by side.
+demo: $(READY)
+	$(BIN)/moegeo analyze sample_checkpoints/healthy-qwen3-moe
+	$(BIN)/moegeo analyze sample_checkpoints/collapsed-mixtral
+	$(BIN)/moegeo compare sample_checkpoints/healthy-qwen3-moe sample_checkpoints/collapsed-mixtral
+
+test: $(READY) lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

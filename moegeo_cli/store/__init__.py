@@ -1,0 +1,1 @@
+"""Store: measured checkpoints kept beside the run, so that nothing is measured twice."""

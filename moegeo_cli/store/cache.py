@@ -1,0 +1,107 @@
+"""Measured checkpoints by key, each a record beside its measurements.
+
+An entry is a folder named by its key: `measurements.safetensors` is written first, then
+`record.json`, which names its hash. An entry of which either is absent, damaged or of
+another version is no entry, and the checkpoint is measured again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.errors import MoegeoError, OutputError
+from moegeo_cli.records import CheckpointRecord, from_dict, to_dict
+from moegeo_cli.store.files import write_atomic
+
+FOLDER = ".moegeo"
+# Raised whenever the meaning of a stored measurement changes: older entries are measured again.
+STORE_VERSION = 1
+
+
+def entry_key(parts: Mapping[str, Any]) -> str:
+    """A name for what decides a measurement: fingerprint, probe, settings, versions."""
+    text = json.dumps({"store": STORE_VERSION, **parts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Store:
+    """A folder of entries; `None` as folder keeps nothing.
+
+    Args:
+        folder: where entries lie, made on the first write.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.problem: str | None = None  # why nothing could be kept, for the report
+
+    def load(self, key: str) -> tuple[CheckpointRecord, dict[str, np.ndarray]] | None:
+        """An entry's record and measurements, or None where there is none that is whole."""
+        record = self._record(key)
+        if record is None or self.folder is None:
+            return None
+        from safetensors.numpy import load
+
+        try:
+            data = (self.folder / key / "measurements.safetensors").read_bytes()
+            if hashlib.sha256(data).hexdigest() != record.measurements:
+                return None
+            return record, load(data)
+        except Exception:  # noqa: BLE001 - whatever is damaged is measured again
+            return None
+
+    def _record(self, key: str) -> CheckpointRecord | None:
+        if self.folder is None:
+            return None
+        try:
+            text = (self.folder / key / "record.json").read_text()
+            return from_dict(CheckpointRecord, json.loads(text))
+        except (OSError, ValueError, TypeError, RecursionError, AttributeError):
+            return None
+
+    def save(
+        self, key: str, record: CheckpointRecord, arrays: Mapping[str, np.ndarray]
+    ) -> CheckpointRecord:
+        """Keep an entry; the record as stored, with the hash of its measurements.
+
+        A store that cannot be written is no reason to lose a measurement: the problem is
+        kept in `problem` and said in the report.
+        """
+        import dataclasses
+
+        from safetensors.numpy import save
+
+        data = save({name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())})
+        record = dataclasses.replace(record, measurements=hashlib.sha256(data).hexdigest())
+        if self.folder is not None:
+            try:
+                write_atomic(self.folder / key / "measurements.safetensors", data)
+                text = json.dumps(to_dict(record), allow_nan=False)
+                write_atomic(self.folder / key / "record.json", text)
+            except OutputError as error:
+                self.problem = str(error.found)
+        return record
+
+    def load_json(self, key: str) -> Any:
+        """A kept JSON document, or None."""
+        if self.folder is None:
+            return None
+        try:
+            return json.loads((self.folder / f"{key}.json").read_text())
+        except (OSError, ValueError, RecursionError):
+            return None
+
+    def save_json(self, key: str, document: Any) -> None:
+        """Keep a JSON document that was derived from entries."""
+        if self.folder is None:
+            return
+        try:
+            write_atomic(self.folder / f"{key}.json", json.dumps(document, allow_nan=False))
+        except MoegeoError as error:
+            self.problem = str(error.found)
