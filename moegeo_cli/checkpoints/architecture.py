@@ -1,0 +1,361 @@
+"""What a config says of its routers: experts, K, scoring, selection, layers.
+
+The facts about each family lie in architectures.toml. A model type that is not in it is read by
+the config keys that families share, with `known` false and no scoring: replay must then verify
+what it measures, or refuse the type by name.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from moegeo_cli.errors import DenseModelError, UnsupportedArchitectureError
+
+EXPERT_KEYS = (
+    "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
+    "ffn_config.moe_num_experts",
+)  # fmt: skip
+TOP_K_KEYS = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k",
+    "top_k_experts", "num_selected_experts", "ffn_config.moe_top_k",
+)  # fmt: skip
+LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd")
+# Where a model of several towers keeps its language model's config.
+NESTED_KEYS = ("text_config", "language_config", "llm_config", "thinker_config")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How the model picks K experts from the scores.
+
+    `bias`: a bias acts on the selection alone. `groups`: (n_group, topk_group) where the choice
+    is limited to the best groups, each ranked by `group_score` ("top2" or "max").
+    `renormalised`: the selected weights are divided by their sum; None where not known.
+    `scale`: factor on the weights.
+    """
+
+    bias: bool = False
+    groups: tuple[int, int] | None = None
+    group_score: str | None = None
+    renormalised: bool | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """The routers of one model, as its config describes them.
+
+    `model_type` is the config's, `text_type` that of the part which holds the experts.
+    `experts` counts the rows that compete for a token (zero experts included); the router's
+    weight has `router_rows` of them, more where it scores shared experts as well.
+    `top_k` is None where it varies by layer; then `top_k_by_layer` holds it.
+    `moe_layers` is None where the config does not tell which layers have a router.
+    `unselected_gradient` is "zero", "dense", or "verify" where nothing is known.
+    `balance_key` is the config key of the balance loss that transformers applies when
+    output_router_logits is true; None where it applies none.
+    """
+
+    model_type: str
+    text_type: str
+    known: bool
+    experts: int
+    top_k: int | None
+    hidden: int | None
+    layers: int | None
+    moe_layers: tuple[int, ...] | None
+    scoring: str | None
+    selection: Selection
+    unselected_gradient: str
+    router_path: str | None = None
+    router_rows: int = 0
+    hash_layers: tuple[int, ...] = ()
+    top_k_by_layer: tuple[int, ...] | None = None
+    zero_experts: int = 0
+    balance_key: str | None = None
+    refused: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> Architecture:
+    """Describe the routers that a config.json asks for.
+
+    Args:
+        config: the parsed config.json.
+        refuse: raise for a family that cannot be measured; otherwise its `refused` says why.
+
+    Raises:
+        DenseModelError: no routed experts.
+        UnsupportedArchitectureError: a family known to be beyond moegeo, by name.
+    """
+    model_type = str(config.get("model_type") or "unknown")
+    text, text_type = _find_text(config, model_type)
+    family = _families().get(text_type)
+    facts: Mapping[str, Any] = family or {}
+    experts = _first(text, EXPERT_KEYS)
+    if isinstance(experts, list):  # one number per layer; routers of one width are needed
+        experts = max((n for n in experts if type(n) is int), default=0)
+    needs = facts.get("needs")
+    off = needs is not None and needs in text and not text[needs]
+    if type(experts) is not int or experts < 2 or off:
+        raise DenseModelError(
+            f"{model_type} is a dense model: its config asks for no routed experts",
+            found=f"{experts} experts" + (f", {needs} is off" if off else ""),
+            hint="give a mixture-of-experts checkpoint",
+            context={"model_type": model_type},
+        )
+    refused = facts.get("refused")
+    if refused and refuse:
+        raise UnsupportedArchitectureError(
+            f"{text_type} cannot be measured: {refused}",
+            found=f"{experts} experts",
+            hint="`moegeo inspect` still describes the checkpoint",
+            context={"model_type": text_type},
+        )
+    zero = _integer(text, facts.get("zero_experts")) + int(facts.get("extra_experts", 0))
+    shared_rows = _integer(text, facts.get("shared_rows"))
+    renormalised = _flag(text, facts.get("renormalised"))
+    layers = _layer_count(text, text_type)
+    moe_layers, hash_layers = _moe_layers(text, layers, facts.get("layers", "guess"))
+    top_k, by_layer = _top_k(text, facts)
+    scoring = facts.get("scoring")
+    scoring_key = facts.get("scoring_key", "" if family else "scoring_func")
+    if isinstance(text.get(scoring_key), str):
+        scoring = text[scoring_key]
+    if text_type == "cohere2_moe" and scoring == "softmax":
+        renormalised = True  # top-k, then softmax: the flag acts on sigmoid alone
+    notes = [facts["note"]] if "note" in facts else []
+    if family is None:
+        notes.append("not in moegeo's table: read by the config keys that families share")
+    return Architecture(
+        model_type=model_type,
+        text_type=text_type,
+        known=family is not None,
+        experts=experts + zero,
+        top_k=top_k,
+        hidden=_first_integer(text, HIDDEN_KEYS),
+        layers=layers,
+        moe_layers=moe_layers,
+        scoring=scoring,
+        selection=Selection(
+            bias=bool(_flag(text, _bias_rule(facts))),
+            groups=_groups(text, facts),
+            group_score=facts.get("groups") if _groups(text, facts) else None,
+            renormalised=renormalised,
+            scale=_number(text, facts.get("scale", "routed_scaling_factor"), 1.0),
+        ),
+        unselected_gradient=_unselected(facts, renormalised),
+        router_path=facts.get("router"),
+        router_rows=experts + zero + shared_rows,
+        hash_layers=hash_layers,
+        top_k_by_layer=by_layer,
+        zero_experts=zero,
+        balance_key=facts.get("balance"),
+        refused=refused,
+        notes=tuple(notes),
+    )
+
+
+def known_types() -> tuple[str, ...]:
+    """Model types that the table holds, sorted."""
+    return tuple(sorted(_families()))
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a config that describes the model with the experts."""
+    return _find_text(config, "")[0]
+
+
+@cache
+def _families() -> dict[str, Mapping[str, Any]]:
+    source = resources.files("moegeo_cli.checkpoints").joinpath("architectures.toml")
+    table = tomllib.loads(source.read_text(encoding="utf-8"))
+    return {name: family for family in table["family"] for name in family["types"]}
+
+
+def _find_text(config: Mapping[str, Any], model_type: str) -> tuple[Mapping[str, Any], str]:
+    """The (nested) config that holds the experts, and its type."""
+    if _first(config, EXPERT_KEYS) is None:
+        for key in NESTED_KEYS:
+            nested = config.get(key)
+            if isinstance(nested, Mapping):
+                guess = next(
+                    (t for t in (f"{model_type}_text", model_type) if t in _families()), model_type
+                )
+                found, kind = _find_text(nested, str(nested.get("model_type") or guess))
+                if _first(found, EXPERT_KEYS) is not None:
+                    return found, kind
+    return config, model_type
+
+
+def _look_up(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, or of a key.subkey; None where absent."""
+    value: Any = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((v for key in keys if (v := _look_up(config, key)) is not None), None)
+
+
+def _first_integer(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
+    value = _first(config, keys)
+    return value if type(value) is int and value > 0 else None
+
+
+def _integer(config: Mapping[str, Any], key: str | None) -> int:
+    value = _look_up(config, key) if key else None
+    return value if type(value) is int and value > 0 else 0
+
+
+def _number(config: Mapping[str, Any], key: str, default: float) -> float:
+    value = _look_up(config, key)
+    return float(value) if isinstance(value, int | float) and value == value else default
+
+
+def _flag(config: Mapping[str, Any], rule: Any) -> bool | None:
+    """A fact that is a constant, or [config key, default]."""
+    if isinstance(rule, list):
+        key, default = rule
+        # bailing and kimi rename the flag
+        value = _first(config, (key, "moe_renormalize"))
+        return bool(default if value is None else value)
+    return rule if isinstance(rule, bool) else None
+
+
+def _bias_rule(facts: Mapping[str, Any]) -> Any:
+    bias = facts.get("bias", False)
+    return [bias, True] if isinstance(bias, str) else bias
+
+
+def _top_k(
+    config: Mapping[str, Any], facts: Mapping[str, Any]
+) -> tuple[int | None, tuple[int, ...] | None]:
+    value = facts.get("top_k") or _first(config, TOP_K_KEYS)
+    if isinstance(value, list) and value and all(type(k) is int and k > 0 for k in value):
+        return (value[0], None) if len(set(value)) == 1 else (None, tuple(value))
+    return (value if type(value) is int and value > 0 else None), None
+
+
+def _groups(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(n_group, topk_group) where they limit the choice."""
+    when = facts.get("groups_when")
+    if "groups" not in facts or (when and config.get(when[0]) != when[1]):
+        return None
+    count = _first_integer(config, ("n_group", "num_expert_group"))
+    kept = _first_integer(config, ("topk_group",))
+    return (count, kept) if count and kept and kept < count else None
+
+
+def _unselected(facts: Mapping[str, Any], renormalised: bool | None) -> str:
+    rule = str(facts.get("unselected", "verify"))
+    if rule == "unless-renormalised":
+        return "zero" if renormalised else "dense"
+    return rule
+
+
+def _layer_count(config: Mapping[str, Any], text_type: str) -> int | None:
+    blocks = config.get("layers_block_type")
+    if text_type == "nemotron_h" and isinstance(blocks, list):
+        return len(blocks)
+    if text_type == "longcat_flash":  # two attention blocks a layer: num_hidden_layers is doubled
+        return _first_integer(config, ("num_layers",))
+    return _first_integer(config, LAYER_KEYS)
+
+
+def _moe_layers(
+    config: Mapping[str, Any], layers: int | None, rule: str
+) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+    """Indices of the layers with a router, and of those that dispatch by hashing."""
+    types = config.get("mlp_layer_types")
+    if layers is None or layers > 100_000 or rule == "unknown":
+        return None, ()
+    if isinstance(types, list) and len(types) >= layers:
+        kinds = list(enumerate(types[:layers]))
+        hashed = tuple(i for i, kind in kinds if kind == "hash_moe")
+        return tuple(i for i, kind in kinds if kind in {"sparse", "moe", "hash_moe"}), hashed
+    has = _LAYER_RULES.get(rule, _guess)(config)
+    return (None if has is None else tuple(i for i in range(layers) if has(i))), ()
+
+
+_HasRouter = Callable[[int], bool]
+
+
+def _sparse_step(config: Mapping[str, Any]) -> _HasRouter | None:
+    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    if type(step) is not int or not isinstance(dense, list):
+        return None
+    return lambda i: step > 0 and i not in dense and (i + 1) % step == 0
+
+
+def _first_dense(config: Mapping[str, Any]) -> _HasRouter | None:
+    first = config.get("first_k_dense_replace")
+    return (lambda i: i >= first) if type(first) is int else None
+
+
+def _dense_count(config: Mapping[str, Any]) -> _HasRouter | None:
+    count = config.get("num_dense_layers")
+    return (lambda i: i >= count) if type(count) is int else None
+
+
+def _listed(config: Mapping[str, Any]) -> _HasRouter | None:
+    listed = config.get("moe_layers")
+    if isinstance(listed, list):
+        return lambda i: i in listed
+    step = config.get("interleave_moe_layer_step", 1)
+    return (lambda i: (i + 1) % step == 0) if type(step) is int and step > 0 else None
+
+
+def _period(config: Mapping[str, Any]) -> _HasRouter | None:
+    period, offset = config.get("expert_layer_period"), config.get("expert_layer_offset")
+    if type(period) is not int or type(offset) is not int or period < 1:
+        return None
+    return lambda i: i % period == offset
+
+
+def _interval(config: Mapping[str, Any]) -> _HasRouter | None:
+    start, end = config.get("moe_layer_start_index", 1), config.get("moe_layer_end_index", -1)
+    step = config.get("moe_layer_interval", 1)
+    if not all(type(value) is int for value in (start, end, step)) or step < 1:
+        return None
+    return lambda i: (i + 1) % step == 0 and i >= start and (end == -1 or i <= end)
+
+
+def _block_types(config: Mapping[str, Any]) -> _HasRouter | None:
+    blocks, pattern = config.get("layers_block_type"), config.get("hybrid_override_pattern")
+    if isinstance(blocks, list):
+        return lambda i: i < len(blocks) and blocks[i] == "moe"
+    if isinstance(pattern, str):
+        return lambda i: pattern[i : i + 1] == "E"
+    return None
+
+
+def _guess(config: Mapping[str, Any]) -> _HasRouter | None:
+    """Of a type that is not known: only what the config spells out."""
+    if isinstance(config.get("moe_layers"), list):
+        return _listed(config)
+    if "first_k_dense_replace" in config and config.get("moe_layer_freq", 1) == 1:
+        return _first_dense(config)
+    return None
+
+
+_LAYER_RULES: Mapping[str, Callable[[Mapping[str, Any]], _HasRouter | None]] = {
+    "all": lambda config: lambda i: True,
+    "sparse-step": _sparse_step,
+    "first-dense": _first_dense,
+    "layer-types": _guess,  # a config without the list tells little
+    "dense-count": _dense_count,
+    "moe-layers": _listed,
+    "period": _period,
+    "interval": _interval,
+    "block-types": _block_types,
+}

@@ -1,0 +1,362 @@
+"""Find the checkpoints of a run, in order, and tell the whole ones from the rest.
+
+A path is one checkpoint (config.json beside weights) or a folder of them, named after their
+steps. A Trainer writes `trainer_state.json` last, so the newest checkpoint of a run whose
+others have it is still being written as long as it lacks it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.layouts import recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.weights import detect_layout, open_weights, read_json
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    MoegeoError,
+    NoCheckpointError,
+    PathError,
+    UnsupportedLayoutError,
+)
+
+MAX_CONFIG_BYTES = 16_000_000
+MAX_STATE_BYTES = 512_000_000  # log_history grows with the run
+
+_STEP_NAME = re.compile(
+    r"(?:checkpoint|ckpt|global[-_]?step|step|iter|iteration)[-_]?(\d{1,15})(?:[-_].*)?|(\d{1,15})"
+)
+_TEMPORARY_NAME = re.compile(r"(?:tmp|temp)[-_.].*|.*[-_.](?:tmp|temp|partial|incomplete|lock)")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFolder:
+    """One complete checkpoint; `relative` is its path within the run ("." for a single one)."""
+
+    path: Path
+    step: int | None
+    relative: str
+    layout: str = "safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something in a run that looked like a checkpoint and was left out."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run: its complete checkpoints by step, and what was left out.
+
+    `trainer_state` is that of the newest checkpoint, where there is one.
+    """
+
+    name: str
+    path: Path
+    is_single: bool
+    checkpoints: tuple[CheckpointFolder, ...]
+    skipped: tuple[Skipped, ...] = ()
+    trainer_state: dict[str, Any] | None = None
+
+    @property
+    def newest(self) -> CheckpointFolder:
+        """The checkpoint with the highest step."""
+        return self.checkpoints[-1]
+
+
+def open_run(path: Path | str) -> RunFolder:
+    """Find the checkpoints under `path`, which is one checkpoint or a folder of them.
+
+    Raises:
+        PathError: `path` does not exist, is a file, or is unreadable.
+        NoCheckpointError: no checkpoint in it.
+        IncompleteCheckpointError: the one checkpoint, or every one of the run, is incomplete.
+        UnsupportedLayoutError: a layout that must be converted first.
+    """
+    folder = Path(path).expanduser()
+    entries = list_folder(folder)
+    name = folder.absolute().name or str(folder)
+    children = [entry for entry in entries if _is_candidate(entry)]
+    own_layout = detect_layout(folder)
+    if own_layout is not None and not any(detect_layout(child) for child in children):
+        return _open_single(folder, name)
+    if not children:
+        raise _no_checkpoint(folder, entries)
+    kept, skipped, errors = _judge(folder, children)
+    if own_layout is not None:
+        final = _judge_root(folder, kept)
+        if isinstance(final, Skipped):
+            skipped.append(final)
+        else:
+            kept.append(final)
+    if not kept:
+        raise _none_usable(folder, errors)
+    state = read_trainer_state(kept[-1].path)
+    return RunFolder(name, folder, False, tuple(kept), tuple(skipped), state)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        IncompleteCheckpointError: absent, cut, or not an object.
+    """
+    path = folder / "config.json"
+    if not is_there(path):
+        raise IncompleteCheckpointError(
+            f"{folder.name} has no config.json",
+            hint="copy the model's config.json beside the weights",
+            context={"path": str(folder)},
+        )
+    document = read_json(path, MAX_CONFIG_BYTES)
+    if not isinstance(document, dict):
+        raise IncompleteCheckpointError(
+            "config.json is not an object", found=type(document).__name__
+        )
+    return document
+
+
+def read_trainer_state(folder: Path) -> dict[str, Any] | None:
+    """Read the Trainer's state; None where there is none.
+
+    Raises:
+        IncompleteCheckpointError: the file is cut or not an object.
+    """
+    path = folder / "trainer_state.json"
+    if not is_there(path):
+        return None
+    document = read_json(path, MAX_STATE_BYTES)
+    if not isinstance(document, dict):
+        raise IncompleteCheckpointError(
+            "trainer_state.json is not an object", found=type(document).__name__
+        )
+    return document
+
+
+def check_complete(folder: Path) -> str:
+    """Check a checkpoint's config and weight files, and give its layout.
+
+    Raises:
+        IncompleteCheckpointError, UnsafeFileError, PathError, UnsupportedLayoutError: why not.
+    """
+    if detect_layout(folder) is None:
+        foreign = recognise_foreign(folder)
+        if foreign is not None:
+            raise refuse_foreign(folder, foreign)
+    read_config(folder)
+    try:
+        return open_weights(folder).layout
+    except NoCheckpointError as error:
+        raise IncompleteCheckpointError(error.message, found=error.found, hint=error.hint) from None
+
+
+def parse_step(name: str) -> int | None:
+    """The step that a folder's name tells, as in checkpoint-500, step_500 or iter_0000500."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1) or match.group(2)) if match else None
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Entries of a folder, hidden ones left out, sorted by name.
+
+    Raises:
+        PathError: absent, a file, a loop of links, or unreadable.
+    """
+    try:
+        if not folder.is_dir():
+            raise _not_a_folder(folder)
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise PathError(f"{folder} cannot be read", found=reason) from None
+
+
+def _not_a_folder(path: Path) -> MoegeoError:
+    """The error for a path that is absent or a file."""
+    if path.suffix == ".gguf" and is_there(path):
+        return UnsupportedLayoutError(
+            f"{path} is a GGUF file, which moegeo does not read",
+            hint="give the Hugging Face checkpoint that it was made from",
+        )
+    if is_there(path):
+        return PathError(
+            f"{path} is a file", hint=f"give the checkpoint's folder: {path.absolute().parent}"
+        )
+    if path.is_symlink():
+        return PathError(f"{path} is a link that leads nowhere", hint="check the link's target")
+    return PathError(f"{path} does not exist", hint="check the path; moegeo downloads nothing")
+
+
+def _is_candidate(entry: Path) -> bool:
+    """Whether an entry of a run folder may be a checkpoint."""
+    try:
+        if not entry.is_dir():
+            return False
+        return (
+            parse_step(entry.name) is not None
+            or _TEMPORARY_NAME.fullmatch(entry.name) is not None
+            or detect_layout(entry) is not None
+        )
+    except OSError:
+        return False
+
+
+def _open_single(folder: Path, name: str) -> RunFolder:
+    """A run of one checkpoint, which must be complete."""
+    layout = check_complete(folder)
+    state = read_trainer_state(folder)
+    step = _step_of(folder, state)
+    if state is None and step is not None and parse_step(folder.absolute().name) is not None:
+        siblings = [
+            entry
+            for entry in _list_quietly(folder.absolute().parent)
+            if entry.name != folder.absolute().name and parse_step(entry.name) is not None
+        ]
+        if _is_being_written(step, siblings):
+            raise IncompleteCheckpointError(
+                f"{folder} is still being written",
+                found="no trainer_state.json, which the run's other checkpoints have",
+                hint="wait until it is written, or give an earlier checkpoint",
+            )
+    checkpoint = CheckpointFolder(folder, step, ".", layout)
+    return RunFolder(name, folder, True, (checkpoint,), (), state)
+
+
+def _list_quietly(folder: Path) -> list[Path]:
+    try:
+        return list_folder(folder)
+    except MoegeoError:
+        return []
+
+
+def _is_being_written(step: int, siblings: Sequence[Path]) -> bool:
+    """Whether a checkpoint without trainer_state.json is newer than all that have it.
+
+    An older one without it was saved by other means, an initial model for instance.
+    """
+    done = [
+        parse_step(sibling.name) or 0
+        for sibling in siblings
+        if is_there(sibling / "trainer_state.json")
+    ]
+    return bool(done) and step > max(done)
+
+
+def _step_of(folder: Path, state: dict[str, Any] | None) -> int | None:
+    """The step by the folder's name, else by the Trainer's state."""
+    step = parse_step(folder.absolute().name)
+    if step is None and state is not None:
+        stated = state.get("global_step")
+        step = stated if type(stated) is int and stated >= 0 else None
+    return step
+
+
+def _judge(
+    run: Path, children: Sequence[Path]
+) -> tuple[list[CheckpointFolder], list[Skipped], list[MoegeoError]]:
+    """Sort a run's candidates into complete checkpoints and skipped ones."""
+    kept: list[CheckpointFolder] = []
+    skipped: list[Skipped] = []
+    errors: list[MoegeoError] = []
+    for child in children:
+        try:
+            kept.append(_open_member(child, children))
+        except MoegeoError as error:
+            errors.append(error)
+            found = f" ({error.found})" if error.found else ""
+            skipped.append(Skipped(child.name, f"{error.message}{found}"))
+    unordered = [checkpoint for checkpoint in kept if checkpoint.step is None]
+    numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
+    if not numbered and len(unordered) > 1:
+        raise NoCheckpointError(
+            f"{run} holds checkpoints without a step, so they have no order",
+            found=", ".join(checkpoint.relative for checkpoint in unordered[:8]),
+            hint="give one of them, or name them checkpoint-STEP",
+        )
+    if numbered:
+        skipped += [
+            Skipped(checkpoint.relative, "no step in its name or state") for checkpoint in unordered
+        ]
+        kept = []
+        # Names that tell a step win over links and copies such as `latest` and `best`.
+        for checkpoint in sorted(
+            numbered,
+            key=lambda c: (c.step, parse_step(c.relative) is None, c.path.is_symlink(), c.relative),
+        ):
+            if kept and kept[-1].step == checkpoint.step:
+                skipped.append(
+                    Skipped(checkpoint.relative, f"the same step as {kept[-1].relative}")
+                )
+            else:
+                kept.append(checkpoint)
+    return kept, sorted(skipped, key=lambda item: item.path), errors
+
+
+def _open_member(child: Path, siblings: Sequence[Path]) -> CheckpointFolder:
+    """One checkpoint of a run; raises where it must be skipped."""
+    if _TEMPORARY_NAME.fullmatch(child.name):
+        raise IncompleteCheckpointError("a temporary name: still being written, or left over")
+    layout = check_complete(child)
+    state = read_trainer_state(child)
+    step = _step_of(child, state)
+    if state is None and step is not None:
+        others = [sibling for sibling in siblings if sibling != child]
+        if _is_being_written(step, others):
+            raise IncompleteCheckpointError(
+                "still being written: no trainer_state.json, which the others have"
+            )
+    return CheckpointFolder(child, step, child.name, layout)
+
+
+def _judge_root(folder: Path, kept: Sequence[CheckpointFolder]) -> CheckpointFolder | Skipped:
+    """The model that a run saved in its own folder: its last checkpoint, or why not."""
+    try:
+        state = read_trainer_state(folder)
+        step = state.get("global_step") if state else None
+        if type(step) is not int or step < 0:
+            return Skipped(
+                ".", "the run's final model, without a trainer_state.json to tell its step"
+            )
+        match = next((c.relative for c in kept if c.step is not None and c.step >= step), None)
+        if match:
+            return Skipped(".", f"the run's final model, not newer than {match}")
+        return CheckpointFolder(folder, step, ".", check_complete(folder))
+    except MoegeoError as error:
+        return Skipped(".", error.message)
+
+
+def _no_checkpoint(folder: Path, entries: Sequence[Path]) -> MoegeoError:
+    """The error for a folder without a readable checkpoint."""
+    foreign = recognise_foreign(folder)
+    if foreign is not None:
+        return refuse_foreign(folder, foreign)
+    names = [entry.name for entry in entries]
+    if "config.json" in names or any("-of-" in name for name in names):
+        try:
+            open_weights(folder)
+        except MoegeoError as error:
+            return IncompleteCheckpointError(error.message, found=error.found, hint=error.hint)
+    return NoCheckpointError(
+        f"{folder} holds no checkpoint",
+        found=", ".join(names[:8]) or "an empty folder",
+        hint="give a folder with config.json and model.safetensors, or a folder of checkpoint-N",
+    )
+
+
+def _none_usable(folder: Path, errors: Sequence[MoegeoError]) -> MoegeoError:
+    """The error for a run of which every checkpoint was skipped."""
+    foreign = next((error for error in errors if isinstance(error, UnsupportedLayoutError)), None)
+    if foreign is not None and all(isinstance(error, UnsupportedLayoutError) for error in errors):
+        return foreign
+    return IncompleteCheckpointError(
+        f"none of the {len(errors)} checkpoints in {folder} is complete",
+        found="; ".join(error.message for error in errors[:4]),
+        hint=errors[-1].hint if errors else None,
+    )

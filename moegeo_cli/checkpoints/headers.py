@@ -1,0 +1,238 @@
+"""Safetensors headers: what tensors a file holds and where, read without trusting the file.
+
+A safetensors file is 8 bytes (the header's length, little-endian), the header (a JSON object
+of name -> dtype, shape, data_offsets), and the tensors' bytes without gaps. The header thus
+gives the file's exact size, which is how a truncated file is told from a complete one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+
+import numpy as np
+
+from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedLayoutError
+
+# The reference reader refuses longer headers too; a broken length must not allocate gigabytes.
+MAX_HEADER_BYTES = 100_000_000
+# numpy's own limit; no weight of a model comes near it.
+MAX_DIMENSIONS = 32
+
+DTYPE_BITS: Mapping[str, int] = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "U8": 8, "I8": 8,
+    "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
+    "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+_NUMPY_DTYPES: Mapping[str, str] = {
+    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4",
+    "I32": "<i4", "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
+    "BF16": "<u2", "C64": "<c8",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies: `start` and `end` are byte offsets from the file's beginning."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Everything that a safetensors file says about itself."""
+
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    data_start: int
+    file_size: int
+
+
+def read_header(path: Path) -> Header:
+    """Read and check a safetensors header.
+
+    Args:
+        path: the file; a symbolic link is followed.
+
+    Returns:
+        The header, whose tensors cover the file's data without gap or overlap.
+
+    Raises:
+        PathError: the file is absent, not a regular file, or unreadable.
+        IncompleteCheckpointError: truncated, overlong, or not a safetensors file.
+    """
+    with open_regular(path) as (file, size):
+        if size < 8:
+            raise _damaged(path, f"{size} bytes; a safetensors file has at least 8")
+        length = int.from_bytes(read_exactly(file, 8, path), "little")
+        if length > MAX_HEADER_BYTES:
+            raise _damaged(path, f"a header length of {length} bytes, more than the format allows")
+        if 8 + length > size:
+            raise _damaged(path, f"{size} bytes, but the header alone needs {8 + length}")
+        raw = read_exactly(file, length, path)
+    document = parse_json(raw, path)
+    if not isinstance(document, dict):
+        raise _damaged(path, f"a header that is a {type(document).__name__}, not an object")
+    metadata = document.pop("__metadata__", None)
+    data_start = 8 + length
+    tensors = {
+        name: _parse_tensor(path, name, entry, data_start, size) for name, entry in document.items()
+    }
+    _check_coverage(path, tensors, data_start, size)
+    texts = metadata.items() if isinstance(metadata, dict) else ()
+    kept = {key: value for key, value in texts if isinstance(value, str)}
+    return Header(tensors, kept, data_start, size)
+
+
+def read_tensor(path: Path, info: TensorInfo) -> np.ndarray[Any, Any]:
+    """Read one tensor; bfloat16 and float16 come as float32, which holds both exactly.
+
+    Raises:
+        PathError: the file is unreadable.
+        IncompleteCheckpointError: the file is shorter than when its header was read.
+        UnsupportedLayoutError: a quantised dtype, whose bytes alone are not the values.
+    """
+    code = _NUMPY_DTYPES.get(info.dtype)
+    if code is None:
+        raise UnsupportedLayoutError(
+            f"a tensor of dtype {info.dtype} cannot be read as numbers",
+            found=f"{info.dtype} {list(info.shape)} in {path.name}",
+            hint="dequantise the checkpoint first, or give the unquantised one",
+        )
+    with open_regular(path) as (file, size):
+        if info.end > size:
+            raise _damaged(path, f"{size} bytes, but a tensor ends at byte {info.end}")
+        file.seek(info.start)
+        raw = read_exactly(file, info.end - info.start, path)
+    values: np.ndarray[Any, Any] = np.frombuffer(raw, dtype=np.dtype(code)).reshape(info.shape)
+    if info.dtype == "BF16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    if info.dtype == "F16":
+        return values.astype(np.float32)
+    return values.copy()
+
+
+def parse_json(raw: bytes | str, path: Path) -> Any:
+    """Parse JSON that a file holds.
+
+    Raises:
+        IncompleteCheckpointError: not JSON, nested too deep, or not UTF-8.
+    """
+    try:
+        return json.loads(raw)
+    except RecursionError:
+        raise _damaged(path, "JSON nested too deep to read") from None
+    except ValueError as error:  # broken JSON, broken UTF-8, an integer of thousands of digits
+        raise _damaged(path, f"not JSON: {str(error)[:200]}") from None
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file and give its size with it; pipes and devices are refused unopened.
+
+    Raises:
+        PathError: absent, not a regular file, a loop of links, or unreadable.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise PathError(f"{path} is not a regular file")
+        file = path.open("rb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise PathError(
+            f"{path} cannot be read", found=reason, hint="check the path and its permissions"
+        ) from None
+    try:
+        yield file, status.st_size
+    except OSError as error:
+        raise PathError(f"{path} cannot be read", found=error.strerror) from None
+    finally:
+        file.close()
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at `path`; False too where the answer is forbidden or a loop."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
+    """Read `count` bytes.
+
+    Raises:
+        IncompleteCheckpointError: the file ends before.
+    """
+    raw = file.read(count)
+    if len(raw) != count:
+        raise _damaged(path, f"{len(raw)} bytes where {count} were expected")
+    return raw
+
+
+def _parse_tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> TensorInfo:
+    """Check one entry of the header on its own."""
+    if not isinstance(entry, dict):
+        raise _damaged(path, f"tensor {name!r} described by a {type(entry).__name__}")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or not _is_naturals(shape) or not _is_naturals(offsets):
+        raise _damaged(path, f"tensor {name!r} without a usable dtype, shape or data_offsets")
+    if len(shape) > MAX_DIMENSIONS or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(path, f"tensor {name!r} with an impossible shape or data_offsets")
+    start, end = data_start + offsets[0], data_start + offsets[1]
+    if end > file_size:
+        raise _damaged(path, f"{file_size} bytes, but tensor {name!r} ends at byte {end}")
+    bits = DTYPE_BITS.get(dtype)  # a dtype newer than this table is taken at its word
+    if bits is not None and math.prod(shape) * bits != (end - start) * 8:
+        raise _damaged(
+            path, f"tensor {name!r}, {dtype} of shape {shape}, stored in {end - start} bytes"
+        )
+    return TensorInfo(dtype, tuple(shape), start, end)
+
+
+def _is_naturals(value: Any) -> TypeGuard[list[int]]:
+    """Whether `value` is a list of integers from 0 to 2**63 (a bool is none)."""
+    return isinstance(value, list) and all(
+        type(item) is int and 0 <= item < 1 << 63 for item in value
+    )
+
+
+def _check_coverage(
+    path: Path, tensors: Mapping[str, TensorInfo], data_start: int, file_size: int
+) -> None:
+    """Check that the tensors follow each other without a gap, up to the last byte."""
+    position = data_start
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
+        if info.start != position:
+            raise _damaged(path, f"a gap or overlap before tensor {name!r} at byte {info.start}")
+        position = info.end
+    if position != file_size:
+        raise _damaged(path, f"{file_size} bytes where the header describes {position}")
+
+
+def _damaged(path: Path, found: str) -> IncompleteCheckpointError:
+    return IncompleteCheckpointError(
+        f"{path.name} is truncated or damaged",
+        found=found[:500],
+        hint="copy or save the checkpoint again; if it is still being written, wait",
+        context={"path": str(path)},
+    )

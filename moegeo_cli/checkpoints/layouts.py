@@ -1,0 +1,116 @@
+"""Layouts that are recognised by their file names and cannot be read, with the way out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moegeo_cli.errors import UnsupportedLayoutError
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignLayout:
+    """A layout that must be converted first.
+
+    `patterns` are alternatives; each is a tuple of globs that must all match in the folder.
+    `{path}` in the hint stands for the folder.
+    """
+
+    name: str
+    patterns: tuple[tuple[str, ...], ...]
+    hint: str
+
+
+# The first that matches is reported, so the more specific come first.
+FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
+    ForeignLayout(
+        "a LoRA adapter without its base model",
+        (("adapter_config.json",), ("adapter_model.safetensors",), ("adapter_model.bin",)),
+        'merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
+        "M.from_pretrained('{path}').merge_and_unload().save_pretrained('{path}-merged')\"",
+    ),
+    ForeignLayout(
+        "GGUF",
+        (("*.gguf",),),
+        "GGUF is made for inference and mostly quantised: give the checkpoint it was made from, "
+        "or load it with transformers' from_pretrained(gguf_file=...) and save_pretrained()",
+    ),
+    ForeignLayout(
+        "a DeepSpeed ZeRO checkpoint",
+        (
+            ("zero_to_fp32.py",),
+            ("*zero_pp_rank_*_optim_states.pt",),
+            ("mp_rank_*_model_states.pt",),
+            ("global_step*/*_model_states.pt",),
+        ),
+        "convert it: cd {path} && python zero_to_fp32.py . OUT --safe_serialization, "
+        "and copy config.json and the tokenizer into OUT",
+    ),
+    ForeignLayout(
+        "a Megatron checkpoint",
+        (
+            ("mp_rank_*/model_optim_rng.pt",),
+            ("mp_rank_*/model_rng.pt",),
+            ("metadata.json", "common.pt"),
+            ("metadata.json", ".metadata"),
+            ("run_config.yaml", ".metadata"),
+            ("latest_checkpointed_iteration.txt",),
+        ),
+        'export it with Megatron-Bridge: python -c "from megatron.bridge import AutoBridge; '
+        "AutoBridge.from_hf_pretrained('HF_MODEL').export_ckpt('{path}', 'OUT')\"",
+    ),
+    ForeignLayout(
+        "a sharded FSDP checkpoint",
+        (("pytorch_model_fsdp_*",),),
+        "merge it: accelerate merge-weights {path}/pytorch_model_fsdp_0 OUT, "
+        "and copy config.json and the tokenizer into OUT",
+    ),
+    ForeignLayout(
+        "a torch.distributed checkpoint (FSDP, torchtitan, OLMo-core)",
+        (("*.distcp",), (".metadata",), ("model_and_optim/.metadata",), ("model/.metadata",)),
+        "convert it: accelerate merge-weights {path} OUT for FSDP, or the framework's own "
+        "export (torchtitan: scripts/checkpoint_conversion/convert_to_hf.py)",
+    ),
+    ForeignLayout(
+        "NeMo's own format",
+        (("*.nemo",), ("model_weights", "model_config.yaml"), ("weights", "context")),
+        "export it to Hugging Face format with NeMo's exporter, then give that folder",
+    ),
+    ForeignLayout(
+        "an original release (consolidated weights)",
+        (("consolidated*.pth",), ("consolidated*.safetensors",), ("params.json", "*.pth")),
+        "convert it to Hugging Face format with the model's conversion script in transformers",
+    ),
+    ForeignLayout(
+        "TensorFlow or Flax weights",
+        (("tf_model.h5",), ("flax_model.msgpack",)),
+        "load it with a transformers 4 from_pretrained(from_tf=True / from_flax=True) and save it",
+    ),
+    ForeignLayout(
+        "bare torch files without a Hugging Face layout",
+        (("*.pt",), ("*.pth",), ("*.ckpt",)),
+        "save the model with save_pretrained(), so that config.json and model.safetensors lie "
+        "side by side",
+    ),
+)
+
+
+def recognise_foreign(folder: Path) -> ForeignLayout | None:
+    """The layout that must be converted first, or None where none is recognised."""
+    for layout in FOREIGN_LAYOUTS:
+        for globs in layout.patterns:
+            if all(any(True for _ in folder.glob(pattern)) for pattern in globs):
+                return layout
+    return None
+
+
+def refuse_foreign(folder: Path, layout: ForeignLayout) -> UnsupportedLayoutError:
+    """The error that names the layout and the command that converts it."""
+    return UnsupportedLayoutError(
+        f"{folder} is {layout.name}, which moegeo does not read",
+        found=", ".join(sorted(path.name for path in folder.iterdir())[:8]),
+        hint=layout.hint.replace("{path}", shlex.quote(str(folder))),
+        context={"layout": layout.name},
+    )

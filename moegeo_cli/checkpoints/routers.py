@@ -1,0 +1,218 @@
+"""The routers of a checkpoint by the names of its tensors, checked against the config.
+
+transformers loads a model whose router is missing from the files with a random router, so what
+the config asks for must be found here first.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import IncompleteCheckpointError, ShapeError
+
+# Families call a router's module by these names on disk.
+_ROUTER = re.compile(
+    r"^(?P<module>(?:.*\.)?(?:gate|router)(?:\.(?:gate|wg|layer|classifier|proj))?"
+    r"|(?:.*\.)?router_gate|(?:.*\.)?router_mlp\.out_proj)\.weight(?:_1)?$"
+    r"|^(?P<flat>(?:.*\.)?mlp)\.gate_weight$"
+)
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|layer|h)\.(\d+)(?=\.)")
+_SELECTION_BIAS = re.compile(
+    r"(?:^|\.)(?:e_score_correction_bias|score_correction_bias|correction_bias|expert_bias"
+    r"|e_score_bias|router_bias|balancing_biases|gate\.bias|router\.bias)(?:_1)?$"
+)
+# output gates of attention layers and of shared experts
+_OTHER_GATE = re.compile(r"(?:attn|attention|shared_experts?|shared_mlp)\.(?:gate|router)\.")
+_OTHER_TOWER = re.compile(r"(?:^|\.)(?:visual|vision|audio|mtp)[^.]*\.")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTensors:
+    """One router in the files.
+
+    `module` is its path on disk, `shape` that of its weight, normally (rows, hidden).
+    `bias` is added to the logits, `selection_bias` acts on the selection alone.
+    `main` is false for routers of another tower than the language model's own layers.
+    """
+
+    layer: int | None
+    module: str
+    weight: str
+    shape: tuple[int, ...]
+    bias: str | None = None
+    selection_bias: str | None = None
+    main: bool = True
+
+
+def find_router_tensors(
+    index: WeightIndex, architecture: Architecture | None = None
+) -> tuple[RouterTensors, ...]:
+    """Find the routers among a checkpoint's tensors, by layer.
+
+    Args:
+        index: the checkpoint's tensors.
+        architecture: tells a bias of the selection from one of the logits where both are
+            called the same, and layers beyond the model's last (multi-token prediction).
+    """
+    names = index.names()
+    routers = []
+    for name in names:
+        match = _ROUTER.match(name)
+        if match is None or len(index.shape(name)) != 2 or _OTHER_GATE.search(name):
+            continue
+        module = match["module"] or match["flat"]
+        layer = _layer_of(module)
+        beyond = (
+            architecture is not None
+            and architecture.layers is not None
+            and layer is not None
+            and layer >= architecture.layers
+        )
+        bias, selection = _find_biases(index, module, architecture)
+        routers.append(
+            RouterTensors(
+                layer=layer,
+                module=module,
+                weight=name,
+                shape=index.shape(name),
+                bias=bias,
+                selection_bias=selection,
+                main=not beyond and _OTHER_TOWER.search(module) is None,
+            )
+        )
+    return tuple(sorted(routers, key=lambda r: (not r.main, r.layer or 0, r.module)))
+
+
+def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[RouterTensors, ...]:
+    """Check that every layer which should have a router has it, in the config's shape.
+
+    Returns:
+        The routers of the language model.
+
+    Raises:
+        IncompleteCheckpointError: a router's tensor is missing, by name.
+        ShapeError: a router whose shape contradicts the config.
+    """
+    found = find_router_tensors(index, architecture)
+    routers = tuple(router for router in found if router.main)
+    present = {router.layer for router in routers}
+    missing = [layer for layer in architecture.moe_layers or () if layer not in present]
+    if missing or not routers:
+        names = [_expected_name(routers, architecture, layer) for layer in missing]
+        raise IncompleteCheckpointError(
+            f"the checkpoint lacks {len(missing)} of {len(architecture.moe_layers or ())} routers: "
+            f"{', '.join(names[:4])}"
+            if missing
+            else f"the checkpoint holds no router, and {architecture.text_type} has them",
+            found=f"{len(routers)} routers among {len(index)} tensors",
+            hint="save or download the checkpoint again; a random router would be measured instead",
+            context={"missing": names},
+        )
+    for router in routers:
+        _check_shape(router, architecture)
+    if architecture.selection.bias and architecture.known:
+        _check_selection_bias(index, routers, architecture)
+    return routers
+
+
+def _layer_of(module: str) -> int | None:
+    """The last layer number in a module path: towers may nest."""
+    numbers = _LAYER.findall(module + ".")
+    return int(numbers[-1]) if numbers else None
+
+
+def _find_biases(
+    index: WeightIndex, module: str, architecture: Architecture | None
+) -> tuple[str | None, str | None]:
+    """Names of the bias of the logits and of the bias of the selection."""
+    plain = f"{module}.bias"
+    bias = plain if plain in index else None
+    block = _block_of(module)
+    candidates = [
+        name
+        for name in (
+            *(f"{module}.{leaf}" for leaf in _SELECTION_LEAVES),
+            *(f"{block}.{leaf}" for leaf in _SELECTION_LEAVES),
+            *(f"{block}.gate.{leaf}" for leaf in _SELECTION_LEAVES),
+            f"{block}.moe_statics.e_score_correction_bias",
+            f"{module.rsplit('.', 1)[0]}.e_score_correction_bias",
+        )
+        if name in index
+    ]
+    selection = candidates[0] if candidates else None
+    if selection is None and bias and architecture is not None and architecture.selection.bias:
+        return None, bias  # some families save the selection bias as the router's own
+    return bias, selection
+
+
+_SELECTION_LEAVES = (
+    "e_score_correction_bias", "expert_bias", "correction_bias", "score_correction_bias",
+    "router_bias", "balancing_biases",
+)  # fmt: skip
+
+
+def _block_of(module: str) -> str:
+    """The module that holds the router: what lies above gate or router."""
+    return re.sub(r"\.?(?:gate|router|router_gate|router_mlp)(?:\.[a-z_]+)?$", "", module)
+
+
+def _expected_name(
+    routers: tuple[RouterTensors, ...], architecture: Architecture, layer: int
+) -> str:
+    """The name that a missing router should have, by its siblings or by the table."""
+    for router in routers:
+        if router.layer is not None:
+            start, _, end = router.weight.rpartition(f".{router.layer}.")
+            return f"{start}.{layer}.{end}"
+    return f"(layer {layer}) {architecture.router_path or 'router'}.weight"
+
+
+def _check_shape(router: RouterTensors, architecture: Architecture) -> None:
+    rows, hidden = architecture.router_rows, architecture.hidden
+    shape = router.shape
+    fits = shape[0] == rows and (hidden is None or shape[1] == hidden)
+    turned = shape[1] == rows and (hidden is None or shape[0] == hidden)
+    if not (fits or turned or (not architecture.known and rows in shape)):
+        if architecture.text_type in _FREE_WIDTH and shape[0] == rows:
+            return
+        raise ShapeError(
+            f"{router.weight} contradicts the config",
+            found=f"shape {list(shape)}; the config says {rows} experts"
+            + (f" and hidden size {hidden}" if hidden else ""),
+            hint="config.json and weights are of different models: copy them from one source",
+            context={"tensor": router.weight, "shape": list(shape)},
+        )
+
+
+# Their routers do not read the hidden state itself.
+_FREE_WIDTH = frozenset({"zaya", "muse_spark_text", "nemotron_h"})
+
+
+def _check_selection_bias(
+    index: WeightIndex, routers: tuple[RouterTensors, ...], architecture: Architecture
+) -> None:
+    """A selection bias that some routers have and one lacks, or of the wrong length."""
+    lacking = [
+        router
+        for router in routers
+        if router.selection_bias is None and router.layer not in architecture.hash_layers
+    ]
+    having = [router for router in routers if router.selection_bias is not None]
+    if having and lacking:
+        raise IncompleteCheckpointError(
+            f"the selection bias of {lacking[0].module} is missing from the files",
+            found=f"{len(having)} of {len(routers)} routers have one",
+            hint="save or download the checkpoint again",
+            context={"missing": [router.module for router in lacking]},
+        )
+    for router in having:
+        shape = index.shape(router.selection_bias or "")
+        if shape[-1:] not in {(architecture.router_rows,), (architecture.experts,)}:
+            raise ShapeError(
+                f"{router.selection_bias} contradicts the config",
+                found=f"shape {list(shape)} for {architecture.experts} experts",
+                hint="config.json and weights are of different models",
+            )

@@ -1,0 +1,210 @@
+"""What the training left beside the weights: step, loss log, framework, router settings.
+
+`training_args.bin` is a pickle of arbitrary objects and is never loaded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.architecture import text_config
+from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config, read_trainer_state
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.errors import MoegeoError
+
+# Keys of any model's config that steer its routers in training.
+_SETTING = re.compile(
+    r"router|aux_loss|z_loss|moe_loss|jitter|capacity|norm_topk|experts?_per_tok|moe_top_?k"
+    r"|n_group|topk_group|topk_method|scoring_func|routed_scaling|num_experts|routed_experts"
+    r"|local_experts|correction_bias|seq_aux|aux_loss_alpha|expert_policy|moe_token_dropout"
+)
+_MORE_SETTINGS = ("moe_k", "top_k_experts", "expert_selection_fn", "use_expert_bias")
+_TRAINER_SETTINGS = (
+    "max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps",
+    "save_steps",
+)  # fmt: skip
+# Files beside a checkpoint, or in the run's folder, by which a framework is known.
+_FRAMEWORK_FILES: Mapping[str, tuple[str, ...]] = {
+    "llama-factory": ("trainer_log.jsonl", "llamaboard_config.yaml"),
+    "verl": ("fsdp_config.json",),
+    "megatron": ("latest_checkpointed_iteration.txt", "run_config.yaml"),
+    "nemo": ("model_config.yaml", "*.nemo", "hf_metadata.json", ".hf_metadata"),
+    "olmo-core": ("model_and_optim", ".metadata.json"),
+}
+_CARD_WORDS: Mapping[str, str] = {
+    "llama-factory": "llama-factory", "llama_factory": "llama-factory", "axolotl": "axolotl",
+    "trl": "trl", "torchtitan": "torchtitan", "olmo-core": "olmo-core", "nemo": "nemo",
+    "megatron": "megatron", "nanotron": "nanotron", "verl": "verl",
+}  # fmt: skip
+# TRL's trainers log these, the plain Trainer does not.
+_TRL_LOG_KEYS = ("mean_token_accuracy", "num_tokens", "rewards/chosen", "reward", "kl")
+MAX_CARD_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """A checkpoint's own account of its training.
+
+    `tokens` counts input tokens, None where the run did not. `fraction` is the share of the
+    planned steps that are done. `log` holds numbers only; a value that was NaN or infinite is
+    None there and its key stands in the entry's `nonfinite`. `framework` is None where nothing
+    tells it. `settings` is flat: router keys of the config by their name, the Trainer's own
+    under `trainer.<key>`.
+    """
+
+    step: int | None
+    tokens: int | None
+    fraction: float | None
+    log: tuple[Mapping[str, Any], ...] = ()
+    framework: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_training(checkpoint: CheckpointFolder) -> TrainingLog:
+    """Read what the training left in a checkpoint.
+
+    Raises:
+        IncompleteCheckpointError: config.json or trainer_state.json is cut.
+    """
+    config = read_config(checkpoint.path)
+    state = read_trainer_state(checkpoint.path) or {}
+    log = _read_log(state)
+    step = _natural(state.get("global_step"))
+    if step is None:
+        step = checkpoint.step
+    planned = _natural(state.get("max_steps"))
+    settings = router_settings(config)
+    settings.update(
+        {
+            f"trainer.{key}": value
+            for key in _TRAINER_SETTINGS
+            if isinstance(value := state.get(key), int | float) and math.isfinite(value)
+        }
+    )
+    return TrainingLog(
+        step=step,
+        tokens=_tokens(state, log),
+        fraction=step / planned if step is not None and planned else None,
+        log=log,
+        framework=detect_framework(checkpoint.path, state or None, log),
+        settings=settings,
+    )
+
+
+def router_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config's keys that steer routers, flat; nested parts by `part.key`, text part bare."""
+    text = text_config(config)
+    found: dict[str, Any] = {}
+    for prefix, part in (("", config), ("", text), ("ffn_config.", text.get("ffn_config"))):
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            plain = value is None or isinstance(value, bool | int | float | str)
+            if plain and (_SETTING.search(key) or key in _MORE_SETTINGS):
+                finite = not isinstance(value, float) or math.isfinite(value)
+                found[prefix + key] = value if finite else None
+    return dict(sorted(found.items()))
+
+
+def detect_framework(
+    folder: Path, state: Mapping[str, Any] | None, log: tuple[Mapping[str, Any], ...] = ()
+) -> str | None:
+    """The framework that trained a checkpoint, by what lies beside it; None where unknown.
+
+    Looks into the checkpoint's folder and the run's folder above it.
+    """
+    places = (folder, folder.absolute().parent)
+    for place in places:
+        card = _read_card(place / "README.md")
+        for word, framework in _CARD_WORDS.items():
+            if re.search(rf"^\s*(?:- |library_name: ){re.escape(word)}\s*$", card, re.MULTILINE):
+                return framework
+    if state is not None:
+        if any(is_there(place / "trainer_log.jsonl") for place in places):
+            return "llama-factory"
+        if any(key in entry for entry in log[-50:] for key in _TRL_LOG_KEYS):
+            return "trl"
+        return "transformers"
+    for place in places:
+        for framework, patterns in _FRAMEWORK_FILES.items():
+            if any(_matches(place, pattern) for pattern in patterns):
+                return framework
+        if _is_torchtitan(place):
+            return "torchtitan"
+    return None
+
+
+def _read_log(state: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """log_history as entries of numbers, in order of steps."""
+    history = state.get("log_history")
+    entries = []
+    for raw in history if isinstance(history, list) else ():
+        if not isinstance(raw, dict) or _natural(raw.get("step")) is None:
+            continue
+        numbers = {
+            key: value
+            for key, value in raw.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        broken = sorted(key for key, value in numbers.items() if not _is_finite(value))
+        entry: dict[str, Any] = {**numbers, **dict.fromkeys(broken)}
+        if broken:
+            entry["nonfinite"] = broken
+        entries.append(entry)
+    return tuple(sorted(entries, key=lambda entry: int(entry["step"])))
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a JSON number fits a float."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of floats
+        return False
+
+
+def _tokens(state: Mapping[str, Any], log: tuple[Mapping[str, Any], ...]) -> int | None:
+    """Input tokens seen; the Trainer writes 0 where it was not asked to count."""
+    counted = _natural(state.get("num_input_tokens_seen"))
+    if not counted:
+        for key in ("num_input_tokens_seen", "num_tokens"):
+            counted = next((n for e in reversed(log) if (n := _natural(e.get(key)))), None)
+            if counted:
+                break
+    return counted or None
+
+
+def _natural(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer() and 0 <= value < 2**53:
+        return int(value)
+    return value if type(value) is int and 0 <= value < 2**63 else None
+
+
+def _read_card(path: Path) -> str:
+    """A model card's text; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_CARD_BYTES).decode("utf-8", "replace").lower()
+    except (OSError, ValueError, MoegeoError):
+        return ""
+
+
+def _matches(folder: Path, pattern: str) -> bool:
+    try:
+        return any(True for _ in folder.glob(pattern))
+    except OSError:
+        return False
+
+
+def _is_torchtitan(folder: Path) -> bool:
+    """Whether a job config of torchtitan lies here: TOML with these tables."""
+    try:
+        for path in sorted(folder.glob("*.toml"))[:4]:
+            text = path.read_text(encoding="utf-8", errors="replace")[:MAX_CARD_BYTES]
+            if re.search(r"^\[(?:job|parallelism|activation_checkpoint)\]", text, re.MULTILINE):
+                return True
+    except OSError:
+        return False
+    return False

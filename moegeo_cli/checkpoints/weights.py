@@ -1,0 +1,358 @@
+"""The tensors of one checkpoint by name, whichever files they lie in.
+
+Four layouts are read: one safetensors file or several with an index, and the same two in
+torch's pickled format. Safetensors are opened by their headers alone; pickled files are
+opened by torch on first use, restricted to weights and mapped instead of read.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.checkpoints.headers import (
+    MAX_HEADER_BYTES,
+    Header,
+    TensorInfo,
+    is_there,
+    open_regular,
+    parse_json,
+    read_exactly,
+    read_header,
+    read_tensor,
+)
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    NoCheckpointError,
+    PathError,
+    UnsafeFileError,
+    UnsupportedLayoutError,
+)
+
+# file -> layout, in the order in which transformers looks for them
+LAYOUT_FILES: Mapping[str, str] = {
+    "model.safetensors": "safetensors",
+    "model.safetensors.index.json": "safetensors-sharded",
+    "pytorch_model.bin": "pytorch",
+    "pytorch_model.bin.index.json": "pytorch-sharded",
+}
+
+
+class WeightIndex:
+    """The tensors of one checkpoint: names, shapes and dtypes at once, values on request.
+
+    Attributes:
+        folder: the checkpoint's folder.
+        layout: a value of `LAYOUT_FILES`.
+        files: the weight files, sorted by name.
+    """
+
+    def __init__(self, folder: Path, layout: str, files: Mapping[Path, tuple[str, ...] | None]):
+        """Open the files' headers.
+
+        Args:
+            folder: the checkpoint's folder.
+            layout: a value of `LAYOUT_FILES`.
+            files: file -> names that the index expects in it, None for all that it holds.
+        """
+        self.folder = folder
+        self.layout = layout
+        self.files = tuple(sorted(files))
+        self._expected = dict(files)
+        self._headers: dict[Path, Header] = {}
+        self._pickled: dict[Path, dict[str, Any]] = {}
+        self._entries: dict[str, tuple[Path, TensorInfo]] | None = None
+        if layout.startswith("safetensors"):
+            self._headers = {path: read_header(path) for path in self.files}
+            self._entries = self._place()
+        else:
+            for path in self.files:
+                check_pickled(path)
+
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, sorted."""
+        return tuple(sorted(self._table()))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table()
+
+    def __len__(self) -> int:
+        return len(self._table())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; IncompleteCheckpointError where it is missing."""
+        return self._entry(name)[1].shape
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor in safetensors' words: F32, BF16, ..."""
+        return self._entry(name)[1].dtype
+
+    def file_of(self, name: str) -> Path:
+        """The file in which a tensor lies."""
+        return self._entry(name)[0]
+
+    def info(self, name: str) -> TensorInfo:
+        """Where a tensor lies; the offsets of a pickled tensor are 0 and its size in bytes."""
+        return self._entry(name)[1]
+
+    def header(self, path: Path) -> Header | None:
+        """The header of one of `files`; None for a pickled file, which has none."""
+        return self._headers.get(path)
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """Values of a tensor; bfloat16 and float16 come as float32.
+
+        Raises:
+            IncompleteCheckpointError: no such tensor, or the file ends before it.
+            UnsupportedLayoutError: a quantised dtype.
+        """
+        path, info = self._entry(name)
+        if path in self._headers:
+            return read_tensor(path, info)
+        tensor = self._pickled[path][name]
+        if info.dtype in {"BF16", "F16"}:
+            tensor = tensor.float()
+        elif info.dtype not in _TORCH_DTYPES.values():
+            raise UnsupportedLayoutError(f"{name} has dtype {info.dtype}, which is not read")
+        return np.array(tensor.detach().cpu().numpy())
+
+    def read_bytes(self, name: str) -> bytes:
+        """The stored bytes of a tensor, of any dtype."""
+        path, info = self._entry(name)
+        if path not in self._headers:
+            return self.read(name).tobytes()
+        with open_regular(path) as (file, _):
+            file.seek(info.start)
+            return read_exactly(file, info.end - info.start, path)
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored elements."""
+        return sum(info.elements for _, info in self._table().values())
+
+    @property
+    def dtype_counts(self) -> dict[str, int]:
+        """Number of stored elements by dtype."""
+        counts: Counter[str] = Counter()
+        for _, info in self._table().values():
+            counts[info.dtype] += info.elements
+        return dict(sorted(counts.items()))
+
+    def _entry(self, name: str) -> tuple[Path, TensorInfo]:
+        try:
+            return self._table()[name]
+        except KeyError:
+            raise IncompleteCheckpointError(
+                f"the tensor {name} is missing from {self.folder.name}",
+                found=f"{len(self)} tensors in {len(self.files)} files",
+                hint="save or download the checkpoint again",
+                context={"tensor": name},
+            ) from None
+
+    def _table(self) -> dict[str, tuple[Path, TensorInfo]]:
+        if self._entries is None:
+            self._pickled = {path: load_pickled(path) for path in self.files}
+            self._entries = self._place()
+        return self._entries
+
+    def _place(self) -> dict[str, tuple[Path, TensorInfo]]:
+        """Bring headers (or pickled tensors) and the index together."""
+        table: dict[str, tuple[Path, TensorInfo]] = {}
+        for path in self.files:
+            held: Mapping[str, TensorInfo]
+            if path in self._headers:
+                held = self._headers[path].tensors
+            else:
+                held = {name: _describe(tensor) for name, tensor in self._pickled[path].items()}
+            expected = self._expected[path]
+            for name in held if expected is None else expected:
+                if name not in held:
+                    raise IncompleteCheckpointError(
+                        f"{path.name} lacks the tensor {name} that the index promises",
+                        found=f"{len(held)} other tensors",
+                        hint="save or download this file again",
+                        context={"tensor": name, "path": str(path)},
+                    )
+                table[name] = (path, held[name])
+        return table
+
+
+def detect_layout(folder: Path) -> str | None:
+    """The layout of the folder's weights by file names; None where no weights are."""
+    for name, layout in LAYOUT_FILES.items():
+        if is_there(folder / name):
+            return layout
+    return None
+
+
+def open_weights(folder: Path) -> WeightIndex:
+    """Open a checkpoint's weights; for safetensors this reads every header and nothing else.
+
+    Raises:
+        NoCheckpointError: no weights in the folder.
+        IncompleteCheckpointError: a file truncated, a shard or an index missing.
+        UnsafeFileError: an index that points outside the folder.
+    """
+    layout = detect_layout(folder)
+    if layout is None:
+        shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))
+        if shards:
+            raise IncompleteCheckpointError(
+                f"{folder.name} has shards but no model.safetensors.index.json",
+                found=", ".join(shards[:4]),
+                hint="copy the index file as well; a checkpoint gets it last",
+            )
+        raise NoCheckpointError(
+            f"{folder} holds no weights",
+            found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing",
+            hint="give a folder with model.safetensors or its shards and index",
+        )
+    file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
+    if layout.endswith("sharded"):
+        return WeightIndex(folder, layout, read_index(file))
+    return WeightIndex(folder, layout, {file: None})
+
+
+def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
+    """Read a shard index: file -> the tensors that it should hold.
+
+    Raises:
+        IncompleteCheckpointError: not an index, or shards that are not there, by name.
+        UnsafeFileError: a shard outside the checkpoint's folder.
+    """
+    document = read_json(path)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise IncompleteCheckpointError(
+            f"{path.name} names no tensors", hint="save or download the index again"
+        )
+    shards: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise IncompleteCheckpointError(f"{path.name} gives no file for the tensor {name}")
+        shards.setdefault(shard, []).append(name)
+    for shard in shards:
+        _check_shard_name(path, shard)
+    missing = sorted(shard for shard in shards if not is_there(path.parent / shard))
+    if missing:
+        raise IncompleteCheckpointError(
+            f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:8])}",
+            found=", ".join(sorted(set(shards) - set(missing))[:8]) or "none of them",
+            hint="copy or download the missing files; if it is still being written, wait",
+            context={"missing": missing},
+        )
+    return {path.parent / shard: tuple(names) for shard, names in shards.items()}
+
+
+def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> Any:
+    """Read a JSON file of at most `limit` bytes.
+
+    Raises:
+        PathError: absent or unreadable.
+        IncompleteCheckpointError: not JSON, or longer than `limit`.
+    """
+    with open_regular(path) as (file, size):
+        if size > limit:
+            raise IncompleteCheckpointError(f"{path.name} has {size} bytes, too long to be right")
+        raw = read_exactly(file, size, path)
+    return parse_json(raw, path)
+
+
+def check_pickled(path: Path) -> None:
+    """Check without torch that a pickled file is whole: a zip archive ends with its directory.
+
+    Files of the legacy format have no such mark; torch finds them broken when it opens them.
+
+    Raises:
+        IncompleteCheckpointError: an empty or cut archive.
+    """
+    with open_regular(path) as (file, size):
+        start = file.read(4)
+        whole = start != b"PK\x03\x04" or zipfile.is_zipfile(file)
+    if size == 0 or not whole:
+        raise IncompleteCheckpointError(
+            f"{path.name} is truncated",
+            found=f"{size} bytes without the archive's directory at their end",
+            hint="copy or save the checkpoint again; if it is still being written, wait",
+            context={"path": str(path)},
+        )
+
+
+def load_pickled(path: Path) -> dict[str, Any]:
+    """Map a pickled state dict into memory; nothing but tensors is ever built from it.
+
+    Raises:
+        UnsafeFileError: the pickle asks for code to run.
+        IncompleteCheckpointError: cut, or not a state dict.
+    """
+    import pickle
+
+    import torch
+
+    check_pickled(path)
+    loaded: Any = None
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        text = str(error)
+        if "GLOBAL" in text or "Unsupported" in text or "allowed" in text:
+            raise UnsafeFileError(
+                f"{path.name} asks for code to run while it loads, and is refused",
+                found=next((line for line in text.splitlines() if "GLOBAL" in line), text)[:300],
+                hint="get the checkpoint as safetensors from a source that you trust",
+                context={"path": str(path)},
+            ) from None
+        raise _broken_pickle(path, text) from None
+    except OSError as error:
+        raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _broken_pickle(path, f"{type(error).__name__}: {error}") from None
+    if isinstance(loaded, dict):
+        tensors = {
+            name: value
+            for name, value in loaded.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+        if tensors:
+            return tensors
+    raise _broken_pickle(path, f"a {type(loaded).__name__} without named tensors")
+
+
+_TORCH_DTYPES: Mapping[str, str] = {
+    "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16",
+    "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
+    "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
+}  # fmt: skip
+
+
+def _describe(tensor: Any) -> TensorInfo:
+    """TensorInfo of a torch tensor."""
+    dtype = _TORCH_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
+    return TensorInfo(dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
+
+
+def _check_shard_name(index: Path, shard: str) -> None:
+    """Refuse a shard name that leads out of the index's folder."""
+    parts = PurePosixPath(shard.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in shard or "\0" in shard or not shard:
+        raise UnsafeFileError(
+            f"{index.name} points outside the checkpoint's folder, and is refused",
+            found=repr(shard)[:200],
+            hint="get the checkpoint from a source that you trust",
+        )
+
+
+def _broken_pickle(path: Path, found: str) -> IncompleteCheckpointError:
+    return IncompleteCheckpointError(
+        f"{path.name} is truncated or not a state dict",
+        found=found[:300],
+        hint="copy or save the checkpoint again",
+        context={"path": str(path)},
+    )
