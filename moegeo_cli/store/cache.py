@@ -7,6 +7,7 @@ another version is no entry, and the checkpoint is measured again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -44,17 +45,29 @@ class Store:
     def load(self, key: str) -> tuple[CheckpointRecord, dict[str, np.ndarray]] | None:
         """An entry's record and measurements, or None where there is none that is whole."""
         record = self._record(key)
-        if record is None or self.folder is None:
+        data = self._measurements(key, record)
+        if record is None or data is None:
             return None
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
-            data = (self.folder / key / "measurements.safetensors").read_bytes()
-            if hashlib.sha256(data).hexdigest() != record.measurements:
-                return None
             return record, load(data)
-        except Exception:  # noqa: BLE001 - whatever is damaged is measured again
+        except (SafetensorError, ValueError, KeyError):
+            return None  # whatever is damaged is measured again
+
+    def is_whole(self, key: str) -> bool:
+        """Whether an entry is there, with the measurements that its record names."""
+        return self._measurements(key, self._record(key)) is not None
+
+    def _measurements(self, key: str, record: CheckpointRecord | None) -> bytes | None:
+        if record is None or self.folder is None:
             return None
+        try:
+            data = (self.folder / key / "measurements.safetensors").read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == record.measurements else None
 
     def _record(self, key: str) -> CheckpointRecord | None:
         if self.folder is None:
@@ -73,8 +86,6 @@ class Store:
         A store that cannot be written is no reason to lose a measurement: the problem is
         kept in `problem` and said in the report.
         """
-        import dataclasses
-
         from safetensors.numpy import save
 
         data = save({name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())})

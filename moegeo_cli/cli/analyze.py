@@ -1,0 +1,125 @@
+"""`moegeo analyze`: measure a run's checkpoints, judge it, say what to do."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from moegeo_cli.cli import options as o
+from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.settings import threshold_overrides
+
+if TYPE_CHECKING:
+    from moegeo_cli.records import RunRecord
+
+SEVERITY = {"healthy": 0, "watch": 1, "failing": 2}
+GATE = {o.FailOn.watch: 1, o.FailOn.failing: 2}
+EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
+
+
+def analyze(
+    path: Annotated[Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")],
+    probe: o.ProbeOption = None,
+    baseline: Annotated[
+        Optional[str],  # noqa: UP007
+        typer.Option(help="What FHS compares with: a STEP, a PATH, init (fresh initialisations) or "
+                          "none. Default: the run's step 0.", rich_help_panel=o.MEASURING),
+    ] = None,
+    fisher: o.FisherOption = o.FisherKind.empirical,
+    unit: o.UnitOption = o.Unit.position,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The exact unit loss_token: a backward per token, slow.",
+                     rich_help_panel=o.MEASURING),
+    ] = False,
+    layers: Annotated[
+        Optional[str],  # noqa: UP007
+        typer.Option(help="Only these layers: 0,4-7.", rich_help_panel=o.MEASURING),
+    ] = None,
+    steps: Annotated[
+        Optional[str],  # noqa: UP007
+        typer.Option(help="Only these steps: 0,100-500.", rich_help_panel=o.MEASURING),
+    ] = None,
+    latest: Annotated[
+        bool, typer.Option("--latest", help="Only the newest checkpoint (and the baseline).",
+                           rich_help_panel=o.MEASURING),
+    ] = False,
+    device: o.DeviceOption = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    batch_size: o.BatchSizeOption = None,
+    max_tokens: o.MaxTokensOption = None,
+    seed: o.SeedOption = 0,
+    no_cache: o.NoCacheOption = False,
+    cache_dir: o.CacheDirOption = None,
+    reference: Annotated[
+        Optional[Path],  # noqa: UP007
+        typer.Option(help="A healthy run to judge the loss against.", rich_help_panel=o.JUDGING),
+    ] = None,
+    policy: o.PolicyOption = o.Policy.calibrated,
+    framework: o.FrameworkOption = None,
+    fail_on: o.FailOnOption = o.FailOn.never,
+    output_format: o.FormatOption = o.Format.rich,
+    output: o.OutputOption = None,
+) -> int:
+    """Measure a run's checkpoints, judge the run, and say what to do.
+
+    [bold]moegeo analyze runs/my-moe[/bold]
+    [bold]moegeo analyze runs/my-moe --latest --fail-on failing --format json[/bold]
+    """  # noqa: D301, D415
+    from moegeo_cli import api
+
+    with show_progress() as progress:
+        record = api.analyze(
+            path,
+            probe=probe,
+            baseline=baseline,
+            fisher=fisher.value,
+            unit=o.Unit.loss_token.value if exact else unit.value,
+            layers=layers,
+            steps=steps,
+            latest=latest,
+            device=device,
+            dtype=dtype.value,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            seed=seed,
+            cache=not no_cache,
+            cache_dir=cache_dir,
+            reference=reference,
+            policy=policy.value,
+            framework=framework,
+            thresholds=threshold_overrides(),
+            progress=progress,
+        )
+    emit(record, output_format, output)
+    return gate(record, fail_on)
+
+
+def emit(record: RunRecord, output_format: o.Format, output: Path | None) -> None:
+    """The report, in the format asked for."""
+    from moegeo_cli.reports import print_run, render, step_summary
+
+    if output_format is o.Format.rich and output is None:
+        print_run(record, stdout_console())
+        return
+    write_payload(render(record, output_format.value), output)
+    if output_format is o.Format.github and os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
+            file.write(step_summary(record))
+    if record.verdict is not None:
+        verdict = record.verdict
+        say(f"verdict: {verdict.status} (routing {verdict.routing}, "
+            f"performance {verdict.performance}); {verdict.policy} policy")  # fmt: skip
+
+
+def gate(record: RunRecord, fail_on: o.FailOn) -> int:
+    """The exit code: 0 passed, 1 tripped, 3 inconclusive where a gate was asked for."""
+    if fail_on is o.FailOn.never or record.verdict is None:
+        return 0
+    status = record.verdict.status
+    if status not in SEVERITY:
+        return EXIT_INCONCLUSIVE
+    return EXIT_GATE if SEVERITY[status] >= GATE[fail_on] else 0

@@ -1,0 +1,100 @@
+"""The Typer application and the one place where errors become text and exit codes.
+
+Exit codes: 0 done, 1 the gate tripped, 2 usage or input error, 3 inconclusive where a gate
+was asked for, 70 a bug of ours, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import click
+import typer
+
+from moegeo_cli import __version__
+from moegeo_cli.cli.analyze import analyze
+from moegeo_cli.cli.compare import compare
+from moegeo_cli.cli.inspect import inspect
+from moegeo_cli.cli.invariance import invariance
+from moegeo_cli.cli.probe import probe_app
+from moegeo_cli.cli.settings import load_defaults
+from moegeo_cli.errors import MoegeoError
+
+EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+
+app = typer.Typer(
+    name="moegeo",
+    help="Are the experts specialising, is routing collapsing, will this run fail, what to change?"
+    "\n\nmoegeo reads the checkpoints of a Mixture-of-Experts run and a probe dataset.",
+    epilog="Start with: moegeo analyze RUN_FOLDER",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(analyze)
+app.command()(compare)
+app.command()(inspect)
+app.command()(invariance)
+app.add_typer(probe_app, name="probe", help="Make and describe a probe dataset.")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moegeo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Read the settings file before a command's options are filled in."""
+    context.default_map = load_defaults()
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code; no traceback reaches a user."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except MoegeoError as error:
+        _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
+        return error.exit_code
+    except click.exceptions.Exit as leave:
+        return int(leave.exit_code)
+    except click.ClickException as error:
+        error.show(sys.stderr)
+        return EXIT_USAGE
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; what was already measured is kept")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does: nothing is wrong here.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001 - the last net: a bug gets its own exit code
+        _say(
+            f"bug: {type(error).__name__}: {error}",
+            hint="this is a fault of moegeo, not of your run; set MOEGEO_DEBUG=1 for the traceback",
+        )
+        if os.environ.get("MOEGEO_DEBUG"):
+            traceback.print_exc(file=sys.stderr)
+        return EXIT_BUG
+
+
+def _say(message: str, *, found: str | None = None, hint: str | None = None) -> None:
+    """An error on stderr, in plain words."""
+    lines = [message]
+    if found:
+        lines.append(f"  found: {found}")
+    if hint:
+        lines.append(f"  hint: {hint}")
+    print("\n".join(lines), file=sys.stderr)

@@ -1,0 +1,113 @@
+"""Streams: the payload alone on stdout; progress and the summary on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from moegeo_cli.store.files import write_atomic
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Progress(Protocol):
+    """What long work tells while it goes on."""
+
+    def begin(self, title: str, checkpoints: int) -> None:
+        """A run starts."""
+
+    def checkpoint(self, name: str, tokens: int, note: str) -> None:
+        """A checkpoint starts: `tokens` to replay, or 0 where it is read from the store."""
+
+    def advance(self, tokens: int) -> None:
+        """Tokens were replayed."""
+
+
+def stdout_console() -> Console:
+    """The console of the report."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def write_payload(text: str, output: Path | None) -> None:
+    """Put the payload where it was asked for: a file, whole or not at all, or stdout."""
+    if output is not None:
+        write_atomic(output, text)
+        return
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class LineProgress:
+    """One line a checkpoint, for logs and CI."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.total = 0
+
+    def begin(self, title: str, checkpoints: int) -> None:
+        """A run starts."""
+        self.done, self.total = 0, checkpoints
+        say(f"{title}: {checkpoints} checkpoint{'s' if checkpoints != 1 else ''}")
+
+    def checkpoint(self, name: str, tokens: int, note: str) -> None:
+        """A checkpoint starts."""
+        self.done += 1
+        say(f"  [{self.done}/{self.total}] {name}: {note}")
+
+    def advance(self, tokens: int) -> None:
+        """Tokens were replayed: not worth a line."""
+
+
+class BarProgress:
+    """A bar on a terminal."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+        self.run: Any = None
+        self.current: Any = None
+
+    def begin(self, title: str, checkpoints: int) -> None:
+        """A run starts."""
+        self.run = self.bar.add_task(title, total=checkpoints)
+
+    def checkpoint(self, name: str, tokens: int, note: str) -> None:
+        """A checkpoint starts; the one before it is done."""
+        if self.current is not None:
+            self.bar.remove_task(self.current)
+            self.current = None
+        self.bar.advance(self.run)
+        if tokens:
+            self.current = self.bar.add_task(f"  {name}: {note}", total=tokens)
+
+    def advance(self, tokens: int) -> None:
+        """Tokens were replayed."""
+        if self.current is not None:
+            self.bar.advance(self.current, tokens)
+
+
+@contextmanager
+def show_progress() -> Iterator[Progress]:
+    """A bar on a terminal, lines elsewhere; both on stderr."""
+    if not sys.stderr.isatty():
+        yield LineProgress()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield BarProgress(bar)

@@ -1,0 +1,132 @@
+"""Options that several commands share, written once."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+class Format(StrEnum):
+    """What stdout carries."""
+
+    rich = "rich"
+    json = "json"
+    markdown = "markdown"
+    csv = "csv"
+    junit = "junit"
+    github = "github"
+
+
+class FailOn(StrEnum):
+    """From which status on the exit code is 1."""
+
+    watch = "watch"
+    failing = "failing"
+    never = "never"
+
+
+class FisherKind(StrEnum):
+    """Which Fisher the heterogeneity metrics are of."""
+
+    empirical = "empirical"
+    categorical = "categorical"
+    adam = "adam"
+
+
+class Unit(StrEnum):
+    """Sample unit of the empirical Fisher."""
+
+    position = "position"
+    sequence = "sequence"
+    loss_token = "loss_token"
+
+
+class Policy(StrEnum):
+    """Which rules judge."""
+
+    calibrated = "calibrated"
+    paper = "paper"
+
+
+class Dtype(StrEnum):
+    """The dtype that the model computes in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+MEASURING, JUDGING, OUTPUT = "What to measure, and how", "How to judge", "Output"
+
+ProbeOption = Annotated[
+    Optional[Path],  # noqa: UP007 - typer reads this at run time
+    typer.Option("--probe", help="Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
+FisherOption = Annotated[
+    FisherKind,
+    typer.Option("--fisher", help="Fisher behind FHS. categorical needs no loss, adam no pass.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
+UnitOption = Annotated[
+    Unit, typer.Option("--unit", help="Sample unit of the empirical Fisher.",
+                       rich_help_panel=MEASURING),
+]  # fmt: skip
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …",
+                      rich_help_panel=MEASURING),
+]  # fmt: skip
+DtypeOption = Annotated[
+    Dtype, typer.Option("--dtype", help="auto: the dtype that was saved.",
+                        rich_help_panel=MEASURING),
+]  # fmt: skip
+BatchSizeOption = Annotated[
+    Optional[int],  # noqa: UP007
+    typer.Option("--batch-size", min=1, help="Sequences a batch. Default: about 2,048 tokens.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
+MaxTokensOption = Annotated[
+    Optional[int],  # noqa: UP007
+    typer.Option("--max-tokens", min=1,
+                 help="Probe tokens to use. Default: what the dead-expert test needs, "
+                      "at least 8,192.", rich_help_panel=MEASURING),
+]  # fmt: skip
+SeedOption = Annotated[
+    int, typer.Option("--seed", help="Of resampling and fresh initialisations.",
+                      rich_help_panel=MEASURING),
+]  # fmt: skip
+NoCacheOption = Annotated[
+    bool, typer.Option("--no-cache", help="Measure again and keep nothing.",
+                       rich_help_panel=MEASURING),
+]  # fmt: skip
+CacheDirOption = Annotated[
+    Optional[Path],  # noqa: UP007
+    typer.Option("--cache-dir", help="Where measurements are kept. Default: .moegeo in the run.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
+PolicyOption = Annotated[
+    Policy, typer.Option("--policy", help="calibrated: by evidence. paper: FHS > 1 is failing.",
+                         rich_help_panel=JUDGING),
+]  # fmt: skip
+FrameworkOption = Annotated[
+    Optional[str],  # noqa: UP007
+    typer.Option("--framework", help="Training framework whose keys interventions name. "
+                                     "Default: found from the checkpoint.",
+                 rich_help_panel=JUDGING),
+]  # fmt: skip
+FailOnOption = Annotated[
+    FailOn, typer.Option("--fail-on", help="Exit 1 from this status on; 3 if inconclusive.",
+                         rich_help_panel=JUDGING),
+]  # fmt: skip
+FormatOption = Annotated[
+    Format, typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT)
+]
+OutputOption = Annotated[
+    Optional[Path],  # noqa: UP007
+    typer.Option("--output", "-o", help="Write the payload to this file instead of stdout.",
+                 rich_help_panel=OUTPUT),
+]  # fmt: skip

@@ -1,0 +1,92 @@
+"""Settings from `moegeo.toml` or `[tool.moegeo]` in `pyproject.toml`, nearest folder first.
+
+A table of defaults for options, named as on the command line (`fail-on = "failing"`), with
+sub-tables for one command's own (`[tool.moegeo.compare]`). `thresholds` is a table that the
+verdict reads. The command line wins over all of it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.errors import UsageError
+
+COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
+SHARED = {
+    "probe", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework", "device",
+    "dtype", "batch_size", "max_tokens", "layers", "steps", "latest", "seed", "format", "output",
+    "fail_on", "cache", "cache_dir", "by", "force", "thresholds",
+}  # fmt: skip
+
+
+def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
+    """The nearest settings file above `start`, and its table.
+
+    Raises:
+        UsageError: the file is not TOML.
+    """
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        for name in ("moegeo.toml", "pyproject.toml"):
+            path = folder / name
+            if not path.is_file():
+                continue
+            try:
+                document = tomllib.loads(path.read_text())
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                if name == "pyproject.toml":
+                    continue  # not ours to complain about
+                raise UsageError(f"{path} is not valid TOML", found=str(error)) from error
+            table = document if name == "moegeo.toml" else document.get("tool", {}).get("moegeo")
+            if isinstance(table, dict):
+                return path, table
+    return None
+
+
+def load_defaults(start: Path | None = None) -> dict[str, Any]:
+    """Defaults by command, in the form that click takes.
+
+    Raises:
+        UsageError: a setting that no option has.
+    """
+    found = find_settings(start)
+    if found is None:
+        return {}
+    path, table = found
+    shared = {key.replace("-", "_"): v for key, v in table.items() if key not in COMMANDS}
+    _refuse_unknown(path, set(shared))
+    shared.pop("thresholds", None)
+    defaults: dict[str, Any] = {}
+    for command in COMMANDS:
+        own_table = table.get(command)
+        # `probe = "file"` is the option, `[probe]` the command's own table.
+        if command == "probe" and isinstance(own_table, str):
+            shared["probe"] = own_table
+    for command in COMMANDS:
+        own_table = table.get(command)
+        own = own_table if isinstance(own_table, dict) else {}
+        own = {key.replace("-", "_"): value for key, value in own.items()}
+        _refuse_unknown(path, set(own))
+        defaults[command] = {**shared, **own}
+    return defaults
+
+
+def threshold_overrides(start: Path | None = None) -> dict[str, Any]:
+    """The `thresholds` table of the settings file, empty where there is none."""
+    found = find_settings(start)
+    table = found[1].get("thresholds", {}) if found else {}
+    if not isinstance(table, dict):
+        raise UsageError("thresholds in the settings file is not a table")
+    return table
+
+
+def _refuse_unknown(path: Path, names: set[str]) -> None:
+    unknown = sorted(names - SHARED)
+    if unknown:
+        raise UsageError(
+            f"{path.name} has a setting that moegeo does not know",
+            found=", ".join(unknown),
+            hint="settings are named as options are: moegeo analyze --help",
+        )

@@ -1,0 +1,135 @@
+"""What is kept of a measured checkpoint: sums and samples, enough to judge without the model.
+
+Everything here turns into named arrays for `measurements.safetensors` and back. Scalars
+that describe a router travel in the record beside it, not in the arrays.
+
+Legend: S sequences, G groups of sequences, E experts, D router input width, K experts
+chosen per token, M sampled tokens, N sampled router inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.geometry.heterogeneity import FisherSums
+from moegeo_cli.geometry.routing import RoutingSums
+
+
+@dataclass(frozen=True, slots=True)
+class RouterArrays:
+    """One router: per-sequence sums, Fisher sums, and samples for distances between checkpoints.
+
+    `sample_logits_ME` and `sample_selected_MK` are of the same tokens in every checkpoint;
+    `sample_x_ND` are router inputs at every so-manieth of those tokens.
+    """
+
+    layer: int
+    path: str
+    experts: int
+    top_k: int | None
+    scoring: str
+    sums: RoutingSums
+    fishers: Mapping[tuple[str, str], FisherSums]
+    weight_ED: np.ndarray
+    bias_E: np.ndarray | None
+    sample_logits_ME: np.ndarray
+    sample_selected_MK: np.ndarray
+    sample_x_ND: np.ndarray | None
+
+    @property
+    def state(self) -> str:
+        """ "ok", "nonfinite" (NaN or Inf in the weights) or "zero" (all rows zero)."""
+        if not np.isfinite(self.weight_ED).all():
+            return "nonfinite"
+        return "ok" if self.weight_ED.any() else "zero"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointArrays:
+    """One checkpoint: its routers, and the loss by sequence (None without a loss pass)."""
+
+    routers: tuple[RouterArrays, ...]
+    loss_S: np.ndarray | None
+    loss_tokens_S: np.ndarray
+    groups_S: np.ndarray
+    sample_rows: np.ndarray
+    routers_found: int
+    not_measured: Mapping[str, str] = field(default_factory=dict)
+    replay: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Named arrays, ready to be saved."""
+        arrays = {
+            "loss_tokens": self.loss_tokens_S,
+            "groups": self.groups_S,
+            "sample_rows": self.sample_rows,
+        }
+        if self.loss_S is not None:
+            arrays["loss"] = self.loss_S
+        for place, router in enumerate(self.routers):
+            own = {f"sums.{name}": a for name, a in router.sums.to_arrays().items()}
+            for (kind, unit), fisher in router.fishers.items():
+                own |= {f"fisher.{kind}.{unit}.{n}": a for n, a in fisher.to_arrays().items()}
+            own["weight"] = router.weight_ED
+            own["sample_logits"] = router.sample_logits_ME
+            own["sample_selected"] = router.sample_selected_MK
+            if router.bias_E is not None:
+                own["bias"] = router.bias_E
+            if router.sample_x_ND is not None:
+                own["sample_x"] = router.sample_x_ND
+            arrays |= {f"router.{place}.{name}": a for name, a in own.items()}
+        return arrays
+
+    def describe(self) -> list[dict[str, Any]]:
+        """What the arrays alone do not say of each router."""
+        return [
+            {"layer": r.layer, "path": r.path, "experts": r.experts, "top_k": r.top_k,
+             "scoring": r.scoring, "fishers": [list(key) for key in r.fishers]}
+            for r in self.routers
+        ]  # fmt: skip
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, np.ndarray], described: list[dict[str, Any]], **rest: Any
+    ) -> CheckpointArrays:
+        """Rebuild from saved arrays and `describe`'s facts."""
+        routers = []
+        for place, facts in enumerate(described):
+            own = _under(arrays, f"router.{place}.")
+            routers.append(
+                RouterArrays(
+                    layer=facts["layer"],
+                    path=facts["path"],
+                    experts=facts["experts"],
+                    top_k=facts["top_k"],
+                    scoring=facts["scoring"],
+                    sums=RoutingSums.from_arrays(_under(own, "sums.")),
+                    fishers={
+                        (kind, unit): FisherSums.from_arrays(
+                            kind, unit, _under(own, f"fisher.{kind}.{unit}.")
+                        )
+                        for kind, unit in facts["fishers"]
+                    },
+                    weight_ED=own["weight"],
+                    bias_E=own.get("bias"),
+                    sample_logits_ME=own["sample_logits"],
+                    sample_selected_MK=own["sample_selected"],
+                    sample_x_ND=own.get("sample_x"),
+                )
+            )
+        return cls(
+            routers=tuple(routers),
+            loss_S=arrays.get("loss"),
+            loss_tokens_S=arrays["loss_tokens"],
+            groups_S=arrays["groups"],
+            sample_rows=arrays["sample_rows"],
+            **rest,
+        )
+
+
+def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}

@@ -1,0 +1,231 @@
+"""A model that is built once and measures one checkpoint of a run after another.
+
+Legend: T real probe positions, S sequences, D router input width, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.fisher.adam import adam_second_moments
+from moegeo_cli.geometry.heterogeneity import FisherSums, grams
+from moegeo_cli.geometry.routing import RouterTokens, measure_routing
+from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
+from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.probes import Probe
+from moegeo_cli.replay.loading import load_model, resolve_device, resolve_dtype, swap_weights
+from moegeo_cli.replay.routers import Router, find_routers
+from moegeo_cli.replay.session import Plan, Replay, RouterTrace, replay
+
+# Rows of the probe that are kept by value, for distances between checkpoints.
+SAMPLE_TOKENS = 4096
+# Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
+SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
+
+
+class Measurer:
+    """Measures checkpoints of one architecture with one probe.
+
+    Args:
+        architecture: what the config says of the routers.
+        config: the parsed config.json.
+        probe: the probe, tokenised.
+        groups_S: each sequence's group for resampling.
+        settings: how to measure.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: dict[str, Any],
+        probe: Probe,
+        groups_S: np.ndarray,
+        settings: Settings,
+    ) -> None:
+        self.architecture, self.config, self.probe = architecture, config, probe
+        self.groups_S, self.settings = groups_S, settings
+        self.device = resolve_device(settings.device)
+        self.dtype = resolve_dtype(settings.dtype, config)
+        self.model: nn.Module | None = None
+
+    def measure(
+        self, path: Path, progress: Callable[[int], None] | None = None
+    ) -> CheckpointArrays:
+        """Load a checkpoint's weights and replay the probe.
+
+        Raises: what loading and replaying raise.
+        """
+        if self.model is None:
+            self.model = load_model(path, self.device, self.dtype)
+        else:
+            self.model = swap_weights(self.model, path, self.device)
+        return self._measure_loaded(path, progress)
+
+    def measure_initial(
+        self, path: Path, seed: int, progress: Callable[[int], None] | None = None
+    ) -> CheckpointArrays:
+        """Measure a fresh initialisation of the checkpoint's own config."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        self.model = model.eval().requires_grad_(False).to(self.device)
+        arrays = self._measure_loaded(path, progress)
+        self.model = None  # its buffers are not a checkpoint's: build the next one afresh
+        return arrays
+
+    def _measure_loaded(
+        self, path: Path, progress: Callable[[int], None] | None
+    ) -> CheckpointArrays:
+        assert self.model is not None
+        routers = find_routers(self.model)
+        wanted = self.settings.layers
+        asked = [r for r in routers if wanted is None or r.layer in wanted]
+        if not asked:
+            raise UnsupportedArchitectureError(
+                "no router to measure",
+                found=f"routers in layers {sorted({r.layer for r in routers})}",
+                hint="choose --layers among these",
+            )
+        scoring = self.architecture.scoring
+        if scoring is None:
+            raise UnsupportedArchitectureError(
+                f"the scoring function of {self.architecture.model_type} is not known",
+                hint="report this model type, with its config.json",
+            )
+        ids = [s.input_ids for s in self.probe.sequences]
+        labels = [s.labels for s in self.probe.sequences]
+        tokens = sum(len(i) for i in ids)
+        plan = Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            unselected=self.architecture.unselected_gradient,
+            scoring=scoring,
+            batch_size=self.settings.batch_size,
+            sample_rows=self._input_rows(asked, tokens),
+            seed=self.settings.seed,
+        )
+        outcome = replay(self.model, asked, ids, labels, plan, progress=progress)
+        adam = self._adam(path, asked)
+        measured = [self._router(outcome, t, a) for t, a in zip(outcome.traces, adam, strict=True)]
+        skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
+        skipped |= {t.router.path: t.problem for t in outcome.traces if t.problem}
+        return CheckpointArrays(
+            routers=tuple(r for r in measured if r is not None),
+            loss_S=outcome.loss_S,
+            loss_tokens_S=outcome.loss_tokens_S,
+            groups_S=self.groups_S,
+            sample_rows=sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed),
+            routers_found=len(routers),
+            not_measured=skipped,
+            replay={
+                "device": str(self.device.type),
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "batch_size": outcome.batch_size,
+                "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+                "unselected_gradient": outcome.unselected,
+                "notes": outcome.notes,
+            },
+        )
+
+    def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
+        width = sum(int(r.weight_ED.shape[1]) for r in routers)
+        count = max(16, min(SAMPLE_INPUTS, SAMPLE_INPUT_BYTES // (4 * width)))
+        rows = sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed)
+        return rows[:: -(-len(rows) // count)]
+
+    def _adam(self, path: Path, routers: Sequence[Router]) -> list[np.ndarray | None]:
+        """Adam's second moments where that kind was asked for."""
+        if self.settings.fisher != "adam":
+            return [None] * len(routers)
+        assert self.model is not None
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        moments = adam_second_moments(
+            path / "optimizer.pt", self.model, [names[id(r.weight_ED)] for r in routers]
+        )
+        return list(moments)
+
+    def _router(
+        self, outcome: Replay, trace: RouterTrace, adam: np.ndarray | None
+    ) -> RouterArrays | None:
+        """One router's trace as sums and samples; None where it could not be measured."""
+        if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
+            return None
+        router, selection = trace.router, self.architecture.selection
+        weight_ED = router.weight_ED.detach().float().cpu().numpy()
+        bias = router.selection_bias_E
+        tokens = RouterTokens(
+            logits_TE=trace.logits_TE,
+            selected_TK=trace.selected_TK,
+            weights_TK=trace.weights_TK,
+            sequence_T=outcome.sequence_T,
+            scoring=self.architecture.scoring or "",
+            selection_bias_E=None if bias is None else bias.detach().float().cpu().numpy(),
+            groups=selection.groups,
+            group_score=selection.group_score or "top2",
+            top_k=router.top_k,
+        )
+        sums = measure_routing(tokens)
+        dispatched_GE = _by_group(sums.dispatch_SE, self.groups_S)
+        probability_GE = _by_group(sums.probability_SE, self.groups_S)
+        tokens_G = _by_group(sums.sequence_tokens[:, None], self.groups_S)[:, 0]
+        fishers = {}
+        for (kind, unit), accumulator in trace.fishers.items():
+            total_ED, groups_GEP, trace_GE = accumulator.totals()
+            has = np.ones(router.experts, dtype=bool)
+            if kind == "empirical" and outcome.unselected == "zero":
+                has = dispatched_GE.sum(0) > 0
+            gram_EGG, mean_gram_GG = grams(groups_GEP, has)
+            fishers[kind, unit] = FisherSums(
+                kind=kind,
+                unit=unit,
+                total_ED=total_ED,
+                trace_GE=trace_GE,
+                gram_EGG=gram_EGG,
+                mean_gram_GG=mean_gram_GG,
+                tokens_G=tokens_G,
+                mass_GE=dispatched_GE if kind == "empirical" else probability_GE,
+                dispatched_E=dispatched_GE.sum(0),
+                has_fisher_E=has,
+                projected=not accumulator.exact_groups,
+            )
+        if adam is not None:
+            fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
+        rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, self.settings.seed)
+        return RouterArrays(
+            layer=router.layer,
+            path=router.path,
+            experts=router.experts,
+            top_k=router.top_k,
+            scoring=self.architecture.scoring or "",
+            sums=sums,
+            fishers=fishers,
+            weight_ED=weight_ED,
+            bias_E=None if router.bias_E is None else router.bias_E.detach().float().cpu().numpy(),
+            sample_logits_ME=trace.logits_TE[rows],
+            sample_selected_MK=trace.selected_TK[rows],
+            sample_x_ND=trace.sample_x_MD,
+        )
+
+
+def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:
+    """A fixed subset of the probe's rows, the same for every checkpoint and router."""
+    if tokens <= count:
+        return np.arange(tokens)
+    return np.sort(np.random.default_rng(seed).choice(tokens, count, replace=False))
+
+
+def _by_group(values_SX: np.ndarray, groups_S: np.ndarray) -> np.ndarray:
+    """Sum rows of sequences into rows of groups."""
+    sums = np.zeros((int(groups_S.max()) + 1, values_SX.shape[1]))
+    np.add.at(sums, groups_S, values_SX)
+    return sums

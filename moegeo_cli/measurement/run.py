@@ -1,0 +1,173 @@
+"""A run's checkpoints measured, or read from the store, oldest first.
+
+Legend: S sequences, G groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.geometry.resample import group_sequences
+from moegeo_cli.measurement.arrays import CheckpointArrays
+from moegeo_cli.measurement.layers import checkpoint_record
+from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.probes import Probe
+from moegeo_cli.records import CheckpointRecord
+from moegeo_cli.store.cache import Store, entry_key
+
+FRESH_INITIALISATIONS = 8
+
+
+class Listener(Protocol):
+    """Whoever wants to know how far the work is."""
+
+    def begin(self, title: str, checkpoints: int) -> None:
+        """A run starts."""
+
+    def checkpoint(self, name: str, tokens: int, note: str) -> None:
+        """A checkpoint starts; `tokens` is 0 where nothing is replayed."""
+
+    def advance(self, tokens: int) -> None:
+        """Tokens were replayed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A checkpoint's record beside its arrays, and the key that they are stored under."""
+
+    key: str
+    record: CheckpointRecord
+    arrays: CheckpointArrays
+
+
+class RunMeasurement:
+    """Measures the checkpoints of one run with one probe, through the store.
+
+    Args:
+        architecture: what the config says of the routers.
+        config: the parsed config.json.
+        probe: the probe, tokenised.
+        settings: how to measure.
+        store: where entries are kept.
+        listener: hears of progress; None for silence.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: dict[str, Any],
+        probe: Probe,
+        settings: Settings,
+        store: Store,
+        listener: Listener | None,
+    ) -> None:
+        self.architecture, self.config, self.probe = architecture, config, probe
+        self.settings, self.store, self.listener = settings, store, listener
+        self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
+        self._measurer: Any = None
+
+    def key(self, fingerprint: str) -> str:
+        """What decides the numbers: two runs with one key give the same bytes."""
+        return entry_key(
+            {
+                "fingerprint": fingerprint,
+                "probe": self.probe.sha256,
+                "settings": dataclasses.asdict(self.settings),
+            }
+        )
+
+    def load(self, checkpoint: CheckpointFolder, fingerprint: str) -> Measured | None:
+        """The stored measurement of a checkpoint, or None."""
+        key = self.key(fingerprint)
+        found = self.store.load(key)
+        if found is None:
+            return None
+        record, arrays = found
+        record = dataclasses.replace(record, step=checkpoint.step, path=checkpoint.relative)
+        return Measured(key, record, _rebuild(record, arrays))
+
+    def measure(
+        self,
+        checkpoint: CheckpointFolder,
+        fingerprint: str,
+        progress: dict[str, float | None],
+        upcoming: Sequence[Path] = (),
+    ) -> Measured:
+        """Measure one checkpoint and store it; `upcoming` files are read ahead meanwhile."""
+        from moegeo_cli.replay.loading import read_ahead
+
+        if self.listener:
+            note = f"{self.probe.tokens:,} tokens"
+            self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
+        measurer = self._ready()
+        ahead = read_ahead(list(upcoming)) if upcoming else None
+        arrays = measurer.measure(checkpoint.path, self.listener.advance if self.listener else None)
+        if ahead is not None:
+            ahead.join()
+        return self._keep(self.key(fingerprint), arrays, checkpoint.step, checkpoint.relative,
+                          fingerprint, progress)  # fmt: skip
+
+    def initial(self, path: Path, fingerprint: str) -> list[Measured]:
+        """Fresh initialisations of the config in `path`, measured or from the store."""
+        draws = []
+        for seed in range(FRESH_INITIALISATIONS):
+            name = f"init:{seed}:{fingerprint}"
+            key = self.key(name)
+            found = self.store.load(key)
+            if found is not None:
+                draws.append(Measured(key, found[0], _rebuild(*found)))
+                continue
+            if self.listener:
+                self.listener.checkpoint(f"initialisation {seed}", self.probe.tokens, "baseline")
+            arrays = self._ready().measure_initial(
+                path, seed, self.listener.advance if self.listener else None
+            )
+            draws.append(self._keep(key, arrays, None, f"init-{seed}", name, {}))
+        return draws
+
+    def _ready(self) -> Any:
+        """The measurer, made when the first model is needed: a rerun imports no torch."""
+        if self._measurer is None:
+            from moegeo_cli.measurement.measurer import Measurer
+
+            self._measurer = Measurer(
+                self.architecture, self.config, self.probe, self.groups_S, self.settings
+            )
+        return self._measurer
+
+    def _keep(
+        self,
+        key: str,
+        arrays: CheckpointArrays,
+        step: int | None,
+        relative: str,
+        fingerprint: str,
+        progress: dict[str, float | None],
+    ) -> Measured:
+        record = checkpoint_record(
+            arrays, self.probe, self.settings, step=step, path=relative, fingerprint=fingerprint,
+            progress=progress,
+        )  # fmt: skip
+        record = self.store.save(key, record, arrays.to_arrays())
+        return Measured(key, record, arrays)
+
+
+def _rebuild(record: CheckpointRecord, arrays: dict[str, np.ndarray]) -> CheckpointArrays:
+    """Arrays from the store, with what their record says of them."""
+    replay = dict(record.replay)
+    described = replay.pop("described")
+    return CheckpointArrays.from_arrays(
+        arrays,
+        described,
+        routers_found=record.coverage.routers_found,
+        not_measured=record.coverage.not_measured,
+        replay=replay,
+    )

@@ -1,0 +1,35 @@
+"""How to measure: what decides the numbers beyond the checkpoint and the probe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of a measurement; part of the key that it is stored under.
+
+    `layers` are decoder layers, None for all. `fisher` and `unit` name the Fisher that the
+    heterogeneity metrics at the top are of; the categorical one always comes along.
+    """
+
+    fisher: str = "empirical"
+    unit: str = "position"
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    layers: tuple[int, ...] | None = None
+    seed: int = 0
+
+    @property
+    def fishers(self) -> tuple[tuple[str, str], ...]:
+        """Kinds and units that a pass feeds."""
+        own = (("empirical", self.unit),) if self.fisher == "empirical" else ()
+        return (("categorical", "token"), *own)
+
+    @property
+    def named(self) -> tuple[str, str]:
+        """Kind and unit that `heterogeneity` and `fhs` are of."""
+        if self.fisher == "empirical":
+            return ("empirical", self.unit)
+        return (self.fisher, "token" if self.fisher == "categorical" else "step")

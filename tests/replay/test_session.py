@@ -1,0 +1,193 @@
+"""The Fisher sums and the loss against one backward at a time, on every architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.replay.loading import load_model, swap_weights
+from moegeo_cli.replay.routers import find_routers, verify_call
+from moegeo_cli.replay.session import Plan, replay
+from tests.tiny_models import CONFIGS
+
+CPU = torch.device("cpu")
+SIGMOID = {"deepseek_v3", "glm4_moe"}
+DENSE = {"qwen2_moe", "olmoe"}
+LENGTHS = (5, 9, 9, 17, 30, 30, 12)
+KINDS = (
+    ("categorical", "token"),
+    ("empirical", "position"),
+    ("empirical", "sequence"),
+    ("empirical", "loss_token"),
+)
+
+
+def sequences(seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 64, n) for n in LENGTHS]
+
+
+def plan_for(model_type: str, **changes: object) -> Plan:
+    settings: dict[str, object] = {
+        "fishers": KINDS,
+        "groups_S": np.array([0, 0, 1, 1, 2, 2, 0]),
+        "scoring": "sigmoid" if model_type in SIGMOID else "softmax",
+        "batch_size": 3,
+    }
+    return Plan(**{**settings, **changes})  # type: ignore[arg-type]
+
+
+def one_backward_at_a_time(
+    model: torch.nn.Module, path: str, ids: list[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The oracle: each sequence alone, unpadded, one backward a sequence or a loss token."""
+    router = model.get_submodule(path)
+    weight = router.weight
+    weight.requires_grad_(True)
+    sums = {unit: 0 for unit in ("position", "sequence", "loss_token")}
+    for tokens in ids:
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(module: object, args: tuple, output: tuple, seen: dict = seen) -> None:
+            seen["x"] = args[0].detach().reshape(-1, args[0].shape[-1])
+            seen["z"] = output[0]
+            output[0].retain_grad()
+
+        handle = router.register_forward_hook(keep)
+        ids_1N = torch.tensor(tokens)[None]
+        logits = model(input_ids=ids_1N).logits[0]
+        handle.remove()
+        losses = F.cross_entropy(logits[:-1], ids_1N[0, 1:], reduction="none")
+        weight.grad = None
+        losses.sum().backward(retain_graph=True)
+        delta = seen["z"].grad.double()
+        sums["position"] += delta.square().T @ seen["x"].double().square()
+        sums["sequence"] += weight.grad.double().square()
+        for loss in losses:
+            weight.grad = None
+            loss.backward(retain_graph=True)
+            sums["loss_token"] += weight.grad.double().square()
+    weight.requires_grad_(False)
+    weight.grad = None
+    return {unit: value.numpy() for unit, value in sums.items()}
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_fisher_sums_equal_one_backward_at_a_time(
+    model_type: str, tiny: Callable[..., Path]
+) -> None:
+    model = load_model(tiny(model_type), CPU, torch.float32)
+    routers = find_routers(model)
+    ids = sequences()
+    result = replay(model, routers, ids, [None] * len(ids), plan_for(model_type))
+    assert result.unselected == ("dense" if model_type in DENSE else "zero")
+    for trace in result.traces:
+        assert trace.problem is None
+        expected = one_backward_at_a_time(model, trace.router.path, ids)
+        for unit, sums in expected.items():
+            measured, groups, traces = trace.fishers["empirical", unit].totals()
+            np.testing.assert_allclose(measured, sums, rtol=1e-4, atol=1e-6 * sums.max())
+            np.testing.assert_allclose(groups.sum(0), measured, rtol=1e-12)
+            np.testing.assert_allclose(traces.sum(0), measured.sum(-1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_padding_never_counts(model_type: str, tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny(model_type), CPU, torch.float32)
+    routers = find_routers(model)
+    ids = sequences()
+    plan = plan_for(model_type, fishers=KINDS[:2])
+    alone = replay(
+        model, routers, ids, [None] * 7, plan_for(model_type, fishers=KINDS[:2], batch_size=1)
+    )
+    padded = replay(model, routers, ids, [None] * 7, plan)
+    np.testing.assert_allclose(padded.loss_S, alone.loss_S, rtol=1e-5)
+    for a, b in zip(alone.traces, padded.traces, strict=True):
+        scale = np.abs(a.logits_TE).max()
+        np.testing.assert_allclose(a.logits_TE, b.logits_TE, atol=1e-5 * scale)
+        assert (np.sort(a.selected_TK, 1) == np.sort(b.selected_TK, 1)).all()
+        for key in plan.fishers:
+            x, y = a.fishers[key].totals()[0], b.fishers[key].totals()[0]
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6 * x.max())
+
+
+def test_loss_is_in_nats_of_the_next_token(tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    ids = sequences()
+    result = replay(model, find_routers(model), ids, [None] * 7, plan_for("mixtral"))
+    own = [
+        float(model(input_ids=torch.tensor(i)[None], labels=torch.tensor(i)[None]).loss)
+        for i in ids
+    ]
+    np.testing.assert_allclose(result.loss_S / result.loss_tokens_S, own, rtol=1e-5)
+    assert result.loss_tokens_S.tolist() == [n - 1 for n in LENGTHS]
+
+
+def test_labels_that_are_ignored_carry_no_loss(tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    ids = sequences()
+    labels = [i.copy() for i in ids]
+    for y in labels:
+        y[: len(y) // 2] = -100
+    result = replay(model, find_routers(model), ids, labels, plan_for("mixtral"))
+    assert result.loss_tokens_S.tolist() == [n - max(n // 2, 1) for n in LENGTHS]
+
+
+def test_without_a_loss_the_pass_ends_at_the_last_router(tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    calls = []
+    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    ids = sequences()
+    plan = plan_for("mixtral", fishers=KINDS[:1])
+    result = replay(model, find_routers(model), ids, [None] * 7, plan)
+    assert calls == []
+    assert result.loss_S is None
+    full = replay(model, find_routers(model), ids, [None] * 7, plan_for("mixtral"))
+    for a, b in zip(result.traces, full.traces, strict=True):
+        np.testing.assert_allclose(a.logits_TE, b.logits_TE, rtol=1e-6)
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_swapped_weights_equal_a_fresh_load(model_type: str, tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny(model_type, 0), CPU, torch.float32)
+    swapped = swap_weights(model, tiny(model_type, 1), CPU)
+    assert swapped is model, "transformers' internal conversion has changed: see replay/loading.py"
+    fresh = load_model(tiny(model_type, 1), CPU, torch.float32).state_dict()
+    for name, tensor in swapped.state_dict().items():
+        assert torch.equal(tensor, fresh[name]), name
+
+
+def test_a_misread_router_is_noticed(tiny: Callable[..., Path]) -> None:
+    from moegeo_cli.replay.routers import RouterCall
+
+    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    router = find_routers(model)[0]
+    x = torch.randn(4, 24)
+    right = RouterCall(x, x @ router.weight_ED.T, torch.ones(4, 2), torch.zeros(4, 2).long())
+    wrong = RouterCall(x, 2 * (x @ router.weight_ED.T), torch.ones(4, 2), torch.zeros(4, 2).long())
+    assert verify_call(router, right) is None
+    assert "do not equal" in (verify_call(router, wrong) or "")
+
+
+def test_a_wrong_architecture_fact_is_refused(tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny("olmoe"), CPU, torch.float32)
+    ids = sequences()
+    with pytest.raises(UnsupportedArchitectureError, match="did not select"):
+        replay(model, find_routers(model), ids, [None] * 7, plan_for("olmoe", unselected="zero"))
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_routers_found_equal_the_librarys_count(model_type: str, tiny: Callable[..., Path]) -> None:
+    model = load_model(tiny(model_type), CPU, torch.float32)
+    expected = 2 if model_type in {"qwen3_moe", "deepseek_v3", "glm4_moe"} else 3
+    routers = find_routers(model)
+    assert len(routers) == expected
+    assert [r.layer for r in routers] == list(range(3 - expected, 3))
+    assert all(r.top_k == CONFIGS[model_type]["num_experts_per_tok"] for r in routers)
+    assert all((r.selection_bias_E is not None) == (model_type in SIGMOID) for r in routers)
