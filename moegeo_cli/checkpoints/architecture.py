@@ -120,8 +120,9 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     zero = _integer(text, facts.get("zero_experts")) + int(facts.get("extra_experts", 0))
     shared_rows = _integer(text, facts.get("shared_rows"))
     renormalised = _flag(text, facts.get("renormalised"))
-    layers = _layer_count(text, text_type)
-    moe_layers, hash_layers = _moe_layers(text, layers, facts.get("layers", "guess"))
+    rule = facts.get("layers", "guess")
+    layers = None if rule == "unknown" else _layer_count(text, text_type)
+    moe_layers, hash_layers = _moe_layers(text, layers, rule)
     top_k, by_layer = _top_k(text, facts)
     scoring = facts.get("scoring")
     scoring_key = facts.get("scoring_key", "" if family else "scoring_func")
@@ -277,7 +278,7 @@ def _moe_layers(
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """Indices of the layers with a router, and of those that dispatch by hashing."""
     types = config.get("mlp_layer_types")
-    if layers is None or layers > 100_000 or rule == "unknown":
+    if layers is None or layers > 100_000:
         return None, ()
     if isinstance(types, list) and len(types) >= layers:
         kinds = list(enumerate(types[:layers]))

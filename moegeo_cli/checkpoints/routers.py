@@ -7,7 +7,9 @@ the config asks for must be found here first.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -19,13 +21,14 @@ _ROUTER = re.compile(
     r"|(?:.*\.)?router_gate|(?:.*\.)?router_mlp\.out_proj)\.weight(?:_1)?$"
     r"|^(?P<flat>(?:.*\.)?mlp)\.gate_weight$"
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|layer|h)\.(\d+)(?=\.)")
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h)\.(\d+)(?=\.)")
 _SELECTION_BIAS = re.compile(
     r"(?:^|\.)(?:e_score_correction_bias|score_correction_bias|correction_bias|expert_bias"
-    r"|e_score_bias|router_bias|balancing_biases|gate\.bias|router\.bias)(?:_1)?$"
+    r"|router_bias|balancing_biases)(?:_1)?$"
 )
 # output gates of attention layers and of shared experts
 _OTHER_GATE = re.compile(r"(?:attn|attention|shared_experts?|shared_mlp)\.(?:gate|router)\.")
+_EXPERTS = re.compile(r"\.experts\.")
 _OTHER_TOWER = re.compile(r"(?:^|\.)(?:visual|vision|audio|mtp)[^.]*\.")
 
 
@@ -58,6 +61,9 @@ def find_router_tensors(
             called the same, and layers beyond the model's last (multi-token prediction).
     """
     names = index.names()
+    by_layer: dict[str, list[str]] = {}
+    for name in names:
+        by_layer.setdefault(_layer_path(name), []).append(name)
     routers = []
     for name in names:
         match = _ROUTER.match(name)
@@ -71,7 +77,7 @@ def find_router_tensors(
             and layer is not None
             and layer >= architecture.layers
         )
-        bias, selection = _find_biases(index, module, architecture)
+        bias, selection = _find_biases(by_layer.get(_layer_path(module), ()), module, architecture)
         routers.append(
             RouterTensors(
                 layer=layer,
@@ -99,13 +105,15 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
     found = find_router_tensors(index, architecture)
     routers = tuple(router for router in found if router.main)
     present = {router.layer for router in routers}
-    missing = [layer for layer in architecture.moe_layers or () if layer not in present]
-    if missing or not routers:
-        names = [_expected_name(routers, architecture, layer) for layer in missing]
+    names = [
+        _expected_name(routers, architecture, layer)
+        for layer in architecture.moe_layers or ()
+        if layer not in present
+    ] or _experts_without_router(index, routers)
+    if names or not routers:
         raise IncompleteCheckpointError(
-            f"the checkpoint lacks {len(missing)} of {len(architecture.moe_layers or ())} routers: "
-            f"{', '.join(names[:4])}"
-            if missing
+            f"the checkpoint lacks {len(names)} routers: {', '.join(names[:4])}"
+            if names
             else f"the checkpoint holds no router, and {architecture.text_type} has them",
             found=f"{len(routers)} routers among {len(index)} tensors",
             hint="save or download the checkpoint again; a random router would be measured instead",
@@ -118,45 +126,55 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
     return routers
 
 
-def _layer_of(module: str) -> int | None:
-    """The last layer number in a module path: towers may nest."""
-    numbers = _LAYER.findall(module + ".")
-    return int(numbers[-1]) if numbers else None
+def _layer_path(name: str) -> str:
+    """A name up to its last layer number: towers may nest. Empty outside of layers."""
+    end = max((match.end(1) for match in _LAYER.finditer(f"{name}.")), default=0)
+    return name[:end]
+
+
+def _layer_of(name: str) -> int | None:
+    """The last layer number in a name."""
+    path = _layer_path(name)
+    return int(path.rpartition(".")[2]) if path else None
 
 
 def _find_biases(
-    index: WeightIndex, module: str, architecture: Architecture | None
+    names: Sequence[str], module: str, architecture: Architecture | None
 ) -> tuple[str | None, str | None]:
-    """Names of the bias of the logits and of the bias of the selection."""
+    """Names of the bias of the logits and of the bias of the selection.
+
+    `names` are those of the router's layer. The selection's bias lies in the router, in its
+    block or in the experts; where a layer has several, the nearest is the router's own.
+    """
     plain = f"{module}.bias"
-    bias = plain if plain in index else None
-    block = _block_of(module)
-    candidates = [
-        name
-        for name in (
-            *(f"{module}.{leaf}" for leaf in _SELECTION_LEAVES),
-            *(f"{block}.{leaf}" for leaf in _SELECTION_LEAVES),
-            *(f"{block}.gate.{leaf}" for leaf in _SELECTION_LEAVES),
-            f"{block}.moe_statics.e_score_correction_bias",
-            f"{module.rsplit('.', 1)[0]}.e_score_correction_bias",
-        )
-        if name in index
-    ]
-    selection = candidates[0] if candidates else None
-    if selection is None and bias and architecture is not None and architecture.selection.bias:
+    bias = plain if plain in names else None
+    named = [name for name in names if _SELECTION_BIAS.search(name)]
+    named.sort(key=lambda name: (-_shared_parts(name, module), name))
+    if named:
+        return bias, named[0]
+    if bias and architecture is not None and architecture.selection.bias:
         return None, bias  # some families save the selection bias as the router's own
-    return bias, selection
+    return bias, None
 
 
-_SELECTION_LEAVES = (
-    "e_score_correction_bias", "expert_bias", "correction_bias", "score_correction_bias",
-    "router_bias", "balancing_biases",
-)  # fmt: skip
+def _shared_parts(name: str, module: str) -> int:
+    """How many leading parts of two paths agree."""
+    pairs = zip(name.split("."), module.split("."), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _block_of(module: str) -> str:
-    """The module that holds the router: what lies above gate or router."""
-    return re.sub(r"\.?(?:gate|router|router_gate|router_mlp)(?:\.[a-z_]+)?$", "", module)
+def _experts_without_router(index: WeightIndex, routers: tuple[RouterTensors, ...]) -> list[str]:
+    """Layers whose files hold experts and no router, where the config tells no layers."""
+    towers = {router.module.partition(".")[0] for router in routers}
+    present = {_layer_path(router.module) for router in routers}
+    experts = {
+        _layer_path(name)
+        for name in index.names()
+        if _EXPERTS.search(name)
+        and name.partition(".")[0] in towers
+        and not _OTHER_TOWER.search(name)
+    }
+    return [f"{path}.*router.weight" for path in sorted(experts - present) if path]
 
 
 def _expected_name(

@@ -1,0 +1,127 @@
+"""What a checkpoint is, as plain JSON values: the payload of `moegeo inspect`.
+
+Everything comes from headers, names and config; torch is imported only where the weights are
+pickled files, which have no header.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
+from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
+
+
+def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
+
+    A dense model and a family that moegeo cannot measure are described all the same, with
+    `problem` saying what measuring would raise.
+
+    Raises:
+        PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
+            `open_run` does.
+    """
+    run = open_run(path)
+    found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
+    if not run.is_single:
+        found["inspected"] = run.newest.relative
+    found |= _describe_checkpoint(run.newest)
+    if not run.is_single:
+        found |= _list_run(run)
+    return found
+
+
+def _list_run(run: RunFolder) -> dict[str, Any]:
+    """A run's checkpoints by step, and what was left out of it."""
+    return {
+        "checkpoints": [
+            {"step": c.step, "path": c.relative, "layout": c.layout} for c in run.checkpoints
+        ],
+        "skipped": [{"path": item.path, "reason": item.reason} for item in run.skipped],
+    }
+
+
+def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
+    """The facts of one complete checkpoint."""
+    index = open_weights(checkpoint.path)
+    config = read_config(checkpoint.path)
+    training = read_training(checkpoint)
+    problem = None
+    architecture = None
+    routers: tuple[RouterTensors, ...] = ()
+    try:
+        architecture = describe_architecture(config, refuse=False)
+        routers, problem = _list_routers(index, architecture)
+    except MoegeoError as error:
+        problem = f"{error.code}: {error.message}"
+    return {
+        "step": training.step,
+        "layout": checkpoint.layout,
+        "complete": True,
+        "files": [path.name for path in index.files],
+        "bytes": sum(path.stat().st_size for path in index.files),
+        "tensors": len(index),
+        "parameters": index.parameters,
+        "dtypes": index.dtype_counts,
+        **_describe_model(config, architecture, routers),
+        "framework": training.framework,
+        "tokens": training.tokens,
+        "settings": dict(training.settings),
+        "problem": problem,
+        "routers": [
+            {
+                "layer": router.layer,
+                "router": router.weight,
+                "shape": list(router.shape),
+                "dtype": index.dtype(router.weight),
+                "bias": router.bias,
+                "selection_bias": router.selection_bias,
+            }
+            for router in routers
+        ],
+    }
+
+
+def _list_routers(
+    index: WeightIndex, architecture: Architecture
+) -> tuple[tuple[RouterTensors, ...], str | None]:
+    """The routers in the files, and what is wrong with them or with their family."""
+    problem = f"MG-E021: {architecture.refused}" if architecture.refused else None
+    try:
+        return check_routers(index, architecture), problem
+    except (IncompleteCheckpointError, ShapeError) as error:
+        return find_router_tensors(index, architecture), f"{error.code}: {error.message}"
+
+
+def _describe_model(
+    config: dict[str, Any], architecture: Architecture | None, routers: tuple[RouterTensors, ...]
+) -> dict[str, Any]:
+    """The architecture's keys; all None for a dense model."""
+    classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
+    a = architecture
+    selection = a.selection if a else None
+    expected = a.moe_layers if a else None
+    return {
+        "model_type": str(config.get("model_type") or "unknown"),
+        "architecture": first if isinstance(first, str) else None,
+        "known": a.known if a else None,
+        "layers": a.layers if a else None,
+        "experts": a.experts if a else None,
+        "top_k": (a.top_k if a.top_k_by_layer is None else list(a.top_k_by_layer)) if a else None,
+        "scoring": a.scoring if a else None,
+        "renormalised": selection.renormalised if selection else None,
+        "selection_bias": selection.bias if selection else None,
+        "groups": list(selection.groups) if selection and selection.groups else None,
+        "unselected_gradient": a.unselected_gradient if a else None,
+        "balance_loss_key": a.balance_key if a else None,
+        "routers_expected": len(expected) if expected is not None else None,
+        "routers_found": len(routers),
+        "notes": list(a.notes) if a else [],
+    }
