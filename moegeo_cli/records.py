@@ -121,6 +121,20 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """A rule that was tried. Outcome: passed, found (then a finding has its id) or skipped.
+
+    `reason` says why a skipped rule could not be decided, for instance too few checkpoints.
+    """
+
+    id: str
+    name: str
+    axis: str
+    outcome: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Status words: healthy, watch, failing, inconclusive; performance also undetermined."""
 
@@ -130,6 +144,7 @@ class Verdict:
     policy: str
     findings: tuple[Finding, ...] = ()
     reasons: tuple[str, ...] = ()  # why the status is what it is, one sentence each
+    checks: tuple[Check, ...] = ()  # every rule that was tried
 
 
 @dataclass(frozen=True, slots=True)
