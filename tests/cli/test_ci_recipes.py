@@ -1,0 +1,106 @@
+"""The recipes of docs/ci.md, executed as they stand, against a run that grows while it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOC = Path(__file__).parents[2] / "docs" / "ci.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOC.read_text(), flags=re.DOTALL)
+
+
+def with_moegeo(**more: str) -> dict[str, str]:
+    """An environment in which `moegeo` is the one of this interpreter."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, **more}
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, object]]]:
+    """A real Trainer run of a tiny model, judged by the callback after each of its saves."""
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    from tests.tiny_models import build_tiny
+
+    scope: dict[str, object] = {}
+    exec(compile(blocks("python")[0], str(DOC), "exec"), scope)
+    callback_class = scope["MoegeoCallback"]
+    seen: list[dict[str, object]] = []
+
+    class Watching(callback_class):  # type: ignore[misc, valid-type]
+        def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+            super().on_save(args, state, control, **kwargs)
+            entries = list((Path(args.output_dir) / ".moegeo").glob("*/record.json"))
+            seen.append({"step": state.global_step, "entries": len(entries)})
+
+    out = tmp_path_factory.mktemp("grown")
+    torch.manual_seed(0)
+    model = build_tiny("mixtral", vocab_size=256)
+    rows = [{"input_ids": r, "labels": r} for r in torch.randint(0, 256, (64, 24))]
+    Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(out), max_steps=6, save_steps=2, per_device_train_batch_size=8,
+            report_to=[], logging_steps=1, use_cpu=True, disable_tqdm=True, save_only_model=True,
+        ),
+        train_dataset=rows,
+        callbacks=[Watching(max_tokens=1024)],
+    ).train()  # fmt: skip
+    return out, seen
+
+
+def test_the_callback_measures_each_save_once(
+    grown: tuple[Path, list[dict[str, object]]],
+) -> None:
+    _, seen = grown
+    assert [s["step"] for s in seen] == [2, 4, 6]
+    assert [s["entries"] for s in seen] == [1, 2, 3]
+
+
+def test_the_shell_gate_judges_the_run(
+    grown: tuple[Path, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    out, _ = grown
+    script = tmp_path / "gate.sh"
+    script.write_text(blocks("bash")[0])
+    done = subprocess.run(
+        ["bash", str(script), str(out)], env=with_moegeo(), capture_output=True, text=True
+    )
+    report = json.loads((out / "moegeo.json").read_text())
+    expected = {"failing": 1}.get(report["verdict"]["status"], 0)
+    assert done.returncode == expected, done.stderr
+    missing = subprocess.run(
+        ["bash", str(script), str(tmp_path / "nowhere")],
+        env=with_moegeo(), capture_output=True, text=True,
+    )  # fmt: skip
+    assert missing.returncode == 2
+
+
+def test_the_workflow_annotates_and_keeps_the_report(
+    grown: tuple[Path, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    yaml = pytest.importorskip("yaml")
+    out, _ = grown
+    job = yaml.safe_load(blocks("yaml")[0])["jobs"]["moegeo"]
+    summary = tmp_path / "summary.md"
+    environment = with_moegeo(RUN=str(out), GITHUB_STEP_SUMMARY=str(summary), GITHUB_ACTIONS="true")
+    for step in job["steps"]:
+        done = subprocess.run(
+            ["bash", "-e", "-c", step["run"]], env=environment, cwd=tmp_path,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode in {0, 1, 3}, done.stderr
+        for line in done.stdout.splitlines():
+            assert re.match(r"::(error|warning|notice)", line), line
+    assert json.loads((tmp_path / "moegeo.json").read_text())["format"]["name"] == "moegeo.run"
+    assert summary.read_text().strip()
