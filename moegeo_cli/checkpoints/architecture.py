@@ -26,6 +26,8 @@ TOP_K_KEYS = (
 )  # fmt: skip
 LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd")
+# Scorings as configs write them -> rows of the scoring table; another one is refused by name.
+SCORINGS = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrt_softplus"}
 # Where a model of several towers keeps its language model's config.
 NESTED_KEYS = ("text_config", "language_config", "llm_config", "thinker_config")
 
@@ -130,6 +132,13 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         scoring = text[scoring_key]
     if text_type == "cohere2_moe" and scoring == "softmax":
         renormalised = True  # top-k, then softmax: the flag acts on sigmoid alone
+    if scoring is not None and scoring not in SCORINGS and not refused and refuse:
+        raise UnsupportedArchitectureError(
+            f"{text_type} scores experts by {scoring!r}, which moegeo does not know",
+            found=f"{scoring_key} = {scoring!r} in config.json",
+            hint=f"known: {', '.join(SCORINGS)}",
+            context={"model_type": text_type, "scoring": scoring},
+        )
     notes = [facts["note"]] if "note" in facts else []
     if family is None:
         notes.append("not in moegeo's table: read by the config keys that families share")
@@ -142,7 +151,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         hidden=_first_integer(text, HIDDEN_KEYS),
         layers=layers,
         moe_layers=moe_layers,
-        scoring=scoring,
+        scoring=SCORINGS.get(scoring, scoring) if scoring is not None else None,
         selection=Selection(
             bias=bool(_flag(text, _bias_rule(facts))),
             groups=_groups(text, facts),
@@ -179,16 +188,18 @@ def _families() -> dict[str, Mapping[str, Any]]:
     return {name: family for family in table["family"] for name in family["types"]}
 
 
-def _find_text(config: Mapping[str, Any], model_type: str) -> tuple[Mapping[str, Any], str]:
+def _find_text(
+    config: Mapping[str, Any], model_type: str, depth: int = 3
+) -> tuple[Mapping[str, Any], str]:
     """The (nested) config that holds the experts, and its type."""
-    if _first(config, EXPERT_KEYS) is None:
+    if _first(config, EXPERT_KEYS) is None and depth:
         for key in NESTED_KEYS:
             nested = config.get(key)
             if isinstance(nested, Mapping):
                 guess = next(
                     (t for t in (f"{model_type}_text", model_type) if t in _families()), model_type
                 )
-                found, kind = _find_text(nested, str(nested.get("model_type") or guess))
+                found, kind = _find_text(nested, str(nested.get("model_type") or guess), depth - 1)
                 if _first(found, EXPERT_KEYS) is not None:
                     return found, kind
     return config, model_type
@@ -278,7 +289,7 @@ def _moe_layers(
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
     """Indices of the layers with a router, and of those that dispatch by hashing."""
     types = config.get("mlp_layer_types")
-    if layers is None or layers > 100_000:
+    if layers is None or layers > 10_000:
         return None, ()
     if isinstance(types, list) and len(types) >= layers:
         kinds = list(enumerate(types[:layers]))
@@ -292,9 +303,10 @@ _HasRouter = Callable[[int], bool]
 
 
 def _sparse_step(config: Mapping[str, Any]) -> _HasRouter | None:
-    step, dense = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
-    if type(step) is not int or not isinstance(dense, list):
+    step, listed = config.get("decoder_sparse_step", 1), config.get("mlp_only_layers") or []
+    if type(step) is not int or not isinstance(listed, list):
         return None
+    dense = {i for i in listed if type(i) is int}
     return lambda i: step > 0 and i not in dense and (i + 1) % step == 0
 
 
@@ -311,7 +323,8 @@ def _dense_count(config: Mapping[str, Any]) -> _HasRouter | None:
 def _listed(config: Mapping[str, Any]) -> _HasRouter | None:
     listed = config.get("moe_layers")
     if isinstance(listed, list):
-        return lambda i: i in listed
+        chosen = {i for i in listed if type(i) is int}
+        return lambda i: i in chosen
     step = config.get("interleave_moe_layer_step", 1)
     return (lambda i: (i + 1) % step == 0) if type(step) is int and step > 0 else None
 

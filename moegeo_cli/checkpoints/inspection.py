@@ -82,6 +82,7 @@ def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
                 "dtype": index.dtype(router.weight),
                 "bias": router.bias,
                 "selection_bias": router.selection_bias,
+                "main": router.main,
             }
             for router in routers
         ],
@@ -94,9 +95,10 @@ def _list_routers(
     """The routers in the files, and what is wrong with them or with their family."""
     problem = f"MG-E021: {architecture.refused}" if architecture.refused else None
     try:
-        return check_routers(index, architecture), problem
+        check_routers(index, architecture)
     except (IncompleteCheckpointError, ShapeError) as error:
-        return find_router_tensors(index, architecture), f"{error.code}: {error.message}"
+        problem = f"{error.code}: {error.message}"
+    return find_router_tensors(index, architecture), problem
 
 
 def _describe_model(
@@ -122,6 +124,6 @@ def _describe_model(
         "unselected_gradient": a.unselected_gradient if a else None,
         "balance_loss_key": a.balance_key if a else None,
         "routers_expected": len(expected) if expected is not None else None,
-        "routers_found": len(routers),
+        "routers_found": sum(router.main for router in routers),
         "notes": list(a.notes) if a else [],
     }
