@@ -177,6 +177,14 @@ def is_there(path: Path) -> bool:
         return False
 
 
+def list_names(folder: Path) -> list[str]:
+    """Names in a folder, sorted; none where it cannot be read."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError):
+        return []
+
+
 def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
     """Read `count` bytes.
 

@@ -14,7 +14,7 @@ from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_ru
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
-from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
+from moegeo_cli.errors import MoegeoError
 
 
 def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
         "layout": checkpoint.layout,
         "complete": True,
         "files": [path.name for path in index.files],
-        "bytes": sum(path.stat().st_size for path in index.files),
+        "bytes": index.size,
         "tensors": len(index),
         "parameters": index.parameters,
         "dtypes": index.dtype_counts,
@@ -96,7 +96,7 @@ def _list_routers(
     problem = f"MG-E021: {architecture.refused}" if architecture.refused else None
     try:
         check_routers(index, architecture)
-    except (IncompleteCheckpointError, ShapeError) as error:
+    except MoegeoError as error:
         problem = f"{error.code}: {error.message}"
     return find_router_tensors(index, architecture), problem
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.errors import UnsupportedLayoutError
 
 
@@ -110,7 +111,7 @@ def refuse_foreign(folder: Path, layout: ForeignLayout) -> UnsupportedLayoutErro
     """The error that names the layout and the command that converts it."""
     return UnsupportedLayoutError(
         f"{folder} is {layout.name}, which moegeo does not read",
-        found=", ".join(sorted(path.name for path in folder.iterdir())[:8]),
+        found=", ".join(list_names(folder)[:8]),
         hint=layout.hint.replace("{path}", shlex.quote(str(folder))),
         context={"layout": layout.name},
     )

@@ -13,7 +13,7 @@ from itertools import takewhile
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.weights import WeightIndex
-from moegeo_cli.errors import IncompleteCheckpointError, ShapeError
+from moegeo_cli.errors import IncompleteCheckpointError, ShapeError, UnsupportedLayoutError
 
 # Families call a router's module by these names on disk.
 _ROUTER = re.compile(
@@ -29,6 +29,10 @@ _SELECTION_BIAS = re.compile(
 # output gates of attention layers and of shared experts
 _OTHER_GATE = re.compile(r"(?:attn|attention|shared_experts?|shared_mlp)\.(?:gate|router)\.")
 _EXPERTS = re.compile(r"\.experts\.")
+_PACKED = re.compile(
+    r"(?:^|\.)(?:gate|router)(?:\.\w+)?\.(?:qweight|weight_packed|weight_quantized)$"
+)
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _OTHER_TOWER = re.compile(r"(?:^|\.)(?:visual|vision|audio|mtp)[^.]*\.")
 
 
@@ -101,6 +105,7 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
     Raises:
         IncompleteCheckpointError: a router's tensor is missing, by name.
         ShapeError: a router whose shape contradicts the config.
+        UnsupportedLayoutError: quantised routers.
     """
     found = find_router_tensors(index, architecture)
     routers = tuple(router for router in found if router.main)
@@ -111,6 +116,7 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
         if layer not in present
     ] or _experts_without_router(index, routers)
     if names or not routers:
+        _refuse_quantised(index)
         raise IncompleteCheckpointError(
             f"the checkpoint lacks {len(names)} routers: {', '.join(names[:4])}"
             if names
@@ -120,10 +126,28 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
             context={"missing": names},
         )
     for router in routers:
+        if index.dtype(router.weight) not in _FLOATS:
+            raise _quantised(router.weight, index.dtype(router.weight))
         _check_shape(router, architecture)
     if architecture.selection.bias and architecture.known:
         _check_selection_bias(index, routers, architecture)
     return routers
+
+
+def _refuse_quantised(index: WeightIndex) -> None:
+    """Raise where routers are there, but packed into integers."""
+    for name in index.names():
+        if _PACKED.search(name):
+            raise _quantised(name, index.dtype(name))
+
+
+def _quantised(name: str, dtype: str) -> UnsupportedLayoutError:
+    return UnsupportedLayoutError(
+        "the checkpoint's routers are quantised, so their logits cannot be measured rightly",
+        found=f"{name} of dtype {dtype}",
+        hint="give the unquantised checkpoint, or one that left the routers out of quantisation",
+        context={"tensor": name},
+    )
 
 
 def _layer_path(name: str) -> str:

@@ -7,9 +7,6 @@ opened by torch on first use, restricted to weights and mapped instead of read.
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -22,16 +19,22 @@ from moegeo_cli.checkpoints.headers import (
     Header,
     TensorInfo,
     is_there,
+    list_names,
     open_regular,
     parse_json,
     read_exactly,
     read_header,
     read_tensor,
 )
+from moegeo_cli.checkpoints.pickles import (
+    TORCH_DTYPES,
+    check_pickled,
+    describe_tensor,
+    load_pickled,
+)
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     NoCheckpointError,
-    PathError,
     UnsafeFileError,
     UnsupportedLayoutError,
 )
@@ -119,7 +122,7 @@ class WeightIndex:
         tensor = self._pickled[path][name]
         if info.dtype in {"BF16", "F16"}:
             tensor = tensor.float()
-        elif info.dtype not in _TORCH_DTYPES.values():
+        elif info.dtype not in TORCH_DTYPES.values():
             raise UnsupportedLayoutError(f"{name} has dtype {info.dtype}, which is not read")
         return np.array(tensor.detach().cpu().numpy())
 
@@ -131,6 +134,15 @@ class WeightIndex:
         with open_regular(path) as (file, _):
             file.seek(info.start)
             return read_exactly(file, info.end - info.start, path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weight files."""
+        total = 0
+        for path in self.files:
+            with open_regular(path) as (_, size):
+                total += size
+        return total
 
     @property
     def parameters(self) -> int:
@@ -170,7 +182,9 @@ class WeightIndex:
             if path in self._headers:
                 held = self._headers[path].tensors
             else:
-                held = {name: _describe(tensor) for name, tensor in self._pickled[path].items()}
+                held = {
+                    name: describe_tensor(tensor) for name, tensor in self._pickled[path].items()
+                }
             expected = self._expected[path]
             for name in held if expected is None else expected:
                 if name not in held:
@@ -211,7 +225,7 @@ def open_weights(folder: Path) -> WeightIndex:
             )
         raise NoCheckpointError(
             f"{folder} holds no weights",
-            found=", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing",
+            found=", ".join(list_names(folder)[:8]) or "nothing",
             hint="give a folder with model.safetensors or its shards and index",
         )
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
@@ -265,86 +279,6 @@ def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> Any:
     return parse_json(raw, path)
 
 
-def check_pickled(path: Path) -> None:
-    """Check without torch that a pickled file is whole: a zip archive ends with its directory.
-
-    Files of the legacy format have no such mark; torch finds them broken when it opens them.
-
-    Raises:
-        IncompleteCheckpointError: an empty or cut archive.
-    """
-    with open_regular(path) as (file, size):
-        start = file.read(4)
-        whole = start != b"PK\x03\x04" or zipfile.is_zipfile(file)
-    if size == 0 or not whole:
-        raise IncompleteCheckpointError(
-            f"{path.name} is truncated",
-            found=f"{size} bytes without the archive's directory at their end",
-            hint="copy or save the checkpoint again; if it is still being written, wait",
-            context={"path": str(path)},
-        )
-
-
-def load_pickled(path: Path) -> dict[str, Any]:
-    """Map a pickled state dict into memory; nothing but tensors is ever built from it.
-
-    Raises:
-        UnsafeFileError: the pickle asks for code to run.
-        IncompleteCheckpointError: cut, or not a state dict.
-    """
-    import pickle
-
-    import torch
-
-    check_pickled(path)
-    loaded: Any = None
-    try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; the outcome says enough
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        refused = _REFUSED.search(str(error))
-        if refused is not None:
-            raise UnsafeFileError(
-                f"{path.name} asks for code to run while it loads, and is refused",
-                found=refused.group(0)[:200],
-                hint="get the checkpoint as safetensors from a source that you trust",
-                context={"path": str(path)},
-            ) from None
-        # torch's own text goes on to advise loading without protection: not passed on
-        raise _broken_pickle(path, "a pickle that torch cannot read as weights") from None
-    except OSError as error:
-        raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise _broken_pickle(path, f"{type(error).__name__}: {error}") from None
-    if isinstance(loaded, dict):
-        tensors = {
-            name: value
-            for name, value in loaded.items()
-            if isinstance(name, str) and isinstance(value, torch.Tensor)
-        }
-        if tensors:
-            return tensors
-    raise _broken_pickle(path, f"a {type(loaded).__name__} without named tensors")
-
-
-# How torch names what it refused to build: a class or function outside its allow-list.
-_REFUSED = re.compile(r"GLOBAL \S+|Trying to \w+ \S+|Unsupported (?:global|class)[^\n]*")
-_TORCH_DTYPES: Mapping[str, str] = {
-    "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16",
-    "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
-    "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
-}  # fmt: skip
-
-
-def _describe(tensor: Any) -> TensorInfo:
-    """TensorInfo of a torch tensor."""
-    dtype = _TORCH_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
-    return TensorInfo(dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
-
-
 def _check_shard_name(index: Path, shard: str) -> None:
     """Refuse a shard name that leads out of the index's folder."""
     parts = PurePosixPath(shard.replace("\\", "/"))
@@ -354,12 +288,3 @@ def _check_shard_name(index: Path, shard: str) -> None:
             found=repr(shard)[:200],
             hint="get the checkpoint from a source that you trust",
         )
-
-
-def _broken_pickle(path: Path, found: str) -> IncompleteCheckpointError:
-    return IncompleteCheckpointError(
-        f"{path.name} is truncated or not a state dict",
-        found=found[:300],
-        hint="copy or save the checkpoint again",
-        context={"path": str(path)},
-    )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.checkpoints import architecture
+from moegeo_cli.checkpoints import architecture, layering
 from moegeo_cli.checkpoints.architecture import (
     SCORINGS,
     describe_architecture,
@@ -102,7 +102,7 @@ def test_flags_of_the_table_are_those_of_the_configuration_class(model_type, tmp
 def test_the_table_is_well_formed():
     listed = [name for family in TABLE for name in family["types"]]
     assert len(listed) == len(set(listed))
-    rules = set(architecture._LAYER_RULES) | {"unknown"}
+    rules = set(layering.LAYER_RULES) | {"unknown"}
     for family in TABLE:
         assert family["layers"] in rules
         assert family["unselected"] in {"zero", "dense", "unless-renormalised", "verify"}

@@ -55,6 +55,18 @@ def test_a_single_checkpoint(checkpoint):
     assert run.trainer_state is None
 
 
+def test_a_path_by_other_names(checkpoint, monkeypatch):
+    folder = checkpoint(to="run/checkpoint-20")
+    (folder / "sub").mkdir()
+    monkeypatch.chdir(folder / "sub")
+    run = open_run("..")
+    assert (run.name, steps(run)) == ("checkpoint-20", [20])
+    monkeypatch.chdir(folder)
+    assert open_run(".").name == "checkpoint-20"
+    (folder.parent / "latest").symlink_to("checkpoint-20")
+    assert steps(open_run(folder.parent / "latest")) == [20]
+
+
 def test_a_run_is_sorted_by_number(checkpoint, tmp_path):
     for step in (1000, 200, 0, 30):
         checkpoint(to=f"run/checkpoint-{step}", global_step=step)

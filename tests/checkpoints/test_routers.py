@@ -6,7 +6,7 @@ from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.routers import check_routers, find_router_tensors
 from moegeo_cli.checkpoints.weights import open_weights
-from moegeo_cli.errors import IncompleteCheckpointError, ShapeError
+from moegeo_cli.errors import IncompleteCheckpointError, ShapeError, UnsupportedLayoutError
 
 
 def rewrite(folder, change):
@@ -134,3 +134,19 @@ def test_a_bias_of_the_logits(tmp_path):
     (router,) = check(save(tmp_path / "a", tensors, config))
     assert router.bias == "model.layers.0.mlp.router.bias"
     assert router.selection_bias is None
+
+
+def test_quantised_routers_are_refused(checkpoint):
+    folder = checkpoint()
+    rewrite(
+        folder,
+        lambda tensors: {n: t.char() if ".gate." in n else t for n, t in tensors.items()},
+    )
+    with pytest.raises(UnsupportedLayoutError, match="quantised"):
+        check(folder)
+    rewrite(
+        folder,
+        lambda tensors: {n.replace("gate.weight", "gate.qweight"): t for n, t in tensors.items()},
+    )
+    with pytest.raises(UnsupportedLayoutError, match="quantised"):
+        check(folder)

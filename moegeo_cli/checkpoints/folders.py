@@ -1,0 +1,117 @@
+"""One checkpoint's folder: its config, its Trainer state, its step, whether it is whole."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.layouts import recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.weights import detect_layout, open_weights, read_json
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    MoegeoError,
+    NoCheckpointError,
+    PathError,
+    UnsupportedLayoutError,
+)
+
+MAX_CONFIG_BYTES = 16_000_000
+MAX_STATE_BYTES = 512_000_000  # log_history grows with the run
+
+_STEP_NAME = re.compile(
+    r"(?:checkpoint|ckpt|global[-_]?step|step|iter|iteration)[-_]?(\d{1,15})(?:[-_].*)?|(\d{1,15})"
+)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read a checkpoint's config.json.
+
+    Raises:
+        IncompleteCheckpointError: absent, cut, or not an object.
+    """
+    path = folder / "config.json"
+    if not is_there(path):
+        raise IncompleteCheckpointError(
+            f"{folder.name} has no config.json",
+            hint="copy the model's config.json beside the weights",
+            context={"path": str(folder)},
+        )
+    document = read_json(path, MAX_CONFIG_BYTES)
+    if not isinstance(document, dict):
+        raise IncompleteCheckpointError(
+            "config.json is not an object", found=type(document).__name__
+        )
+    return document
+
+
+def read_trainer_state(folder: Path) -> dict[str, Any] | None:
+    """Read the Trainer's state; None where there is none.
+
+    Raises:
+        IncompleteCheckpointError: the file is cut or not an object.
+    """
+    path = folder / "trainer_state.json"
+    if not is_there(path):
+        return None
+    document = read_json(path, MAX_STATE_BYTES)
+    if not isinstance(document, dict):
+        raise IncompleteCheckpointError(
+            "trainer_state.json is not an object", found=type(document).__name__
+        )
+    return document
+
+
+def check_complete(folder: Path) -> str:
+    """Check a checkpoint's config and weight files, and give its layout.
+
+    Raises:
+        IncompleteCheckpointError, UnsafeFileError, PathError, UnsupportedLayoutError: why not.
+    """
+    if detect_layout(folder) is None:
+        foreign = recognise_foreign(folder)
+        if foreign is not None:
+            raise refuse_foreign(folder, foreign)
+    read_config(folder)
+    try:
+        return open_weights(folder).layout
+    except NoCheckpointError as error:
+        raise IncompleteCheckpointError(error.message, found=error.found, hint=error.hint) from None
+
+
+def parse_step(name: str) -> int | None:
+    """The step that a folder's name tells, as in checkpoint-500, step_500 or iter_0000500."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match.group(1) or match.group(2)) if match else None
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Entries of a folder, hidden ones left out, sorted by name.
+
+    Raises:
+        PathError: absent, a file, a loop of links, or unreadable.
+    """
+    try:
+        if not folder.is_dir():
+            raise _not_a_folder(folder)
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise PathError(f"{folder} cannot be read", found=reason) from None
+
+
+def _not_a_folder(path: Path) -> MoegeoError:
+    """The error for a path that is absent or a file."""
+    if path.suffix == ".gguf" and is_there(path):
+        return UnsupportedLayoutError(
+            f"{path} is a GGUF file, which moegeo does not read",
+            hint="give the Hugging Face checkpoint that it was made from",
+        )
+    if is_there(path):
+        return PathError(
+            f"{path} is a file", hint=f"give the checkpoint's folder: {path.absolute().parent}"
+        )
+    if path.is_symlink():
+        return PathError(f"{path} is a link that leads nowhere", hint="check the link's target")
+    return PathError(f"{path} does not exist", hint="check the path; moegeo downloads nothing")

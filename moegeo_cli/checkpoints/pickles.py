@@ -1,0 +1,104 @@
+"""Pickled weight files of torch, opened without letting a pickle run anything.
+
+torch is imported when a file is really opened; whether a file is whole is seen without it.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.headers import TensorInfo, open_regular
+from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsafeFileError
+
+# How torch names what it refused to build: a class or function outside its allow-list.
+_REFUSED = re.compile(r"GLOBAL \S+|Trying to \w+ \S+|Unsupported (?:global|class)[^\n]*")
+TORCH_DTYPES: Mapping[str, str] = {
+    "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16",
+    "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
+    "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
+}  # fmt: skip
+
+
+def check_pickled(path: Path) -> None:
+    """Check without torch that a pickled file is whole: a zip archive ends with its directory.
+
+    Files of the legacy format have no such mark; torch finds them broken when it opens them.
+
+    Raises:
+        IncompleteCheckpointError: an empty or cut archive.
+    """
+    with open_regular(path) as (file, size):
+        start = file.read(4)
+        whole = start != b"PK\x03\x04" or zipfile.is_zipfile(file)
+    if size == 0 or not whole:
+        raise IncompleteCheckpointError(
+            f"{path.name} is truncated",
+            found=f"{size} bytes without the archive's directory at their end",
+            hint="copy or save the checkpoint again; if it is still being written, wait",
+            context={"path": str(path)},
+        )
+
+
+def load_pickled(path: Path) -> dict[str, Any]:
+    """Map a pickled state dict into memory; nothing but tensors is ever built from it.
+
+    Raises:
+        UnsafeFileError: the pickle asks for code to run.
+        IncompleteCheckpointError: cut, or not a state dict.
+    """
+    import pickle
+
+    import torch
+
+    check_pickled(path)
+    loaded: Any = None
+    try:
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; the outcome says enough
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:
+        refused = _REFUSED.search(str(error))
+        if refused is not None:
+            raise UnsafeFileError(
+                f"{path.name} asks for code to run while it loads, and is refused",
+                found=refused.group(0)[:200],
+                hint="get the checkpoint as safetensors from a source that you trust",
+                context={"path": str(path)},
+            ) from None
+        # torch's own text goes on to advise loading without protection: not passed on
+        raise _broken_pickle(path, "a pickle that torch cannot read as weights") from None
+    except OSError as error:
+        raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise _broken_pickle(path, f"{type(error).__name__}: {error}") from None
+    if isinstance(loaded, dict):
+        tensors = {
+            name: value
+            for name, value in loaded.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        }
+        if tensors:
+            return tensors
+    raise _broken_pickle(path, f"a {type(loaded).__name__} without named tensors")
+
+
+def describe_tensor(tensor: Any) -> TensorInfo:
+    """TensorInfo of a torch tensor."""
+    dtype = TORCH_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
+    return TensorInfo(dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
+
+
+def _broken_pickle(path: Path, found: str) -> IncompleteCheckpointError:
+    return IncompleteCheckpointError(
+        f"{path.name} is truncated or not a state dict",
+        found=found[:300],
+        hint="copy or save the checkpoint again",
+        context={"path": str(path)},
+    )
