@@ -102,13 +102,13 @@ def analyze(
         "settings": settings, "probe": probe, "max_tokens": max_tokens, "steps": steps,
         "latest": latest, "verify_fingerprint": verify_fingerprint, "progress": progress,
     }  # fmt: skip
-    run = _measure_run(folder, store, baseline=baseline, **shared)
+    run = _measure_run(folder, store, baseline=baseline, **shared).record
     other = None
     if reference is not None:
         other_folder = open_run(Path(reference))
         other_store = Store(_store_folder(other_folder, cache_dir) if cache else None)
         shared |= {"steps": None, "latest": False}
-        other = _measure_run(other_folder, other_store, baseline=None, **shared)
+        other = _measure_run(other_folder, other_store, baseline=None, **shared).record
         other = judge(other, policy=policy, thresholds=limits)
     if store.problem:
         notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
@@ -148,6 +148,22 @@ def parse_ranges(text: str | None, option: str) -> tuple[int, ...] | None:
     return tuple(sorted(numbers))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Analysis:
+    """A run as measured, not yet judged; `arrays` are there without a model."""
+
+    record: RunRecord
+    measurement: RunMeasurement
+    keys: Mapping[str, str]  # relative path -> key in the store
+    fresh: Mapping[str, Measured]  # what was loaded or measured just now
+
+    def measured(self, relative: str) -> Measured:
+        """A checkpoint's record and arrays, from memory or from the store."""
+        if relative in self.fresh:
+            return self.fresh[relative]
+        return self.measurement.stored(self.keys[relative])
+
+
 def _measure_run(
     folder: RunFolder,
     store: Store,
@@ -160,7 +176,7 @@ def _measure_run(
     verify_fingerprint: str,
     progress: Listener | None,
     baseline: str | None,
-) -> RunRecord:
+) -> _Analysis:
     """Everything but judging: the run's record as far as it rests on measurements."""
     newest = folder.newest
     config = read_config(newest.path)
@@ -192,6 +208,7 @@ def _measure_run(
         }
     )
     initial = baseline == "init"
+    measured: dict[Path, Measured] = {}
     kept = store.load_json(f"run-{derived}")
     if kept is not None and _entries_stand(store, kept):
         history = from_dict(RunRecord, kept["run"])
@@ -211,9 +228,14 @@ def _measure_run(
         )  # fmt: skip
         store.save_json(
             f"run-{derived}",
-            {"keys": [measured[c.path].key for c in wanted], "run": to_dict(history)},
+            {"keys": [m.key for m in [*measured.values(), *draws]], "run": to_dict(history)},
         )
-    return _fill(history, folder, architecture, config, trained, loaded, settings, baseline)
+    return _Analysis(
+        record=_fill(history, folder, architecture, config, trained, loaded, settings, baseline),
+        measurement=measurement,
+        keys={c.relative: measurement.key(prints[c.path]) for c in wanted},
+        fresh={c.relative: measured[c.path] for c in wanted if c.path in measured},
+    )
 
 
 def _measure_all(

@@ -15,6 +15,7 @@ import numpy as np
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.errors import FormatError
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.layers import checkpoint_record
@@ -93,6 +94,13 @@ class RunMeasurement:
         record, arrays = found
         record = dataclasses.replace(record, step=checkpoint.step, path=checkpoint.relative)
         return Measured(key, record, _rebuild(record, arrays))
+
+    def stored(self, key: str) -> Measured:
+        """A measurement that is known to be in the store."""
+        found = self.store.load(key)
+        if found is None:
+            raise FormatError("a stored measurement has vanished", hint="run the command again")
+        return Measured(key, found[0], _rebuild(*found))
 
     def measure(
         self,

@@ -1,0 +1,1 @@
+"""Geometry: distances, entropies, heterogeneity and their uncertainty, in numpy float64 alone."""

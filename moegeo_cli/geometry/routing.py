@@ -1,0 +1,373 @@
+r"""What one router did over a probe, as sums by sequence: all that its metrics need.
+
+Two passes over the logits, in pieces that stay in the processor's cache; the second one
+only for the distance to the mean distribution. Everything is float64 from the logits on.
+
+Legend: T tokens, S sequences, E experts, K experts chosen per token, N tokens of a piece,
+M token means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moegeo_cli.geometry.scoring import Scoring, find_scoring
+from moegeo_cli.geometry.selection import SelectionRule, check_selection
+from moegeo_cli.geometry.simplex import distance_from_squared_chord, distance_max, entropy
+
+PIECE = 1 << 16  # entries of a piece: half a megabyte of float64
+KEPT_ROOTS = 1 << 22  # entries of √p that are kept between the passes: 32 MiB
+# A rule that fails for more than this share of the tokens is not understood.
+CONTRADICTIONS = 1e-3
+
+TOKEN_MEANS = (
+    "fsi", "dispersion", "entropy_token", "logit_z",
+    "fsi_dispatch", "entropy_dispatch", "margin", "near_ties",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class RouterTokens:
+    """One router's tokens, in the probe's order.
+
+    `logits_TE` are the raw logits, float32 (None for a router that hashes: then `experts`
+    says E). `selected_TK` holds expert indices, −1 for an empty or dropped slot;
+    `weights_TK` the combine weights applied. `selection_bias_E` acts on the selection alone;
+    `groups` is (groups, groups kept), ranked by `group_score`. `top_k` is None where it
+    varies, `sequences` the number of sequences where the last ones may be empty.
+    """
+
+    logits_TE: np.ndarray | None
+    selected_TK: np.ndarray
+    weights_TK: np.ndarray
+    sequence_T: np.ndarray
+    scoring: str
+    selection_bias_E: np.ndarray | None = None
+    groups: tuple[int, int] | None = None
+    group_score: str = "top2"
+    top_k: int | None = None
+    experts: int | None = None
+    sequences: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingSums:
+    """Sums over each sequence's tokens.
+
+    `values_SM` are sums of the `TOKEN_MEANS`, already in their final units, and
+    `counts_SM` how many tokens went into each. `probability_SE` sums p, `combine_SE` the
+    combine weights normalised to 1, `dispatch_SE` counts (token, slot) pairs. `logit_max_S`
+    is a maximum. `top_k` is 0 where it varies. `contradicted` counts tokens whose selection
+    the rule does not explain, −1 where no rule could be held against it.
+    """
+
+    values_SM: np.ndarray
+    counts_SM: np.ndarray
+    sequence_tokens: np.ndarray
+    dispatch_SE: np.ndarray
+    probability_SE: np.ndarray
+    combine_SE: np.ndarray
+    logit_max_S: np.ndarray
+    nonfinite_S: np.ndarray
+    top_k: int
+    contradicted: int
+    margin_in_logits: bool
+    hashed: bool = False
+
+    @property
+    def experts(self) -> int:
+        """E."""
+        return int(self.dispatch_SE.shape[1])
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return int(self.sequence_tokens.sum())
+
+    @property
+    def nonfinite_tokens(self) -> int:
+        """Tokens with a NaN or an infinity among their logits or combine weights."""
+        return int(self.nonfinite_S.sum())
+
+    @property
+    def load_E(self) -> np.ndarray | None:
+        """Share of the dispatch of each expert, summing to 1; None without any dispatch."""
+        counts_E = self.dispatch_SE.sum(axis=0).astype(np.float64)
+        return counts_E / counts_E.sum() if counts_E.sum() else None
+
+    @property
+    def mean_probability_E(self) -> np.ndarray | None:
+        """Mean of p over the tokens; None where no token has one."""
+        total = self.probability_SE.sum()
+        return None if self.hashed or not total else self.probability_SE.sum(axis=0) / total
+
+    def subset(self, chosen_S: np.ndarray) -> RoutingSums:
+        """The same of the sequences that a mask or an index array chooses, a domain's for one."""
+        return RoutingSums(
+            *(
+                getattr(self, name)[chosen_S]
+                for name in (
+                    "values_SM", "counts_SM", "sequence_tokens", "dispatch_SE",
+                    "probability_SE", "combine_SE", "logit_max_S", "nonfinite_S",
+                )
+            ),
+            top_k=self.top_k,
+            contradicted=self.contradicted,
+            margin_in_logits=self.margin_in_logits,
+            hashed=self.hashed,
+        )  # fmt: skip
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Named arrays, ready to be saved."""
+        facts = [self.top_k, self.contradicted, int(self.margin_in_logits), int(self.hashed)]
+        return {
+            "values": self.values_SM,
+            "counts": self.counts_SM,
+            "tokens": self.sequence_tokens,
+            "dispatch": self.dispatch_SE,
+            "probability": self.probability_SE,
+            "combine": self.combine_SE,
+            "logit_max": self.logit_max_S,
+            "nonfinite": self.nonfinite_S,
+            "facts": np.array(facts, dtype=np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RoutingSums:
+        """Rebuild from `to_arrays`."""
+        top_k, contradicted, in_logits, hashed = (int(v) for v in arrays["facts"])
+        return cls(
+            values_SM=arrays["values"],
+            counts_SM=arrays["counts"],
+            sequence_tokens=arrays["tokens"],
+            dispatch_SE=arrays["dispatch"],
+            probability_SE=arrays["probability"],
+            combine_SE=arrays["combine"],
+            logit_max_S=arrays["logit_max"],
+            nonfinite_S=arrays["nonfinite"],
+            top_k=top_k,
+            contradicted=contradicted,
+            margin_in_logits=bool(in_logits),
+            hashed=bool(hashed),
+        )
+
+
+def measure_routing(tokens: RouterTokens) -> RoutingSums:
+    """Sum what the metrics of section "per router" need, sequence by sequence.
+
+    Args:
+        tokens: one router's tokens. Tokens with a non-finite logit or weight are counted
+            and left out of the sums.
+
+    Returns:
+        Sums in float64; token means are not averaged yet.
+
+    Raises:
+        UnsupportedArchitectureError: an unknown scoring.
+    """
+    return _Measuring(tokens).run()
+
+
+class _Measuring:
+    """One router's measurement: the arrays by token, filled piece by piece."""
+
+    def __init__(self, tokens: RouterTokens) -> None:
+        sequence_T = np.asarray(tokens.sequence_T)
+        selected_TK, weights_TK = tokens.selected_TK, tokens.weights_TK
+        logits_TE = tokens.logits_TE
+        if (np.diff(sequence_T) < 0).any():
+            order = np.argsort(sequence_T, kind="stable")
+            sequence_T, selected_TK, weights_TK = (
+                a[order] for a in (sequence_T, selected_TK, weights_TK)
+            )
+            logits_TE = None if logits_TE is None else logits_TE[order]
+        self.sequence_T, self.selected_TK, self.weights_TK = sequence_T, selected_TK, weights_TK
+        self.logits_TE = logits_TE
+        self.count = len(sequence_T)
+        last = int(sequence_T[-1]) + 1 if self.count else 0
+        self.sequences = last if tokens.sequences is None else tokens.sequences
+        self.experts = int(tokens.experts or 0) if logits_TE is None else int(logits_TE.shape[1])
+        self.furthest = distance_max(self.experts) if self.experts > 1 else math.nan
+        self.log_experts = math.log(self.experts) if self.experts > 1 else math.nan
+        self.scoring = find_scoring(tokens.scoring) if logits_TE is not None else None
+        self.top_k = tokens.top_k or 0
+        self.rule = self._rule(tokens)
+        self.values = {name: np.zeros(self.count) for name in TOKEN_MEANS}
+        self.counted = {name: np.zeros(self.count, dtype=bool) for name in TOKEN_MEANS}
+        self.finite_T = np.isfinite(weights_TK).all(axis=1)
+        self.contradicted = 0
+        self.logit_max_T = np.zeros(self.count)
+        self.probability_SE = np.zeros((self.sequences, self.experts))
+
+    def _rule(self, tokens: RouterTokens) -> SelectionRule | None:
+        """The selection rule, where there is one and it leaves something unselected."""
+        if self.scoring is None or not tokens.top_k:
+            return None
+        if tokens.top_k != self.selected_TK.shape[1] or tokens.top_k >= self.experts:
+            return None
+        return SelectionRule(
+            tokens.top_k,
+            tokens.scoring,
+            None if tokens.selection_bias_E is None else np.asarray(tokens.selection_bias_E, float),
+            tokens.groups,
+            tokens.group_score,
+        )
+
+    def run(self) -> RoutingSums:
+        if self.logits_TE is not None and self.experts > 1 and self.scoring is not None:
+            self._measure_logits(self.logits_TE, self.scoring)
+        dispatch_SE, combine_SE = self._measure_dispatch()
+        counts_SM = np.stack([self._sum(self.counted[name]) for name in TOKEN_MEANS], axis=1)
+        return RoutingSums(
+            values_SM=np.stack([self._sum(self.values[name]) for name in TOKEN_MEANS], axis=1),
+            counts_SM=counts_SM,
+            sequence_tokens=np.bincount(self.sequence_T, minlength=self.sequences),
+            dispatch_SE=dispatch_SE,
+            probability_SE=self.probability_SE,
+            combine_SE=combine_SE,
+            logit_max_S=self._largest(self.logit_max_T),
+            nonfinite_S=self._sum(~self.finite_T),
+            top_k=self.top_k,
+            contradicted=self.contradicted if self.rule is not None else -1,
+            margin_in_logits=self.rule is not None and self.rule.in_logits,
+            hashed=self.logits_TE is None,
+        )
+
+    def _sum(self, values_T: np.ndarray) -> np.ndarray:
+        """Sum by sequence."""
+        return np.bincount(self.sequence_T, weights=values_T, minlength=self.sequences)
+
+    def _largest(self, values_T: np.ndarray) -> np.ndarray:
+        """Largest by sequence; 0 without a token."""
+        largest_S = np.zeros(self.sequences)
+        np.maximum.at(largest_S, self.sequence_T, values_T)
+        return largest_S
+
+    def _pieces(self) -> Iterator[slice]:
+        rows = max(64, PIECE // self.experts)
+        for start in range(0, self.count, rows):
+            yield slice(start, min(start + rows, self.count))
+
+    def _measure_logits(self, logits_TE: np.ndarray, scoring: Scoring) -> None:
+        """Everything that rests on the logits, in two passes."""
+        kept_TE = np.empty(logits_TE.shape) if logits_TE.size <= KEPT_ROOTS else None
+        for piece in self._pieces():
+            piece_NE = logits_TE[piece]
+            rows: slice | np.ndarray = piece
+            if not np.isfinite(piece_NE).all():
+                self.finite_T[piece] &= np.isfinite(piece_NE).all(axis=1)
+            if not self.finite_T[piece].all():
+                rows = piece.start + np.flatnonzero(self.finite_T[piece])
+                piece_NE = logits_TE[rows]
+            if not len(piece_NE):
+                continue
+            root_NE = self._measure_piece(rows, piece_NE, scoring)
+            if kept_TE is not None:
+                kept_TE[rows] = root_NE
+            if self.rule is not None:
+                self._measure_selection(self.rule, rows, piece_NE)
+        total = self.finite_T.sum()
+        root_mean_E = np.sqrt(self.probability_SE.sum(axis=0) / max(total, 1))
+        for piece in self._pieces():
+            rows = piece
+            if not self.finite_T[piece].all():
+                rows = piece.start + np.flatnonzero(self.finite_T[piece])
+            if kept_TE is not None:
+                gap_NE = kept_TE[rows] - root_mean_E
+            else:
+                gap_NE = _roots(scoring.log_score(logits_TE[rows].astype(np.float64)))[0]
+                gap_NE -= root_mean_E
+            chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
+            self.values["dispersion"][rows] = distance_from_squared_chord(chord_N) / self.furthest
+        for name in ("fsi", "dispersion", "entropy_token", "logit_z"):
+            self.counted[name] = self.finite_T
+
+    def _measure_piece(
+        self, rows: slice | np.ndarray, logits_NE: np.ndarray, scoring: Scoring
+    ) -> np.ndarray:
+        """The first pass over a piece; gives √p."""
+        z_NE = logits_NE.astype(np.float64)
+        highest_N, lowest_N = z_NE.max(axis=1), z_NE.min(axis=1)
+        centre_N = z_NE.mean(axis=1) if scoring.constant_free else 0.0
+        self.logit_max_T[rows] = np.maximum(highest_N - centre_N, centre_N - lowest_N)
+        logs_NE = scoring.log_score(z_NE)
+        if logs_NE is not z_NE:
+            z_NE -= highest_N[:, None]
+            log_sum_N = highest_N + np.log(np.exp(z_NE, out=z_NE).sum(axis=1))
+        root_NE, log_total_N = _roots(logs_NE)
+        if logs_NE is z_NE:
+            log_sum_N = log_total_N + highest_N
+        p_NE = root_NE * root_NE
+        sequence_N = self.sequence_T[rows]
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(sequence_N)) + 1])
+        self.probability_SE[sequence_N[starts]] += np.add.reduceat(p_NE, starts, axis=0)
+        # `_roots` has left ln s − max ln s in logs_NE
+        entropy_N = log_total_N - np.einsum("ne,ne->n", p_NE, logs_NE)
+        gap_NE = np.subtract(root_NE, 1.0 / math.sqrt(self.experts), out=p_NE)
+        chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
+        self.values["fsi"][rows] = distance_from_squared_chord(chord_N) / self.furthest
+        self.values["entropy_token"][rows] = entropy_N / self.log_experts
+        self.values["logit_z"][rows] = log_sum_N**2
+        return root_NE
+
+    def _measure_selection(
+        self, rule: SelectionRule, rows: slice | np.ndarray, logits_NE: np.ndarray
+    ) -> None:
+        """Margins and near-ties of the tokens whose slots are all filled."""
+        selected_NK = self.selected_TK[rows]
+        full_N = (selected_NK >= 0).all(axis=1)
+        if isinstance(rows, slice):
+            rows = np.arange(rows.start, rows.stop)
+        if not full_N.all():
+            rows, logits_NE, selected_NK = rows[full_N], logits_NE[full_N], selected_NK[full_N]
+        if not len(rows):
+            return
+        check = check_selection(rule, logits_NE, selected_NK)
+        self.contradicted += int(check.contradicted_N.sum())
+        open_N = np.isfinite(check.margin_N)  # something eligible was left unselected
+        self.values["margin"][rows] = np.where(open_N, check.margin_N, 0.0)
+        self.counted["margin"][rows] = open_N
+        self.values["near_ties"][rows] = check.near_tie_N
+        self.counted["near_ties"][rows] = True
+
+    def _measure_dispatch(self) -> tuple[np.ndarray, np.ndarray]:
+        """Dispatch counts and combine weights by sequence and expert, both (S, E)."""
+        shape = (self.sequences, self.experts)
+        taken_TK = (self.selected_TK >= 0) & self.finite_T[:, None]
+        cells_TK = self.sequence_T[:, None] * self.experts + self.selected_TK
+        size = self.sequences * self.experts
+        dispatch_SE = np.bincount(cells_TK[taken_TK], minlength=size).reshape(shape)
+        if self.experts < 2:
+            return dispatch_SE.astype(np.int32), np.zeros(shape)
+        weights_TK = np.where(taken_TK, self.weights_TK, 0.0).astype(np.float64)
+        np.maximum(weights_TK, 0.0, out=weights_TK)
+        totals_T = weights_TK.sum(axis=1)
+        mixed_T = totals_T > 0
+        weights_TK /= np.where(mixed_T, totals_T, 1.0)[:, None]
+        combine_SE = np.bincount(
+            cells_TK[taken_TK], weights=weights_TK[taken_TK], minlength=size
+        ).reshape(shape)
+        # An empty slot weighs 0 and stands for one of the experts that were not selected.
+        gap_TK = np.sqrt(weights_TK) - 1.0 / math.sqrt(self.experts)
+        rest = (self.experts - weights_TK.shape[1]) / self.experts
+        chord_T = np.einsum("tk,tk->t", gap_TK, gap_TK) + rest
+        self.values["fsi_dispatch"] = np.where(
+            mixed_T, distance_from_squared_chord(chord_T) / self.furthest, 0.0
+        )
+        self.values["entropy_dispatch"] = entropy(weights_TK) / self.log_experts
+        self.counted["fsi_dispatch"] = self.counted["entropy_dispatch"] = mixed_T
+        return dispatch_SE.astype(np.int32), combine_SE
+
+
+def _roots(logs_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """√p and ln Σ exp(ln s − max ln s); leaves ln s − max ln s in `logs_NE`."""
+    logs_NE -= logs_NE.max(axis=1, keepdims=True)
+    root_NE = np.multiply(logs_NE, 0.5)
+    np.exp(root_NE, out=root_NE)
+    total_N = np.einsum("ne,ne->n", root_NE, root_NE)
+    root_NE /= np.sqrt(total_N)[:, None]
+    return root_NE, np.log(total_N)

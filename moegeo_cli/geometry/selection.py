@@ -1,0 +1,165 @@
+"""The rule by which a router selects experts, re-run: for margins and for near-ties.
+
+A margin means something only where the rule is understood, so what the rule would have
+selected is held against what the model did select, token by token.
+
+Legend: N tokens, E experts, K experts chosen per token, G groups of experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moegeo_cli.geometry.scoring import find_scoring, probabilities
+
+# A model selects on float32 scores, we on float64: smaller contradictions are rounding.
+TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionRule:
+    """Top-k of the scores, after a bias and within the best groups of experts.
+
+    `groups` is (groups, groups kept); a group ranks by `group_score`: "top2" (the sum of its
+    two best scores) or "max". Equal scores go to the lower index.
+    """
+
+    top_k: int
+    scoring: str
+    bias_E: np.ndarray | None = None
+    groups: tuple[int, int] | None = None
+    group_score: str = "top2"
+
+    @property
+    def in_logits(self) -> bool:
+        """Whether selection follows the logits themselves, so that a margin is in logits."""
+        sums = self.groups is not None and self.group_score != "max"
+        return self.bias_E is None and not sums and find_scoring(self.scoring).monotone
+
+    def score(self, logits_NE: np.ndarray) -> np.ndarray:
+        """What the rule compares: logits, or the score with its bias (softmax: p)."""
+        if self.in_logits:
+            return logits_NE
+        logits_NE = logits_NE.astype(np.float64)
+        if self.scoring == "softmax":
+            scores_NE = probabilities(logits_NE, self.scoring)
+        else:
+            scores_NE = find_scoring(self.scoring).score(logits_NE)
+        return scores_NE if self.bias_E is None else scores_NE + self.bias_E
+
+    def keep_groups(self, scores_NE: np.ndarray) -> np.ndarray | None:
+        """Which groups a token may choose from, shape (N, G); None without groups."""
+        if self.groups is None:
+            return None
+        count, kept = self.groups
+        scores_NGE = scores_NE.reshape(len(scores_NE), count, -1)
+        if self.group_score == "max" or scores_NGE.shape[2] == 1:
+            ranks_NG = scores_NGE.max(axis=2)
+        else:
+            ranks_NG = np.partition(scores_NGE, -2, axis=2)[:, :, -2:].sum(axis=2)
+        return _top_mask(ranks_NG, kept)
+
+    def select(self, scores_NE: np.ndarray) -> np.ndarray:
+        """The selected experts, shape (N, E), bool."""
+        kept_NG = self.keep_groups(scores_NE)
+        if kept_NG is not None:
+            scores_NE = _forbid(scores_NE.copy(), kept_NG)
+        return _top_mask(scores_NE, self.top_k)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionCheck:
+    """Per token: the gap behind the last selected expert, near-tie or not, rule met or not."""
+
+    margin_N: np.ndarray
+    near_tie_N: np.ndarray
+    contradicted_N: np.ndarray
+
+
+def check_selection(
+    rule: SelectionRule, logits_NE: np.ndarray, selected_NK: np.ndarray
+) -> SelectionCheck:
+    """Hold a rule against what a model selected.
+
+    Args:
+        rule: the rule.
+        logits_NE: raw router logits, float32, finite.
+        selected_NK: the K experts that the model selected, none missing.
+
+    Returns:
+        `margin_N`: last selected minus best eligible unselected (infinite where every
+        eligible expert is selected); `near_tie_N`: the rule selects another set once the
+        logits are rounded to bfloat16; `contradicted_N`: the rule would not select this set.
+    """
+    count, experts = logits_NE.shape
+    flat_NK = selected_NK + np.arange(count)[:, None] * experts
+    scores_NE = rule.score(logits_NE)
+    kept_NG = rule.keep_groups(scores_NE)
+    margin_N, scale_N = _margins(scores_NE, flat_NK, kept_NG)
+    contradicted_N = margin_N < -TOLERANCE * (1.0 + scale_N)
+    contradicted_N |= _repeated(selected_NK)
+    if kept_NG is not None:
+        width = experts // kept_NG.shape[1]
+        contradicted_N |= ~np.take_along_axis(kept_NG, selected_NK // width, axis=1).all(axis=1)
+    rounded_NE = round_to_bfloat16(logits_NE)
+    near_tie_N = np.zeros(count, dtype=bool)
+    if np.array_equal(rounded_NE, logits_NE):
+        return SelectionCheck(margin_N, near_tie_N, contradicted_N)
+    rounded_scores_NE = rule.score(rounded_NE)
+    rounded_kept_NG = rule.keep_groups(rounded_scores_NE)
+    rounded_margin_N, _ = _margins(rounded_scores_NE, flat_NK, rounded_kept_NG)
+    # A gap on both sides proves that both select the model's set: only the others are re-run.
+    doubtful_N = (margin_N <= 0) | (rounded_margin_N <= 0) | contradicted_N
+    if kept_NG is not None and rounded_kept_NG is not None:
+        doubtful_N |= (kept_NG != rounded_kept_NG).any(axis=1)
+    rows = np.flatnonzero(doubtful_N)
+    if len(rows):
+        before, after = rule.select(scores_NE[rows]), rule.select(rounded_scores_NE[rows])
+        near_tie_N[rows] = (before != after).any(axis=1)
+    return SelectionCheck(margin_N, near_tie_N, contradicted_N)
+
+
+def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """Float32 values rounded to the nearest bfloat16 (ties to even), as float32."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded &= np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
+
+
+def _margins(
+    scores_NE: np.ndarray, flat_NK: np.ndarray, kept_NG: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gap behind the last selected expert, and the size of the scores there."""
+    last_N = scores_NE.ravel()[flat_NK].min(axis=1).astype(np.float64)
+    others_NE = scores_NE.copy()
+    others_NE.ravel()[flat_NK] = -np.inf
+    if kept_NG is not None:
+        _forbid(others_NE, kept_NG)
+    best_N = others_NE.max(axis=1).astype(np.float64)
+    return last_N - best_N, np.abs(last_N)
+
+
+def _forbid(scores_NE: np.ndarray, kept_NG: np.ndarray) -> np.ndarray:
+    """Set the scores of experts outside the kept groups to −inf, in place."""
+    count, groups = kept_NG.shape
+    scores_NE.reshape(count, groups, -1)[~kept_NG] = -np.inf
+    return scores_NE
+
+
+def _top_mask(scores_NE: np.ndarray, top_k: int) -> np.ndarray:
+    """The `top_k` largest of each row; of equal ones the first."""
+    order_NE = np.argsort(-scores_NE, axis=1, kind="stable")
+    mask_NE = np.zeros(scores_NE.shape, dtype=bool)
+    np.put_along_axis(mask_NE, order_NE[:, :top_k], True, axis=1)
+    return mask_NE
+
+
+def _repeated(selected_NK: np.ndarray) -> np.ndarray:
+    """Tokens that name one expert twice."""
+    sorted_NK = np.sort(selected_NK, axis=1)
+    return np.asarray((sorted_NK[:, 1:] == sorted_NK[:, :-1]).any(axis=1))

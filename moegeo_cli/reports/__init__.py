@@ -1,0 +1,112 @@
+"""One formatter per format: records in, text out (or onto a rich console)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from moegeo_cli.comparison import ComparisonRecord
+from moegeo_cli.errors import UsageError
+from moegeo_cli.records import FORMAT_NAME, RunRecord
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "FORMATS", "print_comparison", "print_run", "read", "read_comparison", "render", "schema",
+    "step_summary",
+]  # fmt: skip
+
+FORMATS = ("rich", "json", "markdown", "csv", "junit", "github")
+
+
+def render(record: RunRecord | ComparisonRecord, format: str) -> str:
+    """A report as text; the format "rich" gives the terminal report without colour.
+
+    Raises:
+        UsageError: a format that is not in `FORMATS`.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"no format {format!r}", found=", ".join(FORMATS))
+    return (
+        _render_run(record, format)
+        if isinstance(record, RunRecord)
+        else _render_comparison(record, format)
+    )
+
+
+def _render_run(record: RunRecord, format: str) -> str:
+    from moegeo_cli.reports import csv_report, github, json_report, junit, markdown, terminal
+
+    writers = {
+        "rich": terminal.render, "json": json_report.render, "markdown": markdown.render,
+        "csv": csv_report.render, "junit": junit.render, "github": github.render,
+    }  # fmt: skip
+    return writers[format](record)
+
+
+def _render_comparison(record: ComparisonRecord, format: str) -> str:
+    from moegeo_cli.reports import (
+        comparison_terminal,
+        comparison_text,
+        csv_report,
+        github,
+        json_report,
+        junit,
+    )
+
+    writers = {
+        "rich": comparison_terminal.render, "json": json_report.render,
+        "markdown": comparison_text.render_markdown, "csv": csv_report.render_comparison,
+        "junit": junit.render_comparison, "github": github.render_comparison,
+    }  # fmt: skip
+    return writers[format](record)
+
+
+def print_run(record: RunRecord, console: Console) -> None:
+    """Print the terminal report of a run."""
+    from moegeo_cli.reports.terminal import print_run as show
+
+    show(record, console)
+
+
+def print_comparison(record: ComparisonRecord, console: Console) -> None:
+    """Print the terminal report of a comparison."""
+    from moegeo_cli.reports.comparison_terminal import print_comparison as show
+
+    show(record, console)
+
+
+def read(text: str | bytes) -> RunRecord:
+    """A run from its JSON.
+
+    Raises:
+        FormatError: not JSON, not a run, of a newer version, or damaged.
+    """
+    from moegeo_cli.reports.json_report import read as load
+
+    return load(text)
+
+
+def read_comparison(text: str | bytes) -> ComparisonRecord:
+    """A comparison from its JSON.
+
+    Raises:
+        FormatError: not JSON, not a comparison, of a newer version, or damaged.
+    """
+    from moegeo_cli.reports.json_report import read_comparison as load
+
+    return load(text)
+
+
+def schema(name: str = FORMAT_NAME, *, strict: bool = False) -> dict[str, Any]:
+    """The JSON Schema of "moegeo.run" or "moegeo.compare"; strict refuses keys not listed."""
+    from moegeo_cli.reports.json_report import schema as load
+
+    return load(name, strict=strict)
+
+
+def step_summary(record: RunRecord | ComparisonRecord) -> str:
+    """Markdown for GitHub's step summary."""
+    from moegeo_cli.reports.github import step_summary as summarise
+
+    return summarise(record)

@@ -1,0 +1,103 @@
+"""A comparison of two runs as markdown, and the sentences that its other formats share."""
+
+from __future__ import annotations
+
+from moegeo_cli.comparison import ComparisonRecord, Difference, MatchedPair, RunSummary
+from moegeo_cli.reports import figures
+from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
+from moegeo_cli.reports.markdown import Notes, table
+
+
+def headline(record: ComparisonRecord) -> str:
+    """Which run is healthier, in one sentence."""
+    if record.healthier is None:
+        return "No difference in health is shown."
+    side = record.run_a if record.healthier == "a" else record.run_b
+    return f"{record.healthier.upper()}, {clean(side.name, 80)}, is the healthier run."
+
+
+def run_words(run: RunSummary) -> str:
+    """A run's name and status words in one line."""
+    words = [clean(run.status or "not judged")]
+    words += [f"routing {clean(run.routing)}"] if run.routing else []
+    words += [f"performance {clean(run.performance)}"] if run.performance else []
+    if run.checkpoints is not None:
+        words.append(figures.plural(run.checkpoints, "checkpoint"))
+    return f"{clean(run.name, 80)}: {' · '.join(words)}"
+
+
+def pair_name(record: ComparisonRecord, pair: MatchedPair) -> str:
+    """Where a pair stands: its progress, and the steps where those are not the same thing."""
+    by = record.matched_by
+    a, b = progress(by, pair.progress_a), progress(by, pair.progress_b)
+    return f"{by} {a}" if a == b else f"{by} {a} and {b}"
+
+
+def progress(by: str, value: float | None) -> str:
+    """Progress as its unit is written: a share in percent, tokens and steps as counts."""
+    if value is None:
+        return "?"
+    return f"{value:.1%}" if by == "fraction" else figures.count(value)
+
+
+def unmatched_words(record: ComparisonRecord) -> list[str]:
+    """The checkpoints without a partner."""
+    return [
+        f"{u.run.upper()} at {figures.step_name(u.step, progress(record.matched_by, u.progress))}: "
+        f"{clean(u.reason)}"
+        for u in record.unmatched
+    ]
+
+
+def favoured(found: Difference) -> str:
+    """Which side a difference favours, "" where its interval holds 0 or neither is better."""
+    low, high, better = found.difference.ci_low, found.difference.ci_high, found.a.higher_is_better
+    if low is None or high is None or low <= 0 <= high:
+        return ""
+    if better is None:
+        return "differs"
+    return "b" if (low > 0) == better else "a"
+
+
+def render_markdown(record: ComparisonRecord, *, layers: bool = True) -> str:
+    """The comparison as a markdown document."""
+    notes = Notes()
+    lines = [
+        f"# moegeo compare: {markdown_text(headline(record))}",
+        "",
+        markdown_text(record.reason),
+        "",
+    ]
+    lines += [
+        f"- A {markdown_text(run_words(record.run_a))}",
+        f"- B {markdown_text(run_words(record.run_b))}",
+    ]
+    lines += [f"- Note: {markdown_text(note)}" for note in record.notes]
+    if not record.pairs:
+        lines += ["", f"No two checkpoints match by {markdown_text(record.matched_by)}."]
+    heads = ("metric", "A", "B", "B − A", "better")
+    for pair in reversed(record.pairs):
+        lines += ["", f"## At {markdown_text(pair_name(record, pair))}", ""]
+        rows = [
+            [markdown_text(figures.label(n)), *_cells(notes, n, d), favoured(d).upper()]
+            for n, d in pair.differences.items()
+        ]
+        lines += table(heads, rows, (1, 2, 3))
+        if layers and pair.layers:
+            routers = [
+                [str(x.layer), markdown_code(x.router), markdown_text(figures.label(n)),
+                 *_cells(notes, n, d), favoured(d).upper()]
+                for x in pair.layers for n, d in x.differences.items()
+            ]  # fmt: skip
+            lines += ["", *table(("layer", "router", *heads), routers, (3, 4, 5))]
+    unmatched = unmatched_words(record)
+    lines += (
+        ["", "## Without a match", "", *(f"- {markdown_text(u)}" for u in unmatched)]
+        if unmatched
+        else []
+    )
+    return "\n".join([*lines, *notes.lines()]).rstrip() + "\n"
+
+
+def _cells(notes: Notes, name: str, found: Difference) -> list[str]:
+    return [notes.cell(name, m) for m in (found.a, found.b, found.difference)]

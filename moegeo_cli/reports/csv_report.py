@@ -1,0 +1,101 @@
+"""Tidy CSV: a row for every step, router and metric; run-level rows have no layer or router."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moegeo_cli.comparison import ComparisonRecord, Difference
+from moegeo_cli.records import LayerRecord, Metric, RunRecord
+from moegeo_cli.reports.escaping import csv_text
+from moegeo_cli.reports.figures import as_metric
+
+COLUMNS = (
+    "step", "checkpoint", "layer", "router", "metric", "value", "ci_low", "ci_high", "n", "unit",
+    "null_value", "reason", "worst_router",
+)  # fmt: skip
+COMPARE_COLUMNS = (
+    "step_a", "step_b", "layer", "router", "metric", "a", "b", "difference", "ci_low", "ci_high",
+    "n", "unit", "reason",
+)  # fmt: skip
+
+
+def render(record: RunRecord) -> str:
+    """The run's metrics; what could not be measured has an empty value and a reason."""
+    return _write(COLUMNS, rows(record))
+
+
+def render_comparison(record: ComparisonRecord) -> str:
+    """Both runs' metrics at each matched pair, and their difference, b minus a."""
+    return _write(COMPARE_COLUMNS, _pairs(record))
+
+
+def rows(record: RunRecord) -> Iterator[dict[str, Any]]:
+    """One row a metric, checkpoints in order; moves between checkpoints stand at their end."""
+    for checkpoint in record.checkpoints:
+        place = {"step": checkpoint.step, "checkpoint": checkpoint.path}
+        for name, metric in {"loss": checkpoint.loss, **checkpoint.metrics}.items():
+            yield {**place, "metric": name, **_cells(metric)}
+        for layer in checkpoint.layers:
+            where = {**place, "layer": layer.layer, "router": layer.router}
+            for name, metric in layer_metrics(layer):
+                yield {**where, "metric": name, **_cells(metric)}
+    for entry in record.dynamics:
+        yield from _dynamics_rows(entry)
+
+
+def layer_metrics(layer: LayerRecord) -> Iterator[tuple[str, Metric]]:
+    """A router's metrics, those of every further Fisher kind as `fisher.<kind>.<unit>.<name>`."""
+    yield from layer.metrics.items()
+    for kind, units in layer.fisher.items():
+        for unit, metrics in units.items():
+            for name, metric in metrics.items():
+                yield f"fisher.{kind}.{unit}.{name}", metric
+
+
+def _dynamics_rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    place = {"step": entry.get("to_step")}
+    for where in (entry, *(entry.get("layers") or ())):
+        router = {"layer": where.get("layer"), "router": where.get("router")}
+        for name, value in (where.get("metrics") or {}).items():
+            metric = as_metric(value)
+            if metric is not None:
+                yield {**place, **router, "metric": f"dynamics.{name}", **_cells(metric)}
+
+
+def _cells(metric: Metric) -> dict[str, Any]:
+    return {
+        "value": metric.value, "ci_low": metric.ci_low, "ci_high": metric.ci_high, "n": metric.n,
+        "unit": metric.unit, "null_value": metric.null_value, "reason": metric.reason,
+        "worst_router": metric.router,
+    }  # fmt: skip
+
+
+def _pairs(record: ComparisonRecord) -> Iterator[dict[str, Any]]:
+    for pair in record.pairs:
+        place = {"step_a": pair.step_a, "step_b": pair.step_b}
+        for name, found in pair.differences.items():
+            yield {**place, "metric": name, **_difference(found)}
+        for layer in pair.layers:
+            where = {**place, "layer": layer.layer, "router": layer.router}
+            for name, found in layer.differences.items():
+                yield {**where, "metric": name, **_difference(found)}
+
+
+def _difference(found: Difference) -> dict[str, Any]:
+    cells = _cells(found.difference)
+    return {
+        "a": found.a.value, "b": found.b.value, "difference": cells.pop("value"),
+        **{k: v for k, v in cells.items() if k in COMPARE_COLUMNS},
+    }  # fmt: skip
+
+
+def _write(columns: tuple[str, ...], found: Iterator[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in found:
+        writer.writerow({k: csv_text(v) if isinstance(v, str) else v for k, v in row.items()})
+    return file.getvalue()

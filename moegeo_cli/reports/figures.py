@@ -1,0 +1,88 @@
+"""Metrics as words and digits: the same in every report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moegeo_cli.catalogue import SPECS
+from moegeo_cli.records import Metric
+
+_WORST = "_worst"
+# Metrics of the dynamics, which the catalogue does not hold.
+_LABELS = {"loss": "loss", "fsi_rate": "FSI change", "fsi_rate_share": "share of its bound"}
+
+
+def label(name: str) -> str:
+    """A metric's name for people: `collapse_worst` is "collapse, worst router"."""
+    base = name.removesuffix(_WORST)
+    spec = SPECS.get(base)
+    text = spec.label if spec else _LABELS.get(base, base.replace("_", " "))
+    return f"{text}, worst router" if name.endswith(_WORST) else text
+
+
+def unit(name: str, metric: Metric | None = None) -> str:
+    """The unit of a metric, "" for a pure number."""
+    spec = SPECS.get(name.removesuffix(_WORST))
+    found = metric.unit if metric is not None else spec.unit if spec else ""
+    return "" if found == "1" else found
+
+
+def decimals(name: str) -> int:
+    """Digits after the point that the catalogue asks for."""
+    spec = SPECS.get(name.removesuffix(_WORST))
+    return spec.decimals if spec else 3
+
+
+def number(value: float, places: int = 3) -> str:
+    """A number at a readable length: never rounded to a zero that it is not."""
+    size = abs(value)
+    if value == 0:
+        return f"{0:.{min(places, 3)}f}"
+    if places == 0:
+        return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+    if places > 3 or size < 0.5 * 10**-places or size >= 1e5:
+        return f"{value:.3g}"
+    kept = places - (size >= 10) - (size >= 100) - (size >= 1000)
+    return f"{value:,.{max(kept, 0)}f}"
+
+
+def interval(metric: Metric, places: int = 3) -> str:
+    """The interval as "[low, high]", "" where there is none."""
+    if metric.value is None or metric.ci_low is None or metric.ci_high is None:
+        return ""
+    return f"[{number(metric.ci_low, places)}, {number(metric.ci_high, places)}]"
+
+
+def half_width(metric: Metric, places: int = 3) -> str:
+    """Half the interval's width, for tables without room for both ends."""
+    if metric.value is None or metric.ci_low is None or metric.ci_high is None:
+        return ""
+    return number((metric.ci_high - metric.ci_low) / 2, places)
+
+
+def count(value: float | int | None) -> str:
+    """A count with thousands marked; "?" where it is not known."""
+    return "?" if value is None else f"{value:,.0f}"
+
+
+def step_name(step: int | None, path: str = "") -> str:
+    """A checkpoint's step, or its path where it has none."""
+    return f"step {step:,}" if step is not None else path or "checkpoint"
+
+
+def as_metric(value: Any) -> Metric | None:
+    """A metric from a metric, its JSON form or a bare number; None for anything else."""
+    if isinstance(value, Metric):
+        return value
+    if isinstance(value, Mapping) and "value" in value:
+        names = Metric.__dataclass_fields__
+        return Metric(**{key: entry for key, entry in value.items() if key in names})
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return Metric(float(value))
+    return None
+
+
+def plural(number: int, noun: str) -> str:
+    """A count with its noun."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

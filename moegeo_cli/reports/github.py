@@ -1,0 +1,57 @@
+"""Annotations of a GitHub workflow run, and the markdown of its step summary."""
+
+from __future__ import annotations
+
+from moegeo_cli.comparison import ComparisonRecord
+from moegeo_cli.records import RunRecord
+from moegeo_cli.reports import comparison_text, judgement, markdown, outline
+from moegeo_cli.reports.escaping import clean, github_message, github_property
+
+LEVELS = {"failing": "error", "watch": "warning", "info": "notice"}
+SUMMARY_BYTES = 1_000_000  # GitHub refuses a step summary of more than 1 MiB
+SUMMARY_ROUTERS = 10
+
+
+def render(record: RunRecord) -> str:
+    """A workflow command per finding, the worst first, and one for the verdict."""
+    name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
+    if verdict is None:
+        return _command("notice", f"moegeo {name}", ["measured, not judged"]) + "\n"
+    status = [f"{name} is {clean(verdict.status)} ({judgement.status_words(verdict)})"]
+    level = {"failing": "error", "healthy": "notice"}.get(verdict.status, "warning")
+    lines = [_command(level, "moegeo verdict", [*status, *verdict.reasons])]
+    for finding in judgement.findings(verdict):
+        where = f" in layer {judgement.layer_list(finding.layers)}" if finding.layers else ""
+        title = f"{finding.id} {finding.name}{where}"
+        words = [finding.message, *judgement.evidence_lines(finding.evidence)]
+        lines.append(_command(LEVELS.get(finding.severity, "notice"), title, words))
+    gaps = outline.coverage_gaps(record.newest)
+    if gaps:
+        lines.append(_command("warning", "moegeo coverage", gaps))
+    for item in record.interventions[:3]:
+        words = [f"{outline.key_words(item.key)} ({outline.live_words(item.key)})", item.action]
+        lines.append(_command("notice", f"next: {item.title}", words))
+    return "\n".join(lines) + "\n"
+
+
+def render_comparison(record: ComparisonRecord) -> str:
+    """One workflow command that says which run is healthier."""
+    level = "notice" if record.healthier != "a" else "warning"
+    words = [comparison_text.headline(record), record.reason, *record.notes]
+    return _command(level, "moegeo compare", words) + "\n"
+
+
+def step_summary(record: RunRecord | ComparisonRecord) -> str:
+    """Markdown for the file that $GITHUB_STEP_SUMMARY names, within GitHub's limit of size."""
+    if isinstance(record, ComparisonRecord):
+        text = comparison_text.render_markdown(record, layers=False)
+    else:
+        text = markdown.render(record, most_routers=SUMMARY_ROUTERS, full=False)
+    if len(text.encode()) > SUMMARY_BYTES:
+        kept = text.encode()[:SUMMARY_BYTES].decode(errors="ignore").rpartition("\n")[0]
+        text = kept + "\n\n(cut: the summary is longer than GitHub shows)\n"
+    return text + "\n"
+
+
+def _command(level: str, title: str, lines: list[str]) -> str:
+    return f"::{level} title={github_property(title)}::{github_message(lines)}"

@@ -1,0 +1,258 @@
+"""What a report for people says, whatever its format: which metrics, routers and advice first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moegeo_cli.records import (
+    CheckpointRecord,
+    ConfigKey,
+    Intervention,
+    Metric,
+    RunRecord,
+)
+from moegeo_cli.reports.escaping import clean
+from moegeo_cli.reports.figures import as_metric, count, plural, step_name
+
+# The rows of the table over training, in this order, as far as the run has them.
+TRACKS = (
+    "loss", "fsi", "fsi_dispatch", "collapse_worst", "dispersion", "information",
+    "entropy_load_worst", "dead_experts", "near_ties_worst", "logit_max_worst",
+    "fhs", "fhs_worst", "fhs_trace", "fhs_conditional", "heterogeneity_trace",
+    "heterogeneity_conditional",
+)  # fmt: skip
+STATES = {"nonfinite": "NaN or Inf in this router", "zero": "all rows of this router are zero"}
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A metric over the checkpoints; None where a checkpoint does not have it."""
+
+    name: str
+    points: tuple[Metric | None, ...]
+
+    @property
+    def noise(self) -> float:
+        """The widest interval: less movement than this is no trend."""
+        widths = [
+            p.ci_high - p.ci_low
+            for p in self.points
+            if p is not None and p.ci_low is not None and p.ci_high is not None
+        ]
+        return max(widths, default=0.0)
+
+
+def tracks(record: RunRecord, names: Sequence[str] = TRACKS) -> list[Track]:
+    """The metrics over training, those that no checkpoint has left out."""
+    found = []
+    for name in names:
+        points = tuple(run_metric(c, name) for c in record.checkpoints)
+        if any(p is not None for p in points):
+            found.append(Track(name, points))
+    return found
+
+
+def run_metric(checkpoint: CheckpointRecord, name: str) -> Metric | None:
+    """A run-level metric of a checkpoint, the loss included."""
+    return checkpoint.loss if name == "loss" else checkpoint.metrics.get(name)
+
+
+def identity(record: RunRecord) -> str:
+    """Model type, routers, experts and scoring in one line."""
+    layers = record.newest.layers
+    parts = [str(record.run["model_type"])] if record.run.get("model_type") else []
+    parts.append(plural(record.newest.coverage.routers_found, "router"))
+    if layers:
+        experts = sorted({x.experts for x in layers})
+        top = sorted({x.top_k for x in layers if x.top_k is not None})
+        shape = "/".join(count(e) for e in experts) + " experts"
+        parts.append(shape + (f", top {'/'.join(map(str, top))}" if top else ""))
+        parts.append("/".join(sorted({x.scoring for x in layers})))
+    if record.run.get("framework"):
+        parts.append(str(record.run["framework"]))
+    return " · ".join(clean(p) for p in parts)
+
+
+def checkpoint_words(record: RunRecord) -> str:
+    """Which checkpoints the report is about."""
+    names = [step_name(c.step, clean(c.path)) for c in record.checkpoints]
+    if len(names) == 1:
+        return f"one checkpoint, {names[0]}"
+    return f"{len(names)} checkpoints, {names[0]} to {names[-1].removeprefix('step ')}"
+
+
+def probe_words(probe: Mapping[str, Any]) -> str:
+    """What was replayed."""
+    source = clean(probe.get("source") or probe.get("name") or "unknown probe")
+    words = f"{source}: {count(probe.get('tokens'))} tokens"
+    words += f" in {count(probe.get('sequences'))} sequences"
+    domains = probe.get("domains")
+    return words + (f", {plural(len(domains), 'domain')}" if domains else "")
+
+
+def coverage_gaps(checkpoint: CheckpointRecord) -> list[str]:
+    """What was not measured, grouped by reason; empty where everything was."""
+    coverage = checkpoint.coverage
+    if coverage.routers_measured >= coverage.routers_found:
+        return []
+    lines = [
+        f"{coverage.routers_measured} of {coverage.routers_found} routers measured: "
+        "every figure here is of these alone"
+    ]
+    by: dict[str, list[str]] = {}
+    for router, reason in coverage.not_measured.items():
+        by.setdefault(clean(reason), []).append(clean(router))
+    for reason, routers in by.items():
+        more = f" and {len(routers) - 3} more" if len(routers) > 3 else ""
+        lines.append(f"{', '.join(routers[:3])}{more}: {reason}")
+    return lines
+
+
+def skipped_checkpoints(record: RunRecord) -> list[str]:
+    """Checkpoints that were left out, with the reason."""
+    skipped = record.run.get("skipped") or ()
+    return [f"{clean(s.get('path'))}: {clean(s.get('reason'))}" for s in skipped]
+
+
+def key_words(key: ConfigKey) -> str:
+    """The setting that an intervention changes: its name, now and suggested."""
+    if key.key is None:
+        return f"no key in {clean(key.framework)}"
+    return f"{clean(key.key)}: {setting(key.current)} → {setting(key.suggested)}"
+
+
+def live_words(key: ConfigKey) -> str:
+    """Whether the framework reads the setting."""
+    if key.key is None:
+        return "add the lines below" if key.lines else ""
+    if key.live is None:
+        return f"not known whether {clean(key.framework)} reads it"
+    return f"{clean(key.framework)} reads it" if key.live else "NOT READ as configured"
+
+
+def evidence_words(evidence: Mapping[str, Any]) -> str:
+    """How well an intervention is known to work."""
+    parts = [clean(evidence.get("grade", "untested"))]
+    for name, value in evidence.items():
+        if name != "grade" and value is not None:
+            parts.append(f"{clean(name).replace('_', ' ')} {setting(value)}")
+    return ", ".join(parts)
+
+
+def setting(value: Any) -> str:
+    """A setting's value as its owner writes it in a file."""
+    if value is None:
+        return "not set"
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(v) for v in value)
+    return clean(json.dumps(value, default=str))
+
+
+def ordered_interventions(record: RunRecord) -> tuple[Intervention, ...]:
+    """What to do, in the verdict's order."""
+    return record.interventions
+
+
+def method(record: RunRecord) -> list[tuple[str, str]]:
+    """How the numbers were measured, for the foot of a report."""
+    newest, settings = record.newest, record.settings
+    rows = [
+        (
+            "probe",
+            f"{probe_words(record.probe)}; sha256 {clean(record.probe.get('sha256') or '?')[:16]}",
+        )
+    ]
+    fisher = settings.get("fisher")
+    if isinstance(fisher, Mapping):
+        rows.append(
+            ("Fisher", f"diagonal, {clean(fisher.get('kind'))}, unit {clean(fisher.get('unit'))}")
+        )
+    rows.append(("baseline", baseline_words(record.baseline)))
+    replay = newest.replay
+    device = [
+        f"{name.replace('_', ' ')} {clean(replay[name])}"
+        for name in ("device", "dtype", "batch_size", "threads")
+        if replay.get(name) is not None
+    ]
+    if settings.get("seed") is not None:
+        device.append(f"seed {clean(settings['seed'])}")
+    rows.append(("replay", ", ".join(device) or "not recorded"))
+    rows.append(
+        ("versions", ", ".join(f"{clean(k)} {clean(v)}" for k, v in record.versions.items()))
+    )
+    notes = [*(record.run.get("notes") or ()), *(replay.get("notes") or ())]
+    rows += [("note", clean(note)) for note in notes]
+    return rows
+
+
+def baseline_words(baseline: Mapping[str, Any]) -> str:
+    """What FHS compares with, and how far that can be trusted."""
+    draws = baseline.get("baseline_draws", baseline.get("draws"))
+    kind, reason = baseline.get("kind"), baseline.get("reason")
+    if not draws:
+        return f"none: {clean(reason)}" if reason else "none"
+    if kind == "init":
+        words = f"{draws} fresh initialisations of this config"
+    else:
+        step = baseline.get("step")
+        words = f"checkpoint of step {step:,}" if isinstance(step, int) else "another checkpoint"
+    words += f"; baseline_draws: {draws}"
+    if draws == 1:
+        words += ", so the spread of H(0) between seeds is not in the FHS intervals"
+    return words
+
+
+def next_commands(record: RunRecord) -> list[tuple[str, str]]:
+    """Commands that tell more, each with what for."""
+    found = []
+    draws = record.baseline.get("baseline_draws", record.baseline.get("draws"))
+    if not draws or draws == 1:
+        why = (
+            "put the spread between seeds into FHS"
+            if draws
+            else "give FHS something to compare with"
+        )
+        found.append(("moegeo analyze PATH --baseline init", why))
+    if record.verdict is not None and record.verdict.performance == "undetermined":
+        found.append(
+            ("moegeo analyze PATH --reference RUN", "judge the loss against a healthy run")
+        )
+    if len(record.checkpoints) > 1:
+        found.append(("moegeo compare PATH OTHER", "set this run beside another one"))
+    found.append(("moegeo analyze PATH --format json", "every number, with intervals and reasons"))
+    return found
+
+
+def dynamics_tracks(record: RunRecord) -> tuple[list[str], list[Track]]:
+    """Headings ("0 → 100") and run-level metrics of the moves between checkpoints."""
+    headings, names = [], []
+    for entry in record.dynamics:
+        first, last = (
+            _step(entry, k)
+            for k in (("from_step", "step_from", "from"), ("to_step", "step_to", "to"))
+        )
+        headings.append(f"{first} → {last}")
+        names += [n for n in _metrics(entry) if n not in names]
+    return headings, [
+        Track(name, tuple(as_metric(_metrics(e).get(name)) for e in record.dynamics))
+        for name in names
+    ]
+
+
+def _metrics(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = entry.get("metrics")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _step(entry: Mapping[str, Any], names: Iterable[str]) -> str:
+    for name in names:
+        if isinstance(entry.get(name), int):
+            return f"{entry[name]:,}"
+        if entry.get(name) is not None:
+            return clean(entry[name])
+    return "?"
