@@ -385,7 +385,7 @@ def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:
 
 def _default_tokens(architecture: Architecture) -> int:
     """Enough tokens for the dead-expert test to be able to find one."""
-    from moegeo_cli.geometry.estimates import tokens_for_power
+    from moegeo_cli.geometry.dead import tokens_for_power
 
     routers = len(architecture.moe_layers or range(architecture.layers or 1))
     if not architecture.top_k:

@@ -212,4 +212,62 @@ _SPECS = (
     ),
 )
 
-SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in _SPECS}
+# How routing moves between two checkpoints, on the same tokens.
+_DYNAMICS = (
+    MetricSpec("speed", "speed", "radians", "mean Fisher-Rao distance that a token's p moved"),
+    MetricSpec("fsi_rate", "FSI change", "share of d_max", "change of FSI on the sampled tokens"),
+    MetricSpec(
+        "fsi_rate_bound",
+        "bound on FSI change",
+        "share of d_max",
+        "speed / d_max: the triangle inequality allows no larger change of FSI",
+    ),
+    MetricSpec("fsi_rate_share", "share of its bound", "1", "FSI change over its bound"),
+    MetricSpec(
+        "fisher_step",
+        "Fisher step",
+        "radians²",
+        "mean squared length of the step under the Fisher metric, inputs held fixed",
+        decimals=6,
+    ),
+    MetricSpec("fisher_step_root", "Fisher step (root)", "radians", "its root"),
+    MetricSpec(
+        "rms_fixed_input",
+        "rms distance, fixed input",
+        "radians",
+        "root mean square distance that the router's own change moves p",
+    ),
+    MetricSpec(
+        "rms_total",
+        "rms distance, total",
+        "radians",
+        "root mean square distance that p moved, on the same tokens",
+    ),
+    MetricSpec(
+        "rms_moving_input",
+        "rms distance, moving input",
+        "radians",
+        "what moving inputs add to the router's own change",
+    ),
+    MetricSpec(
+        "diagonal_error",
+        "error of the diagonal",
+        "1",
+        "the step under the diagonal Fisher over that under the full one, minus 1",
+    ),
+    MetricSpec(
+        "saturation",
+        "saturation",
+        "above chance",
+        "share of the earlier checkpoint's choices that are the last one's already",
+    ),
+    MetricSpec(
+        "geodesic_excess",
+        "geodesic excess",
+        "1",
+        "length of the way from the first checkpoint over the shortest one, minus 1",
+    ),
+)
+_LOSS = MetricSpec("loss", "loss", "nats per token", "next-token cross-entropy", False)
+
+SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in (*_SPECS, *_DYNAMICS, _LOSS)}

@@ -178,7 +178,10 @@ class Intervention:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """One checkpoint, measured. `progress` holds step, tokens and fraction where they are known."""
+    """One checkpoint, measured. `progress` holds step, tokens and fraction where they are known.
+
+    `fisher` holds the run-level heterogeneity of every kind and unit: fisher[kind][unit][name].
+    """
 
     step: int | None
     path: str  # relative to the run
@@ -187,6 +190,7 @@ class CheckpointRecord:
     loss: Metric  # nats per loss token
     metrics: Metrics
     layers: tuple[LayerRecord, ...]
+    fisher: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
     verdict: Verdict | None = None
     progress: Mapping[str, float | None] = field(default_factory=dict)
     measurements: str | None = None  # sha256 of measurements.safetensors
@@ -202,7 +206,8 @@ class RunRecord:
     `run` holds name, layout, model_type, architecture, framework, parameters, settings
     (the training settings that interventions read), log (loss entries of the trainer's
     state, each {"step", "loss", ...}), skipped (checkpoints left out, with reasons).
-    `dynamics` has one entry per pair of successive checkpoints (spec section 7).
+    `dynamics` has one entry per pair of successive checkpoints: from_step, to_step, from_path,
+    to_path, metrics over routers, and layers, each {layer, router, metrics}.
     """
 
     status: str  # "complete", or "partial" where a checkpoint or a router was left out

@@ -18,7 +18,7 @@ import numpy as np
 from moegeo_cli.catalogue import SPECS
 from moegeo_cli.records import Metric
 
-GROUPS = 64
+GROUPS = 32
 DRAWS = 1000
 LEVEL = 0.95
 # An interval needs this share of its draws to have a value.
@@ -26,9 +26,9 @@ USABLE = 0.95
 
 
 def group_sequences(count: int, seed: int = 0) -> np.ndarray:
-    """Each sequence's group: a seeded shuffle into at most 64 groups of near equal size.
+    """Each sequence's group: a seeded shuffle into at most 32 groups of near equal size.
 
-    Up to 64 sequences each are their own group; beyond that there are 33 to 64 groups.
+    Up to 32 sequences each are their own group; beyond that there are 17 to 32 groups.
 
     Args:
         count: S.
@@ -119,9 +119,8 @@ def make_draws(groups_S: np.ndarray, seed: int = 0, count: int = DRAWS) -> Draws
     groups = int(groups_S.max()) + 1 if len(groups_S) else 0
     generator = np.random.Generator(np.random.PCG64(seed))
     if groups < 2:
-        counts_BG = np.zeros((0, groups))
-    else:
-        counts_BG = generator.multinomial(groups, np.full(groups, 1.0 / groups), size=count)
+        return Draws(groups_S, np.zeros((0, groups)), seed)
+    counts_BG = generator.multinomial(groups, np.full(groups, 1.0 / groups), size=count)
     return Draws(groups_S, counts_BG.astype(np.float64), seed)
 
 
@@ -214,12 +213,12 @@ def worst_of(estimates: list[Estimate], routers: list[str], *, largest: bool = T
 
 
 def difference(now: Estimate, base: Estimate) -> Estimate:
-    """now − base, paired by the draws; both must come from the same groups."""
+    """Now − base, paired by the draws; both must come from the same groups."""
     return _pair(now, base, lambda a, b: a - b)
 
 
 def ratio(now: Estimate, base: Estimate) -> Estimate:
-    """now / base, paired by the draws; NaN draws where the base is 0."""
+    """Now / base, paired by the draws; NaN draws where the base is 0."""
 
     def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -228,9 +227,7 @@ def ratio(now: Estimate, base: Estimate) -> Estimate:
     return _pair(now, base, divide)
 
 
-def _combine(
-    estimates: list[Estimate], combine: Callable[[np.ndarray], np.ndarray]
-) -> Estimate:
+def _combine(estimates: list[Estimate], combine: Callable[[np.ndarray], np.ndarray]) -> Estimate:
     """Combine values, draws and null draws over routers; routers without a value are named."""
     present = [e for e in estimates if e.value is not None]
     if not present:

@@ -107,19 +107,9 @@ class RoutingSums:
 
     def subset(self, chosen_S: np.ndarray) -> RoutingSums:
         """The same of the sequences that a mask or an index array chooses, a domain's for one."""
-        return RoutingSums(
-            *(
-                getattr(self, name)[chosen_S]
-                for name in (
-                    "values_SM", "counts_SM", "sequence_tokens", "dispatch_SE",
-                    "probability_SE", "combine_SE", "logit_max_S", "nonfinite_S",
-                )
-            ),
-            top_k=self.top_k,
-            contradicted=self.contradicted,
-            margin_in_logits=self.margin_in_logits,
-            hashed=self.hashed,
-        )  # fmt: skip
+        arrays = self.to_arrays()
+        facts = {"facts": arrays.pop("facts")}
+        return self.from_arrays({name: a[chosen_S] for name, a in arrays.items()} | facts)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, ready to be saved."""

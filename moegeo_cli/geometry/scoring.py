@@ -51,7 +51,9 @@ def _softplus(z: np.ndarray) -> np.ndarray:
 def _log_softplus(z: np.ndarray) -> np.ndarray:
     # softplus(z) → e^z for very negative z: its logarithm is z, less e^z / 2
     low = np.minimum(z, -30.0)
-    return np.asarray(np.where(z < -30.0, low - 0.5 * np.exp(low), np.log(_softplus(np.maximum(z, -30.0)))))
+    return np.asarray(
+        np.where(z < -30.0, low - 0.5 * np.exp(low), np.log(_softplus(np.maximum(z, -30.0))))
+    )
 
 
 def _softplus_log_slope(z: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ class RouterArrays:
 
     @property
     def state(self) -> str:
-        """ "ok", "nonfinite" (NaN or Inf in the weights) or "zero" (all rows zero)."""
+        """One of "ok", "nonfinite" (NaN or Inf in the weights), "zero" (all rows zero)."""
         if not np.isfinite(self.weight_ED).all():
             return "nonfinite"
         return "ok" if self.weight_ED.any() else "zero"
@@ -50,13 +50,18 @@ class RouterArrays:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointArrays:
-    """One checkpoint: its routers, and the loss by sequence (None without a loss pass)."""
+    """One checkpoint: its routers, and the loss by sequence (None without a loss pass).
+
+    `sample_rows` are the probe's rows behind the samples, `input_rows` those of them whose
+    router inputs are kept.
+    """
 
     routers: tuple[RouterArrays, ...]
     loss_S: np.ndarray | None
     loss_tokens_S: np.ndarray
     groups_S: np.ndarray
     sample_rows: np.ndarray
+    input_rows: np.ndarray
     routers_found: int
     not_measured: Mapping[str, str] = field(default_factory=dict)
     replay: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +72,7 @@ class CheckpointArrays:
             "loss_tokens": self.loss_tokens_S,
             "groups": self.groups_S,
             "sample_rows": self.sample_rows,
+            "input_rows": self.input_rows,
         }
         if self.loss_S is not None:
             arrays["loss"] = self.loss_S
@@ -127,6 +133,7 @@ class CheckpointArrays:
             loss_tokens_S=arrays["loss_tokens"],
             groups_S=arrays["groups"],
             sample_rows=arrays["sample_rows"],
+            input_rows=arrays["input_rows"],
             **rest,
         )
 

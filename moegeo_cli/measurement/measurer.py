@@ -125,6 +125,7 @@ class Measurer:
             loss_tokens_S=outcome.loss_tokens_S,
             groups_S=self.groups_S,
             sample_rows=sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed),
+            input_rows=self._input_rows(asked, tokens),
             routers_found=len(routers),
             not_measured=skipped,
             replay={

@@ -1,0 +1,145 @@
+r"""Which experts are unused beyond doubt, and what a probe can tell about that at all.
+
+An expert is dead when its share of the dispatch is significantly under 5% of the fair share:
+T Bernoulli trials of selecting it at 0.05·K/E, with T divided by the design effect, since
+tokens of one sequence are not independent; Holm's correction over experts × routers at 1%.
+
+Legend: S sequences, T tokens, E experts, K experts chosen per token, L routers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moegeo_cli.geometry.routing import RoutingSums
+
+DEAD_SHARE = 0.05  # of the fair share
+LEVEL = 0.01
+# Assumed where no probe has been seen yet: texts of a few hundred tokens cluster about this much.
+USUAL_DESIGN_EFFECT = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class DeadTest:
+    """One router's outcome: the dead experts, or None and why nothing can be told.
+
+    `needed` says how many tokens would give the test its power.
+    """
+
+    dead: tuple[int, ...] | None
+    tokens: int
+    design_effect: float
+    needed: int | None = None
+    reason: str | None = None
+
+
+def find_dead(routers: Sequence[RoutingSums]) -> list[DeadTest]:
+    """Test every expert of every router of one checkpoint together.
+
+    Args:
+        routers: all routers' sums over the same probe, or over one domain of it.
+
+    Returns:
+        One outcome a router. A router has power when zero hits would reject after the
+        correction for all experts.
+    """
+    family = sum(r.experts for r in routers if _reason(r) is None)
+    outcomes: list[DeadTest | None] = []
+    candidates: list[tuple[float, int, int]] = []
+    for place, router in enumerate(routers):
+        reason = _reason(router)
+        if reason is not None:
+            outcomes.append(DeadTest(None, router.tokens, 1.0, None, reason))
+            continue
+        effect = design_effect(router)
+        trials = router.tokens / effect
+        chance = DEAD_SHARE * router.top_k / router.experts
+        if trials * math.log1p(-chance) > math.log(LEVEL / family):
+            needed = math.ceil(effect * _trials(chance, family))
+            outcomes.append(
+                DeadTest(None, router.tokens, effect, needed,
+                         f"{router.tokens:,} tokens cannot tell: about {needed:,} would")
+            )  # fmt: skip
+            continue
+        p_E = _low_tail(router.dispatch_SE.sum(axis=0) / effect, trials, chance)
+        candidates += [(float(p), place, e) for e, p in enumerate(p_E)]
+        outcomes.append(None)
+    found: dict[int, list[int]] = {}
+    # Experts without power stay in the family: their p-values would be 1, last in Holm's order.
+    for rank, (p, place, expert) in enumerate(sorted(candidates)):
+        if p > LEVEL / (family - rank):
+            break
+        found.setdefault(place, []).append(expert)
+    return [
+        outcome
+        or DeadTest(
+            tuple(sorted(found.get(place, []))),
+            routers[place].tokens,
+            design_effect(routers[place]),
+        )
+        for place, outcome in enumerate(outcomes)
+    ]
+
+
+def design_effect(router: RoutingSums) -> float:
+    """How much more a router's expert counts vary between sequences than independent tokens' would.
+
+    The variance of the counts between sequences over the binomial one, pooled over experts;
+    at least 1. The square root of it is how much wider intervals are.
+
+    Source: Kish (1965), *Survey Sampling*, for clusters of unequal size.
+    """
+    used_S = router.sequence_tokens > 0
+    tokens_S = router.sequence_tokens[used_S].astype(np.float64)
+    count = len(tokens_S)
+    if count < 2:
+        return 1.0
+    hits_SE = router.dispatch_SE[used_S]
+    rate_E = hits_SE.sum(axis=0) / tokens_S.sum()
+    between_E = ((hits_SE - tokens_S[:, None] * rate_E) ** 2).sum(axis=0) * count / (count - 1)
+    binomial_E = tokens_S.sum() * rate_E * (1.0 - rate_E)
+    if binomial_E.sum() <= 0:
+        return 1.0
+    return max(1.0, float(between_E.sum() / binomial_E.sum()))
+
+
+def tokens_for_power(experts: int, top_k: int, routers: int) -> int:
+    """Probe tokens with which an expert that is never selected will be found dead.
+
+    Args:
+        experts: E.
+        top_k: K.
+        routers: L.
+    """
+    if top_k >= experts:
+        return 0
+    trials = _trials(DEAD_SHARE * top_k / experts, experts * max(routers, 1))
+    return math.ceil(USUAL_DESIGN_EFFECT * trials)
+
+
+def _trials(chance: float, family: int) -> float:
+    """Trials after which zero hits reject at `LEVEL` over the family."""
+    return math.log(LEVEL / family) / math.log1p(-chance)
+
+
+def _low_tail(hits_E: np.ndarray, trials: float, chance: float) -> np.ndarray:
+    """P(at most so many hits), the binomial continued to fractions of trials."""
+    from scipy.special import betainc
+
+    rest_E = np.maximum(trials - hits_E, 1e-12)
+    return np.asarray(betainc(rest_E, hits_E + 1.0, 1.0 - chance))
+
+
+def _reason(router: RoutingSums) -> str | None:
+    """Why a router cannot be tested at all."""
+    if not router.top_k:
+        return "the number of experts per token varies"
+    if router.top_k >= router.experts:
+        return "every token uses every expert"
+    if not router.dispatch_SE.sum():
+        return "nothing was dispatched"
+    return None

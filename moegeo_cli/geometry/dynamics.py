@@ -1,0 +1,240 @@
+r"""How routing moves between checkpoints of one run, on the same tokens of the same probe.
+
+Everything rests on a fixed sample of the probe's tokens whose logits are kept with every
+checkpoint; the forms that hold the input fixed rest on a smaller sample of router inputs.
+
+Legend: M sampled tokens, N sampled router inputs (some of the M), C checkpoints,
+E experts, K experts chosen per token, D router input width, G groups, B draws.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moegeo_cli.geometry.resample import Draws, Estimate, missing
+from moegeo_cli.geometry.scoring import find_scoring, probabilities
+from moegeo_cli.geometry.simplex import distance, distance_from_roots, distance_max
+
+# Repeats of one checkpoint differ by the rounding of its logits.
+ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}
+REPEATS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One router at one checkpoint. `group_M` gives each sampled token's group.
+
+    `x_ND` are inputs of the tokens `input_rows_N` of the sample; None without them.
+    """
+
+    logits_ME: np.ndarray
+    selected_MK: np.ndarray
+    group_M: np.ndarray
+    scoring: str
+    weight_ED: np.ndarray
+    bias_E: np.ndarray | None
+    x_ND: np.ndarray | None
+    input_rows_N: np.ndarray | None
+    dtype: str = "float32"
+    top_k: int | None = None
+
+    @property
+    def probabilities_ME(self) -> np.ndarray:
+        """P of the sampled tokens."""
+        return probabilities(self.logits_ME, self.scoring)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every sampled logit is a number."""
+        return bool(np.isfinite(self.logits_ME).all())
+
+
+def step_estimates(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str, Estimate]:
+    """What one router did between two checkpoints.
+
+    Args:
+        before: the earlier checkpoint.
+        after: the later one, on the same tokens.
+        draws: of the probe's groups.
+
+    Returns:
+        `speed` (mean Fisher-Rao distance a token moved), `fsi_rate` (change of FSI),
+        `fsi_rate_bound` (speed / d_max, which the triangle inequality sets) and
+        `fsi_rate_share` of it; `fisher_step` and its root, the root mean square distances
+        with the input held fixed, in total, and by moving inputs, and what the diagonal
+        form of the step errs by.
+
+    Source: [GM], theorems 2 and 3; estimators ours.
+    """
+    names = (
+        "speed", "fsi_rate", "fsi_rate_bound", "fsi_rate_share", "fisher_step",
+        "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input", "diagonal_error",
+    )  # fmt: skip
+    problem = _problem(before, after)
+    if problem:
+        return dict.fromkeys(names, missing(problem))
+    p_ME, q_ME = before.probabilities_ME, after.probabilities_ME
+    experts = p_ME.shape[1]
+    furthest = distance_max(experts)
+    uniform_E = np.full(experts, 1.0 / experts)
+    moved_M = distance(p_ME, q_ME)
+    change_M = (distance(q_ME, uniform_E) - distance(p_ME, uniform_E)) / furthest
+    speed = _mean(moved_M, before.group_M, draws)
+    rate = _mean(change_M, before.group_M, draws)
+    assert speed.value is not None
+    assert rate.value is not None
+    bound = Estimate(
+        speed.value / furthest,
+        None if speed.draws_B is None else speed.draws_B / furthest,
+        speed.n,
+    )
+    share = missing("nothing moved", speed.n)
+    if bound.value:
+        share = Estimate(min(abs(rate.value) / bound.value, 1.0), n=speed.n)
+    found = {
+        "speed": speed,
+        "fsi_rate": rate,
+        "fsi_rate_bound": bound,
+        "fsi_rate_share": share,
+    }
+    return found | _fixed_input(before, after, draws)
+
+
+def saturation(now: Snapshot, last: Snapshot, draws: Draws) -> Estimate:
+    r"""Share of a checkpoint's choices that are the last checkpoint's already, above chance.
+
+    .. math:: (\text{overlap} - c) / (1 - c), \quad c = K \sum_e q_e q'_e
+
+    with the dispatch shares q, q′ of both: what independent choices with these loads
+    would overlap by (K/E under balance).
+
+    Args:
+        now: the checkpoint.
+        last: the run's last one, on the same tokens.
+        draws: of the probe's groups.
+
+    Source: OLMoE's router saturation (arXiv 2409.02060), corrected for chance here.
+    """
+    if now.selected_MK.shape != last.selected_MK.shape or not now.top_k:
+        return missing("the number of experts per token varies")
+    if (now.selected_MK < 0).any() or (last.selected_MK < 0).any():
+        return missing("some slots are empty")
+    same_MKK = now.selected_MK[:, :, None] == last.selected_MK[:, None, :]
+    overlap_M = same_MKK.any(axis=2).mean(axis=1)
+    experts = now.logits_ME.shape[1]
+    now_E = np.bincount(now.selected_MK.ravel(), minlength=experts) / now.selected_MK.size
+    last_E = np.bincount(last.selected_MK.ravel(), minlength=experts) / last.selected_MK.size
+    chance = now.top_k * float(now_E @ last_E)
+    if chance >= 1.0 - 1e-9:
+        return missing("both checkpoints always choose the same experts", len(overlap_M))
+    return _mean((overlap_M - chance) / (1.0 - chance), now.group_M, draws)
+
+
+def geodesic_excess(path: Sequence[Snapshot], draws: Draws) -> Estimate:
+    """How much longer the tokens' way was than the shortest one from first to last.
+
+    Args:
+        path: one router at three or more checkpoints, in order.
+        draws: of the probe's groups.
+
+    Returns:
+        Σ way / Σ shortest − 1; 0 is a geodesic. It grows with the number of checkpoints:
+        compare it only on the same steps.
+    """
+    if len(path) < 3:
+        return missing("needs three checkpoints")
+    problem = next((p for a in path if (p := _problem(path[0], a))), None)
+    if problem:
+        return missing(problem)
+    roots = [np.sqrt(s.probabilities_ME) for s in path]
+    way_M = np.sum([distance_from_roots(a, b) for a, b in itertools.pairwise(roots)], axis=0)
+    shortest_M = distance_from_roots(roots[0], roots[-1])
+    if shortest_M.mean() <= REPEATS * repeat_distance(path[-1]):
+        return missing("first and last checkpoint differ no more than repeats of one do")
+    top, bottom = (_mean(v, path[0].group_M, draws) for v in (way_M, shortest_M))
+    assert top.value is not None
+    assert bottom.value is not None
+    draws_B = None
+    if top.draws_B is not None and bottom.draws_B is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws_B = top.draws_B / bottom.draws_B - 1.0
+    return Estimate(top.value / bottom.value - 1.0, draws_B, top.n)
+
+
+def repeat_distance(snapshot: Snapshot) -> float:
+    """Mean distance between two replays of one checkpoint whose logits differ by rounding."""
+    step = ROUNDING.get(snapshot.dtype, ROUNDING["float32"])
+    # alternate signs: a common factor on all logits would move p less than rounding can
+    signs_E = np.where(np.arange(snapshot.logits_ME.shape[1]) % 2, step, -step)
+    other_ME = probabilities(snapshot.logits_ME * (1.0 + signs_E), snapshot.scoring)
+    return float(distance(snapshot.probabilities_ME, other_ME).mean())
+
+
+def _problem(before: Snapshot, after: Snapshot) -> str | None:
+    if before.logits_ME.shape != after.logits_ME.shape or not len(before.logits_ME):
+        return "the two checkpoints were not measured on the same tokens"
+    if not (before.finite and after.finite):
+        return "some logits are not finite"
+    return None
+
+
+def _fixed_input(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str, Estimate]:
+    """How far the router's own change moves p, the inputs staying as they were."""
+    names = (
+        "fisher_step", "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input",
+        "diagonal_error",
+    )  # fmt: skip
+    if before.x_ND is None or before.input_rows_N is None:
+        return dict.fromkeys(names, missing("no router inputs were kept"))
+    if before.weight_ED.shape != after.weight_ED.shape:
+        return dict.fromkeys(names, missing("the router changed its shape"))
+    x_ND = before.x_ND.astype(np.float64)
+    change_NE = x_ND @ (after.weight_ED.astype(np.float64) - before.weight_ED).T
+    if before.bias_E is not None and after.bias_E is not None:
+        change_NE += after.bias_E.astype(np.float64) - before.bias_E
+    if not np.isfinite(change_NE).all():
+        return dict.fromkeys(names, missing("the router's weights are not finite"))
+    rows, group_N = before.input_rows_N, before.group_M[before.input_rows_N]
+    z_NE = before.logits_ME[rows].astype(np.float64)
+    p_NE = probabilities(z_NE, before.scoring)
+    logs_NE = find_scoring(before.scoring).log_slope(z_NE) * change_NE
+    mean_N = (p_NE * logs_NE).sum(axis=1)
+    step_N = (p_NE * (logs_NE - mean_N[:, None]) ** 2).sum(axis=1)
+    diagonal_N = (p_NE * (1.0 - p_NE) * logs_NE**2).sum(axis=1)
+    moved_NE = probabilities(z_NE + change_NE, before.scoring)
+    after_NE = after.probabilities_ME[rows]
+    step = _mean(step_N, group_N, draws)
+    assert step.value is not None
+    error = missing("the router did not change", step.n)
+    if step.value > 0:
+        error = Estimate(float(diagonal_N.mean()) / step.value - 1.0, n=step.n)
+    return {
+        "fisher_step": step,
+        "fisher_step_root": _root(step),
+        "rms_fixed_input": _root(_mean(distance(p_NE, moved_NE) ** 2, group_N, draws)),
+        "rms_total": _root(_mean(distance(p_NE, after_NE) ** 2, group_N, draws)),
+        "rms_moving_input": _root(_mean(distance(moved_NE, after_NE) ** 2, group_N, draws)),
+        "diagonal_error": error,
+    }
+
+
+def _root(estimate: Estimate) -> Estimate:
+    assert estimate.value is not None
+    draws_B = None if estimate.draws_B is None else np.sqrt(np.maximum(estimate.draws_B, 0.0))
+    return Estimate(float(np.sqrt(max(estimate.value, 0.0))), draws_B, estimate.n)
+
+
+def _mean(values_M: np.ndarray, group_M: np.ndarray, draws: Draws) -> Estimate:
+    """Mean over sampled tokens, resampled by group."""
+    value = float(values_M.mean())
+    if not len(draws.counts_BG):
+        return Estimate(value, n=len(values_M))
+    tops_G = np.bincount(group_M, weights=values_M, minlength=draws.groups)
+    sizes_G = np.bincount(group_M, minlength=draws.groups).astype(float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws_B = draws.sum_draws(tops_G) / draws.sum_draws(sizes_G)
+    return Estimate(value, draws_B, len(values_M))
