@@ -22,7 +22,7 @@ ALLOWED = {
         "checkpoints", "probes", "fisher", "geometry", "replay", "store", "verdict",
     },
 }  # fmt: skip
-ANYONE = {"records", "errors", "catalogue"}
+ANYONE = {"records", "comparison", "errors", "catalogue"}
 NO_TORCH = {"geometry", "verdict", "store", "reports"}
 
 

@@ -35,10 +35,7 @@ def analyze(
         typer.Option("--exact", help="The exact unit loss_token: a backward per token, slow.",
                      rich_help_panel=o.MEASURING),
     ] = False,
-    layers: Annotated[
-        Optional[str],  # noqa: UP007
-        typer.Option(help="Only these layers: 0,4-7.", rich_help_panel=o.MEASURING),
-    ] = None,
+    layers: o.LayersOption = None,
     steps: Annotated[
         Optional[str],  # noqa: UP007
         typer.Option(help="Only these steps: 0,100-500.", rich_help_panel=o.MEASURING),

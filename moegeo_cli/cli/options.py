@@ -76,6 +76,10 @@ UnitOption = Annotated[
     Unit, typer.Option("--unit", help="Sample unit of the empirical Fisher.",
                        rich_help_panel=MEASURING),
 ]  # fmt: skip
+LayersOption = Annotated[
+    Optional[str],  # noqa: UP007
+    typer.Option("--layers", help="Only these layers: 0,4-7.", rich_help_panel=MEASURING),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …",
                       rich_help_panel=MEASURING),

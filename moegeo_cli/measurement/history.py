@@ -79,7 +79,7 @@ def _score(
     fisher = {k: {u: dict(m) for u, m in units.items()} for k, units in record.fisher.items()}
     top: Metrics = {}
     for kind in sorted({k for r in routers for k in r.fishers}):
-        scores = _scores(measured, draws, kind, reason, resampled)
+        scores = score_routers(measured, draws, kind, reason, resampled)
         over = as_metrics(over_routers(scores, paths, tuple(FHS_OF)))
         fisher[kind[0]][kind[1]].update(over)
         named = kind == settings.named
@@ -91,13 +91,22 @@ def _score(
     )
 
 
-def _scores(
+def score_routers(
     measured: Measured,
     draws: Sequence[Measured],
     kind: Kind,
     reason: str | None,
     resampled: Draws,
 ) -> list[dict[str, Estimate]]:
+    """Heterogeneity scores of each router against the baseline draws.
+
+    Args:
+        measured: the checkpoint.
+        draws: the baseline; empty for none.
+        kind: Fisher kind and unit.
+        reason: why there is no baseline.
+        resampled: the probe's bootstrap draws.
+    """
     routers = measured.arrays.routers
     if not draws:
         none = missing(reason or "no baseline")

@@ -160,6 +160,14 @@ class RunMeasurement:
         fingerprint: str,
         progress: dict[str, float | None],
     ) -> Measured:
+        # Gram matrices are stored as float32: a fresh entry must give the bytes of a stored one.
+        arrays = CheckpointArrays.from_arrays(
+            arrays.to_arrays(),
+            arrays.describe(),
+            routers_found=arrays.routers_found,
+            not_measured=arrays.not_measured,
+            replay=arrays.replay,
+        )
         record = checkpoint_record(
             arrays, self.probe, self.settings, step=step, path=relative, fingerprint=fingerprint,
             progress=progress,

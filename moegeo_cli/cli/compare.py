@@ -1,0 +1,101 @@
+"""`moegeo compare`: two runs side by side at matched progress."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from moegeo_cli.cli import options as o
+from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.settings import threshold_overrides
+
+
+class Axis(StrEnum):
+    """What progress is counted in."""
+
+    tokens = "tokens"
+    step = "step"
+    fraction = "fraction"
+
+
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run, or one checkpoint.")],
+    run_b: Annotated[Path, typer.Argument(help="The other.")],
+    by: Annotated[
+        Optional[Axis],  # noqa: UP007
+        typer.Option(
+            "--by",
+            help="Match by this. Default: tokens where both record them, else step.",
+            rich_help_panel=o.MEASURING,
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Compare although probes or estimators differ; then without intervals.",
+            rich_help_panel=o.MEASURING,
+        ),
+    ] = False,
+    probe: o.ProbeOption = None,
+    baseline: Annotated[
+        Optional[str],  # noqa: UP007
+        typer.Option(
+            help="What FHS compares with: a STEP, a PATH, init or none. "
+            "Default: each run's step 0.",
+            rich_help_panel=o.MEASURING,
+        ),
+    ] = None,
+    fisher: o.FisherOption = o.FisherKind.empirical,
+    unit: o.UnitOption = o.Unit.position,
+    layers: o.LayersOption = None,
+    device: o.DeviceOption = "auto",
+    dtype: o.DtypeOption = o.Dtype.auto,
+    batch_size: o.BatchSizeOption = None,
+    max_tokens: o.MaxTokensOption = None,
+    seed: o.SeedOption = 0,
+    no_cache: o.NoCacheOption = False,
+    cache_dir: o.CacheDirOption = None,
+    policy: o.PolicyOption = o.Policy.calibrated,
+    output_format: o.FormatOption = o.Format.rich,
+    output: o.OutputOption = None,
+) -> None:
+    """Set two runs side by side at matched progress: how they differ, which is healthier, why.
+
+    [bold]moegeo compare runs/old runs/new[/bold]
+    [bold]moegeo compare runs/old runs/new --by tokens --format json[/bold]
+    """  # noqa: D301, D415
+    from moegeo_cli import api
+
+    with show_progress() as progress:
+        record = api.compare(
+            run_a,
+            run_b,
+            by=by.value if by else None,
+            force=force,
+            probe=probe,
+            baseline=baseline,
+            fisher=fisher.value,
+            unit=unit.value,
+            layers=layers,
+            device=device,
+            dtype=dtype.value,
+            batch_size=batch_size,
+            max_tokens=max_tokens,
+            seed=seed,
+            cache=not no_cache,
+            cache_dir=cache_dir,
+            policy=policy.value,
+            thresholds=threshold_overrides(),
+            progress=progress,
+        )
+    from moegeo_cli.reports import print_comparison, render
+
+    if output_format is o.Format.rich and output is None:
+        print_comparison(record, stdout_console())
+        return
+    write_payload(render(record, output_format.value), output)
+    say(f"healthier: {record.healthier or 'no difference shown'}; {record.reason}")

@@ -1,0 +1,327 @@
+"""A run from its folder to its record: what to measure, what is measured already, what is new."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli import __version__
+from moegeo_cli.checkpoints.architecture import (
+    Architecture,
+    describe_architecture,
+    text_config,
+)
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
+from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.checkpoints.training import TrainingLog, read_training
+from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.errors import BaselineError, UsageError
+from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.measurement.history import add_history
+from moegeo_cli.measurement.run import Listener, Measured, RunMeasurement
+from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.probes import Probe, load_probe
+from moegeo_cli.records import RunRecord, from_dict, to_dict
+from moegeo_cli.store.cache import Store, entry_key
+
+MINIMUM_TOKENS = 8192
+# Rotation, gradient and kernel details differ between these: results name them.
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Analysis:
+    """A run as measured, not yet judged.
+
+    `keys` and `fresh` go by a checkpoint's path in the run: where its measurement is stored,
+    and what was loaded or measured just now. `baseline_keys` are those of the baseline draws.
+    """
+
+    record: RunRecord
+    measurement: RunMeasurement
+    keys: Mapping[str, str]
+    baseline_keys: tuple[str, ...]
+    fresh: Mapping[str, Measured]
+
+    def measured(self, relative: str) -> Measured:
+        """A checkpoint's record and arrays, from memory or from the store."""
+        if relative in self.fresh:
+            return self.fresh[relative]
+        return self.measurement.stored(self.keys[relative])
+
+    def baseline(self) -> list[Measured]:
+        """The baseline draws, from memory or from the store."""
+        known = {m.key: m for m in self.fresh.values()}
+        return [known.get(key) or self.measurement.stored(key) for key in self.baseline_keys]
+
+
+def measure_run(
+    folder: RunFolder,
+    store: Store,
+    *,
+    settings: Settings,
+    probe: Path | str | None,
+    max_tokens: int | None,
+    steps: str | None,
+    latest: bool,
+    verify_fingerprint: str,
+    progress: Listener | None,
+    baseline: str | None,
+) -> Analysis:
+    """Everything but judging: the run's record as far as it rests on measurements.
+
+    Args:
+        folder: the run.
+        store: where measurements are kept.
+        settings: how to measure.
+        probe: a probe file; None for the bundled one.
+        max_tokens: probe tokens; None for what the dead-expert test needs.
+        steps: only these steps, like "0,100-500".
+        latest: only the newest checkpoint, and the baseline.
+        verify_fingerprint: "sampled" or "full".
+        progress: hears how far the work is.
+        baseline: a step, a path, "init", "none"; None for step 0.
+
+    Raises:
+        MoegeoError: what opening, loading and replaying raise.
+    """
+    newest = folder.newest
+    config = read_config(newest.path)
+    architecture = describe_architecture(config)
+    tokens = max_tokens or default_tokens(folder)
+    loaded = load_probe(
+        Path(probe) if probe is not None else None,
+        vocab_size=_vocabulary(config),
+        tokenizer_dir=newest.path,
+        max_tokens=tokens,
+        seed=settings.seed,
+        max_length=_context(config),
+    )
+    chosen = _choose(folder, steps, latest)
+    base_folder, base_reason = _baseline_folder(folder, baseline)
+    measurement = RunMeasurement(architecture, config, loaded, settings, store, progress)
+    wanted = list(chosen)
+    if base_folder is not None and all(c.path != base_folder.path for c in wanted):
+        wanted.insert(0, base_folder)
+    prints = {c.path: take_fingerprint(c, verify_fingerprint) for c in wanted}
+    logs = {c.path: read_training(c) for c in wanted}
+    trained = logs.get(newest.path) or read_training(newest)
+    derived = entry_key(
+        {
+            "keys": [[measurement.key(prints[c.path]), c.step, c.relative] for c in wanted],
+            "baseline": baseline,
+            "chosen": [c.relative for c in chosen],
+            "version": __version__,
+        }
+    )
+    initial = baseline == "init"
+    measured: dict[Path, Measured] = {}
+    draws: list[Measured] = []
+    kept = store.load_json(f"run-{derived}")
+    if kept is not None and _entries_stand(store, kept):
+        history, baseline_keys = from_dict(RunRecord, kept["run"]), tuple(kept["baseline"])
+    else:
+        if progress:
+            progress.begin(folder.name, len(wanted))
+        measured = _measure_all(measurement, wanted, prints, logs, architecture, progress)
+        if initial:
+            draws = measurement.initial(newest.path, prints[newest.path])
+        elif base_folder is not None:
+            draws = [measured[base_folder.path]]
+            _refuse_other_architecture(measured[newest.path], draws[0])
+        history = add_history(
+            [measured[c.path] for c in chosen], draws, settings=settings, reason=base_reason,
+            kind="init" if initial else "checkpoint", step=base_folder.step if base_folder else None,
+        )  # fmt: skip
+        baseline_keys = tuple(m.key for m in draws)
+        keys = sorted({m.key for m in measured.values()} | set(baseline_keys))
+        store.save_json(
+            f"run-{derived}",
+            {"keys": keys, "baseline": list(baseline_keys), "run": to_dict(history)},
+        )
+    return Analysis(
+        record=_fill(history, folder, architecture, config, trained, loaded, settings, baseline),
+        measurement=measurement,
+        keys={c.relative: measurement.key(prints[c.path]) for c in wanted},
+        baseline_keys=baseline_keys,
+        fresh={
+            **{c.relative: measured[c.path] for c in wanted if c.path in measured},
+            **{m.record.path: m for m in draws},
+        },
+    )
+
+
+def _measure_all(
+    measurement: RunMeasurement,
+    wanted: list[CheckpointFolder],
+    prints: Mapping[Path, str],
+    logs: Mapping[Path, TrainingLog],
+    architecture: Architecture,
+    progress: Listener | None,
+) -> dict[Path, Measured]:
+    """Every wanted checkpoint, from the store where it is there."""
+    measured: dict[Path, Measured] = {}
+    todo = []
+    for checkpoint in wanted:
+        found = measurement.load(checkpoint, prints[checkpoint.path])
+        if found is None:
+            todo.append(checkpoint)
+            continue
+        measured[checkpoint.path] = found
+        if progress:
+            progress.checkpoint(checkpoint.relative, 0, "already measured")
+    for place, checkpoint in enumerate(todo):
+        own = read_config(checkpoint.path)
+        if describe_architecture(own) != architecture:
+            raise BaselineError(
+                f"{checkpoint.relative} is of another architecture than {wanted[-1].relative}",
+                hint="analyze the two apart",
+            )
+        check_routers(open_weights(checkpoint.path), architecture)
+        log = logs[checkpoint.path]
+        upcoming = sorted(todo[place + 1].path.glob("*.safetensors")) if todo[place + 1 :] else []
+        measured[checkpoint.path] = measurement.measure(
+            checkpoint,
+            prints[checkpoint.path],
+            {"step": log.step, "tokens": log.tokens, "fraction": log.fraction},
+            upcoming,
+        )
+    return measured
+
+
+def _entries_stand(store: Store, kept: Any) -> bool:
+    """A derived record counts only while every measurement that it rests on is whole."""
+    try:
+        return isinstance(kept["baseline"], list) and all(
+            store.is_whole(key) for key in kept["keys"]
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+def _fill(
+    history: RunRecord,
+    folder: RunFolder,
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    trained: TrainingLog,
+    probe: Probe,
+    settings: Settings,
+    baseline: str | None,
+) -> RunRecord:
+    """What is known of the run without measuring."""
+    coverage = [c.coverage for c in history.checkpoints]
+    whole = not folder.skipped and all(c.routers_found == c.routers_measured for c in coverage)
+    return dataclasses.replace(
+        history,
+        status="complete" if whole else "partial",
+        versions={"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+        run={
+            "name": folder.name,
+            "layout": folder.newest.layout,
+            "model_type": architecture.model_type,
+            "architecture": (config.get("architectures") or [None])[0],
+            "framework": trained.framework,
+            "experts": architecture.experts,
+            "top_k": architecture.top_k,
+            "scoring": architecture.scoring,
+            "checkpoints_found": len(folder.checkpoints),
+            "skipped": [dataclasses.asdict(s) for s in folder.skipped],
+            "training": dict(trained.settings),
+            "log": [dict(entry) for entry in trained.log],
+            "notes": list(architecture.notes),
+        },
+        probe=probe.describe(),
+        settings={
+            **dataclasses.asdict(settings),
+            "fisher": {"kind": settings.named[0], "unit": settings.named[1]},
+            "unit": settings.named[1],
+            "max_tokens": probe.tokens,
+            "baseline": baseline or "auto",
+        },
+    )
+
+
+def _choose(folder: RunFolder, steps: str | None, latest: bool) -> list[CheckpointFolder]:
+    """The checkpoints that were asked for, oldest first."""
+    wanted = parse_ranges(steps, "--steps")
+    chosen = [c for c in folder.checkpoints if wanted is None or c.step in wanted]
+    if not chosen:
+        have = ", ".join(str(c.step) for c in folder.checkpoints)
+        raise UsageError("no checkpoint has one of these steps", found=f"steps {have}")
+    return chosen[-1:] if latest else chosen
+
+
+def _baseline_folder(
+    folder: RunFolder, baseline: str | None
+) -> tuple[CheckpointFolder | None, str | None]:
+    """The checkpoint that FHS compares with, or why there is none."""
+    if baseline in ("none", "init"):
+        return None, "no baseline was asked for" if baseline == "none" else None
+    if baseline is None or re.fullmatch(r"\d{1,15}", baseline):
+        step = int(baseline or 0)
+        found = [c for c in folder.checkpoints if c.step == step]
+        if found:
+            return found[0], None
+        if baseline is None:
+            return None, "the run has no step-0 checkpoint; use --baseline init, STEP or PATH"
+        have = ", ".join(str(c.step) for c in folder.checkpoints)
+        raise BaselineError(f"the run has no checkpoint of step {step}", found=f"steps {have}")
+    other = open_run(Path(baseline))
+    start = other.checkpoints[0]
+    name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
+    return dataclasses.replace(start, relative=f"baseline:{name}"), None
+
+
+def _refuse_other_architecture(newest: Measured, base: Measured) -> None:
+    ours = [(r.path, r.weight_ED.shape) for r in newest.arrays.routers]
+    theirs = [(r.path, r.weight_ED.shape) for r in base.arrays.routers]
+    if ours != theirs:
+        raise BaselineError(
+            "the baseline has other routers than the run",
+            found=f"{len(theirs)} routers against {len(ours)}",
+            hint="choose a baseline of the same architecture, or --baseline init",
+        )
+
+
+def default_tokens(folder: RunFolder) -> int:
+    """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
+    architecture = describe_architecture(read_config(folder.newest.path))
+    routers = len(architecture.moe_layers or range(architecture.layers or 1))
+    if not architecture.top_k:
+        return MINIMUM_TOKENS
+    return max(MINIMUM_TOKENS, tokens_for_power(architecture.experts, architecture.top_k, routers))
+
+
+def _vocabulary(config: Mapping[str, Any]) -> int:
+    size = text_config(config).get("vocab_size") or config.get("vocab_size")
+    if not isinstance(size, int):
+        raise UsageError("config.json does not say the size of the vocabulary")
+    return size
+
+
+def _context(config: Mapping[str, Any]) -> int | None:
+    length = text_config(config).get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
+def parse_ranges(text: str | None, option: str) -> tuple[int, ...] | None:
+    """Numbers out of "0,4-7"; None for all.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    if text is None:
+        return None
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if match is None or int(match[2] or match[1]) - int(match[1]) > 10**6:
+            raise UsageError(f"{option} is not a list of numbers", found=text, hint="like 0,4-7")
+        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(numbers))

@@ -1,0 +1,200 @@
+"""Two checkpoints on the same probe: which belong together, and how they differ.
+
+Both sides are resampled with the same draws, so that what a sequence has of its own cancels.
+
+Legend: B draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moegeo_cli.comparison import Difference, LayerPair, MatchedPair, Unmatched
+from moegeo_cli.errors import ComparisonError
+from moegeo_cli.geometry.estimates import over_routers
+from moegeo_cli.geometry.heterogeneity import FHS_OF
+from moegeo_cli.geometry.resample import Estimate, difference, missing
+from moegeo_cli.measurement.history import score_routers
+from moegeo_cli.measurement.layers import (
+    FISHER_NAMES,
+    CheckpointEstimates,
+    as_metrics,
+    estimate_checkpoint,
+)
+from moegeo_cli.measurement.run import Measured
+from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.records import CheckpointRecord, Metric
+
+TOLERANCE = 0.02
+AXES = ("tokens", "step", "fraction")
+# Values under one scoring say nothing about values under another.
+WITHIN_SCORING = {
+    "fsi", "dispersion", "entropy_token", "collapse_soft", "information", "margin", "logit_z",
+    "logit_max",
+}  # fmt: skip
+
+
+def choose_axis(
+    a: Sequence[CheckpointRecord], b: Sequence[CheckpointRecord], wanted: str | None
+) -> str:
+    """What progress is counted in: tokens where all checkpoints record them, else step.
+
+    Raises:
+        ComparisonError: an axis that was asked for and that a checkpoint does not record.
+    """
+    for axis in [wanted] if wanted else AXES:
+        lacking = [r.path for r in (*a, *b) if r.progress.get(axis) is None]
+        if not lacking:
+            return axis
+        if wanted:
+            raise ComparisonError(
+                f"cannot match by {wanted}",
+                found=f"not recorded in {lacking[0]}",
+                hint="choose another --by: tokens, step or fraction",
+            )
+    raise ComparisonError(
+        "the runs have no progress in common",
+        found="neither tokens, step nor fraction are recorded in all checkpoints",
+        hint="name the folders checkpoint-STEP",
+    )
+
+
+def match_progress(
+    a: Sequence[CheckpointRecord], b: Sequence[CheckpointRecord], axis: str
+) -> tuple[list[tuple[CheckpointRecord, CheckpointRecord]], list[Unmatched]]:
+    """Nearest pairs within 2%, each checkpoint used once; nothing is interpolated.
+
+    Args:
+        a: checkpoints of the first run.
+        b: of the second.
+        axis: "tokens", "step" or "fraction".
+
+    Returns:
+        The pairs in order of progress, and the checkpoints left alone.
+    """
+    candidates = sorted(
+        (gap, i, j)
+        for i, one in enumerate(a)
+        for j, other in enumerate(b)
+        if (gap := _gap(_progress(one, axis), _progress(other, axis))) <= TOLERANCE
+    )
+    taken_a: set[int] = set()
+    taken_b: set[int] = set()
+    pairs = []
+    for _, i, j in candidates:
+        if i not in taken_a and j not in taken_b:
+            taken_a.add(i)
+            taken_b.add(j)
+            pairs.append((i, j))
+    reason = f"the other run has no checkpoint within {TOLERANCE:.0%} of it"
+    alone = [
+        Unmatched(run, record.step, _progress(record, axis), reason)
+        for run, records, taken in (("a", a, taken_a), ("b", b, taken_b))
+        for place, record in enumerate(records)
+        if place not in taken
+    ]
+    return [(a[i], b[j]) for i, j in sorted(pairs)], alone
+
+
+def compare_losses(a: Measured, b: Measured, settings: Settings) -> Metric:
+    """Loss of b minus loss of a, in nats per token, paired by sequence."""
+    one, other = (estimate_checkpoint(m.arrays, settings).loss for m in (a, b))
+    return difference(other, one).metric("loss")
+
+
+def compare_checkpoints(
+    a: Measured,
+    b: Measured,
+    bases: tuple[Sequence[Measured], Sequence[Measured]],
+    settings: Settings,
+    axis: str,
+    *,
+    paired: bool,
+) -> MatchedPair:
+    """All differences between two checkpoints, b minus a.
+
+    Args:
+        a: the first run's.
+        b: the second run's.
+        bases: the baseline draws of both.
+        settings: how both were measured.
+        axis: what progress is counted in.
+        paired: whether both saw the same probe; without it differences have no interval.
+    """
+    sides = tuple(
+        _Side(m, estimate_checkpoint(m.arrays, settings), base, settings)
+        for m, base in zip((a, b), bases, strict=True)
+    )
+    scorings = {r.scoring for m in (a, b) for r in m.arrays.routers}
+    one, other = (s.over_routers() for s in sides)
+    layers = []
+    by_layer = [
+        {layer.layer: (place, layer.router) for place, layer in enumerate(m.record.layers)}
+        for m in (a, b)
+    ]
+    for layer in sorted(by_layer[0].keys() & by_layer[1].keys()):
+        (i, router), (j, _) = by_layer[0][layer], by_layer[1][layer]
+        found = _differences(sides[0].routers[i], sides[1].routers[j], scorings, paired=paired)
+        layers.append(LayerPair(layer, router, found))
+    return MatchedPair(
+        progress_a=_progress(a.record, axis),
+        progress_b=_progress(b.record, axis),
+        step_a=a.record.step,
+        step_b=b.record.step,
+        differences=_differences(one, other, scorings, paired=paired),
+        layers=tuple(layers),
+    )
+
+
+class _Side:
+    """One checkpoint's estimates: by router with its scores, and over routers."""
+
+    def __init__(
+        self,
+        measured: Measured,
+        found: CheckpointEstimates,
+        base: Sequence[Measured],
+        settings: Settings,
+    ) -> None:
+        kind = settings.named
+        scores: list[dict[str, Estimate]] = [{} for _ in found.paths]
+        fishers: Sequence[Mapping[str, Estimate]] = scores
+        if kind in found.fishers:
+            fishers = found.fishers[kind]
+            scores = score_routers(measured, base, kind, None, found.draws)
+        self.paths, self.loss = found.paths, found.loss
+        self.routers: list[dict[str, Estimate]] = [
+            {**routing, **fisher, **score}
+            for routing, fisher, score in zip(found.routing, fishers, scores, strict=True)
+        ]
+        self.names = (*found.routing[0], *FISHER_NAMES, *FHS_OF) if found.routing else ()
+
+    def over_routers(self) -> dict[str, Estimate]:
+        """Run-level values, the loss among them."""
+        return {"loss": self.loss, **over_routers(self.routers, self.paths, self.names)}
+
+
+def _differences(
+    a: Mapping[str, Estimate], b: Mapping[str, Estimate], scorings: set[str], *, paired: bool
+) -> dict[str, Difference]:
+    found: dict[str, Any] = {}
+    for name in a:
+        if name not in b:
+            continue
+        gap = difference(b[name], a[name])
+        if len(scorings) > 1 and name.removesuffix("_worst") in WITHIN_SCORING:
+            gap = missing(f"not comparable across scorings: {', '.join(sorted(scorings))}")
+        elif not paired and gap.value is not None:
+            gap = Estimate(gap.value, n=gap.n, reason="not paired: the probes differ")
+        sides = as_metrics({"a": a[name], "b": b[name]})
+        found[name] = Difference(sides["a"], sides["b"], gap.metric(name))
+    return found
+
+
+def _progress(record: CheckpointRecord, axis: str) -> float:
+    return float(record.progress[axis] or 0.0)
+
+
+def _gap(a: float, b: float) -> float:
+    return 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))
