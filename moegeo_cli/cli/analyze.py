@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,28 +21,40 @@ EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
 
 
 def analyze(
-    path: Annotated[Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")],
+    path: Annotated[
+        Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")
+    ],
     probe: o.ProbeOption = None,
     baseline: Annotated[
-        Optional[str],  # noqa: UP007
-        typer.Option(help="What FHS compares with: a STEP, a PATH, init (fresh initialisations) or "
-                          "none. Default: the run's step 0.", rich_help_panel=o.MEASURING),
+        str | None,
+        typer.Option(
+            help="What FHS compares with: a STEP, a PATH, init (fresh initialisations) or "
+            "none. Default: the run's step 0.",
+            rich_help_panel=o.MEASURING,
+        ),
     ] = None,
     fisher: o.FisherOption = o.FisherKind.empirical,
     unit: o.UnitOption = o.Unit.position,
     exact: Annotated[
         bool,
-        typer.Option("--exact", help="The exact unit loss_token: a backward per token, slow.",
-                     rich_help_panel=o.MEASURING),
+        typer.Option(
+            "--exact",
+            help="The exact unit loss_token: a backward per token, slow.",
+            rich_help_panel=o.MEASURING,
+        ),
     ] = False,
     layers: o.LayersOption = None,
     steps: Annotated[
-        Optional[str],  # noqa: UP007
+        str | None,
         typer.Option(help="Only these steps: 0,100-500.", rich_help_panel=o.MEASURING),
     ] = None,
     latest: Annotated[
-        bool, typer.Option("--latest", help="Only the newest checkpoint (and the baseline).",
-                           rich_help_panel=o.MEASURING),
+        bool,
+        typer.Option(
+            "--latest",
+            help="Only the newest checkpoint (and the baseline).",
+            rich_help_panel=o.MEASURING,
+        ),
     ] = False,
     device: o.DeviceOption = "auto",
     dtype: o.DtypeOption = o.Dtype.auto,
@@ -52,7 +64,7 @@ def analyze(
     no_cache: o.NoCacheOption = False,
     cache_dir: o.CacheDirOption = None,
     reference: Annotated[
-        Optional[Path],  # noqa: UP007
+        Path | None,
         typer.Option(help="A healthy run to judge the loss against.", rich_help_panel=o.JUDGING),
     ] = None,
     policy: o.PolicyOption = o.Policy.calibrated,
@@ -65,7 +77,7 @@ def analyze(
 
     [bold]moegeo analyze runs/my-moe[/bold]
     [bold]moegeo analyze runs/my-moe --latest --fail-on failing --format json[/bold]
-    """  # noqa: D301, D415
+    """
     from moegeo_cli import api
 
     with show_progress() as progress:

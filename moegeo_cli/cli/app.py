@@ -53,7 +53,9 @@ def main(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Read the settings file before a command's options are filled in."""
@@ -80,7 +82,7 @@ def run(arguments: list[str] | None = None) -> int:
         # The reader of our output has gone, as `| head` does: nothing is wrong here.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # noqa: BLE001 - the last net: a bug gets its own exit code
+    except Exception as error:
         _say(
             f"bug: {type(error).__name__}: {error}",
             hint="this is a fault of moegeo, not of your run; set MOEGEO_DEBUG=1 for the traceback",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -25,7 +25,7 @@ def compare(
     run_a: Annotated[Path, typer.Argument(help="A run, or one checkpoint.")],
     run_b: Annotated[Path, typer.Argument(help="The other.")],
     by: Annotated[
-        Optional[Axis],  # noqa: UP007
+        Axis | None,
         typer.Option(
             "--by",
             help="Match by this. Default: tokens where both record them, else step.",
@@ -42,7 +42,7 @@ def compare(
     ] = False,
     probe: o.ProbeOption = None,
     baseline: Annotated[
-        Optional[str],  # noqa: UP007
+        str | None,
         typer.Option(
             help="What FHS compares with: a STEP, a PATH, init or none. "
             "Default: each run's step 0.",
@@ -67,7 +67,7 @@ def compare(
 
     [bold]moegeo compare runs/old runs/new[/bold]
     [bold]moegeo compare runs/old runs/new --by tokens --format json[/bold]
-    """  # noqa: D301, D415
+    """
     from moegeo_cli import api
 
     with show_progress() as progress:

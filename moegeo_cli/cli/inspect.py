@@ -23,8 +23,8 @@ class InspectFormat(StrEnum):
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
     output_format: Annotated[
-        InspectFormat, typer.Option("--format", "-f", help="What stdout carries.",
-                                    rich_help_panel=OUTPUT),
+        InspectFormat,
+        typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT),
     ] = InspectFormat.rich,
     output: OutputOption = None,
 ) -> None:

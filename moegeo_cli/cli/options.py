@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -63,7 +63,7 @@ class Dtype(StrEnum):
 MEASURING, JUDGING, OUTPUT = "What to measure, and how", "How to judge", "Output"
 
 ProbeOption = Annotated[
-    Optional[Path],  # noqa: UP007 - typer reads this at run time
+    Path | None,
     typer.Option("--probe", help="Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
@@ -77,7 +77,7 @@ UnitOption = Annotated[
                        rich_help_panel=MEASURING),
 ]  # fmt: skip
 LayersOption = Annotated[
-    Optional[str],  # noqa: UP007
+    str | None,
     typer.Option("--layers", help="Only these layers: 0,4-7.", rich_help_panel=MEASURING),
 ]
 DeviceOption = Annotated[
@@ -89,12 +89,12 @@ DtypeOption = Annotated[
                         rich_help_panel=MEASURING),
 ]  # fmt: skip
 BatchSizeOption = Annotated[
-    Optional[int],  # noqa: UP007
+    int | None,
     typer.Option("--batch-size", min=1, help="Sequences a batch. Default: about 2,048 tokens.",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
 MaxTokensOption = Annotated[
-    Optional[int],  # noqa: UP007
+    int | None,
     typer.Option("--max-tokens", min=1,
                  help="Probe tokens to use. Default: what the dead-expert test needs, "
                       "at least 8,192.", rich_help_panel=MEASURING),
@@ -108,7 +108,7 @@ NoCacheOption = Annotated[
                        rich_help_panel=MEASURING),
 ]  # fmt: skip
 CacheDirOption = Annotated[
-    Optional[Path],  # noqa: UP007
+    Path | None,
     typer.Option("--cache-dir", help="Where measurements are kept. Default: .moegeo in the run.",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
@@ -117,7 +117,7 @@ PolicyOption = Annotated[
                          rich_help_panel=JUDGING),
 ]  # fmt: skip
 FrameworkOption = Annotated[
-    Optional[str],  # noqa: UP007
+    str | None,
     typer.Option("--framework", help="Training framework whose keys interventions name. "
                                      "Default: found from the checkpoint.",
                  rich_help_panel=JUDGING),
@@ -130,7 +130,7 @@ FormatOption = Annotated[
     Format, typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT)
 ]
 OutputOption = Annotated[
-    Optional[Path],  # noqa: UP007
+    Path | None,
     typer.Option("--output", "-o", help="Write the payload to this file instead of stdout.",
                  rich_help_panel=OUTPUT),
 ]  # fmt: skip

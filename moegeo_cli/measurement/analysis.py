@@ -136,7 +136,8 @@ def measure_run(
             _refuse_other_architecture(measured[newest.path], draws[0])
         history = add_history(
             [measured[c.path] for c in chosen], draws, settings=settings, reason=base_reason,
-            kind="init" if initial else "checkpoint", step=base_folder.step if base_folder else None,
+            kind="init" if initial else "checkpoint",
+            step=base_folder.step if base_folder else None,
         )  # fmt: skip
         baseline_keys = tuple(m.key for m in draws)
         keys = sorted({m.key for m in measured.values()} | set(baseline_keys))
