@@ -67,7 +67,7 @@ class Measurer:
             self.model = load_model(path, self.device, self.dtype)
         else:
             self.model = swap_weights(self.model, path, self.device)
-        return self._measure_loaded(path, progress)
+        return self.measure_loaded(path, progress)
 
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
@@ -79,13 +79,21 @@ class Measurer:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
         self.model = model.eval().requires_grad_(False).to(self.device)
-        arrays = self._measure_loaded(path, progress)
+        arrays = self.measure_loaded(path, progress)
         self.model = None  # its buffers are not a checkpoint's: build the next one afresh
         return arrays
 
-    def _measure_loaded(
-        self, path: Path, progress: Callable[[int], None] | None
+    def measure_loaded(
+        self, path: Path, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
+        """Replay the probe through `model` as it stands.
+
+        Args:
+            path: the checkpoint, for what lies beside its weights.
+            progress: hears how many tokens were replayed.
+
+        Raises: what replaying raises.
+        """
         assert self.model is not None
         routers = find_routers(self.model)
         wanted = self.settings.layers

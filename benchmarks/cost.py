@@ -1,0 +1,138 @@
+"""What an analysis costs beside the bare model: `python -m benchmarks.cost [--size small|large]`.
+
+Marginal cost, the time of the larger probe less that of the smaller one, so that what is
+paid once does not count; medians over interleaved rounds; the same model, dtype, batches
+and threads on both sides. With --memory, peak memory in processes of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from benchmarks.models import LARGE, SMALL, VOCABULARY, build_measurer, build_model, build_probe
+from moegeo_cli.measurement.layers import checkpoint_record
+from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.probes import Probe
+from moegeo_cli.replay.batches import make_batches, plan_batches
+from moegeo_cli.replay.routers import find_routers
+
+SIZES = {"small": SMALL, "large": LARGE}
+# name -> what it stands beside
+RATIOS = {"categorical": "forward", "empirical": "forward+backward"}
+
+
+def bare(model: Any, probe: Probe, *, backward: bool) -> None:
+    """The model alone, with the batches that an analysis makes."""
+    routers = [r.weight_ED for r in find_routers(model)]
+    ids = [s.input_ids for s in probe.sequences]
+    for weight in routers:
+        weight.requires_grad_(backward)
+    plan = plan_batches([len(i) for i in ids], None)
+    with torch.set_grad_enabled(backward):
+        for batch in make_batches(ids, [None] * len(ids), plan, torch.device("cpu")):
+            logits = model(input_ids=batch.input_ids_BN, use_cache=False).logits
+            if backward:
+                targets_N = batch.targets_BN.reshape(-1)
+                loss = F.cross_entropy(
+                    logits.reshape(-1, VOCABULARY).float(), targets_N, ignore_index=-100,
+                    reduction="sum",
+                )  # fmt: skip
+                torch.autograd.grad(loss, routers)
+    for weight in routers:
+        weight.requires_grad_(False)
+
+
+def analysis(model: Any, probe: Probe, fisher: str) -> None:
+    """Replay, all routing metrics, Fisher sums and intervals."""
+    settings = Settings(fisher=fisher)
+    arrays = build_measurer(model, probe, settings).measure_loaded(Path())
+    checkpoint_record(
+        arrays, probe, settings, step=None, path="", fingerprint="", progress={}
+    )  # fmt: skip
+
+
+CONTENDERS: dict[str, Callable[[Any, Probe], None]] = {
+    "forward": lambda model, probe: bare(model, probe, backward=False),
+    "categorical": lambda model, probe: analysis(model, probe, "categorical"),
+    "forward+backward": lambda model, probe: bare(model, probe, backward=True),
+    "empirical": lambda model, probe: analysis(model, probe, "empirical"),
+}
+
+
+def measure_time(size: str, tokens: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+    """Marginal seconds of each contender, round by round; the first round warms up."""
+    model = build_model(SIZES[size])
+    probes = [build_probe(n) for n in tokens]
+    found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for turn in range(rounds + 1):
+        for name, run in CONTENDERS.items():
+            seconds = []
+            for probe in probes:
+                start = time.perf_counter()
+                run(model, probe)
+                seconds.append(time.perf_counter() - start)
+            if turn:
+                found[name].append(seconds[1] - seconds[0])
+    return found
+
+
+def measure_memory(size: str, tokens: int) -> dict[str, int]:
+    """Peak bytes of each contender, each in its own process."""
+    found = {}
+    for name in CONTENDERS:
+        out = subprocess.run(
+            [sys.executable, "-m", "benchmarks.cost", "--size", size, "--peak-of", name,
+             "--tokens", "0", str(tokens), "--threads", str(torch.get_num_threads())],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        found[name] = int(out.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--tokens", type=int, nargs=2, default=(2048, 16384))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak_of:
+        CONTENDERS[options.peak_of](build_model(SIZES[options.size]), build_probe(options.tokens[1]))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return
+    size = SIZES[options.size]
+    print(f"Qwen3-MoE {size}, float32, {options.threads} threads, {platform.machine()} CPU,"
+          f" torch {torch.__version__}")  # fmt: skip
+    print(f"marginal cost of {options.tokens[1] - options.tokens[0]:,} tokens,"
+          f" median of {options.rounds} interleaved rounds")  # fmt: skip
+    found = measure_time(options.size, tuple(options.tokens), options.rounds)
+    for name, base in RATIOS.items():
+        ratios = np.array(found[name]) / np.array(found[base])
+        whole = np.median(found[name]) / np.median(found[base])
+        print(f"  {name:12} / bare {base:17} {whole:.3f}"
+              f"  (rounds: {', '.join(f'{r:.3f}' for r in sorted(ratios))})")  # fmt: skip
+    if options.memory:
+        peaks = measure_memory(options.size, options.tokens[1])
+        for name, base in RATIOS.items():
+            extra = peaks[name] - peaks[base]
+            print(f"  {name:12} peak {peaks[name] / 2**20:,.0f} MiB, bare {base}"
+                  f" {peaks[base] / 2**20:,.0f} MiB: {extra / peaks[base]:+.1%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

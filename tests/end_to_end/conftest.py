@@ -1,0 +1,63 @@
+"""The command line as a user runs it, and probes and runs to run it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moegeo_cli.cli.app import run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def moegeo(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process: code, stdout and stderr."""
+
+    def call(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        code = run([str(a) for a in arguments])
+        text = capsys.readouterr()
+        return Outcome(code, text.out, text.err)
+
+    return call
+
+
+def random_ids(lengths: list[int], seed: int = 0, vocabulary: int = 64) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    return [[int(v) for v in generator.integers(0, vocabulary, n)] for n in lengths]
+
+
+def write_probe(path: Path, ids: list[list[int]], domains: list[str] | None = None) -> Path:
+    lines = []
+    for place, sequence in enumerate(ids):
+        row: dict[str, Any] = {"input_ids": sequence}
+        if domains:
+            row["domain"] = domains[place % len(domains)]
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    """Forty sequences of unequal length."""
+    lengths = [5 + (7 * i) % 29 for i in range(40)]
+    return write_probe(tmp_path / "probe.jsonl", random_ids(lengths))

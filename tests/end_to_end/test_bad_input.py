@@ -1,0 +1,219 @@
+"""Each bad input gives a clear error and exit 2; nothing is half-written, no traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.end_to_end.conftest import Outcome, random_ids, write_probe
+
+Break = Callable[[Path], None]
+
+
+@pytest.fixture
+def checkpoint(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    path = tmp_path / "model"
+    shutil.copytree(tiny("mixtral", 0), path)
+    return path
+
+
+def weights(path: Path) -> Path:
+    return path / "model.safetensors"
+
+
+def truncate(path: Path) -> None:
+    data = weights(path).read_bytes()
+    weights(path).write_bytes(data[: len(data) // 2])
+
+
+def drop_router(path: Path) -> None:
+    tensors = {n: t for n, t in load_file(weights(path)).items() if "gate.weight" not in n}
+    save_file(tensors, weights(path), metadata={"format": "pt"})
+
+
+def wrong_shape(path: Path) -> None:
+    tensors = load_file(weights(path))
+    name = next(n for n in tensors if n.endswith("gate.weight"))
+    tensors[name] = torch.zeros(tensors[name].shape[0] + 1, tensors[name].shape[1])
+    save_file(tensors, weights(path), metadata={"format": "pt"})
+
+
+def no_weights(path: Path) -> None:
+    weights(path).unlink()
+
+
+def missing_shard(path: Path) -> None:
+    tensors = load_file(weights(path))
+    names = sorted(tensors)
+    half = len(names) // 2
+    files = {"model-00001-of-00002.safetensors": names[:half],
+             "model-00002-of-00002.safetensors": names[half:]}  # fmt: skip
+    where = {n: f for f, own in files.items() for n in own}
+    save_file({n: tensors[n] for n in names[:half]}, path / "model-00001-of-00002.safetensors")
+    weights(path).unlink()
+    index = {"metadata": {"total_size": 1}, "weight_map": where}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def dense(path: Path) -> None:
+    config = json.loads((path / "config.json").read_text())
+    dense_config = {k: v for k, v in config.items() if "expert" not in k}
+    (path / "config.json").write_text(json.dumps({**dense_config, "model_type": "llama"}))
+
+
+def broken_config(path: Path) -> None:
+    (path / "config.json").write_text('{"model_type": "mixtral", ')
+
+
+def pickled(path: Path) -> None:
+    import pickle
+
+    weights(path).unlink()
+
+    class Payload:
+        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+            return (eval, (f"open({str(path / 'ran')!r}, 'w')",))
+
+    (path / "pytorch_model.bin").write_bytes(pickle.dumps(Payload()))
+
+
+CASES: dict[str, tuple[Break, str]] = {
+    "truncated": (truncate, "model.safetensors"),
+    "router missing": (drop_router, "gate"),
+    "wrong shape": (wrong_shape, "gate"),
+    "no weights": (no_weights, "model"),
+    "missing shard": (missing_shard, "model-00002-of-00002.safetensors"),
+    "dense": (dense, "llama"),
+    "broken config": (broken_config, "config.json"),
+    "pickle that runs code": (pickled, "pytorch_model.bin"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_bad_checkpoint(
+    case: str, checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    spoil, word = CASES[case]
+    spoil(checkpoint)
+    for command in (
+        ("analyze", checkpoint, "--probe", probe, "--format", "json"),
+        ("analyze", checkpoint, "--format", "json", "--output", checkpoint / "out.json"),
+    ):
+        found = moegeo(*command)
+        assert found.code == 2, (found.out, found.err)
+        assert found.out == ""
+        assert found.err.startswith("error[MG-E") or "\nerror[MG-E" in found.err
+        assert word in found.err
+        assert "Traceback" not in found.err
+    assert not (checkpoint / "out.json").exists()
+    assert not (checkpoint / "ran").exists()
+
+
+def test_a_path_that_is_not_there(tmp_path: Path, moegeo: Callable[..., Outcome]) -> None:
+    found = moegeo("analyze", tmp_path / "nothing")
+    assert found.code == 2
+    assert "nothing" in found.err
+
+
+def test_a_folder_without_a_checkpoint(tmp_path: Path, moegeo: Callable[..., Outcome]) -> None:
+    (tmp_path / "notes.txt").write_text("nothing here")
+    found = moegeo("analyze", tmp_path)
+    assert found.code == 2
+    assert "no checkpoint" in found.err.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "token"),
+        ('{"input_ids": []}\n', "token"),
+        ('{"input_ids": [1, 64, 3]}\n', "64"),
+        ('{"input_ids": [1, -2]}\n', "-2"),
+        ('{"input_ids": [1, "two"]}\n', "line 1"),
+        ('{"input_ids": [1, 2]}\nnot json\n', "line 2"),
+        ('{"input_ids": [1, 2, 3], "labels": [1]}\n', "labels"),
+    ],
+)
+def test_a_bad_probe(
+    text: str, word: str, checkpoint: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    found = moegeo("analyze", checkpoint, "--probe", path, "--format", "json")
+    assert found.code == 2, found.err
+    assert word in found.err
+    assert found.out == ""
+
+
+def test_text_without_a_tokenizer_is_refused(
+    checkpoint: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    path = tmp_path / "text.jsonl"
+    path.write_text('{"text": "a word"}\n')
+    found = moegeo("analyze", checkpoint, "--probe", path)
+    assert found.code == 2
+    assert "tokenizer" in found.err
+    assert moegeo("analyze", checkpoint).code == 2  # the bundled probe is text as well
+
+
+def test_a_baseline_of_another_architecture(
+    checkpoint: Path, tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    other = tiny("olmoe", 0)
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--baseline", other)
+    assert found.code == 2
+    assert "baseline" in found.err or "architecture" in found.err
+
+
+def test_an_output_that_cannot_be_written(
+    checkpoint: Path, probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "file").write_text("")
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--format", "json",
+                   "--output", tmp_path / "file" / "out.json")  # fmt: skip
+    assert found.code == 2
+    assert "out.json" in found.err
+
+
+def test_an_incomplete_checkpoint_is_skipped_in_a_run_and_said(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    run = tmp_path / "run"
+    for step in (0, 5, 10):
+        shutil.copytree(tiny("mixtral", 0), run / f"checkpoint-{step}")
+    truncate(run / "checkpoint-10")
+    found = moegeo("analyze", run, "--probe", probe, "--format", "json")
+    assert found.code == 0, found.err
+    assert [c["step"] for c in found.document["checkpoints"]] == [0, 5]
+    assert found.document["status"] == "partial"
+    skipped = found.document["run"]["skipped"]
+    assert [s["path"] for s in skipped] == ["checkpoint-10"]
+
+
+def test_bad_options(checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]) -> None:
+    for options in (
+        ("--device", "nonsense"), ("--layers", "a-b"), ("--layers", "99"), ("--steps", "7"),
+        ("--baseline", "77"), ("--baseline", "no/such/path"), ("--fisher", "adam"),
+        ("--framework", "nonsense"), ("--max-tokens", "0"),
+    ):  # fmt: skip
+        found = moegeo("analyze", checkpoint, "--probe", probe, *options)
+        assert found.code == 2, (options, found.err)
+        assert "Traceback" not in found.err
+
+
+def test_different_probes_are_not_compared(
+    checkpoint: Path, tiny: Callable[..., Path], tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    other = tmp_path / "wide"
+    from tests.tiny_models import save_tiny
+
+    save_tiny("mixtral", other, vocab_size=32, max_position_embeddings=16)
+    probe = write_probe(tmp_path / "p.jsonl", random_ids([20] * 8, vocabulary=32))
+    found = moegeo("compare", checkpoint, other, "--probe", probe, "--by", "step")
+    assert found.code == 2

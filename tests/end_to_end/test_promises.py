@@ -1,0 +1,145 @@
+"""What scripts rely on: streams, bytes, the schema, exit codes, the store."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moegeo_cli.reports import schema
+from tests.end_to_end.conftest import Outcome
+
+jsonschema = pytest.importorskip("jsonschema")
+
+
+@pytest.fixture
+def grown(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    """Three checkpoints of one run."""
+    folder = tmp_path / "grown"
+    for step, seed in ((0, 0), (10, 1), (20, 2)):
+        shutil.copytree(tiny("qwen3_moe", seed), folder / f"checkpoint-{step}")
+    return folder
+
+
+def test_json_fits_its_schema_and_the_same_input_gives_the_same_bytes(
+    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    command = ("analyze", grown, "--probe", probe, "--format", "json")
+    first, second = moegeo(*command), moegeo(*command)
+    fresh = moegeo(*command, "--no-cache")
+    assert first.code == 0, first.err
+    jsonschema.validate(first.document, schema("moegeo.run"))
+    assert next(iter(first.document)) == "format"
+    assert first.out == second.out == fresh.out
+    assert [c["step"] for c in first.document["checkpoints"]] == [0, 10, 20]
+    assert len(first.document["dynamics"]) == 2
+    scores = first.document["checkpoints"][0]["metrics"]["fhs"]
+    assert scores["value"] == pytest.approx(1.0)
+
+
+def test_one_new_checkpoint_measures_one(
+    grown: Path, probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    late = tmp_path / "late"
+    shutil.move(grown / "checkpoint-20", late)
+    moegeo("analyze", grown, "--probe", probe, "--format", "json")
+    shutil.move(late, grown / "checkpoint-20")
+    grew = moegeo("analyze", grown, "--probe", probe, "--format", "json")
+    assert grew.err.count("already measured") == 2
+    whole = moegeo("analyze", grown, "--probe", probe, "--format", "json", "--no-cache")
+    assert grew.out == whole.out
+
+
+def test_latest_measures_the_newest_and_the_baseline(
+    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("analyze", grown, "--probe", probe, "--format", "json", "--latest").document
+    assert [c["step"] for c in found["checkpoints"]] == [20]
+    assert found["baseline"] == {
+        "kind": "checkpoint", "step": 0, "path": "checkpoint-0", "baseline_draws": 1,
+        "reason": None,
+    }  # fmt: skip
+    assert found["checkpoints"][0]["metrics"]["fhs"]["value"] > 0
+
+
+def test_an_unchanged_rerun_loads_no_torch(grown: Path, probe: Path) -> None:
+    code = (
+        "import sys; from moegeo_cli.cli.app import run\n"
+        f"code = run(['analyze', {str(grown)!r}, '--probe', {str(probe)!r}, '--format', 'json',"
+        f" '--output', {str(grown / 'out.json')!r}])\n"
+        "print('torch' in sys.modules, code)"
+    )
+    told = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert [t.stdout.strip() for t in told] == ["True 0", "False 0"]
+
+
+def test_a_deleted_measurement_is_measured_again(
+    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    command = ("analyze", grown, "--probe", probe, "--format", "json")
+    first = moegeo(*command)
+    files = sorted((grown / ".moegeo").glob("*/measurements.safetensors"))
+    assert len(files) == 3
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:100])
+    again = moegeo(*command)
+    assert again.out == first.out
+    assert again.err.count("already measured") == 1
+
+
+def test_compare_pairs_by_step_and_a_run_equals_itself(
+    grown: Path, probe: Path, moegeo: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(grown, other)
+    found = moegeo("compare", grown, other, "--probe", probe, "--format", "json")
+    assert found.code == 0, found.err
+    document = found.document
+    jsonschema.validate(document, schema("moegeo.compare"))
+    assert document["matched_by"] == "step"
+    assert [p["step_a"] for p in document["pairs"]] == [0, 10, 20]
+    for pair in document["pairs"]:
+        for name, row in pair["differences"].items():
+            if row["difference"]["value"] is not None:
+                assert row["difference"]["value"] == 0.0, name
+                assert row["difference"]["ci_low"] in (0.0, None), name
+    assert document["healthier"] is None
+
+
+@pytest.mark.parametrize("name", ["rich", "markdown", "csv", "junit", "github"])
+def test_every_format_leaves_stdout_to_the_payload(
+    name: str, grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("analyze", grown, "--probe", probe, "--format", name)
+    assert found.code == 0, found.err
+    assert found.out.strip()
+    assert "checkpoint-10" in found.err
+
+
+def test_fresh_initialisations_serve_as_baseline(
+    tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("analyze", tiny("mixtral", 5), "--probe", probe, "--baseline", "init",
+                   "--no-cache", "--format", "json")  # fmt: skip
+    assert found.code == 0, found.err
+    assert found.document["baseline"]["baseline_draws"] >= 8
+    metric = found.document["checkpoints"][0]["metrics"]["fhs_trace"]
+    assert metric["ci_low"] < metric["value"] < metric["ci_high"]
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys\nfrom moegeo_cli.cli.app import run\nrun(['--help'])\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules, file=sys.stderr)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stderr.strip() == "False False"
+    for command in ("analyze", "compare", "inspect", "probe", "invariance"):
+        assert command in told.stdout
