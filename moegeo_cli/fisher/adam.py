@@ -47,7 +47,9 @@ def adam_second_moments(path: Path, model: nn.Module, routers: list[str]) -> lis
     for router in routers:
         entry = state["state"].get(names[router])
         if not entry or "exp_avg_sq" not in entry:
-            raise ShapeError(f"{path.name}: no second moment for {router}", found="not an Adam state")
+            raise ShapeError(
+                f"{path.name}: no second moment for {router}", found="not an Adam state"
+            )
         beta2 = next(
             float(group["betas"][1])
             for group in state["param_groups"]

@@ -29,8 +29,9 @@ def _sqrt_softplus(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     softplus = F.softplus(logits, threshold=40.0)
     # For very negative z, softplus(z) -> e^z and the ratio -> 1; the floor keeps 0/0 away.
     floor = torch.finfo(logits.dtype).tiny
-    ratio = torch.where(logits < -30, torch.ones_like(logits),
-                        torch.sigmoid(logits) / softplus.clamp_min(floor))
+    ratio = torch.where(
+        logits < -30, torch.ones_like(logits), torch.sigmoid(logits) / softplus.clamp_min(floor)
+    )
     log_softplus = torch.where(logits < -30, logits, softplus.clamp_min(floor).log())
     return 0.5 * log_softplus, 0.5 * ratio
 

@@ -96,10 +96,9 @@ def measure_run(
     tokens = max_tokens or default_tokens(folder)
     loaded = load_probe(
         Path(probe) if probe is not None else None,
-        vocab_size=_vocabulary(config),
+        vocab_size=vocabulary_of(config),
         tokenizer_dir=newest.path,
         max_tokens=tokens,
-        seed=settings.seed,
         max_length=_context(config),
     )
     chosen = _choose(folder, steps, latest)
@@ -299,7 +298,8 @@ def default_tokens(folder: RunFolder) -> int:
     return max(MINIMUM_TOKENS, tokens_for_power(architecture.experts, architecture.top_k, routers))
 
 
-def _vocabulary(config: Mapping[str, Any]) -> int:
+def vocabulary_of(config: Mapping[str, Any]) -> int:
+    """Size of the vocabulary that a config.json states."""
     size = text_config(config).get("vocab_size") or config.get("vocab_size")
     if not isinstance(size, int):
         raise UsageError("config.json does not say the size of the vocabulary")

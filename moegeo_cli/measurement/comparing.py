@@ -123,8 +123,9 @@ def _choose_healthier(
     """The better routing axis; then the paired loss where its interval excludes 0."""
     words = tuple(r.verdict.routing if r.verdict else "inconclusive" for r in judged)
     if all(w in RANKS for w in words) and RANKS[words[0]] != RANKS[words[1]]:
-        better = 0 if RANKS[words[0]] < RANKS[words[1]] else 1
-        return "ab"[better], f"its routing is {words[better]}, the other's {words[1 - better]}"
+        first = RANKS[words[0]] < RANKS[words[1]]
+        better, worse = (words[0], words[1]) if first else (words[1], words[0])
+        return ("a" if first else "b"), f"its routing is {better}, the other's {worse}"
     routing = f"routing is {words[0]} in both" if words[0] == words[1] else "routing is undecided"
     if not pairs:
         return None, f"{routing}, and no checkpoints match"

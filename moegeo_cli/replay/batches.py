@@ -45,7 +45,9 @@ def next_token_targets(input_ids: np.ndarray, labels: np.ndarray | None) -> np.n
     return targets
 
 
-def plan_batches(lengths: Sequence[int], batch_size: int | None, *, mixed: bool = True) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], batch_size: int | None, *, mixed: bool = True
+) -> list[list[int]]:
     """Which sequences go together: sorted by length (stable), cut by count or by tokens.
 
     Args:

@@ -104,7 +104,9 @@ def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Modul
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        files = sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        files = sorted(
+            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
+        )
     if not files:
         return load_model(path, device, dtype)
     try:

@@ -132,7 +132,9 @@ def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
         path=path,
         module=module,
         experts=int(weight.shape[0]),
-        top_k=_first_int(module, parent, names=("top_k", "num_experts_per_tok", "k", "top_k_experts")),
+        top_k=_first_int(
+            module, parent, names=("top_k", "num_experts_per_tok", "k", "top_k_experts")
+        ),
         weight_ED=weight,
         bias_E=bias if isinstance(bias, torch.Tensor) else None,
         selection_bias_E=_selection_bias(module, parent),

@@ -192,8 +192,10 @@ class _Pass:
                 self._step(batch)
                 if self.progress:
                     self.progress(int(batch.real_BN.sum()))
-        targets = [(len(i) - 1 if y is None else int((y[1:] != IGNORED_LABEL).sum()))
-                   for i, y in zip(self.ids, self.labels, strict=True)]
+        targets = [
+            (len(i) - 1 if y is None else int((y[1:] != IGNORED_LABEL).sum()))
+            for i, y in zip(self.ids, self.labels, strict=True)
+        ]
         for trace in self.traces:
             if trace.calls == 0 and trace.problem is None:
                 trace.problem = "the router was not called"
@@ -232,7 +234,9 @@ class _Pass:
                 reduction="none",
                 ignore_index=IGNORED_LABEL,
             )
-            self.loss_S[sequences] = losses.detach().double().reshape(-1, width).sum(1).cpu().numpy()
+            self.loss_S[sequences] = (
+                losses.detach().double().reshape(-1, width).sum(1).cpu().numpy()
+            )
             self._backward(losses)
         else:
             with contextlib.suppress(_EndOfRouters):
@@ -260,9 +264,7 @@ class _Pass:
         if "loss_token" in units:
             self._backward_each_loss(losses, targets)
 
-    def _on_gradient(
-        self, trace: RouterTrace, call: RouterCall
-    ) -> Callable[[torch.Tensor], None]:
+    def _on_gradient(self, trace: RouterTrace, call: RouterCall) -> Callable[[torch.Tensor], None]:
         def take(gradient: torch.Tensor) -> None:
             delta_NE = self._real(gradient.reshape(-1, trace.router.experts)).float()
             delta_NE = self._clear_unselected(trace, call, delta_NE)
@@ -281,16 +283,16 @@ class _Pass:
         return take
 
     def _groups_of_sequences(self) -> list[tuple[int, int, int]]:
-        return [
-            (int(self.plan.groups_S[s]), start, stop) for s, start, stop in self.sequence_spans
-        ]
+        return [(int(self.plan.groups_S[s]), start, stop) for s, start, stop in self.sequence_spans]
 
     def _backward_each_loss(
         self, losses: torch.Tensor, targets: list[tuple[RouterTrace, RouterCall]]
     ) -> None:
         """The exact unit: one backward per loss token. Slow by a factor of the token count."""
         wanted = [call.logits_NE for _, call in targets]
-        rows = self.flat_rows.cpu().numpy() if self.flat_rows is not None else np.arange(len(losses))
+        rows = (
+            self.flat_rows.cpu().numpy() if self.flat_rows is not None else np.arange(len(losses))
+        )
         for place, row in enumerate(rows):
             if float(losses[row].detach()) == 0.0 and not losses[row].requires_grad:
                 continue
