@@ -1,0 +1,1 @@
+"""Sample runs: the text they were trained on and the script that trained them."""
