@@ -32,7 +32,7 @@ _QWEN3: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "norm_topk_prob": True,
     "output_router_logits": True,
-    "router_aux_loss_coef": 0.02,
+    "router_aux_loss_coef": 0.1,
 }
 
 

@@ -164,7 +164,7 @@ def _layer(
             for name, chosen in domains.items()
             if (load_E := router.sums.subset(chosen).load_E) is not None
         },
-        state=router.state,
+        state="nonfinite" if router.sums.nonfinite_tokens else router.state,
     )
 
 

@@ -1,0 +1,185 @@
+"""What to change: a catalogue of data, chosen by the findings and fitted to the checkpoint."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moegeo_cli.errors import UsageError
+from moegeo_cli.records import ConfigKey, Intervention, RunRecord, Verdict
+from moegeo_cli.verdict.thresholds import FOLDER
+
+FRAMEWORKS = (
+    "transformers", "trl", "axolotl", "llama-factory", "megatron", "torchtitan", "olmo-core",
+    "megablocks", "deepspeed", "nemo", "nanotron", "verl",
+)  # fmt: skip
+READS_CONFIG = ("transformers", "trl", "axolotl")  # the checkpoint's config.json is their setting
+ASSUMED = "assumed: nothing beside the checkpoint names a framework"
+
+
+def recommend(
+    run: RunRecord, verdict: Verdict, framework: str | None = None
+) -> tuple[Intervention, ...]:
+    """What the active findings call for and what applies to this checkpoint, best first.
+
+    Args:
+        run: the judged run, for its settings and its newest checkpoint.
+        verdict: of the run.
+        framework: whose keys are named; None for what was found from the checkpoint.
+
+    Raises:
+        UsageError: an unknown framework.
+    """
+    if framework is not None and framework not in FRAMEWORKS:
+        raise UsageError(
+            f"no framework is called {framework!r}", found=f"known: {', '.join(FRAMEWORKS)}"
+        )
+    named = framework or run.run.get("framework")
+    note = None if named in FRAMEWORKS else ASSUMED
+    name = named if named in FRAMEWORKS else "transformers"
+    active = {f.name: f for f in verdict.findings if f.state == "active" and f.severity != "info"}
+    chosen = []
+    for entry in catalogue()["intervention"]:
+        called = [f for f in entry["findings"] if f in active]
+        if not called or not APPLIES[entry["applies"]](run, verdict):
+            continue
+        layers = sorted({n for f in called for n in active[f].layers})
+        chosen.append(
+            Intervention(
+                id=entry["id"],
+                title=entry["title"],
+                action=entry["action"],
+                findings=tuple(called),
+                why="; ".join(active[f].message for f in called),
+                key=_key(entry, run, name, note),
+                check=entry["check"],
+                evidence=_evidence(entry),
+                conflicts=tuple(entry.get("conflicts", ())),
+                layers=tuple(layers),
+            )
+        )
+    return tuple(chosen)
+
+
+@functools.cache
+def catalogue() -> Mapping[str, Any]:
+    """interventions.toml."""
+    return tomllib.loads((FOLDER / "interventions.toml").read_text(encoding="utf-8"))
+
+
+def find_key(setting: str, framework: str, model_type: str | None) -> str | None:
+    """A framework's own key of a setting; None where it has none."""
+    if not setting:
+        return None
+    if framework in READS_CONFIG:
+        own = catalogue()["by_model"].get(setting, {}).get(model_type)
+        if own is not None:
+            return own or None
+    key = catalogue()["settings"].get(setting, {}).get(framework)
+    return None if key is None else str(key)
+
+
+def _key(entry: Mapping[str, Any], run: RunRecord, framework: str, note: str | None) -> ConfigKey:
+    training = run.run.get("training") or {}
+    key = find_key(entry["setting"], framework, run.run.get("model_type"))
+    if key is None:
+        words = (
+            "no key in this framework" if entry["setting"] else "not a setting: a change by hand"
+        )
+        return ConfigKey(framework, None, note=_join(words, note), lines=entry.get("lines"))
+    current = training.get(key, training.get(f"trainer.{key}"))
+    suggested = entry.get("value")
+    if "factor" in entry:
+        number = isinstance(current, int | float) and not isinstance(current, bool) and current
+        suggested = current * entry["factor"] if number else entry.get("start")
+    live, why = _live(entry["setting"], framework, training)
+    return ConfigKey(framework, key, current, _tidy(suggested), live, _join(why, note))
+
+
+def _live(
+    setting: str, framework: str, training: Mapping[str, Any]
+) -> tuple[bool | None, str | None]:
+    """Whether the framework reads a setting as things stand; None where that is not known."""
+    if setting == "balance" and framework in READS_CONFIG:
+        if training.get("output_router_logits") is True:
+            return True, None
+        return False, "only with output_router_logits = true, which is not set"
+    if setting == "balance" and framework == "nanotron":
+        return False, "declared and never read"
+    if setting == "switch":
+        return True, None
+    return None, None
+
+
+def _evidence(entry: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("source", "recovered", "recovered_control", "n", "note")
+    found = {name: entry[name] for name in names if entry.get(name) not in (None, "")}
+    return {"grade": entry["grade"], **found}
+
+
+def _tidy(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _join(*notes: str | None) -> str | None:
+    return "; ".join(n for n in notes if n) or None
+
+
+def _switch_off(run: RunRecord, verdict: Verdict) -> bool:
+    training = run.run.get("training") or {}
+    return (
+        run.run.get("framework") in (None, *READS_CONFIG)
+        and find_key("balance", "transformers", run.run.get("model_type")) is not None
+        and training.get("router_aux_loss_coef") is not None
+        and training.get("output_router_logits") is not True
+    )
+
+
+def _balance_live(run: RunRecord, verdict: Verdict) -> bool:
+    training = run.run.get("training") or {}
+    return bool(training.get("router_aux_loss_coef")) and not _switch_off(run, verdict)
+
+
+def _balance_can_rise(run: RunRecord, verdict: Verdict) -> bool:
+    return not _switch_off(run, verdict) and not _selection_bias(run, verdict)
+
+
+def _selection_bias(run: RunRecord, verdict: Verdict) -> bool:
+    return run.run.get("model_type") in {"deepseek_v3", "glm4_moe", "dots1", "ernie4_5_moe"} or (
+        run.run.get("scoring") == "sigmoid"
+    )
+
+
+def _finite(run: RunRecord, verdict: Verdict) -> bool:
+    return all(layer.state == "ok" for layer in run.newest.layers)
+
+
+def _has_dead(run: RunRecord, verdict: Verdict) -> bool:
+    return any(layer.dead for layer in run.newest.layers)
+
+
+def _has_clean_checkpoint(run: RunRecord, verdict: Verdict) -> bool:
+    return any(
+        c.verdict is not None and c.verdict.status != "failing" for c in run.checkpoints[1:-1]
+    )
+
+
+def _capacity(run: RunRecord, verdict: Verdict) -> bool:
+    training = run.run.get("training") or {}
+    return any("capacity" in key for key in training)
+
+
+APPLIES: dict[str, Callable[[RunRecord, Verdict], bool]] = {
+    "always": lambda run, verdict: True,
+    "balance_can_rise": _balance_can_rise,
+    "balance_live": _balance_live,
+    "capacity": _capacity,
+    "finite": _finite,
+    "has_clean_checkpoint": _has_clean_checkpoint,
+    "has_dead": _has_dead,
+    "selection_bias": _selection_bias,
+    "softmax": lambda run, verdict: run.run.get("scoring") == "softmax",
+    "switch_off": _switch_off,
+}

@@ -1,0 +1,205 @@
+"""From measurements to a verdict: every rule tried at every checkpoint, two axes, one status."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from moegeo_cli.records import (
+    Check,
+    CheckpointRecord,
+    Finding,
+    Metric,
+    RunRecord,
+    Verdict,
+)
+from moegeo_cli.verdict import routing_rules, run_rules
+from moegeo_cli.verdict.rules import (
+    SEVERITIES,
+    Found,
+    Rule,
+    Situation,
+    Skipped,
+    definitions,
+)
+from moegeo_cli.verdict.thresholds import Thresholds, load_thresholds
+
+RULES: dict[str, Rule] = {
+    "router-collapse": routing_rules.router_collapse,
+    "dead-experts": routing_rules.dead_experts,
+    "router-locked": routing_rules.router_locked,
+    "router-uniform": routing_rules.router_uniform,
+    "logit-explosion": routing_rules.logit_explosion,
+    "router-nonfinite": routing_rules.router_nonfinite,
+    "router-zero": routing_rules.router_zero,
+    "near-ties": routing_rules.near_ties,
+    "heterogeneity-above-init": run_rules.heterogeneity_above_init,
+    "heterogeneity-rising": run_rules.heterogeneity_rising,
+    "loss-behind-reference": run_rules.loss_behind_reference,
+    "loss-spike": run_rules.loss_spike,
+    "balancing-inactive": routing_rules.balancing_inactive,
+    "coverage-incomplete": run_rules.coverage_incomplete,
+    "sample-too-small": run_rules.sample_too_small,
+}
+STATUS = {"info": "healthy", "watch": "watch", "failing": "failing"}
+ORDER = ("healthy", "watch", "inconclusive", "failing")
+PAPER = (
+    "[GM] calls a run failing where FHS > 1. In a pilot of 190 tiny runs that rule had "
+    "false-positive rates of 0.15 to 0.91 at 10% of training, by definition and task"
+)
+
+
+def judge(
+    run: RunRecord,
+    *,
+    reference: RunRecord | None = None,
+    policy: str = "calibrated",
+    thresholds: Thresholds | None = None,
+    paired_losses: Mapping[str, Metric] | None = None,
+) -> RunRecord:
+    """Judge every checkpoint with what came before it, and the run by its newest one.
+
+    Args:
+        run: the measured run.
+        reference: a healthy run that the loss was held against; None for none.
+        policy: "calibrated", by what has evidence, or "paper", by [GM]'s rule.
+        thresholds: limits; None for the shipped ones.
+        paired_losses: loss minus the reference's by checkpoint path, where they match.
+
+    Returns:
+        The run with all verdicts filled in.
+    """
+    limits = thresholds if thresholds is not None else load_thresholds()
+    losses = None if reference is None else paired_losses or {}
+    judged: list[CheckpointRecord] = []
+    for place, checkpoint in enumerate(run.checkpoints):
+        situation = Situation(run, run.checkpoints[: place + 1], limits, losses)
+        verdict = _verdict(situation, policy, reference)
+        judged.append(dataclasses.replace(checkpoint, verdict=verdict))
+    return dataclasses.replace(run, checkpoints=tuple(judged), verdict=_with_history(judged))
+
+
+def _verdict(situation: Situation, policy: str, reference: RunRecord | None) -> Verdict:
+    findings, checks, undecided = [], [], []
+    for name, rule in RULES.items():
+        about = definitions()[name]
+        outcome = rule(situation)
+        if isinstance(outcome, Found):
+            severity = _allowed(outcome.severity, name, situation.limits)
+            findings.append(
+                Finding(
+                    about.id, name, severity, about.axis, outcome.message, outcome.layers,
+                    outcome.evidence, outcome.threshold, "active", _steps(situation.now),
+                )
+            )  # fmt: skip
+            checks.append(Check(about.id, name, about.axis, "found"))
+        elif isinstance(outcome, Skipped):
+            checks.append(Check(about.id, name, about.axis, "skipped", outcome.reason))
+            if outcome.undecided:
+                undecided.append(outcome.reason)
+        else:
+            checks.append(Check(about.id, name, about.axis, "passed"))
+    if policy == "paper":
+        return _by_paper(situation, findings, checks)
+    routing = _axis(findings, "routing")
+    partial = any(f.name == "coverage-incomplete" for f in findings)
+    if routing != "failing" and (partial or undecided):
+        routing = "inconclusive"
+    performance = _axis(findings, "performance")
+    if performance == "healthy" and not _was_held_against(reference, checks):
+        performance = "undetermined"
+    known = [s for s in (routing, performance) if s != "undetermined"]
+    status = max(known, key=ORDER.index)
+    reasons = _reasons(findings, routing, performance, partial, undecided)
+    return Verdict(status, routing, performance, "calibrated", tuple(findings), reasons,
+                   tuple(checks))  # fmt: skip
+
+
+def _allowed(severity: str, name: str, limits: Thresholds) -> str:
+    """An uncalibrated limit alone makes nothing failing; exact facts may."""
+    about = definitions()[name]
+    ceiling = about.severity
+    limit = limits.get(name)
+    exact = about.fact or name == "loss-spike"  # failing there is a loss that is not finite
+    if severity == "failing" and not exact and (limit is None or not limit.calibrated):
+        ceiling = "watch"
+    return min(severity, ceiling, key=SEVERITIES.index)
+
+
+def _axis(findings: list[Finding], axis: str) -> str:
+    own = [STATUS[f.severity] for f in findings if f.axis == axis]
+    return max(own, key=ORDER.index, default="healthy")
+
+
+def _was_held_against(reference: RunRecord | None, checks: list[Check]) -> bool:
+    tried = next(c for c in checks if c.name == "loss-behind-reference")
+    return reference is not None and tried.outcome != "skipped"
+
+
+def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]) -> Verdict:
+    """[GM]'s rule as published: a point value of FHS above 1 is failing."""
+    metric = situation.now.metrics.get("fhs")
+    limit = situation.limits["heterogeneity-above-init"].value
+    if metric is None or metric.value is None:
+        why = (metric.reason if metric else None) or "not measured"
+        status, reason = "inconclusive", f"FHS could not be measured: {why}"
+    else:
+        status = "failing" if metric.value > limit else "healthy"
+        reason = f"FHS is {metric.value:.3g}, {'above' if metric.value > limit else 'not above'} 1"
+    listed = tuple(
+        f
+        if f.axis == "measurement"
+        else dataclasses.replace(
+            f, severity="failing" if f.id == "MG201" and status == "failing" else "info"
+        )
+        for f in findings
+    )
+    return Verdict(status, status, "undetermined", "paper", listed, (reason, PAPER), tuple(checks))
+
+
+def _reasons(
+    findings: list[Finding],
+    routing: str,
+    performance: str,
+    partial: bool,
+    undecided: list[str],
+) -> tuple[str, ...]:
+    ranked = sorted(
+        (f for f in findings if f.severity != "info"),
+        key=lambda f: -SEVERITIES.index(f.severity),
+    )
+    reasons = [f"{f.name}: {f.message}" for f in ranked]
+    if routing == "inconclusive" and partial:
+        reasons.insert(0, "some routers were not measured, so routing cannot be called healthy")
+    reasons += undecided
+    if routing == "healthy":
+        reasons.append("no router is over a limit")
+    if performance == "undetermined":
+        reasons.append("performance is undetermined: no reference at the same progress "
+                       "(--reference RUN)")  # fmt: skip
+    return tuple(reasons)
+
+
+def _with_history(judged: list[CheckpointRecord]) -> Verdict:
+    """The newest checkpoint's verdict, with the steps of its findings and those now resolved."""
+    last = judged[-1].verdict
+    assert last is not None
+    steps: dict[str, list[int]] = {}
+    latest: dict[str, Finding] = {}
+    for checkpoint in judged:
+        assert checkpoint.verdict is not None
+        for finding in checkpoint.verdict.findings:
+            steps.setdefault(finding.name, []).extend(_steps(checkpoint))
+            latest[finding.name] = finding
+    active = {f.name for f in last.findings}
+    findings = [dataclasses.replace(f, steps=tuple(steps[f.name])) for f in last.findings]
+    findings += [
+        dataclasses.replace(f, state="resolved", steps=tuple(steps[name]))
+        for name, f in latest.items()
+        if name not in active
+    ]
+    return dataclasses.replace(last, findings=tuple(findings))
+
+
+def _steps(checkpoint: CheckpointRecord) -> tuple[int, ...]:
+    return () if checkpoint.step is None else (checkpoint.step,)

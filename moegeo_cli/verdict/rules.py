@@ -1,0 +1,105 @@
+"""What a rule sees and what it says: the frame that all rules share."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from moegeo_cli.records import (
+    CheckpointRecord,
+    Evidence,
+    LayerRecord,
+    Metric,
+    RunRecord,
+    Threshold,
+)
+from moegeo_cli.verdict.thresholds import FOLDER, Thresholds
+
+SEVERITIES = ("info", "watch", "failing")
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """A checkpoint with everything before it.
+
+    `losses` are loss differences to the reference at the same progress, by checkpoint path;
+    None without a reference.
+    """
+
+    run: RunRecord
+    history: tuple[CheckpointRecord, ...]  # oldest first; the last one is judged
+    limits: Thresholds
+    losses: Mapping[str, Metric] | None = None
+
+    @property
+    def now(self) -> CheckpointRecord:
+        """The checkpoint that is judged."""
+        return self.history[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A rule that holds."""
+
+    severity: str
+    message: str
+    layers: tuple[int, ...] = ()
+    evidence: tuple[Evidence, ...] = ()
+    threshold: Threshold | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A rule that could not be decided, and why; `undecided` makes its axis inconclusive."""
+
+    reason: str
+    undecided: bool = False
+
+
+Outcome = Found | Skipped | None
+Rule = Callable[[Situation], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A finding as findings.toml has it."""
+
+    id: str
+    name: str
+    axis: str
+    severity: str
+    meaning: str
+    fact: bool = field(default=False)
+
+
+@functools.cache
+def definitions() -> Mapping[str, Definition]:
+    """All findings by name."""
+    table = tomllib.loads((FOLDER / "findings.toml").read_text(encoding="utf-8"))
+    return {name: Definition(name=name, **row) for name, row in table.items()}
+
+
+def worst(severities: Sequence[str]) -> str:
+    """The worst of some severities."""
+    return max(severities, key=SEVERITIES.index)
+
+
+def evidence(name: str, layer: LayerRecord) -> Evidence:
+    """A router's metric, as evidence."""
+    return Evidence(name, layer.metrics[name], layer.layer, layer.router)
+
+
+def known(layer: LayerRecord, name: str) -> Metric | None:
+    """A router's metric where it has a value."""
+    metric = layer.metrics.get(name)
+    return metric if metric is not None and metric.value is not None else None
+
+
+def layer_words(layers: Sequence[int]) -> str:
+    """Layers in words: "layer 3", "layers 1, 2 and 5"."""
+    names = [str(n) for n in layers]
+    if len(names) == 1:
+        return f"layer {names[0]}"
+    return f"layers {', '.join(names[:-1])} and {names[-1]}"
