@@ -12,6 +12,8 @@ import typer
 from moegeo_cli.cli.console import say, stdout_console, write_payload
 from moegeo_cli.cli.options import OUTPUT, OutputOption
 
+FIRST_PASSAGES, PASSAGE_CHARACTERS = 4, 160
+
 probe_app = typer.Typer(no_args_is_help=True)
 
 
@@ -28,7 +30,9 @@ def build(
         list[str],
         typer.Argument(metavar="[DOMAIN=]FILE...", help="Texts, each with the name of its domain."),
     ],
-    output: OutputOption = None,
+    domain: Annotated[
+        str | None, typer.Option(help="Domain of the files that are given without one.")
+    ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -37,27 +41,28 @@ def build(
         ),
     ] = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="At most so many passages.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the choice of passages.")] = 0,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many tokens (bytes, without --tokenizer)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of passages.")] = 0,
+    output: OutputOption = None,
 ) -> None:
     """Make a probe file of your own texts: passages, evenly over domains, interleaved.
 
     [bold]moegeo probe build prose=book.txt code=main.py --output probe.jsonl[/bold]
     """
-    from moegeo_cli.checkpoints.discover import read_config
-    from moegeo_cli.measurement.analysis import vocabulary_of
     from moegeo_cli.probes import build_probe
 
-    pairs = []
-    for source in sources:
-        domain, mark, file = source.partition("=")
-        named = bool(mark) and not Path(source).exists()
-        pairs.append((domain, Path(file)) if named else (None, Path(source)))
-    size = vocabulary_of(read_config(tokenizer)) if tokenizer is not None else None
-    text = build_probe(pairs, tokenizer_dir=tokenizer, vocab_size=size,
-                       max_sequences=max_sequences, seed=seed)  # fmt: skip
+    place, size = _find_tokenizer(tokenizer) if tokenizer is not None else (None, None)
+    text = build_probe(
+        [_named(source, domain) for source in sources], tokenizer_dir=place, vocab_size=size,
+        max_sequences=max_sequences, max_tokens=max_tokens, seed=seed,
+    )  # fmt: skip
     write_payload(text, output)
     if output is not None:
-        say(f"wrote {text.count(chr(10)) - 1} sequences to {output}")
+        count = text.count("\n") - 1
+        say(f"wrote {count:,} sequence{'s' if count != 1 else ''} to {output}")
 
 
 @probe_app.command()
@@ -66,19 +71,83 @@ def show(
         Path | None, typer.Argument(help="A probe file. Default: the bundled one.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint: count its tokens instead of characters.")
+        Path | None, typer.Option(help="A checkpoint: count its tokens instead of bytes.")
     ] = None,
     output_format: Annotated[
         ShowFormat,
         typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT),
     ] = ShowFormat.rich,
+    output: OutputOption = None,
 ) -> None:
-    """Describe a probe: sequences, tokens, domains, hash, first passages."""
+    """Describe a probe: sequences, tokens, lengths, domains, hash, first passages."""
     found = _describe(file, model)
-    if output_format is ShowFormat.json:
+    if output_format is ShowFormat.json or output is not None:
         document = {"format": {"name": "moegeo.probe", "version": 1}, **found}
-        write_payload(json.dumps(document, indent=2, ensure_ascii=False), None)
+        write_payload(json.dumps(document, indent=2), output)
         return
+    _print(found)
+
+
+def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
+    """DOMAIN=FILE as a pair; a file that has such a name is taken for itself."""
+    from moegeo_cli.errors import UsageError
+    from moegeo_cli.probes.reading import is_domain
+
+    before, mark, after = source.partition("=")
+    named = bool(mark and after) and "/" not in before and not Path(source).exists()
+    name, path = (before, after) if named else (domain, source)
+    if name is not None and not is_domain(name):
+        raise UsageError(
+            "a domain is a short name of printable characters",
+            found=ascii(name)[:80],
+            hint="like prose=book.txt",
+        )
+    return name, Path(path)
+
+
+def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
+    """The folder to take a tokenizer from, and the vocabulary of the model there."""
+    from moegeo_cli.checkpoints.discover import open_run, read_config
+    from moegeo_cli.measurement.analysis import vocabulary_of
+    from moegeo_cli.probes.tokenizing import find_tokenizer
+
+    if (path / "config.json").is_file():
+        return path, vocabulary_of(read_config(path))
+    if path.is_dir() and find_tokenizer(path) == path and not any(path.glob("*/config.json")):
+        return path, None
+    newest = open_run(path).newest.path
+    return newest, vocabulary_of(read_config(newest))
+
+
+def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
+    """What is known of a probe; of text without a model, the bytes."""
+    from moegeo_cli.probes import BUNDLED, Probe, load_probe
+    from moegeo_cli.probes.reading import describe_rows, printable, read_file
+
+    content = read_file(file or BUNDLED)
+    first = [
+        {"domain": row.domain, "text": row.text[:PASSAGE_CHARACTERS]}
+        for row in content.rows
+        if row.text
+    ][:FIRST_PASSAGES]
+    if model is None:
+        name = printable(file.name) if file else "bundled"
+        return {"source": name, **describe_rows(content), "first": first}
+    from moegeo_cli.checkpoints.discover import open_run, read_config
+    from moegeo_cli.measurement.analysis import vocabulary_of
+
+    path = open_run(model).newest.path
+    probe: Probe = load_probe(file, vocab_size=vocabulary_of(read_config(path)), tokenizer_dir=path)
+    return {
+        **probe.describe(),
+        "domain_tokens": probe.domain_tokens,
+        "lengths": probe.lengths,
+        "first": first,
+    }
+
+
+def _print(found: dict[str, Any]) -> None:
+    """A table of facts, then the first passages, with everything foreign as plain text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -87,7 +156,7 @@ def show(
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in found.items():
-        if name == "first":
+        if name == "first" or value is None:
             continue
         words = value
         if isinstance(value, dict):
@@ -96,32 +165,7 @@ def show(
             words = f"{value:,}"
         table.add_row(name.replace("_", " "), Text(str(words)))
     console.print(table)
-    for passage in found.get("first", []):
+    for passage in found["first"]:
         console.print()
         console.print(Text(f"[{passage['domain'] or 'no domain'}] ", style="dim"), end="")
         console.print(Text(repr(passage["text"])[1:-1]), soft_wrap=False)
-
-
-def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
-    from moegeo_cli.probes import BUNDLED, load_probe
-    from moegeo_cli.probes.reading import read_file
-
-    rows = read_file(file or BUNDLED).rows
-    first = [{"domain": r.domain, "text": (r.text or "")[:160]} for r in rows[:4] if r.text]
-    if model is not None:
-        from moegeo_cli.checkpoints.discover import open_run, read_config
-        from moegeo_cli.measurement.analysis import vocabulary_of
-
-        path = open_run(model).newest.path
-        probe = load_probe(file, vocab_size=vocabulary_of(read_config(path)), tokenizer_dir=path)
-        return {**probe.describe(), "first": first}
-    domains: dict[str, int] = {}
-    for row in rows:
-        if row.domain is not None:
-            domains[row.domain] = domains.get(row.domain, 0) + 1
-    facts: dict[str, Any] = {"source": file.name if file else "bundled", "sequences": len(rows)}
-    if any(r.input_ids is not None for r in rows):
-        facts["tokens"] = sum(len(r.input_ids) for r in rows if r.input_ids is not None)
-    else:
-        facts["bytes"] = sum(len((r.text or "").encode()) for r in rows)
-    return {**facts, "domains": dict(sorted(domains.items())), "first": first}

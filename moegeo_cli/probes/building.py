@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.reading import HEADER_KEY, HEADER_VERSION, Row, read_file
-from moegeo_cli.probes.tokenizing import open_tokenizer
+from moegeo_cli.probes.loading import check_vocabulary
+from moegeo_cli.probes.reading import Header, Row, read_file
+from moegeo_cli.probes.rows import printable
+from moegeo_cli.probes.tokenizing import Tokenizer, open_tokenizer
+
+MAX_SEQUENCES = 256
 
 
 def build_probe(
@@ -19,55 +25,126 @@ def build_probe(
     *,
     tokenizer_dir: Path | None = None,
     vocab_size: int | None = None,
-    max_sequences: int = 256,
+    max_sequences: int = MAX_SEQUENCES,
+    max_tokens: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Choose passages of texts, evenly over the domains, interleaved.
+    """Choose passages of texts, evenly over the domains, interleaved, each once.
 
     Args:
         sources: (domain, file) pairs; files in any format that `analyze` reads.
         tokenizer_dir: a checkpoint whose tokenizer turns the passages into ids; None keeps
             text, which fits any model.
-        vocab_size: of that checkpoint's model.
+        vocab_size: of that checkpoint's model; None not to check.
         max_sequences: at most so many.
+        max_tokens: at most so many tokens, bytes where no tokenizer is given.
         seed: of the choice.
 
     Returns:
-        The probe file, as JSON Lines.
+        The probe file, as JSON Lines: a header with the content's hash, then the sequences.
+        The same input and seed give the same bytes.
 
     Raises:
-        ProbeError: a source that cannot be read, or no passage in any.
+        ProbeError: a source that cannot be read, ids of different tokenizers, or no passage.
     """
-    by_domain: dict[str | None, list[Row]] = {}
-    for domain, path in sources:
-        for row in read_file(path).rows:
-            by_domain.setdefault(domain or row.domain, []).append(row)
-    if not by_domain:
-        raise ProbeError("no passage to build a probe of", hint="give text files")
-    generator = np.random.default_rng(seed)
-    share = -(-max_sequences // len(by_domain))
-    columns = []
-    for domain in sorted(by_domain, key=str):
-        rows = by_domain[domain]
-        chosen = np.sort(generator.permutation(len(rows))[:share])
-        columns.append([(domain, rows[place]) for place in chosen])
-    longest = max(map(len, columns))
-    mixed = [c[place] for place in range(longest) for c in columns if place < len(c)]
-    header: dict[str, Any] = {HEADER_KEY: HEADER_VERSION}
-    encode = None
+    columns, header = _read_sources(sources)
     if tokenizer_dir is not None:
         tokenizer = open_tokenizer(tokenizer_dir, vocab_size or 0)
-        header["tokenizer_sha256"], encode = tokenizer.name, tokenizer.encode
-    lines: list[Mapping[str, Any]] = [header]
-    for domain, row in mixed[:max_sequences]:
-        body: dict[str, Any] = {} if domain is None else {"domain": domain}
-        if row.input_ids is not None:
-            body["input_ids"] = [int(i) for i in row.input_ids]
-            if row.labels is not None:
-                body["labels"] = [int(i) for i in row.labels]
-        elif encode is None:
-            body["text"] = row.text
-        else:
-            body["input_ids"] = [int(i) for i in encode(row.text or "")]
-        lines.append(body)
-    return "".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+        if header.tokenizer not in (None, tokenizer.name):
+            raise ProbeError(
+                "a source was made with another tokenizer than the checkpoint's",
+                found=f"{header.tokenizer[:12]} against {tokenizer.name[:12]}",
+                hint="give its text instead",
+            )
+        columns = {
+            domain: [_encode(row, tokenizer, vocab_size) for row in rows]
+            for domain, rows in columns.items()
+        }
+        header = Header(tokenizer.name, vocab_size)
+    rows = _choose(columns, max_sequences, max_tokens, seed)
+    if not rows:
+        raise ProbeError(
+            "there is no passage to build a probe of",
+            found="none at all" if max_tokens is None else f"none of at most {max_tokens} tokens",
+            hint="give text files",
+        )
+    body = "".join(_render(row) for row in rows)
+    return replace(header, sha256=hashlib.sha256(body.encode()).hexdigest()).render() + body
+
+
+def _read_sources(
+    sources: Sequence[tuple[str | None, Path]],
+) -> tuple[dict[str | None, list[Row]], Header]:
+    """Rows by domain without repetitions, and the tokenizer that made their ids."""
+    columns: dict[str | None, list[Row]] = {}
+    seen: set[bytes] = set()
+    made: dict[str | None, Header] = {}
+    for domain, path in sources:
+        file = read_file(path)
+        if any(row.input_ids is not None for row in file.rows):
+            header = file.header or Header()
+            made[header.tokenizer] = replace(header, sha256=None)
+        for row in file.rows:
+            content = hashlib.sha256(_render(replace(row, domain=None)).encode()).digest()
+            if content not in seen:
+                seen.add(content)
+                named = replace(row, domain=domain or row.domain)
+                columns.setdefault(named.domain, []).append(named)
+    if len(made) > 1:
+        raise ProbeError(
+            "the sources hold ids of different tokenizers",
+            found=", ".join(sorted("unknown" if n is None else printable(n)[:12] for n in made)),
+            hint="build from text",
+        )
+    return columns, next(iter(made.values()), Header())
+
+
+def _encode(row: Row, tokenizer: Tokenizer, vocab_size: int | None) -> Row:
+    if row.input_ids is None:
+        row = replace(row, input_ids=tokenizer.encode(row.text or ""), text=None)
+    assert row.input_ids is not None
+    if vocab_size is not None:
+        check_vocabulary(row.input_ids, row, "built", vocab_size)
+    return row
+
+
+def _choose(
+    columns: dict[str | None, list[Row]], max_sequences: int, max_tokens: int | None, seed: int
+) -> list[Row]:
+    """The same number of each domain, in turn, as far as each has some."""
+    generator = np.random.default_rng(seed)
+    queues = [
+        [rows[i] for i in generator.permutation(len(rows)) if _size(rows[i])]
+        for _, rows in sorted(columns.items(), key=lambda c: str(c[0]))
+    ]
+    longest = max(map(len, queues), default=0)
+    mixed = [q[place] for place in range(longest) for q in queues if place < len(q)]
+    chosen: list[Row] = []
+    left = max_tokens
+    for row in mixed[:max_sequences]:
+        if left is not None and _size(row) > left:
+            continue
+        chosen.append(row)
+        left = None if left is None else left - _size(row)
+    return chosen
+
+
+def _size(row: Row) -> int:
+    return len((row.text or "").encode()) if row.input_ids is None else len(row.input_ids)
+
+
+def _render(row: Row) -> str:
+    """A row as a line of JSON."""
+    line: dict[str, Any] = dict(_facts(row))
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _facts(row: Row) -> Iterator[tuple[str, Any]]:
+    if row.domain is not None:
+        yield "domain", row.domain
+    if row.input_ids is None:
+        yield "text", row.text
+        return
+    yield "input_ids", row.input_ids.tolist()
+    if row.labels is not None:
+        yield "labels", row.labels.tolist()

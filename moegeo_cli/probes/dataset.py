@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from moegeo_cli.errors import UsageError
 
 IGNORED_LABEL = -100
 
@@ -33,6 +35,11 @@ class Sequence:
         if self.labels is None:
             return max(len(self.input_ids) - 1, 0)
         return int((self.labels[1:] != IGNORED_LABEL).sum())
+
+    def cut(self, start: int, end: int) -> Sequence:
+        """The tokens from `start` up to `end`, with their labels."""
+        labels = None if self.labels is None else self.labels[start:end]
+        return Sequence(self.input_ids[start:end], labels, self.domain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,20 @@ class Probe:
         """How many sequences each named domain has."""
         return dict(sorted(Counter(s.domain for s in self.sequences if s.domain).items()))
 
+    @property
+    def domain_tokens(self) -> dict[str, int]:
+        """How many tokens each named domain has."""
+        found: Counter[str] = Counter()
+        for sequence in self.sequences:
+            if sequence.domain:
+                found[sequence.domain] += len(sequence.input_ids)
+        return dict(sorted(found.items()))
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """The shortest, the median and the longest sequence, in tokens."""
+        return spread(len(s.input_ids) for s in self.sequences)
+
     def describe(self) -> dict[str, Any]:
         """What a result says of its probe."""
         return {
@@ -81,31 +102,81 @@ class Probe:
             "tokenizer": self.tokenizer,
         }
 
-    def take(self, max_tokens: int) -> Probe:
-        """At most so many tokens, by whole sequences, taking turns between the domains.
+    def take(self, max_tokens: int, seed: int = 0) -> Probe:
+        """At most so many tokens, by whole sequences, balanced between the domains.
 
-        Sequences keep their order. A first sequence that is too long by itself is cut.
+        Which ones is drawn by the seed; those that stay keep their order. A larger
+        `max_tokens` adds to the same draw. A sequence that is too long by itself is cut.
+
+        Raises:
+            UsageError: less than one token.
         """
-        if self.tokens <= max_tokens:
+        if 0 < self.tokens <= max_tokens:
             return self
-        turns: Counter[str | None] = Counter()
-        ranked = []
-        for place, sequence in enumerate(self.sequences):
-            ranked.append((turns[sequence.domain], place))
-            turns[sequence.domain] += 1
-        chosen, left = [], max_tokens
-        for _, place in sorted(ranked):
-            size = len(self.sequences[place].input_ids)
-            if size > left:
-                break
-            chosen.append(place)
-            left -= size
-        if not chosen:
-            first = self.sequences[0]
-            labels = None if first.labels is None else first.labels[:max_tokens]
-            cut = replace(first, input_ids=first.input_ids[:max_tokens], labels=labels)
-            return Probe.of([cut], self.name, self.tokenizer)
-        return Probe.of([self.sequences[p] for p in sorted(chosen)], self.name, self.tokenizer)
+        documents = [(s.domain, (s,)) for s in self.sequences]
+        return Probe.of(draw_balanced(documents, max_tokens, seed), self.name, self.tokenizer)
+
+
+def spread(sizes: Iterable[int]) -> dict[str, int]:
+    """Smallest, lower median and largest of some sizes."""
+    found = sorted(sizes)
+    return {"shortest": found[0], "median": found[(len(found) - 1) // 2], "longest": found[-1]}
+
+
+def draw_balanced(
+    documents: Iterable[tuple[str | None, Iterable[Sequence]]], max_tokens: int, seed: int
+) -> list[Sequence]:
+    """Draw whole sequences so that every domain gets as many tokens as the others.
+
+    The domain with the fewest tokens is next; it is done when it has no further sequence or
+    its next one no longer fits. Sequences behind that point are never asked for, so that
+    a large text is not tokenised for nothing. If none fits at all, the first one is cut.
+
+    Args:
+        documents: the domain of each, and its sequences.
+        max_tokens: at most so many.
+        seed: of the order of documents within a domain.
+
+    Returns:
+        The chosen ones in their first order.
+
+    Raises:
+        UsageError: less than one token.
+    """
+    if max_tokens < 1:
+        raise UsageError("at least one probe token is needed", found=f"max_tokens {max_tokens}")
+    columns: dict[str | None, list[tuple[int, Iterable[Sequence]]]] = {}
+    for place, (domain, pieces) in enumerate(documents):
+        columns.setdefault(domain, []).append((place, pieces))
+    generator = np.random.default_rng(seed)
+    waiting = {
+        domain: _in_order([column[i] for i in generator.permutation(len(column))])
+        for domain, column in columns.items()
+    }
+    taken = dict.fromkeys(waiting, 0)
+    chosen: list[tuple[int, int, Sequence]] = []
+    too_long: Sequence | None = None
+    while waiting:
+        domain = min(waiting, key=lambda d: taken[d])
+        found = next(waiting[domain], None)
+        size = len(found[2].input_ids) if found else 0
+        if found is None or size > max_tokens - sum(taken.values()):
+            del waiting[domain]
+            too_long = too_long or (found[2] if found else None)
+            continue
+        chosen.append(found)
+        taken[domain] += size
+    if not chosen and too_long is not None:
+        return [too_long.cut(0, max_tokens)]
+    return [s for _, _, s in sorted(chosen, key=lambda c: c[:2])]
+
+
+def _in_order(
+    column: list[tuple[int, Iterable[Sequence]]],
+) -> Iterator[tuple[int, int, Sequence]]:
+    for place, pieces in column:
+        for number, sequence in enumerate(pieces):
+            yield place, number, sequence
 
 
 def _digest(sequences: tuple[Sequence, ...]) -> str:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.dataset import Probe, Sequence
-from moegeo_cli.probes.reading import Row, read_file
-from moegeo_cli.probes.tokenizing import open_tokenizer, tokenizer_sha256
+from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sequence, draw_balanced
+from moegeo_cli.probes.reading import Header, Row, printable, read_file
+from moegeo_cli.probes.tokenizing import (
+    BYTE_LEVEL,
+    BYTES,
+    find_tokenizer,
+    open_tokenizer,
+    tokenizer_sha256,
+)
 
 BUNDLED = Path(__file__).parent / "data" / "default.jsonl"
+REBUILD = "build it again from text: moegeo probe build TEXT --tokenizer CHECKPOINT"
 
 
 def load_probe(
@@ -21,6 +28,7 @@ def load_probe(
     vocab_size: int,
     tokenizer_dir: Path,
     max_tokens: int | None = None,
+    seed: int = 0,
     max_length: int | None = None,
 ) -> Probe:
     """Read, tokenise and check a probe.
@@ -30,65 +38,88 @@ def load_probe(
         vocab_size: of the model.
         tokenizer_dir: the checkpoint, for its tokenizer.
         max_tokens: at most so many, by whole sequences, balanced between domains.
+        seed: of which ones, where there are more.
         max_length: the model's context; longer sequences are cut into pieces.
 
     Raises:
         ProbeError: not readable, made with another tokenizer, ids outside the vocabulary,
             or no token.
+        UsageError: less than one token asked for.
     """
-    source = BUNDLED if path is None else path
-    name = "bundled" if path is None else path.name
-    file = read_file(source)
-    if file.tokenizer_sha256 is not None:
-        own = tokenizer_sha256(tokenizer_dir) or tokenizer_sha256(tokenizer_dir.parent)
-        if own is not None and own != file.tokenizer_sha256:
-            raise ProbeError(
-                f"the probe {name} was made with another tokenizer than the checkpoint's",
-                found=f"{file.tokenizer_sha256[:12]} against {own[:12]}",
-                hint="build it again: moegeo probe build --tokenizer CHECKPOINT",
-            )
+    file = read_file(BUNDLED if path is None else path)
+    name = "bundled" if path is None else printable(path.name)
+    check_header(file.header, name, vocab_size, tokenizer_dir)
     tokenizer = "ids"
-    encode = None
+    encode: Callable[[str], np.ndarray] | None = None
     if any(row.text is not None for row in file.rows):
         opened = open_tokenizer(tokenizer_dir, vocab_size)
         tokenizer, encode = opened.name, opened.encode
-    sequences: list[Sequence] = []
     for row in file.rows:
-        ids = row.input_ids
-        if ids is None:
+        if row.input_ids is not None:
+            check_vocabulary(row.input_ids, row, name, vocab_size)
+
+    def sequences_of(row: Row) -> Iterator[Sequence]:
+        ids_N = row.input_ids
+        if ids_N is None:
             assert encode is not None
-            ids = encode(row.text or "")
-        _check_vocabulary(ids, row, name, vocab_size)
-        sequences.extend(_pieces(Sequence(ids, row.labels, row.domain), max_length))
+            ids_N = encode(row.text or "")
+            check_vocabulary(ids_N, row, name, vocab_size)
+        whole = Sequence(ids_N, row.labels, row.domain)
+        step = max_length or max(len(ids_N), 1)
+        for start in range(0, len(ids_N), step):
+            yield whole.cut(start, start + step)
+
+    documents = [(row.domain, sequences_of(row)) for row in file.rows]
+    if max_tokens is None:
+        sequences = [s for _, pieces in documents for s in pieces]
+    else:
+        sequences = draw_balanced(documents, max_tokens, seed)
     if not sequences:
         raise ProbeError(f"the probe {name} holds no token", hint="give text or input_ids")
-    probe = Probe.of(sequences, name, tokenizer)
-    return probe if max_tokens is None else probe.take(max_tokens)
+    return Probe.of(sequences, name, tokenizer)
 
 
-def _check_vocabulary(ids_N: np.ndarray, row: Row, name: str, vocab_size: int) -> None:
-    outside = (ids_N < 0) | (ids_N >= vocab_size)
-    if outside.any():
+def check_header(header: Header | None, name: str, vocab_size: int, tokenizer_dir: Path) -> None:
+    """Refuse ids that another tokenizer made; what names no tokenizer passes.
+
+    Raises:
+        ProbeError: another tokenizer, or another vocabulary where the checkpoint has none.
+    """
+    if header is None or header.tokenizer is None:
+        return
+    own = tokenizer_sha256(tokenizer_dir) if find_tokenizer(tokenizer_dir) else None
+    if own is None and vocab_size == BYTES:
+        own = BYTE_LEVEL
+    if own is not None and own != header.tokenizer:
         raise ProbeError(
-            f"a token id in the probe {name} is outside the model's vocabulary",
-            found=f"{int(ids_N[outside][0])} in line {row.line}; the vocabulary has {vocab_size:,}",
-            hint="the probe was made for another model: build one from text",
+            f"the probe {name} was made with another tokenizer than the checkpoint's",
+            found=f"{header.tokenizer[:12]} against {own[:12]}",
+            hint=REBUILD,
         )
-    if row.labels is not None:
-        bad = (row.labels != -100) & ((row.labels < 0) | (row.labels >= vocab_size))
-        if bad.any():
+    if own is None and header.vocab_size not in (None, vocab_size):
+        raise ProbeError(
+            f"the probe {name} was made for another vocabulary than the checkpoint's",
+            found=f"{header.vocab_size:,} ids against {vocab_size:,}",
+            hint=REBUILD,
+        )
+
+
+def check_vocabulary(ids_N: np.ndarray, row: Row, name: str, vocab_size: int) -> None:
+    """Refuse ids and labels that the model has no row for.
+
+    Raises:
+        ProbeError: naming the first one, its line and the vocabulary's size.
+    """
+    for values_N, kind, free in ((ids_N, "token id", None), (row.labels, "label", IGNORED_LABEL)):
+        if values_N is None:
+            continue
+        outside = (values_N < 0) | (values_N >= vocab_size)
+        if free is not None:
+            outside &= values_N != free
+        if outside.any():
             raise ProbeError(
-                f"a label in the probe {name} is outside the model's vocabulary",
-                found=f"{int(row.labels[bad][0])} in line {row.line}",
-                hint="-100 stands for no loss",
+                f"a {kind} in the probe {name} is outside the model's vocabulary",
+                found=f"{int(values_N[outside][0])} in line {row.line}; "
+                f"the vocabulary has {vocab_size:,} ids, from 0",
+                hint="labels may be -100 for no loss" if free else REBUILD,
             )
-
-
-def _pieces(sequence: Sequence, max_length: int | None) -> Iterator[Sequence]:
-    """The sequence in pieces that fit the model's context."""
-    size = len(sequence.input_ids)
-    step = max_length or max(size, 1)
-    for start in range(0, size, step):
-        piece = slice(start, start + step)
-        labels = None if sequence.labels is None else sequence.labels[piece]
-        yield Sequence(sequence.input_ids[piece], labels, sequence.domain)
