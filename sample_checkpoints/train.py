@@ -39,7 +39,10 @@ ROUTER_ENDINGS = ("gate.weight", "router.weight")
 class Passages(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Passages as bytes, domains in turn, each domain in an order of its own."""
 
-    def __init__(self, documents: tuple[Document, ...], count: int, seed: int) -> None:
+    def __init__(
+        self, documents: tuple[Document, ...], count: int, seed: int, label_shift: int = 0
+    ) -> None:
+        self.label_shift = label_shift
         by_domain: dict[str, list[Document]] = {}
         for document in documents:
             by_domain.setdefault(document.domain, []).append(document)
@@ -57,7 +60,38 @@ class Passages(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, place: int) -> dict[str, torch.Tensor]:
         ids = torch.tensor(list(self.rows[place][: self.length]))
-        return {"input_ids": ids, "labels": ids}
+        labels = ids
+        if self.label_shift:  # the mistake of shifting what the model shifts again
+            labels = torch.full_like(ids, -100)
+            labels[: -self.label_shift] = ids[self.label_shift :]
+        return {"input_ids": ids, "labels": labels}
+
+
+class LayerwiseBalance(Trainer):  # type: ignore[misc]
+    """Adds a balance loss for each layer by itself: E · Σ_e load_e · mean p_e, 1 at balance.
+
+    Source: Switch Transformers (arXiv 2101.03961), equation 4, over the whole batch.
+    """
+
+    coefficient: float = 0.0
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, **_: Any
+    ) -> Any:
+        if not self.coefficient:
+            outputs = model(**inputs)
+            return (outputs.loss, outputs) if return_outputs else outputs.loss
+        outputs = model(**inputs, output_router_logits=True)
+        loss = outputs.loss
+        if model.training:
+            top_k = self.model.config.num_experts_per_tok
+            for logits_TE in outputs.router_logits:
+                p_TE = logits_TE.float().softmax(-1)
+                chosen_TE = torch.zeros_like(p_TE).scatter(1, p_TE.topk(top_k).indices, 1.0)
+                load_E = chosen_TE.mean(0) / top_k
+                balance = p_TE.shape[1] * (load_E * p_TE.mean(0)).sum()
+                loss = loss + self.coefficient * balance
+        return (loss, outputs) if return_outputs else loss
 
 
 class FirstCheckpoint(TrainerCallback):  # type: ignore[misc]
@@ -126,13 +160,16 @@ def train(recipe: Recipe, seed: int, output: Path, *, keep_optimizer: bool = Tru
             disable_tqdm=True,
             dataloader_num_workers=0,
         )
-        trainer = Trainer(
+        trainer = LayerwiseBalance(
             model=model,
             args=arguments,
-            train_dataset=Passages(training_documents(), STEPS * BATCH, seed),
-            eval_dataset=Passages(validation_documents(), 128, 0),
+            train_dataset=Passages(
+                training_documents(), STEPS * BATCH, seed, recipe.label_shift
+            ),
+            eval_dataset=Passages(validation_documents(), 128, 0, recipe.label_shift),
             optimizers=(build_optimizer(model, recipe), None),
         )
+        trainer.coefficient = recipe.balance
         trainer.add_callback(FirstCheckpoint(trainer))
         if recipe.bias_rate:
             trainer.add_callback(SelectionBias(model, recipe.bias_rate))

@@ -11,8 +11,8 @@ import sys
 import traceback
 from typing import Annotated
 
-import click
 import typer
+from typer.exceptions import Abort, Exit, TyperException
 
 from moegeo_cli import __version__
 from moegeo_cli.cli.analyze import analyze
@@ -70,12 +70,12 @@ def run(arguments: list[str] | None = None) -> int:
     except MoegeoError as error:
         _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
         return error.exit_code
-    except click.exceptions.Exit as leave:
+    except Exit as leave:
         return int(leave.exit_code)
-    except click.ClickException as error:
-        error.show(sys.stderr)
+    except TyperException as error:
+        _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
         return EXIT_USAGE
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, Abort):
         _say("interrupted; what was already measured is kept")
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -188,7 +188,12 @@ def _measure_all(
         measured[checkpoint.path] = measurement.measure(
             checkpoint,
             prints[checkpoint.path],
-            {"step": log.step, "tokens": log.tokens, "fraction": log.fraction},
+            {
+                name: None if value is None else float(value)
+                for name, value in (
+                    ("step", log.step), ("tokens", log.tokens), ("fraction", log.fraction)
+                )
+            },
             upcoming,
         )
     return measured

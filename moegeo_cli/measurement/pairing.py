@@ -8,8 +8,6 @@ Legend: B draws.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
 from moegeo_cli.comparison import Difference, LayerPair, MatchedPair, Unmatched
 from moegeo_cli.errors import ComparisonError
 from moegeo_cli.geometry.estimates import over_routers
@@ -19,7 +17,6 @@ from moegeo_cli.measurement.history import score_routers
 from moegeo_cli.measurement.layers import (
     FISHER_NAMES,
     CheckpointEstimates,
-    as_metrics,
     estimate_checkpoint,
 )
 from moegeo_cli.measurement.run import Measured
@@ -178,7 +175,7 @@ class _Side:
 def _differences(
     a: Mapping[str, Estimate], b: Mapping[str, Estimate], scorings: set[str], *, paired: bool
 ) -> dict[str, Difference]:
-    found: dict[str, Any] = {}
+    found: dict[str, Difference] = {}
     for name in a:
         if name not in b:
             continue
@@ -187,8 +184,7 @@ def _differences(
             gap = missing(f"not comparable across scorings: {', '.join(sorted(scorings))}")
         elif not paired and gap.value is not None:
             gap = Estimate(gap.value, n=gap.n, reason="not paired: the probes differ")
-        sides = as_metrics({"a": a[name], "b": b[name]})
-        found[name] = Difference(sides["a"], sides["b"], gap.metric(name))
+        found[name] = Difference(a[name].metric(name), b[name].metric(name), gap.metric(name))
     return found
 
 

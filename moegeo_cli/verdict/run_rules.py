@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def heterogeneity_rising(situation: Situation) -> Outcome:
     values = [m.value for m in metrics if m is not None and m.value is not None]
     if len(values) < count:
         return Skipped("not measured at every checkpoint")
-    if not all(b > a for a, b in zip(values, values[1:], strict=False)):
+    if not all(b > a for a, b in itertools.pairwise(values)):
         return None
     return Found(
         "info",

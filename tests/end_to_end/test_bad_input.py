@@ -103,7 +103,7 @@ def test_a_bad_checkpoint(
     spoil(checkpoint)
     for command in (
         ("analyze", checkpoint, "--probe", probe, "--format", "json"),
-        ("analyze", checkpoint, "--format", "json", "--output", checkpoint / "out.json"),
+        ("analyze", checkpoint, "--probe", probe, "--output", checkpoint / "out.json"),
     ):
         found = moegeo(*command)
         assert found.code == 2, (found.out, found.err)
