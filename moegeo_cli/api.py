@@ -12,10 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.discover import RunFolder, open_run
+from moegeo_cli.checkpoints.architecture import describe_architecture
+from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.comparison import ComparisonRecord
-from moegeo_cli.measurement.analysis import Analysis, default_tokens, measure_run, parse_ranges
+from moegeo_cli.measurement.analysis import (
+    MINIMUM_TOKENS,
+    Analysis,
+    default_tokens,
+    measure_run,
+    open_probe,
+    parse_ranges,
+)
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings
@@ -188,6 +198,56 @@ def inspect(path: Path | str) -> dict[str, Any]:
         MoegeoError: no checkpoint there, or a damaged one.
     """
     return inspect_checkpoint(Path(path))
+
+
+def invariance(
+    path: Path | str,
+    *,
+    probe: Path | str | None = None,
+    fisher: str = "empirical",
+    unit: str = "position",
+    device: str = "auto",
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    seed: int = 0,
+    progress: Listener | None = None,
+) -> dict[str, Any]:
+    """Which numbers of a checkpoint survive rewritings that leave its outputs unchanged.
+
+    Args:
+        path: a checkpoint, or a run: then its newest one.
+        probe: as in `analyze`, as are all that follow.
+        fisher: likewise.
+        unit: likewise.
+        device: likewise.
+        batch_size: likewise.
+        max_tokens: likewise; None for 8,192.
+        seed: also of the rewritings.
+        progress: likewise.
+
+    Returns:
+        `checkpoint`, `probe`, `settings` and `invariance`, one entry a transformation.
+
+    Raises:
+        MoegeoError: bad input.
+    """
+    from moegeo_cli.measurement.invariance import measure_invariance
+
+    folder = open_run(Path(path))
+    config = read_config(folder.newest.path)
+    architecture = describe_architecture(config)
+    loaded = open_probe(folder, probe, max_tokens or MINIMUM_TOKENS)
+    settings = Settings(fisher, unit, device, "float32", batch_size, None, seed)
+    check_routers(open_weights(folder.newest.path), architecture)
+    return {
+        "checkpoint": folder.newest.relative,
+        "model_type": architecture.model_type,
+        "probe": loaded.describe(),
+        "settings": dataclasses.asdict(settings),
+        "invariance": measure_invariance(
+            folder.newest, architecture, config, loaded, settings, progress
+        ),
+    }
 
 
 def _measure(

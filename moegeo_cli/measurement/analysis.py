@@ -93,14 +93,7 @@ def measure_run(
     newest = folder.newest
     config = read_config(newest.path)
     architecture = describe_architecture(config)
-    tokens = max_tokens or default_tokens(folder)
-    loaded = load_probe(
-        Path(probe) if probe is not None else None,
-        vocab_size=vocabulary_of(config),
-        tokenizer_dir=newest.path,
-        max_tokens=tokens,
-        max_length=_context(config),
-    )
+    loaded = open_probe(folder, probe, max_tokens)
     chosen = _choose(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline)
     measurement = RunMeasurement(architecture, config, loaded, settings, store, progress)
@@ -191,7 +184,9 @@ def _measure_all(
             {
                 name: None if value is None else float(value)
                 for name, value in (
-                    ("step", log.step), ("tokens", log.tokens), ("fraction", log.fraction)
+                    ("step", log.step),
+                    ("tokens", log.tokens),
+                    ("fraction", log.fraction),
                 )
             },
             upcoming,
@@ -301,6 +296,27 @@ def default_tokens(folder: RunFolder) -> int:
     if not architecture.top_k:
         return MINIMUM_TOKENS
     return max(MINIMUM_TOKENS, tokens_for_power(architecture.experts, architecture.top_k, routers))
+
+
+def open_probe(folder: RunFolder, probe: Path | str | None, max_tokens: int | None) -> Probe:
+    """The probe as a run's newest checkpoint reads it.
+
+    Args:
+        folder: the run.
+        probe: a probe file; None for the bundled one.
+        max_tokens: at most so many; None for what the dead-expert test needs.
+
+    Raises:
+        ProbeError: not readable, or not for this model.
+    """
+    config = read_config(folder.newest.path)
+    return load_probe(
+        Path(probe) if probe is not None else None,
+        vocab_size=vocabulary_of(config),
+        tokenizer_dir=folder.newest.path,
+        max_tokens=max_tokens or default_tokens(folder),
+        max_length=_context(config),
+    )
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

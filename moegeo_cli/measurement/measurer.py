@@ -69,6 +69,11 @@ class Measurer:
             self.model = swap_weights(self.model, path, self.device)
         return self.measure_loaded(path, progress)
 
+    def load(self, path: Path) -> nn.Module:
+        """Build the model of a checkpoint, as `measure` does the first time."""
+        self.model = load_model(path, self.device, self.dtype)
+        return self.model
+
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:

@@ -8,6 +8,7 @@ Legend: B draws.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+
 from moegeo_cli.comparison import Difference, LayerPair, MatchedPair, Unmatched
 from moegeo_cli.errors import ComparisonError
 from moegeo_cli.geometry.estimates import over_routers
