@@ -1,0 +1,37 @@
+"""docs/probes.md against what it describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.probes import Probe
+from moegeo_cli.probes.passages import PASSAGE_CHARACTERS
+from moegeo_cli.probes.reading import MAX_BYTES, MAX_LINE_BYTES
+
+TEXT = (Path(__file__).parents[2] / "docs" / "probes.md").read_text()
+
+
+def test_the_example_is_a_probe(tmp_path: Path, load: Callable[..., Probe]) -> None:
+    block = re.search(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    assert block is not None
+    path = tmp_path / "example.jsonl"
+    path.write_text(block[1])
+    assert [s.loss_tokens for s in load(path).sequences] == [32, 3, 2]
+
+
+def test_the_numbers_hold(load: Callable[..., Probe]) -> None:
+    assert f"{load(None).tokens:,} bytes together" in TEXT
+    assert f"at most {PASSAGE_CHARACTERS:,} characters" in TEXT
+    assert f"up to {MAX_BYTES // 2**20} MiB are read" in TEXT
+    assert f"lines of up to {MAX_LINE_BYTES // 2**20} MiB" in TEXT
+
+
+def test_the_table_of_sizes_holds() -> None:
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", TEXT, re.MULTILINE)
+    assert len(rows) == 3
+    for experts, chosen, routers, tokens in rows:
+        needed = tokens_for_power(int(experts), int(chosen), int(routers))
+        assert abs(int(tokens.replace(",", "")) - needed) < 0.02 * needed
