@@ -58,7 +58,7 @@ def test_a_draw_is_whole_ordered_within_budget_and_repeatable(
 def test_domains_stay_close_while_all_have_more(
     rows: list[tuple[int, str | None]], budget: int
 ) -> None:
-    probe = make([n for n, _ in rows] * 40, [d for _, d in rows] * 40)
+    probe = make([n for n, _ in rows] * 200, [d for _, d in rows] * 200)
     taken: Counter[str | None] = Counter({d: 0 for _, d in rows})
     for s in probe.take(budget).sequences:
         taken[s.domain] += len(s.input_ids)
