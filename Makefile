@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,data]'
 	touch $@
 
 # The main job on the sample checkpoints: a healthy run, a collapsed one, and both side by side.
@@ -16,6 +16,10 @@ demo: $(READY)
 	$(BIN)/moegeo analyze sample_checkpoints/healthy-qwen3-moe
 	$(BIN)/moegeo analyze sample_checkpoints/collapsed-mixtral
 	$(BIN)/moegeo compare sample_checkpoints/healthy-qwen3-moe sample_checkpoints/collapsed-mixtral
+
+# The sample runs, anew: about ten minutes on two cores. Remove a folder to train it again.
+samples: $(READY)
+	$(BIN)/python -m sample_checkpoints.train
 
 test: $(READY) lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"

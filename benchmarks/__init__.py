@@ -1,0 +1,1 @@
+"""Benchmarks: ratios from interleaved runs, never bars inside the tests."""

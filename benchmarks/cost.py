@@ -112,7 +112,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak_of:
-        CONTENDERS[options.peak_of](build_model(SIZES[options.size]), build_probe(options.tokens[1]))
+        model = build_model(SIZES[options.size])
+        CONTENDERS[options.peak_of](model, build_probe(options.tokens[1]))
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return
     size = SIZES[options.size]

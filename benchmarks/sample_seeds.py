@@ -1,4 +1,6 @@
-"""Do other seeds of a sample's recipe get the same verdict? `python -m benchmarks.sample_seeds`
+"""Do other seeds of a sample's recipe get the same verdict?
+
+`python -m benchmarks.sample_seeds --output FOLDER`
 
 Trains each recipe with seeds that were not shipped (what is trained already is kept, so that
 it can be interrupted) and counts verdicts. The run that is judged against a reference is

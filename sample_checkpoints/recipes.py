@@ -88,7 +88,7 @@ RECIPES: dict[str, Recipe] = {
             },
             router_rate=10.0,
             warmup=0,
-            says="balance loss asked for and never applied; router learning rate ten times the rest",
+            says="balance loss asked for, never applied; router learning rate ten times the rest",
         ),
         Recipe(
             "misaligned-qwen3-moe",

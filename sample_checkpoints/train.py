@@ -163,9 +163,7 @@ def train(recipe: Recipe, seed: int, output: Path, *, keep_optimizer: bool = Tru
         trainer = LayerwiseBalance(
             model=model,
             args=arguments,
-            train_dataset=Passages(
-                training_documents(), STEPS * BATCH, seed, recipe.label_shift
-            ),
+            train_dataset=Passages(training_documents(), STEPS * BATCH, seed, recipe.label_shift),
             eval_dataset=Passages(validation_documents(), 128, 0, recipe.label_shift),
             optimizers=(build_optimizer(model, recipe), None),
         )

@@ -67,7 +67,9 @@ def reference_metrics(path: Path, ids: list[list[int]]) -> dict[str, Any]:
         for name, module in routers.items():
             module.weight.requires_grad_(True)
 
-            def keep(_: Any, args: Any, out: Any, name: str = name) -> None:
+            def keep(
+                _: Any, args: Any, out: Any, name: str = name, seen: dict[str, Any] = seen
+            ) -> None:
                 out[0].retain_grad()
                 seen[name] = {
                     "x": args[0].detach().reshape(-1, args[0].shape[-1]),
@@ -81,7 +83,7 @@ def reference_metrics(path: Path, ids: list[list[int]]) -> dict[str, Any]:
         logits = model(input_ids=batch).logits[0].float()
         loss = F.cross_entropy(logits[:-1], batch[0, 1:], reduction="sum")
         loss.backward()
-        loss_sum += float(loss)
+        loss_sum += float(loss.detach())
         loss_count += len(sequence) - 1
         for handle in handles:
             handle.remove()

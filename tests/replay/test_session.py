@@ -50,7 +50,7 @@ def one_backward_at_a_time(
     router = model.get_submodule(path)
     weight = router.weight
     weight.requires_grad_(True)
-    sums = {unit: 0 for unit in ("position", "sequence", "loss_token")}
+    sums = dict.fromkeys(("position", "sequence", "loss_token"), 0)
     for tokens in ids:
         seen: dict[str, torch.Tensor] = {}
 
