@@ -74,8 +74,9 @@ def _close(node: Any) -> Any:
     if isinstance(node, dict):
         if "properties" in node and "additionalProperties" not in node:
             node["additionalProperties"] = False
-        for value in node.values():
-            _close(value)
+        for name, value in node.items():
+            if name != "if":  # a condition asks about the keys that it names, nothing else
+                _close(value)
     elif isinstance(node, list):
         for value in node:
             _close(value)
