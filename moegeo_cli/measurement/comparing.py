@@ -125,7 +125,8 @@ def _choose_healthier(
     if all(w in RANKS for w in words) and RANKS[words[0]] != RANKS[words[1]]:
         first = RANKS[words[0]] < RANKS[words[1]]
         better, worse = (words[0], words[1]) if first else (words[1], words[0])
-        return ("a" if first else "b"), f"its routing is {better}, the other's {worse}"
+        said = f"its routing is {better}, the other's {worse}{_by_how_much(pairs)}"
+        return ("a" if first else "b"), said
     routing = f"routing is {words[0]} in both" if words[0] == words[1] else "routing is undecided"
     if not pairs:
         return None, f"{routing}, and no checkpoints match"
@@ -138,6 +139,18 @@ def _choose_healthier(
         return None, f"{routing}, and the paired loss difference holds 0 ({said})"
     better = "a" if gap.value > 0 else "b"
     return better, f"{routing}; its loss is lower at the last matched pair ({said})"
+
+
+def _by_how_much(pairs: tuple[MatchedPair, ...]) -> str:
+    """The load imbalance of the worst routers side by side, where both were measured."""
+    found = pairs[-1].differences.get("collapse_worst") if pairs else None
+    if found is None or found.a.value is None or found.b.value is None:
+        return ""
+    gap = found.difference
+    words = f"; collapse of the worst router is {found.a.value:.3f} in a, {found.b.value:.3f} in b"
+    if gap.value is None or gap.ci_low is None or gap.ci_high is None:
+        return words
+    return f"{words}: {gap.value:+.3f} [{gap.ci_low:+.3f}, {gap.ci_high:+.3f}]"
 
 
 def _summary(run: RunRecord) -> RunSummary:

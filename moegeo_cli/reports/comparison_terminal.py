@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from moegeo_cli.comparison import ComparisonRecord, Difference, MatchedPair
+from moegeo_cli.comparison import ComparisonRecord, Difference, LayerPair, MatchedPair
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.charts import sparkline
 from moegeo_cli.reports.comparison_text import (
@@ -19,10 +19,13 @@ from moegeo_cli.reports.comparison_text import (
     unmatched_words,
 )
 from moegeo_cli.reports.escaping import clean
+from moegeo_cli.reports.outline import TRACKS
 from moegeo_cli.reports.page import STYLES, Page
 from moegeo_cli.reports.terminal import TEXT_WIDTH
 
 MOST_LAYERS = 8
+PER_ROUTER = ("collapse", "fsi", "fhs_trace")
+COLUMNS = (("A", "right"), ("B", "right"), ("B − A", "right"), ("better", "left"))
 
 
 def print_comparison(record: ComparisonRecord, console: Console) -> None:
@@ -54,8 +57,7 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
         page.line(f"No two checkpoints match by {clean(record.matched_by)}.")
     else:
         _print_pair(page, record, record.pairs[-1])
-        _print_routers(page, record, record.pairs[-1])
-        _print_trends(page, record)
+        _print_routers(page, record.pairs[-1])
     unmatched = unmatched_words(record)
     if unmatched:
         page.section("WITHOUT A MATCH")
@@ -72,16 +74,26 @@ def render(record: ComparisonRecord) -> str:
 
 
 def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None:
+    """The newest pair by the headline metrics; where there is room, also how both came there."""
     page.section(
         f"AT {pair_name(record, pair).upper()}", "the newest matched pair; paired by probe sequence"
     )
+    names = [name for name in TRACKS if name in pair.differences] or list(pair.differences)
+    trends = page.wide and len(record.pairs) > 1
     table = page.table(
-        ("", "left"), ("A", "right"), ("B", "right"), ("B − A", "right"), ("95% interval", "left"),
-        ("better", "left"),
-    )  # fmt: skip
-    for name, found in pair.differences.items():
-        table.add_row(page.text(clean(figures.label(name))), *_cells(page, name, found))
+        ("", "left"), *COLUMNS, *([("A's trend", "left"), ("B's trend", "left")] if trends else [])
+    )
+    for name in names:
+        row = [page.text(clean(figures.label(name))), *_cells(page, name, pair.differences[name])]
+        table.add_row(*row, *(_trends(page, record, name) if trends else []))
     page.show(table)
+    others = len(pair.differences) - len(names)
+    words = "better: the side that the interval of B − A favours, ≠ where neither direction is good"
+    words += " by itself" if page.wide else "; ± half the 95% interval"
+    words += "; both trends on one scale" if trends else ""
+    if others:
+        words += f". {figures.plural(others, 'more metric')}: --format markdown or json"
+    page.line(words, "dim")
 
 
 def _cells(page: Page, name: str, found: Difference) -> list[Text]:
@@ -89,56 +101,45 @@ def _cells(page: Page, name: str, found: Difference) -> list[Text]:
     return [
         page.value(name, found.a),
         page.value(name, found.b),
-        page.value(name, gap),
-        Text(figures.interval(gap, figures.decimals(name)), "dim"),
-        Text(side.upper() if len(side) == 1 else side, "bold"),
+        page.estimate(name, gap),
+        page.text("≠" if side == "differs" else side.upper(), "bold"),
     ]
 
 
-def _print_routers(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None:
-    """The routers that differ most, by the size of their largest difference."""
-    found = [(x, n, d) for x in pair.layers for n, d in x.differences.items()]
-    found = [row for row in found if row[2].difference.value is not None]
-    found.sort(key=lambda row: (not favoured(row[2]), -abs(row[2].difference.value or 0)))
-    if not found:
+def _print_routers(page: Page, pair: MatchedPair) -> None:
+    """Each router in both runs, the one whose load differs most first."""
+    names = PER_ROUTER if page.wide else PER_ROUTER[:2]
+    shown = [n for n in names if any(n in x.differences for x in pair.layers)]
+    if not shown:
         return
-    page.section("ROUTERS THAT DIFFER MOST")
-    table = page.table(
-        ("layer", "right"), ("", "left"), ("A", "right"), ("B", "right"), ("B − A", "right"),
-        ("95% interval", "left"), ("better", "left"),
-    )  # fmt: skip
-    for layer, name, difference in found[:MOST_LAYERS]:
-        table.add_row(
-            Text(str(layer.layer)),
-            page.text(clean(figures.label(name))),
-            *_cells(page, name, difference),
-        )
+
+    def apart(layer: LayerPair) -> float:
+        found = layer.differences.get(shown[0])
+        return abs(found.difference.value or 0.0) if found else 0.0
+
+    page.section("PER ROUTER", f"the largest difference of {figures.label(shown[0])} first")
+    heads = [(f"{figures.label(n)} A", "B", "B − A") for n in shown]
+    table = page.table(("layer", "right"), *((h, "right") for three in heads for h in three))
+    for layer in sorted(pair.layers, key=lambda x: (-apart(x), x.layer))[:MOST_LAYERS]:
+        cells = [Text(str(layer.layer))]
+        for name in shown:
+            found = layer.differences.get(name)
+            parts = (found.a, found.b, found.difference) if found else (None, None, None)
+            cells += [page.value(name, part) for part in parts]
+        table.add_row(*cells)
     page.show(table)
+    if len(pair.layers) > MOST_LAYERS:
+        page.line(f"and {len(pair.layers) - MOST_LAYERS} more: --format markdown", "dim")
 
 
-def _print_trends(page: Page, record: ComparisonRecord) -> None:
-    """Both runs' metrics over the matched pairs, on one scale."""
-    if len(record.pairs) < 2:
-        return
-    names = [
-        n for n in record.pairs[-1].differences if all(n in p.differences for p in record.pairs)
+def _trends(page: Page, record: ComparisonRecord, name: str) -> list[Text]:
+    """A metric of both runs over the matched pairs, on one scale."""
+    pairs = [p.differences.get(name) for p in record.pairs]
+    sides = [
+        [getattr(p, side).value if p is not None else None for p in pairs] for side in ("a", "b")
     ]
-    page.section("OVER TRAINING", "A and B on one scale, matched pairs only")
-    table = page.table(
-        ("", "left"), ("A", "left"), ("B", "left"), ("B − A first", "right"), ("last", "right")
-    )
-    for name in names:
-        a = [p.differences[name].a.value for p in record.pairs]
-        b = [p.differences[name].b.value for p in record.pairs]
-        known = [v for v in (*a, *b) if v is not None]
-        if not known:
-            continue
-        ends = (min(known), max(known))
-        gaps = [p.differences[name].difference for p in (record.pairs[0], record.pairs[-1])]
-        table.add_row(
-            page.text(clean(figures.label(name))),
-            Text(sparkline(a, page.glyphs, ends=ends), "cyan"),
-            Text(sparkline(b, page.glyphs, ends=ends), "cyan"),
-            *(page.value(name, gap) for gap in gaps),
-        )
-    page.show(table)
+    known = [v for values in sides for v in values if v is not None]
+    if not known:
+        return [Text(""), Text("")]
+    ends = (min(known), max(known))
+    return [Text(sparkline(values, page.glyphs, ends=ends), "cyan") for values in sides]
