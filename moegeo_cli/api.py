@@ -226,7 +226,8 @@ def invariance(
         progress: likewise.
 
     Returns:
-        `checkpoint`, `probe`, `settings` and `invariance`, one entry a transformation.
+        `name`, `checkpoint`, `model_type`, `probe`, `settings`, and `invariance`: one entry a
+        transformation.
 
     Raises:
         MoegeoError: bad input.
@@ -240,6 +241,7 @@ def invariance(
     settings = Settings(fisher, unit, device, "float32", batch_size, None, seed)
     check_routers(open_weights(folder.newest.path), architecture)
     return {
+        "name": folder.newest.path.resolve().name,
         "checkpoint": folder.newest.relative,
         "model_type": architecture.model_type,
         "probe": loaded.describe(),

@@ -88,7 +88,7 @@ def read_training(checkpoint: CheckpointFolder) -> TrainingLog:
     )
     return TrainingLog(
         step=step,
-        tokens=_tokens(state, log),
+        tokens=0 if step == 0 else _tokens(state, log),
         fraction=step / planned if step is not None and planned else None,
         log=log,
         framework=detect_framework(checkpoint.path, state or None, log),

@@ -63,6 +63,7 @@ def analyze(
     seed: o.SeedOption = 0,
     no_cache: o.NoCacheOption = False,
     cache_dir: o.CacheDirOption = None,
+    verify_fingerprint: o.VerifyFingerprintOption = o.Verification.sampled,
     reference: Annotated[
         Path | None,
         typer.Option(help="A healthy run to judge the loss against.", rich_help_panel=o.JUDGING),
@@ -97,6 +98,7 @@ def analyze(
             seed=seed,
             cache=not no_cache,
             cache_dir=cache_dir,
+            verify_fingerprint=verify_fingerprint.value,
             reference=reference,
             policy=policy.value,
             framework=framework,

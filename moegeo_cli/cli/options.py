@@ -51,6 +51,13 @@ class Policy(StrEnum):
     paper = "paper"
 
 
+class Verification(StrEnum):
+    """What a checkpoint's fingerprint covers."""
+
+    sampled = "sampled"
+    full = "full"
+
+
 class Dtype(StrEnum):
     """The dtype that the model computes in."""
 
@@ -102,6 +109,11 @@ MaxTokensOption = Annotated[
 SeedOption = Annotated[
     int, typer.Option("--seed", help="Of resampling and fresh initialisations.",
                       rich_help_panel=MEASURING),
+]  # fmt: skip
+VerifyFingerprintOption = Annotated[
+    Verification,
+    typer.Option("--verify-fingerprint", help="How much of the files is hashed before a stored "
+                 "measurement counts as theirs.", rich_help_panel=MEASURING),
 ]  # fmt: skip
 NoCacheOption = Annotated[
     bool, typer.Option("--no-cache", help="Measure again and keep nothing.",

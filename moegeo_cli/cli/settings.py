@@ -17,7 +17,7 @@ COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
 SHARED = {
     "probe", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework", "device",
     "dtype", "batch_size", "max_tokens", "layers", "steps", "latest", "seed", "format", "output",
-    "fail_on", "cache", "cache_dir", "by", "force", "thresholds",
+    "fail_on", "cache", "cache_dir", "verify_fingerprint", "by", "force", "thresholds",
 }  # fmt: skip
 
 

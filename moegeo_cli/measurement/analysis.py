@@ -23,7 +23,7 @@ from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import BaselineError, UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.measurement.history import add_history
-from moegeo_cli.measurement.run import Listener, Measured, RunMeasurement
+from moegeo_cli.measurement.run import Listener, Measured, Progress, RunMeasurement
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe, load_probe
 from moegeo_cli.records import RunRecord, from_dict, to_dict
@@ -103,9 +103,13 @@ def measure_run(
     prints = {c.path: take_fingerprint(c, verify_fingerprint) for c in wanted}
     logs = {c.path: read_training(c) for c in wanted}
     trained = logs.get(newest.path) or read_training(newest)
+    reached = {path: _progress(log) for path, log in logs.items()}
     derived = entry_key(
         {
-            "keys": [[measurement.key(prints[c.path]), c.step, c.relative] for c in wanted],
+            "keys": [
+                [measurement.key(prints[c.path]), c.step, c.relative, reached[c.path]]
+                for c in wanted
+            ],
             "baseline": baseline,
             "chosen": [c.relative for c in chosen],
             "version": __version__,
@@ -120,7 +124,7 @@ def measure_run(
     else:
         if progress:
             progress.begin(folder.name, len(wanted))
-        measured = _measure_all(measurement, wanted, prints, logs, architecture, progress)
+        measured = _measure_all(measurement, wanted, prints, reached, architecture, progress)
         if initial:
             draws = measurement.initial(newest.path, prints[newest.path])
         elif base_folder is not None:
@@ -153,7 +157,7 @@ def _measure_all(
     measurement: RunMeasurement,
     wanted: list[CheckpointFolder],
     prints: Mapping[Path, str],
-    logs: Mapping[Path, TrainingLog],
+    reached: Mapping[Path, Progress],
     architecture: Architecture,
     progress: Listener | None,
 ) -> dict[Path, Measured]:
@@ -161,7 +165,7 @@ def _measure_all(
     measured: dict[Path, Measured] = {}
     todo = []
     for checkpoint in wanted:
-        found = measurement.load(checkpoint, prints[checkpoint.path])
+        found = measurement.load(checkpoint, prints[checkpoint.path], reached[checkpoint.path])
         if found is None:
             todo.append(checkpoint)
             continue
@@ -176,22 +180,17 @@ def _measure_all(
                 hint="analyze the two apart",
             )
         check_routers(open_weights(checkpoint.path), architecture)
-        log = logs[checkpoint.path]
         upcoming = sorted(todo[place + 1].path.glob("*.safetensors")) if todo[place + 1 :] else []
         measured[checkpoint.path] = measurement.measure(
-            checkpoint,
-            prints[checkpoint.path],
-            {
-                name: None if value is None else float(value)
-                for name, value in (
-                    ("step", log.step),
-                    ("tokens", log.tokens),
-                    ("fraction", log.fraction),
-                )
-            },
-            upcoming,
+            checkpoint, prints[checkpoint.path], reached[checkpoint.path], upcoming
         )
     return measured
+
+
+def _progress(log: TrainingLog) -> Progress:
+    """How far a checkpoint is, by each count that its run kept."""
+    counts = {"step": log.step, "tokens": log.tokens, "fraction": log.fraction}
+    return {name: None if n is None else float(n) for name, n in counts.items()}
 
 
 def _entries_stand(store: Store, kept: Any) -> bool:

@@ -57,7 +57,7 @@ def measure_invariance(
         listener: hears of progress.
 
     Returns:
-        One entry a transformation: name, applicable, reason, logits_deviation (largest
+        One entry a transformation: name, description, applicable, reason, logits_deviation (largest
         change of an output logit over the largest logit), held, metrics {name: before,
         after, change}, findings and paper, each {before, after}.
 
@@ -120,9 +120,16 @@ def _output_logits(model: nn.Module, probe: Probe) -> torch.Tensor:
     return torch.cat(parts)
 
 
+def describe(name: str) -> str:
+    """What a transformation does, in a sentence without a full stop."""
+    lines = (TRANSFORMATIONS[name].__doc__ or "").strip().splitlines()
+    return lines[0].rstrip(".") if lines else name
+
+
 def _not_applicable(name: str, reason: str, deviation: float | None) -> dict[str, Any]:
     return {
-        "name": name, "applicable": False, "reason": reason, "logits_deviation": deviation,
+        "name": name, "description": describe(name), "applicable": False,
+        "reason": reason, "logits_deviation": deviation,
         "held": None, "metrics": {}, "findings": None, "paper": None,
     }  # fmt: skip
 
@@ -147,6 +154,7 @@ def _compare(
     verdicts = [judge(r, policy="paper").verdict for r in runs]
     return {
         "name": name,
+        "description": describe(name),
         "applicable": True,
         "reason": None,
         "logits_deviation": deviation,

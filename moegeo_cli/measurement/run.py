@@ -6,7 +6,7 @@ Legend: S sequences, G groups.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,9 @@ class Listener(Protocol):
 
     def advance(self, tokens: int) -> None:
         """Tokens were replayed."""
+
+
+Progress = Mapping[str, float | None]  # step, tokens, fraction
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +88,18 @@ class RunMeasurement:
             }
         )
 
-    def load(self, checkpoint: CheckpointFolder, fingerprint: str) -> Measured | None:
-        """The stored measurement of a checkpoint, or None."""
+    def load(
+        self, checkpoint: CheckpointFolder, fingerprint: str, progress: Progress
+    ) -> Measured | None:
+        """The stored measurement of a checkpoint, or None; names and progress are as of now."""
         key = self.key(fingerprint)
         found = self.store.load(key)
         if found is None:
             return None
         record, arrays = found
-        record = dataclasses.replace(record, step=checkpoint.step, path=checkpoint.relative)
+        record = dataclasses.replace(
+            record, step=checkpoint.step, path=checkpoint.relative, progress=progress
+        )
         return Measured(key, record, _rebuild(record, arrays))
 
     def stored(self, key: str) -> Measured:
@@ -106,7 +113,7 @@ class RunMeasurement:
         self,
         checkpoint: CheckpointFolder,
         fingerprint: str,
-        progress: dict[str, float | None],
+        progress: Progress,
         upcoming: Sequence[Path] = (),
     ) -> Measured:
         """Measure one checkpoint and store it; `upcoming` files are read ahead meanwhile."""
@@ -158,7 +165,7 @@ class RunMeasurement:
         step: int | None,
         relative: str,
         fingerprint: str,
-        progress: dict[str, float | None],
+        progress: Progress,
     ) -> Measured:
         # Gram matrices are stored as float32: a fresh entry must give the bytes of a stored one.
         arrays = CheckpointArrays.from_arrays(

@@ -121,6 +121,9 @@ def key_words(key: ConfigKey) -> str:
     """The setting that an intervention changes: its name, now and suggested."""
     if key.key is None:
         return f"no key in {clean(key.framework)}"
+    if key.suggested is None:
+        now = f", now {setting(key.current)}" if key.current is not None else ""
+        return clean(key.key) + now
     return f"{clean(key.key)}: {setting(key.current)} → {setting(key.suggested)}"
 
 
@@ -135,11 +138,13 @@ def live_words(key: ConfigKey) -> str:
 
 def evidence_words(evidence: Mapping[str, Any]) -> str:
     """How well an intervention is known to work."""
-    parts = [clean(evidence.get("grade", "untested"))]
-    for name, value in evidence.items():
-        if name != "grade" and value is not None:
-            parts.append(f"{clean(name).replace('_', ' ')} {setting(value)}")
-    return ", ".join(parts)
+    words = clean(evidence.get("grade", "untested"))
+    counts = [evidence.get(name) for name in ("recovered", "recovered_control", "n")]
+    if None not in counts:
+        recovered, control, runs = (setting(c) for c in counts)
+        words += f": {recovered} of {runs} runs recovered with it, {control} without"
+    parts = [clean(evidence[name]) for name in ("source", "note") if evidence.get(name)]
+    return words + (f" ({'; '.join(parts)})" if parts else "")
 
 
 def setting(value: Any) -> str:

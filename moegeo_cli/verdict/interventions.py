@@ -16,6 +16,7 @@ FRAMEWORKS = (
     "megablocks", "deepspeed", "nemo", "nanotron", "verl",
 )  # fmt: skip
 READS_CONFIG = ("transformers", "trl", "axolotl")  # the checkpoint's config.json is their setting
+OF_THE_TRAINER = ("learning_rate", "clipping")  # arguments that the Trainer always reads
 ASSUMED = "assumed: nothing beside the checkpoint names a framework"
 
 
@@ -90,6 +91,8 @@ def _key(entry: Mapping[str, Any], run: RunRecord, framework: str, note: str | N
         )
         return ConfigKey(framework, None, note=_join(words, note), lines=entry.get("lines"))
     current = training.get(key, training.get(f"trainer.{key}"))
+    if entry["setting"] == "learning_rate":
+        current = _peak_rate(run)
     suggested = entry.get("value")
     if "factor" in entry:
         number = isinstance(current, int | float) and not isinstance(current, bool) and current
@@ -108,9 +111,15 @@ def _live(
         return False, "only with output_router_logits = true, which is not set"
     if setting == "balance" and framework == "nanotron":
         return False, "declared and never read"
-    if setting == "switch":
+    if setting == "switch" or (setting in OF_THE_TRAINER and framework in READS_CONFIG):
         return True, None
     return None, None
+
+
+def _peak_rate(run: RunRecord) -> float | None:
+    """The largest learning rate that the run logged: its setting, once warm-up is over."""
+    rates = [entry.get("learning_rate") for entry in run.run.get("log") or ()]
+    return max((r for r in rates if isinstance(r, int | float)), default=None)
 
 
 def _evidence(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ RULES: dict[str, Rule] = {
 }
 STATUS = {"info": "healthy", "watch": "watch", "failing": "failing"}
 ORDER = ("healthy", "watch", "inconclusive", "failing")
+ROUNDING = 1e-5  # of a Fisher replayed in float32
 PAPER = (
     "[GM] calls a run failing where FHS > 1. In a pilot of 190 tiny runs that rule had "
     "false-positive rates of 0.15 to 0.91 at 10% of training, by definition and task"
@@ -144,8 +145,10 @@ def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]
         why = (metric.reason if metric else None) or "not measured"
         status, reason = "inconclusive", f"FHS could not be measured: {why}"
     else:
-        status = "failing" if metric.value > limit else "healthy"
-        reason = f"FHS is {metric.value:.3g}, {'above' if metric.value > limit else 'not above'} 1"
+        # A baseline against itself is 1 up to the order of its sums: that is not growth.
+        above = metric.value > limit * (1.0 + ROUNDING)
+        status = "failing" if above else "healthy"
+        reason = f"FHS is {metric.value:.4g}, {'above' if above else 'not above'} {limit:g}"
     listed = tuple(
         f
         if f.axis == "measurement"

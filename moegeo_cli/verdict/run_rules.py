@@ -26,7 +26,7 @@ def heterogeneity_above_init(situation: Situation) -> Outcome:
         return None
     return Found(
         "info",
-        f"FHS is {metric.value:.3g} [{metric.ci_low:.3g}, {_text(metric.ci_high)}], above "
+        f"FHS is {_text(metric.value)} [{_text(metric.ci_low)}, {_text(metric.ci_high)}], above "
         f"{limit.value:g}",
         (),
         (Evidence("fhs", metric),),
@@ -169,4 +169,6 @@ def _until(entry: Mapping[str, Any], step: int | None) -> bool:
 
 
 def _text(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3g}"
+    if value is None:
+        return "?"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
