@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moegeo_cli.geometry.routing import RoutingSums
+from moegeo_cli.geometry.sums import RoutingSums
 
 DEAD_SHARE = 0.05  # of the fair share
 LEVEL = 0.01

@@ -25,8 +25,8 @@ from moegeo_cli.geometry.resample import (
     sum_of,
     worst_of,
 )
-from moegeo_cli.geometry.routing import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
 from moegeo_cli.geometry.simplex import distance, distance_max, distance_reachable, entropy
+from moegeo_cli.geometry.sums import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
 
 NEED_LOGITS = (
     "fsi", "dispersion", "entropy_token", "logit_z", "logit_max", "collapse_soft", "information",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.geometry.heterogeneity import FisherSums
-from moegeo_cli.geometry.routing import RoutingSums
+from moegeo_cli.geometry.sums import RoutingSums
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,13 +17,15 @@ from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
-from moegeo_cli.geometry.routing import RouterTokens, measure_routing
+from moegeo_cli.geometry.routing import measure_routing
+from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.loading import load_model, resolve_device, resolve_dtype, swap_weights
+from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.routers import Router, find_routers
-from moegeo_cli.replay.session import Plan, Replay, RouterTrace, replay
+from moegeo_cli.replay.session import replay
 
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.loading import load_model, swap_weights
+from moegeo_cli.replay.plan import Plan
 from moegeo_cli.replay.routers import find_routers, verify_call
-from moegeo_cli.replay.session import Plan, replay
+from moegeo_cli.replay.session import replay
 from tests.tiny_models import CONFIGS
 
 CPU = torch.device("cpu")

@@ -1,0 +1,150 @@
+"""From the loss back to the router logits: the empirical Fisher's samples, unit by unit.
+
+Gradients are asked for with respect to the router logits alone, so that no parameter's
+gradient is formed.
+
+Legend: N real tokens of a batch, D router input width, E experts, K experts chosen per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
+from moegeo_cli.replay.routers import RouterCall
+
+# Below this share of the selected rms, an unselected expert's gradient is rounding noise.
+NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
+
+
+class LossGradients:
+    """Hands every router the derivatives of the loss with respect to its logits.
+
+    Args:
+        plan: which units are asked for, and what is known of unselected experts.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.unselected = plan.unselected
+        self.units = {unit for kind, unit in plan.fishers if kind == "empirical"}
+
+    def backward(
+        self,
+        losses: torch.Tensor,
+        rows: BatchRows,
+        calls: list[tuple[RouterTrace, RouterCall]],
+    ) -> None:
+        """Add one batch to the routers' Fisher sums.
+
+        Args:
+            losses: loss of every position, padded ones included, 0 where there is none.
+            rows: where the batch's real tokens lie.
+            calls: what each router saw and gave.
+        """
+        targets = [(t, c) for t, c in calls if c.logits_NE.requires_grad and not t.problem]
+        if not targets:
+            return
+        wanted = [call.logits_NE for _, call in targets]
+        if self.units & {"position", "sequence"}:
+            # Each hook lets go of its router's tensors as the gradient passes, last layer first.
+            handles = [
+                call.logits_NE.register_hook(self._on_gradient(rows, trace, call))
+                for trace, call in targets
+            ]
+            torch.autograd.grad(
+                losses.sum(), wanted, allow_unused=True, retain_graph="loss_token" in self.units
+            )
+            for handle in handles:
+                handle.remove()
+        if "loss_token" in self.units:
+            self._backward_each_loss(losses, rows, targets)
+
+    def _on_gradient(
+        self, rows: BatchRows, trace: RouterTrace, call: RouterCall
+    ) -> Callable[[torch.Tensor], None]:
+        def take(gradient: torch.Tensor) -> None:
+            delta_NE = self._derivative(rows, trace, call, gradient)
+            x_ND = rows.real(call.x_ND.detach()).float()
+            if ("empirical", "position") in trace.fishers:
+                trace.fishers["empirical", "position"].add(
+                    delta_NE.square(), x_ND.square(), rows.group_spans
+                )
+            if ("empirical", "sequence") in trace.fishers:
+                for sequence, start, stop in rows.sequence_spans:
+                    row_sum = delta_NE[start:stop].T @ x_ND[start:stop]
+                    group = int(self.plan.groups_S[sequence])
+                    trace.fishers["empirical", "sequence"].add_sum(row_sum.square(), group)
+
+        return take
+
+    def _backward_each_loss(
+        self,
+        losses: torch.Tensor,
+        rows: BatchRows,
+        targets: list[tuple[RouterTrace, RouterCall]],
+    ) -> None:
+        """The exact unit: one backward per loss token. Slow by a factor of the token count."""
+        wanted = [call.logits_NE for _, call in targets]
+        positions = range(len(losses)) if rows.flat is None else rows.flat.tolist()
+        for place, position in enumerate(positions):
+            if float(losses[position].detach()) == 0.0 and not losses[position].requires_grad:
+                continue
+            gradients = torch.autograd.grad(
+                losses[position], wanted, allow_unused=True, retain_graph=True
+            )
+            group = int(self.plan.groups_S[rows.sequence_N[place]])
+            for (trace, call), gradient in zip(targets, gradients, strict=True):
+                if gradient is None:
+                    continue
+                delta_NE = self._derivative(rows, trace, call, gradient)
+                x_ND = rows.real(call.x_ND.detach()).float()
+                trace.fishers["empirical", "loss_token"].add_sum(
+                    (delta_NE.T @ x_ND).square(), group
+                )
+
+    def _derivative(
+        self, rows: BatchRows, trace: RouterTrace, call: RouterCall, gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient of the real tokens, unselected experts' rounding noise set to exactly 0.
+
+        Which experts carry gradient is a fact of the architecture, checked here by
+        magnitude and never decided entry by entry.
+        """
+        delta_NE = rows.real(gradient.reshape(-1, trace.router.experts)).float()
+        if self.unselected == "dense":
+            return delta_NE
+        selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool)
+        selected_NE.scatter_(1, rows.real(call.selected_NK).clamp_min(0), True)
+        if trace.calls == 1 or self.unselected == "verify":
+            self._verify_unselected(trace, delta_NE, selected_NE, call.x_ND.dtype)
+            if self.unselected == "dense":
+                return delta_NE
+        return delta_NE.where(selected_NE, 0.0)
+
+    def _verify_unselected(
+        self,
+        trace: RouterTrace,
+        delta_NE: torch.Tensor,
+        selected_NE: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> None:
+        chosen, others = delta_NE[selected_NE], delta_NE[~selected_NE]
+        if not others.numel() or not torch.isfinite(delta_NE).all():
+            return
+        scale = float(chosen.square().mean().sqrt())
+        if scale == 0:
+            return
+        ratio = float(others.square().mean().sqrt()) / scale
+        noise = ratio <= NOISE.get(dtype, 1e-4)
+        if self.unselected == "verify":
+            self.unselected = "zero" if noise else "dense"
+        elif not noise:
+            raise UnsupportedArchitectureError(
+                f"the router {trace.router.path} gives gradient to experts that it did not select",
+                found=f"{ratio:.2g} of the selected experts' rms",
+                hint="report this model type: its entry in architectures.toml is wrong",
+            )
