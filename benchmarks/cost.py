@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -88,6 +87,12 @@ def measure_time(size: str, tokens: tuple[int, int], rounds: int) -> dict[str, l
     return found
 
 
+def peak_bytes() -> int:
+    """Peak resident memory. Not getrusage's: that one starts at the parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1]) * 1024
+
+
 def measure_memory(size: str, tokens: int) -> dict[str, int]:
     """Peak bytes of each contender, each in its own process."""
     found = {}
@@ -114,7 +119,7 @@ def main() -> None:
     if options.peak_of:
         model = build_model(SIZES[options.size])
         CONTENDERS[options.peak_of](model, build_probe(options.tokens[1]))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        print(peak_bytes())
         return
     size = SIZES[options.size]
     print(f"Qwen3-MoE {size}, float32, {options.threads} threads, {platform.machine()} CPU,"

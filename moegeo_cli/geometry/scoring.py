@@ -121,25 +121,3 @@ def probabilities(logits_E: np.ndarray, scoring: str) -> np.ndarray:
     logs_E = find_scoring(scoring).log_score(np.asarray(logits_E, float))
     scores_E = np.exp(logs_E - logs_E.max(axis=-1, keepdims=True))
     return np.asarray(scores_E / scores_E.sum(axis=-1, keepdims=True))
-
-
-def fisher_weights(logits_E: np.ndarray, scoring: str) -> np.ndarray:
-    r"""Fisher information of the routing distribution about each logit.
-
-    .. math:: I_e = (d \ln s_e / dz_e)^2 \, p_e (1 - p_e)
-
-    Args:
-        logits_E: raw router logits, shape (..., E), finite.
-        scoring: a name in `SCORINGS`.
-
-    Returns:
-        Shape (..., E), per token (not averaged), in squared nats per squared logit.
-
-    Raises:
-        UnsupportedArchitectureError: an unknown scoring.
-
-    Source: the diagonal of E[∇ln p ∇ln pᵀ]; docs/fisher.md.
-    """
-    p_E = probabilities(logits_E, scoring)
-    slope_E = find_scoring(scoring).log_slope(np.asarray(logits_E, float))
-    return np.asarray(slope_E**2 * p_E * (1.0 - p_E))

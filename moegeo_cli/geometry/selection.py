@@ -49,17 +49,21 @@ class SelectionRule:
             scores_NE = find_scoring(self.scoring).score(logits_NE)
         return scores_NE if self.bias_E is None else scores_NE + self.bias_E
 
+    def rank_groups(self, scores_NE: np.ndarray) -> np.ndarray:
+        """What groups are chosen by, shape (N, G). Only for a rule with groups."""
+        assert self.groups is not None
+        scores_NGE = scores_NE.reshape(len(scores_NE), self.groups[0], -1)
+        if self.group_score == "max" or scores_NGE.shape[2] == 1:
+            ranks_NG: np.ndarray = scores_NGE.max(axis=2)
+        else:
+            ranks_NG = np.partition(scores_NGE, -2, axis=2)[:, :, -2:].sum(axis=2)
+        return ranks_NG
+
     def keep_groups(self, scores_NE: np.ndarray) -> np.ndarray | None:
         """Which groups a token may choose from, shape (N, G); None without groups."""
         if self.groups is None:
             return None
-        count, kept = self.groups
-        scores_NGE = scores_NE.reshape(len(scores_NE), count, -1)
-        if self.group_score == "max" or scores_NGE.shape[2] == 1:
-            ranks_NG = scores_NGE.max(axis=2)
-        else:
-            ranks_NG = np.partition(scores_NGE, -2, axis=2)[:, :, -2:].sum(axis=2)
-        return _top_mask(ranks_NG, kept)
+        return _top_mask(self.rank_groups(scores_NE), self.groups[1])
 
     def select(self, scores_NE: np.ndarray) -> np.ndarray:
         """The selected experts, shape (N, E), bool."""
@@ -90,8 +94,9 @@ def check_selection(
 
     Returns:
         `margin_N`: last selected minus best eligible unselected (infinite where every
-        eligible expert is selected); `near_tie_N`: the rule selects another set once the
-        logits are rounded to bfloat16; `contradicted_N`: the rule would not select this set.
+        eligible expert is selected); `near_tie_N`: the rule no longer selects this set
+        for sure once the logits are rounded to bfloat16; `contradicted_N`: the rule would
+        not select this set.
     """
     count, experts = logits_NE.shape
     flat_NK = selected_NK + np.arange(count)[:, None] * experts
@@ -118,6 +123,13 @@ def check_selection(
     if len(rows):
         before, after = rule.select(scores_NE[rows]), rule.select(rounded_scores_NE[rows])
         near_tie_N[rows] = (before != after).any(axis=1)
+        # A gap that rounding closes is a tie that the experts' numbers decide: near as well.
+        closed_N = (margin_N > 0) & (rounded_margin_N <= 0)
+        near_tie_N |= closed_N & ~contradicted_N
+    if kept_NG is not None:
+        gap_N = _group_gap(rule.rank_groups(scores_NE), kept_NG)
+        rounded_gap_N = _group_gap(rule.rank_groups(rounded_scores_NE), kept_NG)
+        near_tie_N |= (gap_N > 0) & (rounded_gap_N == 0) & ~contradicted_N
     return SelectionCheck(margin_N, near_tie_N, contradicted_N)
 
 
@@ -142,6 +154,13 @@ def _margins(
         _forbid(others_NE, kept_NG)
     best_N = others_NE.max(axis=1).astype(np.float64)
     return last_N - best_N, np.abs(last_N)
+
+
+def _group_gap(ranks_NG: np.ndarray, kept_NG: np.ndarray) -> np.ndarray:
+    """The worst kept group's rank minus the best left-out one's."""
+    worst_N = np.where(kept_NG, ranks_NG, np.inf).min(axis=1)
+    gap_N: np.ndarray = worst_N - np.where(kept_NG, -np.inf, ranks_NG).max(axis=1)
+    return gap_N
 
 
 def _forbid(scores_NE: np.ndarray, kept_NG: np.ndarray) -> np.ndarray:

@@ -1,0 +1,98 @@
+"""The selection rule against plain loops: groups, biases, margins, near-ties."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from moegeo_cli.geometry.selection import SelectionRule, check_selection, round_to_bfloat16
+
+
+def sigmoid(v: float) -> float:
+    return float(1 / (1 + np.exp(-v)))
+
+
+def slow_select(rule: SelectionRule, z: np.ndarray) -> set[int]:
+    """Top-k of one token, one expert at a time."""
+    if rule.scoring == "softmax":
+        scores = list(np.exp(z - z.max()) / np.exp(z - z.max()).sum())
+    else:
+        scores = [sigmoid(v) for v in z]
+    if rule.bias_E is not None:
+        scores = [s + b for s, b in zip(scores, rule.bias_E, strict=True)]
+    allowed = set(range(len(z)))
+    if rule.groups is not None:
+        count, kept = rule.groups
+        width = len(z) // count
+        members = [list(range(g * width, (g + 1) * width)) for g in range(count)]
+        best = 1 if rule.group_score == "max" else 2
+        ranks = [sum(sorted((scores[e] for e in m), reverse=True)[:best]) for m in members]
+        chosen = sorted(range(count), key=lambda g: (-ranks[g], g))[:kept]
+        allowed = {e for g in chosen for e in members[g]}
+    return set(sorted(allowed, key=lambda e: (-scores[e], e))[: rule.top_k])
+
+
+def reversed_ties(rule: SelectionRule, z: np.ndarray) -> set[int]:
+    """The selection of the experts numbered from the end: another one where scores tie."""
+    bias = None if rule.bias_E is None else rule.bias_E[::-1]
+    mirrored = SelectionRule(rule.top_k, rule.scoring, bias, rule.groups, rule.group_score)
+    return {len(z) - 1 - e for e in slow_select(mirrored, z[::-1])}
+
+
+RULES = [
+    SelectionRule(2, "softmax"),
+    SelectionRule(1, "sigmoid"),
+    SelectionRule(2, "sigmoid", np.linspace(-0.2, 0.3, 8)),
+    SelectionRule(3, "sigmoid", np.linspace(0.3, -0.2, 8), (4, 2)),
+    SelectionRule(2, "softmax", None, (4, 2), "max"),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_selects_what_a_loop_selects(rule: SelectionRule) -> None:
+    z = np.random.default_rng(3).normal(size=(200, 8)).astype(np.float32)
+    mask = rule.select(rule.score(z))
+    assert [set(np.flatnonzero(row)) for row in mask] == [slow_select(rule, row) for row in z]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_near_ties_are_choices_that_bfloat16_changes(rule: SelectionRule) -> None:
+    generator = np.random.default_rng(4)
+    z = generator.normal(size=(400, 8)).astype(np.float32)
+    z[:, 1] = z[:, 0] + generator.normal(size=400).astype(np.float32) * 1e-3
+    selected = np.array([sorted(slow_select(rule, row)) for row in z])
+    rounded = torch.tensor(z).bfloat16().float().numpy()
+    expected = [
+        slow_select(rule, a.astype(float)) != slow_select(rule, b.astype(float))
+        or reversed_ties(rule, b.astype(float)) != slow_select(rule, b.astype(float))
+        for a, b in zip(z, rounded, strict=True)
+    ]
+    check = check_selection(rule, z, selected)
+    assert check.near_tie_N.tolist() == expected
+    assert any(expected)
+    assert not check.contradicted_N.any()
+
+
+def test_margin_is_the_gap_between_last_selected_and_best_left_out() -> None:
+    rule = SelectionRule(2, "softmax")
+    z = np.array([[3.0, 1.0, 2.5, -1.0]], dtype=np.float32)
+    check = check_selection(rule, z, np.array([[0, 2]]))
+    assert check.margin_N[0] == pytest.approx(1.5)
+    biased = SelectionRule(1, "sigmoid", np.array([0.0, 0.5, 0.0, 0.0]))
+    check = check_selection(biased, z, np.array([[1]]))
+    assert check.margin_N[0] == pytest.approx(sigmoid(1.0) + 0.5 - sigmoid(3.0))
+
+
+def test_a_selection_that_the_rule_does_not_explain_is_contradicted() -> None:
+    rule = SelectionRule(2, "softmax")
+    z = np.array([[3.0, 1.0, 2.5, -1.0]] * 3, dtype=np.float32)
+    check = check_selection(rule, z, np.array([[0, 2], [0, 1], [0, 0]]))
+    assert check.contradicted_N.tolist() == [False, True, True]
+
+
+def test_rounds_as_torch_does() -> None:
+    values = np.random.default_rng(5).normal(size=10_000).astype(np.float32) * 100
+    np.testing.assert_array_equal(
+        round_to_bfloat16(values), torch.tensor(values).bfloat16().float().numpy()
+    )
