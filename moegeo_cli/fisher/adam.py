@@ -6,7 +6,8 @@ scale is not that of the other kinds; only scale-free forms compare, and those r
 
 An optimizer file stores no names. The order of parameters is rebuilt as the transformers
 Trainer builds it (weight-decayed parameters first) or as a plain optimizer would, and is
-believed only if the sizes of the groups and every shape agree.
+believed only if the sizes of the groups and every shape agree. Failing that (a script with
+groups of its own), routers are known by a shape that no other parameter has, in one group.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def adam_second_moments(path: Path, model: nn.Module, routers: list[str]) -> lis
         ShapeError: the states cannot be assigned to the parameters without doubt.
     """
     state = _read(path)
-    names = _match(state, model)
+    names = _match(state, model, routers)
     moments = []
     for router in routers:
         entry = state["state"].get(names[router])
@@ -78,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def _match(state: dict[str, Any], model: nn.Module) -> dict[str, int]:
+def _match(state: dict[str, Any], model: nn.Module, routers: list[str]) -> dict[str, int]:
     """Parameter name -> index in the optimizer state."""
     indices = [index for group in state["param_groups"] for index in group["params"]]
     sizes = [len(group["params"]) for group in state["param_groups"]]
@@ -101,8 +102,34 @@ def _match(state: dict[str, Any], model: nn.Module) -> dict[str, int]:
             if index in state["state"]
         ):
             return dict(zip(order, indices, strict=True))
+    found = _match_by_shape(state, parameters, routers)
+    if found is not None:
+        return found
     raise ShapeError(
         "the optimizer's states cannot be assigned to the model's parameters",
         found=f"groups of {sizes} states for {len(parameters)} parameters",
         hint="use --fisher empirical",
     )
+
+
+def _match_by_shape(
+    state: dict[str, Any], parameters: dict[str, nn.Parameter], routers: list[str]
+) -> dict[str, int] | None:
+    """Routers alone -> index, where their shapes are theirs alone and their order is certain."""
+    matched: dict[str, int] = {}
+    for shape in {tuple(parameters[router].shape) for router in routers}:
+        names = [n for n, p in parameters.items() if tuple(p.shape) == shape]
+        groups = [
+            [i for i in group["params"] if _shape(state, i) == shape]
+            for group in state["param_groups"]
+        ]
+        [indices, *more] = [group for group in groups if group] or [[]]
+        if more or len(indices) != len(names) or not set(names) <= set(routers):
+            return None
+        matched |= dict(zip(names, indices, strict=True))
+    return matched
+
+
+def _shape(state: dict[str, Any], index: int) -> tuple[int, ...] | None:
+    moment = state["state"].get(index, {}).get("exp_avg_sq")
+    return None if moment is None else tuple(moment.shape)
