@@ -192,7 +192,7 @@ class CheckpointRecord:
     layers: tuple[LayerRecord, ...]
     fisher: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
     verdict: Verdict | None = None
-    progress: Mapping[str, float | None] = field(default_factory=dict)
+    progress: Mapping[str, int | float | None] = field(default_factory=dict)
     measurements: str | None = None  # sha256 of measurements.safetensors
     replay: Mapping[str, Any] = field(
         default_factory=dict
@@ -280,6 +280,4 @@ def _build(kind: Any, data: Any) -> Any:
     if origin is not None and isinstance(data, Mapping):
         inner = typing.get_args(kind)[1]
         return {key: _build(inner, value) for key, value in data.items()}
-    if kind is float and isinstance(data, int):
-        return float(data)
     return data

@@ -197,7 +197,7 @@ def method(record: RunRecord) -> list[tuple[str, str]]:
 
 def baseline_words(baseline: Mapping[str, Any]) -> str:
     """What FHS compares with, and how far that can be trusted."""
-    draws = baseline.get("baseline_draws", baseline.get("draws"))
+    draws = baseline.get("baseline_draws")
     kind, reason = baseline.get("kind"), baseline.get("reason")
     if not draws:
         return f"none: {clean(reason)}" if reason else "none"
@@ -215,7 +215,7 @@ def baseline_words(baseline: Mapping[str, Any]) -> str:
 def next_commands(record: RunRecord) -> list[tuple[str, str]]:
     """Commands that tell more, each with what for."""
     found = []
-    draws = record.baseline.get("baseline_draws", record.baseline.get("draws"))
+    draws = record.baseline.get("baseline_draws")
     if not draws or draws == 1:
         why = (
             "put the spread between seeds into FHS"

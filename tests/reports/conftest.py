@@ -110,7 +110,7 @@ def checkpoint(
     layers = (
         layer_record(0, even, 0.07, fhs and fhs / 2),
         layer_record(1, [*tilted, *[rest] * 6] if collapse < 0.7 else
-                     [0.5, 0.38, 0.118, 0.002, 0, 0, 0, 0], collapse, fhs),
+                     [0.5, 0.38, 0.118, 0.002, 0.0, 0.0, 0.0, 0.0], collapse, fhs),
     )  # fmt: skip
     loss = metric("loss", 4.6 - collapse * 2.7, 0.06)
     metrics = {n: layers[1].metrics[n] for n in layers[1].metrics}
@@ -203,7 +203,12 @@ def dynamics(first: int, last: int, speed: float) -> dict[str, Any]:
     names = {"speed": speed, "fsi_rate": 0.06, "fsi_rate_share": 0.31, "saturation": 0.64}
     metrics: dict[str, Any] = {n: Metric(v, v - 0.01, v + 0.01, 64) for n, v in names.items()}
     metrics["geodesic_excess"] = Metric(None, n=64, reason="needs three checkpoints")
-    return {"from_step": first, "to_step": last, "metrics": metrics}
+    return {
+        "from_step": first, "to_step": last,
+        "from_path": f"checkpoint-{first}", "to_path": f"checkpoint-{last}",
+        "geodesic_steps": [0, 1000, 3000][: 2 if last == 1000 else 3], "metrics": metrics,
+        "layers": [],
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -221,7 +226,8 @@ def run() -> RunRecord:
                "tokens": 65536, "loss_tokens": 65280, "domains": {"code": 128, "prose": 128}},
         settings={"fisher": {"kind": "empirical", "unit": "position"},
                   "policy": "calibrated", "seed": 0},
-        baseline={"kind": "checkpoint", "step": 0, "baseline_draws": 1},
+        baseline={"kind": "checkpoint", "step": 0, "path": "checkpoint-0", "baseline_draws": 1,
+                  "reason": None},
         checkpoints=(
             checkpoint(0, 0.05, 1.0, None),
             checkpoint(1000, 0.48, 1.31, None),
@@ -250,7 +256,13 @@ def single() -> RunRecord:
         run={"name": "olmoe", "model_type": "olmoe", "framework": None},
         probe={"source": "bundled", "sha256": "ab" * 32, "sequences": 256, "tokens": 65536},
         settings={"fisher": {"kind": "empirical", "unit": "position"}},
-        baseline={"kind": None, "reason": NO_BASELINE},
+        baseline={
+            "kind": None,
+            "step": None,
+            "path": None,
+            "baseline_draws": 0,
+            "reason": NO_BASELINE,
+        },
         checkpoints=(one,),
         verdict=whole,
     )

@@ -1,0 +1,155 @@
+"""What is recommended, with the key that the user's framework reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from moegeo_cli.errors import UsageError
+from moegeo_cli.records import Intervention, RunRecord
+from moegeo_cli.verdict import judge, recommend
+from moegeo_cli.verdict.interventions import APPLIES, FRAMEWORKS, READS_CONFIG, catalogue
+from moegeo_cli.verdict.judging import RULES
+from tests.verdict.conftest import checkpoint, layer, run_of
+
+COLLAPSED = layer(1, collapse=0.95)
+
+
+def advise(run: RunRecord, framework: str | None = None) -> dict[str, Intervention]:
+    judged = judge(run)
+    assert judged.verdict is not None
+    return {i.id: i for i in recommend(judged, judged.verdict, framework)}
+
+
+def collapsed(**about: Any) -> RunRecord:
+    return run_of(checkpoint(50), checkpoint(100, layer(0), COLLAPSED), **about)
+
+
+def test_a_healthy_run_gets_no_advice(healthy: RunRecord) -> None:
+    assert advise(healthy) == {}
+
+
+def test_a_coefficient_behind_a_switch_that_is_off_is_not_live() -> None:
+    """transformers adds router_aux_loss_coef only with output_router_logits."""
+    found = advise(collapsed(training={"router_aux_loss_coef": 0.001}))
+    switch = found["activate-balance-loss"]
+    assert (switch.key.key, switch.key.suggested, switch.key.live) == (
+        "output_router_logits", True, True,
+    )  # fmt: skip
+    assert switch.layers == (1,)
+    assert "raise-balance-loss" not in found, "raising it does nothing while the switch is off"
+    assert next(iter(found)) == "activate-balance-loss"
+
+
+def test_with_the_switch_on_the_coefficient_is_raised() -> None:
+    training = {"router_aux_loss_coef": 0.001, "output_router_logits": True}
+    found = advise(collapsed(training=training))
+    key = found["raise-balance-loss"].key
+    assert (key.key, key.current, key.suggested, key.live) == (
+        "router_aux_loss_coef", 0.001, 0.01, True,
+    )  # fmt: skip
+    assert "activate-balance-loss" not in found
+
+
+def test_nanotrons_coefficient_is_declared_and_never_read() -> None:
+    key = advise(collapsed(), "nanotron")["raise-balance-loss"].key
+    assert key.live is False
+    assert "never read" in (key.note or "")
+
+
+def test_a_selection_bias_is_moved_rather_than_a_loss_raised() -> None:
+    found = advise(collapsed(model_type="deepseek_v3", scoring="sigmoid"))
+    assert "raise-bias-rate" in found
+    assert "raise-balance-loss" not in found
+    key = found["raise-bias-rate"].key
+    assert key.key is None
+    assert "no key in this framework" in (key.note or "")
+    assert key.lines is not None
+    assert "e_score_correction_bias" in key.lines
+    megatron = advise(collapsed(scoring="sigmoid"), "megatron")["raise-bias-rate"].key
+    assert megatron.key == "moe_router_bias_update_rate"
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_every_framework_gets_a_key_or_the_lines_to_add(framework: str) -> None:
+    found = advise(collapsed(), framework)
+    assert "raise-balance-loss" in found
+    for item in found.values():
+        assert item.key.framework == framework
+        if item.key.key is None:
+            assert item.key.note
+        else:
+            assert (
+                item.key.live is not None or framework not in READS_CONFIG or item.key.lines is None
+            )
+
+
+def test_dead_experts_are_revived_from_live_ones() -> None:
+    found = advise(run_of(checkpoint(9, layer(0, dead=(3,)))))
+    assert found["revive-dead-experts"].layers == (0,)
+
+
+def test_a_run_without_a_clean_checkpoint_is_not_told_to_rewind() -> None:
+    sick = layer(1, state="nonfinite")
+    assert "rewind" not in advise(run_of(checkpoint(0), checkpoint(9, sick)))
+    assert "rewind" in advise(run_of(checkpoint(0), checkpoint(5), checkpoint(9, sick)))
+
+
+def test_advice_on_finite_weights_is_not_given_for_broken_ones() -> None:
+    found = advise(run_of(checkpoint(9, layer(0, state="nonfinite"), COLLAPSED)))
+    assert "router-weights" not in found
+
+
+def test_the_learning_rates_current_value_is_the_peak_of_the_log() -> None:
+    losses = [{"step": i, "loss": 3.0, "learning_rate": 1e-3 * min(i, 9) / 9} for i in range(20)]
+    losses.append({"step": 20, "loss": 9.0, "learning_rate": 2e-4})
+    key = advise(run_of(log=losses))["learning-rate"].key
+    assert key.current == pytest.approx(1e-3)
+    assert key.live is True
+
+
+def test_an_unknown_framework_is_refused() -> None:
+    with pytest.raises(UsageError, match="caffe"):
+        advise(collapsed(), "caffe")
+
+
+def test_without_a_framework_the_assumption_is_said() -> None:
+    run = collapsed(framework=None, training={"router_aux_loss_coef": 0.1})
+    assert "assumed" in (advise(run)["activate-balance-loss"].key.note or "")
+
+
+def test_the_catalogue_is_whole() -> None:
+    """Every entry: known findings, a test, a check, graded evidence; counts where measured."""
+    entries = catalogue()["intervention"]
+    names = {e["id"] for e in entries}
+    for entry in entries:
+        assert set(entry["findings"]) <= set(RULES), entry["id"]
+        assert entry["applies"] in APPLIES
+        assert entry["check"]
+        assert entry["grade"] in {"measured", "literature", "untested"}
+        assert set(entry.get("conflicts", ())) <= names
+        assert not entry["setting"] or entry["setting"] in catalogue()["settings"]
+        if entry["grade"] != "untested":
+            assert entry["source"]
+        if "recovered" in entry:
+            assert {"recovered_control", "n"} <= set(entry)
+    for table in catalogue()["settings"].values():
+        assert set(table) <= set(FRAMEWORKS)
+    asked = {"balance", "switch", "z", "jitter", "capacity", "bias_rate", "router_rate",
+             "router_dtype", "granularity", "clipping", "learning_rate"}  # fmt: skip
+    assert asked <= set(catalogue()["settings"])
+
+
+def test_conflicts_are_named_from_both_sides() -> None:
+    conflicts = {e["id"]: set(e.get("conflicts", ())) for e in catalogue()["intervention"]}
+    for name, others in conflicts.items():
+        assert all(name in conflicts[other] for other in others)
+
+
+def test_evidence_stands_with_its_control_arm() -> None:
+    found = advise(collapsed(training={"output_router_logits": True}))
+    evidence = found["raise-balance-loss"].evidence
+    assert {"recovered": 6, "recovered_control": 6, "n": 20}.items() <= evidence.items()
+    assert dataclasses.asdict(found["stop"] if "stop" in found else found["jitter"])
