@@ -1,0 +1,150 @@
+"""What moegeo says of the shipped runs, through the command line as README shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moegeo_cli.cli.app import run
+
+FOLDER = Path(__file__).parents[2] / "sample_checkpoints"
+HEALTHY, COLLAPSED = FOLDER / "healthy-qwen3-moe", FOLDER / "collapsed-mixtral"
+MISALIGNED, BALANCED = FOLDER / "misaligned-qwen3-moe", FOLDER / "balanced-glm4-moe"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Measurements of this module: a run is measured once, and the samples stay as they are."""
+    return tmp_path_factory.mktemp("stores")
+
+
+@pytest.fixture
+def moegeo(stores: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def call(command: str, path: Path, *more: object) -> Outcome:
+        capsys.readouterr()
+        code = run([command, str(path), *map(str, more), "--cache-dir", str(stores)])
+        text = capsys.readouterr()
+        return Outcome(code, text.out, text.err)
+
+    return call
+
+
+def active(document: Any) -> dict[str, Any]:
+    return {
+        f["name"]: f
+        for f in document["verdict"]["findings"]
+        if f["state"] == "active" and f["severity"] != "info"
+    }
+
+
+def test_the_healthy_run_is_healthy_and_passes_the_gate(moegeo: Callable[..., Outcome]) -> None:
+    found = moegeo("analyze", HEALTHY, "--format", "json", "--fail-on", "failing")
+    assert found.code == 0
+    verdict = found.document["verdict"]
+    assert verdict["routing"] == "healthy"
+    assert verdict["performance"] == "undetermined"
+    assert active(found.document) == {}
+    assert found.document["interventions"] == []
+    newest = found.document["checkpoints"][-1]
+    assert newest["step"] == 400
+    assert newest["coverage"] == {
+        "routers_found": 3, "routers_measured": 3, "not_measured": {},
+    }  # fmt: skip
+
+
+def test_the_collapsed_run_trips_the_gate_and_is_told_which_key(
+    moegeo: Callable[..., Outcome],
+) -> None:
+    found = moegeo("analyze", COLLAPSED, "--format", "json", "--fail-on", "failing")
+    assert found.code == 1
+    document = found.document
+    collapse = active(document)["router-collapse"]
+    assert collapse["severity"] == "failing"
+    # the layer whose load lies furthest from even is among those named
+    layers = document["checkpoints"][-1]["layers"]
+    worst = max(layers, key=lambda layer: layer["metrics"]["collapse"]["value"])
+    assert worst["layer"] in collapse["layers"]
+    assert max(worst["load"]) > 0.4
+    first = document["interventions"][0]
+    assert first["key"]["key"] == "output_router_logits"
+    assert first["key"]["suggested"] is True
+    assert first["key"]["live"] is True
+    assert worst["layer"] in first["layers"]
+    assert "collapse" in found.err
+
+
+def test_loss_alone_shows_what_went_wrong_without_collapse(moegeo: Callable[..., Outcome]) -> None:
+    alone = moegeo("analyze", MISALIGNED, "--format", "json").document
+    assert alone["verdict"]["routing"] != "failing"
+    assert alone["verdict"]["performance"] == "undetermined"
+    held = moegeo("analyze", MISALIGNED, "--reference", HEALTHY, "--format", "json").document
+    behind = active(held)["loss-behind-reference"]
+    (gap,) = behind["evidence"]
+    assert gap["metric"]["ci_low"] > 0
+    assert held["verdict"]["performance"] == "watch"
+    assert held["verdict"]["routing"] != "failing"
+
+
+def test_the_sigmoid_run_is_balanced_by_its_bias(moegeo: Callable[..., Outcome]) -> None:
+    document = moegeo("analyze", BALANCED, "--format", "json").document
+    assert document["verdict"]["routing"] == "healthy"
+    layers = document["checkpoints"][-1]["layers"]
+    assert [layer["scoring"] for layer in layers] == ["sigmoid", "sigmoid"]
+    assert max(layer["metrics"]["collapse"]["value"] for layer in layers) < 0.3
+
+
+def test_the_papers_policy_gives_the_papers_verdict(moegeo: Callable[..., Outcome]) -> None:
+    for path in (HEALTHY, COLLAPSED, MISALIGNED):
+        document = moegeo("analyze", path, "--policy", "paper", "--format", "json").document
+        fhs = document["checkpoints"][-1]["metrics"]["fhs"]["value"]
+        assert document["verdict"]["policy"] == "paper"
+        assert document["verdict"]["status"] == ("failing" if fhs > 1 else "healthy")
+
+
+def test_compare_says_which_is_healthier_and_by_how_much(moegeo: Callable[..., Outcome]) -> None:
+    found = moegeo("compare", HEALTHY, COLLAPSED, "--format", "json")
+    assert found.code == 0
+    assert found.document["healthier"] == "a"
+    assert "collapse" in found.document["reason"]
+    assert [p["step_a"] for p in found.document["pairs"]] == [0, 100, 200, 300, 400]
+    gap = found.document["pairs"][-1]["differences"]["collapse_worst"]["difference"]
+    assert gap["ci_low"] > 0
+    turned = moegeo("compare", COLLAPSED, HEALTHY, "--format", "json").document
+    assert turned["healthier"] == "b"
+    back = turned["pairs"][-1]["differences"]["collapse_worst"]["difference"]
+    assert back["value"] == pytest.approx(-gap["value"])
+
+
+def test_compare_on_the_loss_where_routing_is_alike(moegeo: Callable[..., Outcome]) -> None:
+    document = moegeo("compare", HEALTHY, MISALIGNED, "--format", "json").document
+    assert document["healthier"] == "a"
+    assert "loss" in document["reason"]
+
+
+def test_adams_second_moment_needs_no_pass(moegeo: Callable[..., Outcome]) -> None:
+    newest = HEALTHY / "checkpoint-400"
+    document = moegeo("analyze", newest, "--fisher", "adam", "--format", "json").document
+    metrics = document["checkpoints"][0]["layers"][0]["metrics"]
+    assert metrics["heterogeneity_trace"]["value"] > 0
+    assert metrics["heterogeneity_trace"]["ci_low"] is None
+    assert document["settings"]["fisher"]["kind"] == "adam"
+    without = moegeo("analyze", HEALTHY / "checkpoint-300", "--fisher", "adam")
+    assert without.code == 2
+    assert "optimizer" in without.err
+    assert "Traceback" not in without.err
