@@ -2,7 +2,9 @@
 
 Marginal cost, the time of the larger probe less that of the smaller one, so that what is
 paid once does not count; medians over interleaved rounds; the same model, dtype, batches
-and threads on both sides. With --memory, peak memory in processes of their own.
+and threads on both sides. Before each pair the smaller probe is run once untimed: threads
+that the contender before left spinning, and its memory, would be on the wrong bill. With
+--memory, peak memory in processes of their own.
 """
 
 from __future__ import annotations
@@ -71,19 +73,19 @@ CONTENDERS: dict[str, Callable[[Any, Probe], None]] = {
 
 
 def measure_time(size: str, tokens: tuple[int, int], rounds: int) -> dict[str, list[float]]:
-    """Marginal seconds of each contender, round by round; the first round warms up."""
+    """Marginal seconds of each contender, round by round; the first round is not counted."""
     model = build_model(SIZES[size])
     probes = [build_probe(n) for n in tokens]
     found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(rounds + 1):
         for name, run in CONTENDERS.items():
             seconds = []
-            for probe in probes:
+            for probe in (probes[0], *probes):
                 start = time.perf_counter()
                 run(model, probe)
                 seconds.append(time.perf_counter() - start)
             if turn:
-                found[name].append(seconds[1] - seconds[0])
+                found[name].append(seconds[2] - seconds[1])
     return found
 
 

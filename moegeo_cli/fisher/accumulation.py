@@ -45,7 +45,7 @@ class FisherAccumulator:
         self.total_ED = torch.zeros(experts, width, dtype=wide, device=device)
         columns = width if exact_groups else min(PROJECTED_WIDTH, width)
         self.group_sums_GEP = torch.zeros(groups, experts, columns, dtype=wide, device=device)
-        self.trace_GE = torch.zeros(groups, experts, dtype=wide, device=device)
+        self._trace_GE = torch.zeros(groups, experts, dtype=wide, device=device)
         self._projection_DP: torch.Tensor | None = None
         if not exact_groups:
             generator = torch.Generator().manual_seed(seed)
@@ -68,21 +68,23 @@ class FisherAccumulator:
     def add_sum(self, sum_ED: torch.Tensor, group: int) -> None:
         """Add a finished sum over some of a group's tokens, shape (E, D)."""
         wide = sum_ED.to(self.total_ED.dtype)
-        self.trace_GE[group] += wide.sum(-1)
         if self.exact_groups:
             self.group_sums_GEP[group] += wide
         else:
             assert self._projection_DP is not None
             self.total_ED += wide
+            self._trace_GE[group] += wide.sum(-1)
             self.group_sums_GEP[group] += (sum_ED @ self._projection_DP).to(wide.dtype)
 
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(total_ED, group_sums_GEP, trace_GE) as float64 arrays."""
-        total = self.group_sums_GEP.sum(0) if self.exact_groups else self.total_ED
+        total, trace = self.total_ED, self._trace_GE
+        if self.exact_groups:
+            total, trace = self.group_sums_GEP.sum(0), self.group_sums_GEP.sum(-1)
         return (
             total.double().cpu().numpy(),
             self.group_sums_GEP.double().cpu().numpy(),
-            self.trace_GE.double().cpu().numpy(),
+            trace.double().cpu().numpy(),
         )
 
 

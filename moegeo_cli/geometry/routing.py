@@ -2,6 +2,8 @@ r"""What one router did over a probe, as sums by sequence: all that its metrics 
 
 Two passes over the logits, in pieces that stay in the processor's cache; the second one
 only for the distance to the mean distribution. Everything is float64 from the logits on.
+Arrays are laid out by column (Fortran order): NumPy reduces the few entries of a row one row
+after another, but whole columns at once.
 
 Legend: T tokens, S sequences, E experts, K experts chosen per token, N tokens of a piece,
 M token means.
@@ -52,7 +54,8 @@ class _Measuring:
                 a[order] for a in (sequence_T, selected_TK, weights_TK)
             )
             logits_TE = None if logits_TE is None else logits_TE[order]
-        self.sequence_T, self.selected_TK, self.weights_TK = sequence_T, selected_TK, weights_TK
+        self.sequence_T = sequence_T
+        self.selected_TK, self.weights_TK = map(np.asfortranarray, (selected_TK, weights_TK))
         self.logits_TE = logits_TE
         self.count = len(sequence_T)
         last = int(sequence_T[-1]) + 1 if self.count else 0
@@ -65,7 +68,7 @@ class _Measuring:
         self.rule = self._rule(tokens)
         self.values = {name: np.zeros(self.count) for name in TOKEN_MEANS}
         self.counted = {name: np.zeros(self.count, dtype=bool) for name in TOKEN_MEANS}
-        self.finite_T = np.isfinite(weights_TK).all(axis=1)
+        self.finite_T = np.isfinite(self.weights_TK).all(axis=1)
         self.contradicted = 0
         self.logit_max_T = np.zeros(self.count)
         self.probability_SE = np.zeros((self.sequences, self.experts))
@@ -121,15 +124,16 @@ class _Measuring:
 
     def _measure_logits(self, logits_TE: np.ndarray, scoring: Scoring) -> None:
         """Everything that rests on the logits, in two passes."""
-        kept_TE = np.empty(logits_TE.shape) if logits_TE.size <= KEPT_ROOTS else None
+        keep = logits_TE.size <= KEPT_ROOTS
+        kept_TE = np.empty(logits_TE.shape, order="F") if keep else None
         for piece in self._pieces():
-            piece_NE = logits_TE[piece]
+            piece_NE = np.asfortranarray(logits_TE[piece])
             rows: slice | np.ndarray = piece
             if not np.isfinite(piece_NE).all():
                 self.finite_T[piece] &= np.isfinite(piece_NE).all(axis=1)
             if not self.finite_T[piece].all():
                 rows = piece.start + np.flatnonzero(self.finite_T[piece])
-                piece_NE = logits_TE[rows]
+                piece_NE = np.asfortranarray(logits_TE[rows])
             if not len(piece_NE):
                 continue
             root_NE = self._measure_piece(rows, piece_NE, scoring)
@@ -146,8 +150,8 @@ class _Measuring:
             if kept_TE is not None:
                 gap_NE = kept_TE[rows] - root_mean_E
             else:
-                gap_NE = _roots(scoring.log_score(logits_TE[rows].astype(np.float64)))[0]
-                gap_NE -= root_mean_E
+                z_NE = np.asfortranarray(logits_TE[rows], dtype=np.float64)
+                gap_NE = _roots(scoring.log_score(z_NE))[0] - root_mean_E
             chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
             self.values["dispersion"][rows] = distance_from_squared_chord(chord_N) / self.furthest
         for name in ("fsi", "dispersion", "entropy_token", "logit_z"):

@@ -69,7 +69,7 @@ class SelectionRule:
         """The selected experts, shape (N, E), bool."""
         kept_NG = self.keep_groups(scores_NE)
         if kept_NG is not None:
-            scores_NE = _forbid(scores_NE.copy(), kept_NG)
+            scores_NE = _forbid(scores_NE.copy(order="F"), kept_NG)
         return _top_mask(scores_NE, self.top_k)
 
 
@@ -99,7 +99,9 @@ def check_selection(
         not select this set.
     """
     count, experts = logits_NE.shape
-    flat_NK = selected_NK + np.arange(count)[:, None] * experts
+    # By column: NumPy reduces a row's few entries one row after another (see routing.py).
+    logits_NE, selected_NK = np.asfortranarray(logits_NE), np.asfortranarray(selected_NK)
+    flat_NK = selected_NK * count + np.arange(count)[:, None]
     scores_NE = rule.score(logits_NE)
     kept_NG = rule.keep_groups(scores_NE)
     margin_N, scale_N = _margins(scores_NE, flat_NK, kept_NG)
@@ -135,7 +137,7 @@ def check_selection(
 
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
     """Float32 values rounded to the nearest bfloat16 (ties to even), as float32."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    bits = np.asarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits >> np.uint32(16)) & np.uint32(1)
     rounded += np.uint32(0x7FFF)
     rounded += bits
@@ -146,10 +148,10 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
 def _margins(
     scores_NE: np.ndarray, flat_NK: np.ndarray, kept_NG: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gap behind the last selected expert, and the size of the scores there."""
-    last_N = scores_NE.ravel()[flat_NK].min(axis=1).astype(np.float64)
-    others_NE = scores_NE.copy()
-    others_NE.ravel()[flat_NK] = -np.inf
+    """Gap behind the last selected expert, and the size of the scores there; by column."""
+    last_N = scores_NE.T.reshape(-1)[flat_NK].min(axis=1).astype(np.float64)
+    others_NE = scores_NE.copy(order="F")
+    others_NE.T.reshape(-1)[flat_NK] = -np.inf  # a view: the columns lie one after another
     if kept_NG is not None:
         _forbid(others_NE, kept_NG)
     best_N = others_NE.max(axis=1).astype(np.float64)
