@@ -1,10 +1,12 @@
 """Our empirical diagonal Fisher beside other ways to get it: `python -m benchmarks.against_others`.
 
-Needs `pip install -c constraints.txt '.[bench]'`. All compute the same sums, per position, of
-the same router rows on the same batches, and are held against each other before they are
-timed. nngeometry and BackPACK know nn.Linear alone, so their model's routers are rewritten to
-hold one; nngeometry differentiates its input, so it is given embeddings. A backward per
-loss token is timed on a few tokens, since a whole probe of it would take hours.
+Needs `pip install -c constraints.txt --no-deps nngeometry backpack-for-pytorch einops unfoldNd`:
+both ask for torchvision, which they do not use here and which must match the torch build to the
+digit. All compute the same sums, per position, of the same router rows on the same batches,
+and are held against each other before they are timed. nngeometry and BackPACK know nn.Linear
+alone, so their model's routers are rewritten to hold one; nngeometry differentiates its input,
+so it is given embeddings. A backward per loss token is timed on one sequence, since a whole
+probe of it would take hours.
 """
 
 from __future__ import annotations
@@ -72,9 +74,11 @@ def run_ours(model: Any, ids: torch.Tensor, batch: int) -> Sums:
 
 
 def run_backpack(model: Any, linears: list[nn.Linear], ids: torch.Tensor, batch: int) -> Sums:
-    from backpack import backpack
+    from backpack import backpack, extend
     from backpack.extensions import SumGradSquared
 
+    for linear in linears:
+        extend(linear)
     sums = [torch.zeros_like(m.weight, dtype=torch.float64) for m in linears]
     for linear in linears:
         linear.weight.requires_grad_(True)

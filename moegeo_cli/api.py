@@ -18,15 +18,9 @@ from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.comparison import ComparisonRecord
-from moegeo_cli.measurement.analysis import (
-    MINIMUM_TOKENS,
-    Analysis,
-    default_tokens,
-    measure_run,
-    open_probe,
-    parse_ranges,
-)
+from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
+from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.records import Metric, RunRecord

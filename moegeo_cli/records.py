@@ -10,6 +10,7 @@ Legend: E routed experts, K experts chosen per token, L routers, T real probe po
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping
@@ -256,6 +257,9 @@ def from_dict(cls: type[R], data: Any) -> R:
     return typing.cast(R, _build(cls, data))
 
 
+_hints = functools.cache(typing.get_type_hints)
+
+
 def _build(kind: Any, data: Any) -> Any:
     """Rebuild `data` as the annotated type `kind`."""
     origin = typing.get_origin(kind)
@@ -266,7 +270,7 @@ def _build(kind: Any, data: Any) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(data, Mapping):
             raise TypeError(f"{kind.__name__} expects an object, got {type(data).__name__}")
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         return kind(
             **{
                 f.name: _build(hints[f.name], data[f.name])

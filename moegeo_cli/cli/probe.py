@@ -108,7 +108,7 @@ def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
 def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     """The folder to take a tokenizer from, and the vocabulary of the model there."""
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measurement.analysis import vocabulary_of
+    from moegeo_cli.measurement.probe import vocabulary_of
     from moegeo_cli.probes.tokenizing import find_tokenizer
 
     if (path / "config.json").is_file():
@@ -134,7 +134,7 @@ def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
         name = printable(file.name) if file else "bundled"
         return {"source": name, **describe_rows(content), "first": first}
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measurement.analysis import vocabulary_of
+    from moegeo_cli.measurement.probe import vocabulary_of
 
     path = open_run(model).newest.path
     probe: Probe = load_probe(file, vocab_size=vocabulary_of(read_config(path)), tokenizer_dir=path)

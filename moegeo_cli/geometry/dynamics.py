@@ -9,22 +9,21 @@ E experts, K experts chosen per token, D router input width, G groups, B draws.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 from moegeo_cli.geometry.scoring import find_scoring, probabilities
-from moegeo_cli.geometry.simplex import distance, distance_from_roots, distance_max
+from moegeo_cli.geometry.simplex import distance, distance_max
 
 # Repeats of one checkpoint differ by the rounding of its logits.
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}
 REPEATS = 3.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Snapshot:
     """One router at one checkpoint. `group_M` gives each sampled token's group.
 
@@ -42,12 +41,12 @@ class Snapshot:
     dtype: str = "float32"
     top_k: int | None = None
 
-    @property
+    @cached_property
     def probabilities_ME(self) -> np.ndarray:
         """P of the sampled tokens."""
         return probabilities(self.logits_ME, self.scoring)
 
-    @property
+    @cached_property
     def finite(self) -> bool:
         """Whether every sampled logit is a number."""
         return bool(np.isfinite(self.logits_ME).all())
@@ -134,35 +133,49 @@ def saturation(now: Snapshot, last: Snapshot, draws: Draws) -> Estimate:
     return _mean((overlap_M - chance) / (1.0 - chance), now.group_M, draws)
 
 
-def geodesic_excess(path: Sequence[Snapshot], draws: Draws) -> Estimate:
-    """How much longer the tokens' way was than the shortest one from first to last.
+class Way:
+    """How far one router's tokens came from checkpoint to checkpoint, one step after another."""
 
-    Args:
-        path: one router at three or more checkpoints, in order.
-        draws: of the probe's groups.
+    def __init__(self) -> None:
+        self.checkpoints = 0
+        self.problem: str | None = None
 
-    Returns:
-        Σ way / Σ shortest − 1; 0 is a geodesic. It grows with the number of checkpoints:
-        compare it only on the same steps.
-    """
-    if len(path) < 3:
-        return missing("needs three checkpoints")
-    problem = next((p for a in path if (p := _problem(path[0], a))), None)
-    if problem:
-        return missing(problem)
-    roots = [np.sqrt(s.probabilities_ME) for s in path]
-    way_M = np.sum([distance_from_roots(a, b) for a, b in itertools.pairwise(roots)], axis=0)
-    shortest_M = distance_from_roots(roots[0], roots[-1])
-    if shortest_M.mean() <= REPEATS * repeat_distance(path[-1]):
-        return missing("first and last checkpoint differ no more than repeats of one do")
-    top, bottom = (_mean(v, path[0].group_M, draws) for v in (way_M, shortest_M))
-    assert top.value is not None
-    assert bottom.value is not None
-    draws_B = None
-    if top.draws_B is not None and bottom.draws_B is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            draws_B = top.draws_B / bottom.draws_B - 1.0
-    return Estimate(top.value / bottom.value - 1.0, draws_B, top.n)
+    def follow(self, snapshot: Snapshot) -> None:
+        """Take the router's next checkpoint."""
+        if self.checkpoints == 0:
+            self.first = self.newest = snapshot
+            self.way_M = np.zeros(len(snapshot.logits_ME))
+        self.checkpoints += 1
+        self.problem = self.problem or _problem(self.first, snapshot)
+        if self.problem is None:
+            self.way_M += distance(self.newest.probabilities_ME, snapshot.probabilities_ME)
+        self.newest = snapshot
+
+    def excess(self, draws: Draws) -> Estimate:
+        """How much longer the tokens' way was than the shortest one from first to newest.
+
+        Args:
+            draws: of the probe's groups.
+
+        Returns:
+            Σ way / Σ shortest − 1; 0 is a geodesic. It grows with the number of checkpoints:
+            compare it only on the same steps.
+        """
+        if self.checkpoints < 3:
+            return missing("needs three checkpoints")
+        if self.problem:
+            return missing(self.problem)
+        shortest_M = distance(self.first.probabilities_ME, self.newest.probabilities_ME)
+        if shortest_M.mean() <= REPEATS * repeat_distance(self.newest):
+            return missing("first and last checkpoint differ no more than repeats of one do")
+        top, bottom = (_mean(v, self.first.group_M, draws) for v in (self.way_M, shortest_M))
+        assert top.value is not None
+        assert bottom.value is not None
+        draws_B = None
+        if top.draws_B is not None and bottom.draws_B is not None:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                draws_B = top.draws_B / bottom.draws_B - 1.0
+        return Estimate(top.value / bottom.value - 1.0, draws_B, top.n)
 
 
 def repeat_distance(snapshot: Snapshot) -> float:

@@ -13,7 +13,6 @@ from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import (
     Architecture,
     describe_architecture,
-    text_config,
 )
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
@@ -21,15 +20,16 @@ from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import BaselineError, UsageError
-from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.geometry.resample import make_draws
+from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.history import add_history
+from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import Listener, Measured, Progress, RunMeasurement
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe, load_probe
+from moegeo_cli.probes import Probe
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 
-MINIMUM_TOKENS = 8192
 # Rotation, gradient and kernel details differ between these: results name them.
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
 
@@ -54,10 +54,11 @@ class Analysis:
             return self.fresh[relative]
         return self.measurement.stored(self.keys[relative])
 
-    def baseline(self) -> list[Measured]:
-        """The baseline draws, from memory or from the store."""
-        known = {m.key: m for m in self.fresh.values()}
-        return [known.get(key) or self.measurement.stored(key) for key in self.baseline_keys]
+    def baseline(self) -> Baseline:
+        """What the scores compare with, from memory or from the store."""
+        known, source = {m.key: m for m in self.fresh.values()}, self.measurement
+        draws = [known.get(key) or source.stored(key) for key in self.baseline_keys]
+        return Baseline(draws, make_draws(source.groups_S, source.settings.seed))
 
 
 def measure_run(
@@ -197,7 +198,7 @@ def _entries_stand(store: Store, kept: Any) -> bool:
     """A derived record counts only while every measurement that it rests on is whole."""
     try:
         return isinstance(kept["baseline"], list) and all(
-            store.is_whole(key) for key in kept["keys"]
+            store.record(key) is not None for key in kept["keys"]
         )
     except (TypeError, KeyError):
         return False
@@ -286,49 +287,6 @@ def _refuse_other_architecture(newest: Measured, base: Measured) -> None:
             found=f"{len(theirs)} routers against {len(ours)}",
             hint="choose a baseline of the same architecture, or --baseline init",
         )
-
-
-def default_tokens(folder: RunFolder) -> int:
-    """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
-    architecture = describe_architecture(read_config(folder.newest.path))
-    routers = len(architecture.moe_layers or range(architecture.layers or 1))
-    if not architecture.top_k:
-        return MINIMUM_TOKENS
-    return max(MINIMUM_TOKENS, tokens_for_power(architecture.experts, architecture.top_k, routers))
-
-
-def open_probe(folder: RunFolder, probe: Path | str | None, max_tokens: int | None) -> Probe:
-    """The probe as a run's newest checkpoint reads it.
-
-    Args:
-        folder: the run.
-        probe: a probe file; None for the bundled one.
-        max_tokens: at most so many; None for what the dead-expert test needs.
-
-    Raises:
-        ProbeError: not readable, or not for this model.
-    """
-    config = read_config(folder.newest.path)
-    return load_probe(
-        Path(probe) if probe is not None else None,
-        vocab_size=vocabulary_of(config),
-        tokenizer_dir=folder.newest.path,
-        max_tokens=max_tokens or default_tokens(folder),
-        max_length=_context(config),
-    )
-
-
-def vocabulary_of(config: Mapping[str, Any]) -> int:
-    """Size of the vocabulary that a config.json states."""
-    size = text_config(config).get("vocab_size") or config.get("vocab_size")
-    if not isinstance(size, int):
-        raise UsageError("config.json does not say the size of the vocabulary")
-    return size
-
-
-def _context(config: Mapping[str, Any]) -> int | None:
-    length = text_config(config).get("max_position_embeddings")
-    return length if isinstance(length, int) else None
 
 
 def parse_ranges(text: str | None, option: str) -> tuple[int, ...] | None:

@@ -6,16 +6,17 @@ Legend: L routers, N baseline draws, M sampled tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from moegeo_cli.geometry.dynamics import Snapshot, geodesic_excess, saturation, step_estimates
+from moegeo_cli.geometry.dynamics import Snapshot, Way, saturation, step_estimates
 from moegeo_cli.geometry.estimates import over_routers
-from moegeo_cli.geometry.heterogeneity import FHS_OF, fhs_estimates, heterogeneity_estimates
-from moegeo_cli.geometry.resample import Draws, Estimate, make_draws, missing
-from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
+from moegeo_cli.geometry.heterogeneity import FHS_OF
+from moegeo_cli.geometry.resample import Draws, make_draws, missing
+from moegeo_cli.measurement.arrays import CheckpointArrays
+from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.layers import Kind, as_metrics
 from moegeo_cli.measurement.run import Measured
 from moegeo_cli.measurement.settings import Settings
@@ -45,7 +46,14 @@ def add_history(
         A run without what is known from files alone, and without a verdict.
     """
     resampled = make_draws(measured[-1].arrays.groups_S, settings.seed)
-    records = tuple(_score(m, draws, settings, reason, resampled) for m in measured)
+    base = Baseline(draws, resampled, reason)
+    trail = _Trail(_snapshots(measured[-1].arrays), resampled)
+    records: list[CheckpointRecord] = []
+    dynamics: list[dict[str, Any]] = []
+    for checkpoint in measured:  # one at a time: a whole run's arrays may not fit in memory
+        arrays = checkpoint.arrays
+        records.append(_score(checkpoint.record, arrays, base, settings))
+        dynamics += trail.follow(checkpoint.record, _snapshots(arrays))
     baseline: dict[str, Any] = {
         "kind": kind if draws else None,
         "step": step if draws else None,
@@ -60,26 +68,21 @@ def add_history(
         probe={},
         settings={},
         baseline=baseline,
-        checkpoints=records,
-        dynamics=tuple(_dynamics(measured, resampled)),
+        checkpoints=tuple(records),
+        dynamics=tuple(dynamics),
     )
 
 
 def _score(
-    measured: Measured,
-    draws: Sequence[Measured],
-    settings: Settings,
-    reason: str | None,
-    resampled: Draws,
+    record: CheckpointRecord, arrays: CheckpointArrays, base: Baseline, settings: Settings
 ) -> CheckpointRecord:
     """A checkpoint's record with its heterogeneity scores, of every kind."""
-    routers = measured.arrays.routers
-    paths = [r.path for r in routers]
-    record, layers = measured.record, list(measured.record.layers)
+    paths = [r.path for r in arrays.routers]
+    layers = list(record.layers)
     fisher = {k: {u: dict(m) for u, m in units.items()} for k, units in record.fisher.items()}
     top: Metrics = {}
-    for kind in sorted({k for r in routers for k in r.fishers}):
-        scores = score_routers(measured, draws, kind, reason, resampled)
+    for kind in sorted({k for r in arrays.routers for k in r.fishers}):
+        scores = base.scores(arrays, kind)
         over = as_metrics(over_routers(scores, paths, tuple(FHS_OF)))
         fisher[kind[0]][kind[1]].update(over)
         named = kind == settings.named
@@ -91,42 +94,6 @@ def _score(
     )
 
 
-def score_routers(
-    measured: Measured,
-    draws: Sequence[Measured],
-    kind: Kind,
-    reason: str | None,
-    resampled: Draws,
-) -> list[dict[str, Estimate]]:
-    """Heterogeneity scores of each router against the baseline draws.
-
-    Args:
-        measured: the checkpoint.
-        draws: the baseline; empty for none.
-        kind: Fisher kind and unit.
-        reason: why there is no baseline.
-        resampled: the probe's bootstrap draws.
-    """
-    routers = measured.arrays.routers
-    if not draws:
-        none = missing(reason or "no baseline")
-        return [dict.fromkeys(FHS_OF, none) for _ in routers]
-    now = [_forms(r, kind, resampled) for r in routers]
-    bases = []
-    for draw in draws:
-        by_path = {r.path: r for r in draw.arrays.routers}
-        bases.append(
-            [_forms(by_path[r.path], kind, resampled) if r.path in by_path else {} for r in routers]
-        )
-    return fhs_estimates(now, bases, resampled)
-
-
-def _forms(router: RouterArrays, kind: Kind, resampled: Draws) -> dict[str, Estimate]:
-    if kind not in router.fishers:
-        return {form: missing("this kind was not measured here") for form in FHS_OF.values()}
-    return heterogeneity_estimates(router.fishers[kind], resampled)
-
-
 def _with_scores(layer: LayerRecord, kind: Kind, scores: Metrics, *, named: bool) -> LayerRecord:
     fisher = {k: dict(units) for k, units in layer.fisher.items()}
     fisher[kind[0]][kind[1]] = {**fisher[kind[0]][kind[1]], **scores}
@@ -134,33 +101,59 @@ def _with_scores(layer: LayerRecord, kind: Kind, scores: Metrics, *, named: bool
     return dataclasses.replace(layer, fisher=fisher, metrics=metrics)
 
 
-def _dynamics(measured: Sequence[Measured], resampled: Draws) -> Iterator[dict[str, Any]]:
-    """One entry for each pair of successive checkpoints."""
-    snapshots = [_snapshots(m.arrays) for m in measured]
-    for place in range(1, len(measured)):
-        before, after = measured[place - 1].record, measured[place].record
-        paths = [p for p in snapshots[place] if p in snapshots[place - 1]]
+class _Trail:
+    """What successive checkpoints say of one another, router by router.
+
+    Args:
+        last: the run's last checkpoint.
+        resampled: the probe's bootstrap draws.
+    """
+
+    def __init__(self, last: dict[str, Snapshot], resampled: Draws) -> None:
+        self.last, self.resampled = last, resampled
+        self.ways: dict[str, Way] = {}
+        self.steps: list[int | None] = []
+        self.before: tuple[CheckpointRecord, dict[str, Snapshot]] | None = None
+
+    def follow(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[dict[str, Any]]:
+        """Take the next checkpoint; gives the move to it, none for the first."""
+        self.steps.append(record.step)
+        for path, snapshot in now.items():
+            self.ways.setdefault(path, Way()).follow(snapshot)
+        moves = [] if self.before is None else [self._move(*self.before, record, now)]
+        self.before = (record, now)
+        return moves
+
+    def _move(
+        self,
+        before: CheckpointRecord,
+        earlier: dict[str, Snapshot],
+        after: CheckpointRecord,
+        later: dict[str, Snapshot],
+    ) -> dict[str, Any]:
+        paths = [path for path in later if path in earlier]
         found = []
         for path in paths:
-            way = [s[path] for s in snapshots[: place + 1] if path in s]
-            own = step_estimates(way[-2], way[-1], resampled)
-            last = snapshots[-1].get(path)
+            own = step_estimates(earlier[path], later[path], self.resampled)
+            last, way = self.last.get(path), self.ways[path]
             own["saturation"] = (
-                saturation(way[-2], last, resampled) if last else missing("router not measured")
+                saturation(earlier[path], last, self.resampled)
+                if last
+                else missing("router not measured")
             )
             own["geodesic_excess"] = (
-                geodesic_excess(way, resampled)
-                if len(way) == place + 1
+                way.excess(self.resampled)
+                if way.checkpoints == len(self.steps)
                 else missing("router not measured at every checkpoint")
             )
             found.append(own)
         layers = {layer.router: layer.layer for layer in after.layers}
-        yield {
+        return {
             "from_step": before.step,
             "to_step": after.step,
             "from_path": before.path,
             "to_path": after.path,
-            "geodesic_steps": [m.record.step for m in measured[: place + 1]],
+            "geodesic_steps": list(self.steps),
             "metrics": as_metrics(over_routers(found, paths, tuple(found[0]))) if found else {},
             "layers": [
                 {"layer": layers[path], "router": path, "metrics": as_metrics(own)}

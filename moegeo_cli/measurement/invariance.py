@@ -75,7 +75,7 @@ def measure_invariance(
             arrays, probe, settings, step=checkpoint.step, path=checkpoint.relative,
             fingerprint="", progress={},
         )  # fmt: skip
-        return Measured("", record, arrays)
+        return Measured("", record, lambda: arrays)
 
     if listener:
         listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS))

@@ -14,10 +14,10 @@ from moegeo_cli.errors import ComparisonError
 from moegeo_cli.geometry.estimates import over_routers
 from moegeo_cli.geometry.heterogeneity import FHS_OF
 from moegeo_cli.geometry.resample import Estimate, difference, missing
-from moegeo_cli.measurement.history import score_routers
+from moegeo_cli.measurement.arrays import CheckpointArrays
+from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.layers import (
     FISHER_NAMES,
-    CheckpointEstimates,
     estimate_checkpoint,
 )
 from moegeo_cli.measurement.run import Measured
@@ -104,7 +104,7 @@ def compare_losses(a: Measured, b: Measured, settings: Settings) -> Metric:
 def compare_checkpoints(
     a: Measured,
     b: Measured,
-    bases: tuple[Sequence[Measured], Sequence[Measured]],
+    bases: tuple[Baseline, Baseline],
     settings: Settings,
     axis: str,
     *,
@@ -115,16 +115,13 @@ def compare_checkpoints(
     Args:
         a: the first run's.
         b: the second run's.
-        bases: the baseline draws of both.
+        bases: the baselines of both.
         settings: how both were measured.
         axis: what progress is counted in.
         paired: whether both saw the same probe; without it differences have no interval.
     """
-    sides = tuple(
-        _Side(m, estimate_checkpoint(m.arrays, settings), base, settings)
-        for m, base in zip((a, b), bases, strict=True)
-    )
-    scorings = {r.scoring for m in (a, b) for r in m.arrays.routers}
+    sides = tuple(_Side(m.arrays, base, settings) for m, base in zip((a, b), bases, strict=True))
+    scorings = sides[0].scorings | sides[1].scorings
     one, other = (s.over_routers() for s in sides)
     layers = []
     by_layer = [
@@ -148,19 +145,14 @@ def compare_checkpoints(
 class _Side:
     """One checkpoint's estimates: by router with its scores, and over routers."""
 
-    def __init__(
-        self,
-        measured: Measured,
-        found: CheckpointEstimates,
-        base: Sequence[Measured],
-        settings: Settings,
-    ) -> None:
-        kind = settings.named
+    def __init__(self, arrays: CheckpointArrays, base: Baseline, settings: Settings) -> None:
+        found, kind = estimate_checkpoint(arrays, settings), settings.named
+        self.scorings = {router.scoring for router in arrays.routers}
         scores: list[dict[str, Estimate]] = [{} for _ in found.paths]
         fishers: Sequence[Mapping[str, Estimate]] = scores
         if kind in found.fishers:
             fishers = found.fishers[kind]
-            scores = score_routers(measured, base, kind, None, found.draws)
+            scores = base.scores(arrays, kind)
         self.paths, self.loss = found.paths, found.loss
         self.routers: list[dict[str, Estimate]] = [
             {**routing, **fisher, **score}

@@ -6,8 +6,9 @@ Legend: S sequences, G groups.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,11 +46,20 @@ Progress = Mapping[str, float | None]  # step, tokens, fraction
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A checkpoint's record beside its arrays, and the key that they are stored under."""
+    """A checkpoint's record, the key that it is stored under, and how to get at its arrays.
+
+    Arrays that the store keeps are read whenever they are asked for and not held: those of a
+    long run need not fit in memory together.
+    """
 
     key: str
     record: CheckpointRecord
-    arrays: CheckpointArrays
+    read: Callable[[], CheckpointArrays]
+
+    @property
+    def arrays(self) -> CheckpointArrays:
+        """The arrays: ask once, and let go."""
+        return self.read()
 
 
 class RunMeasurement:
@@ -92,22 +102,30 @@ class RunMeasurement:
         self, checkpoint: CheckpointFolder, fingerprint: str, progress: Progress
     ) -> Measured | None:
         """The stored measurement of a checkpoint, or None; names and progress are as of now."""
-        key = self.key(fingerprint)
-        found = self.store.load(key)
+        found = self._stored(self.key(fingerprint))
         if found is None:
             return None
-        record, arrays = found
         record = dataclasses.replace(
-            record, step=checkpoint.step, path=checkpoint.relative, progress=progress
+            found.record, step=checkpoint.step, path=checkpoint.relative, progress=progress
         )
-        return Measured(key, record, _rebuild(record, arrays))
+        return dataclasses.replace(found, record=record)
 
     def stored(self, key: str) -> Measured:
         """A measurement that is known to be in the store."""
+        found = self._stored(key)
+        if found is None:
+            raise _vanished()
+        return found
+
+    def _stored(self, key: str) -> Measured | None:
+        record = self.store.record(key)
+        return None if record is None else Measured(key, record, partial(self._read, key))
+
+    def _read(self, key: str) -> CheckpointArrays:
         found = self.store.load(key)
         if found is None:
-            raise FormatError("a stored measurement has vanished", hint="run the command again")
-        return Measured(key, found[0], _rebuild(*found))
+            raise _vanished()
+        return _rebuild(*found)
 
     def measure(
         self,
@@ -136,9 +154,9 @@ class RunMeasurement:
         for seed in range(FRESH_INITIALISATIONS):
             name = f"init:{seed}:{fingerprint}"
             key = self.key(name)
-            found = self.store.load(key)
+            found = self._stored(key)
             if found is not None:
-                draws.append(Measured(key, found[0], _rebuild(*found)))
+                draws.append(found)
                 continue
             if self.listener:
                 self.listener.checkpoint(f"initialisation {seed}", self.probe.tokens, "baseline")
@@ -180,7 +198,14 @@ class RunMeasurement:
             progress=progress,
         )  # fmt: skip
         record = self.store.save(key, record, arrays.to_arrays())
-        return Measured(key, record, arrays)
+        kept = self._stored(key)
+        if kept is None:  # nothing can be kept: hold it
+            return Measured(key, record, lambda: arrays)
+        return dataclasses.replace(kept, record=record)
+
+
+def _vanished() -> FormatError:
+    return FormatError("a stored measurement has vanished", hint="run the command again")
 
 
 def _rebuild(record: CheckpointRecord, arrays: dict[str, np.ndarray]) -> CheckpointArrays:

@@ -56,9 +56,10 @@ class Store:
         except (SafetensorError, ValueError, KeyError):
             return None  # whatever is damaged is measured again
 
-    def is_whole(self, key: str) -> bool:
-        """Whether an entry is there, with the measurements that its record names."""
-        return self._measurements(key, self._record(key)) is not None
+    def record(self, key: str) -> CheckpointRecord | None:
+        """An entry's record, if the entry is there with the measurements that it names."""
+        record = self._record(key)
+        return None if self._measurements(key, record) is None else record
 
     def _measurements(self, key: str, record: CheckpointRecord | None) -> bytes | None:
         if record is None or self.folder is None:

@@ -10,13 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.geometry.dynamics import Snapshot, geodesic_excess, saturation, step_estimates
-from moegeo_cli.geometry.resample import group_sequences, make_draws
+from moegeo_cli.geometry.dynamics import Snapshot, Way, saturation, step_estimates
+from moegeo_cli.geometry.resample import Estimate, group_sequences, make_draws
 from moegeo_cli.geometry.scoring import probabilities
 
 M, E, D, K = 48, 6, 9, 2
 DRAWS = make_draws(group_sequences(12), count=40)
 X = np.random.default_rng(0).normal(size=(M, D)).astype(np.float32)
+
+
+def geodesic_excess(*path: Snapshot) -> Estimate:
+    way = Way()
+    for point in path:
+        way.follow(point)
+    return way.excess(DRAWS)
 
 
 def snapshot(
@@ -130,16 +137,16 @@ def test_a_geodesic_has_no_excess_and_a_detour_has_its_own() -> None:
         root = (np.sin((1 - part) * angle) * a + np.sin(part * angle) * b) / np.sin(angle)
         return dataclasses.replace(snapshot(weights(1)), logits_ME=2 * np.log(root))
 
-    straight = geodesic_excess([at(0.0), at(0.3), at(0.8), at(1.0)], DRAWS)
+    straight = geodesic_excess(at(0.0), at(0.3), at(0.8), at(1.0))
     assert straight.value == pytest.approx(0.0, abs=1e-6)
-    back = geodesic_excess([at(0.0), at(0.8), at(0.3), at(1.0)], DRAWS)
+    back = geodesic_excess(at(0.0), at(0.8), at(0.3), at(1.0))
     assert back.value == pytest.approx(1.0, abs=1e-6)  # 0.8 + 0.5 + 0.7 of the way, less 1
 
 
 def test_excess_is_null_where_nothing_moved_or_too_few_were_measured() -> None:
     still = snapshot(weights(1))
-    assert geodesic_excess([still, still], DRAWS).reason == "needs three checkpoints"
-    assert "repeats" in (geodesic_excess([still, still, still], DRAWS).reason or "")
+    assert geodesic_excess(still, still).reason == "needs three checkpoints"
+    assert "repeats" in (geodesic_excess(still, still, still).reason or "")
 
 
 def test_saturation_is_corrected_for_chance() -> None:

@@ -37,7 +37,7 @@ def test_an_entry_comes_back_as_it_was(tmp_path: Path) -> None:
     record, arrays = found
     assert record == saved
     assert all((arrays[n] == ARRAYS[n]).all() for n in ARRAYS)
-    assert store.is_whole("k")
+    assert store.record("k") is not None
 
 
 @pytest.mark.parametrize("name", ["record.json", "measurements.safetensors"])
@@ -58,7 +58,7 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path, name: str, damage: str) -> 
     else:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert store.load("k") is None
-    assert not store.is_whole("k")
+    assert store.record("k") is None
 
 
 def test_a_store_that_cannot_be_written_loses_no_measurement(tmp_path: Path) -> None:

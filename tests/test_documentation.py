@@ -1,0 +1,69 @@
+"""The documents name everything that exists, and link to nothing that does not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from moegeo_cli.catalogue import SPECS
+from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
+from moegeo_cli.verdict.interventions import catalogue
+from moegeo_cli.verdict.thresholds import load_thresholds
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
+         *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
+
+
+def words(page: str) -> set[str]:
+    """Everything that a page sets in code style, and the words of its code blocks."""
+    text = (ROOT / "docs" / page).read_text()
+    return set(re.findall(r"[\w-]+", " ".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http://", "https://", "#")):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_module_that_a_command_names_exists(page: Path) -> None:
+    for module in re.findall(
+        r"python -m ((?:benchmarks|sample_checkpoints)[\w.]*)", page.read_text()
+    ):
+        assert (ROOT / (module.replace(".", "/") + ".py")).exists(), module
+
+
+def test_every_metric_is_defined() -> None:
+    known = words("metrics.md") | {"loss", "zipf_slope"}
+    assert {name for name in SPECS if name not in known} == set()
+
+
+def test_every_finding_and_limit_is_explained() -> None:
+    known = words("verdict.md")
+    file = resources.files("moegeo_cli.verdict") / "findings.toml"
+    findings = tomllib.loads(file.read_text("utf-8"))
+    assert {n for n in findings if n not in known} == set()
+    page = (ROOT / "docs" / "verdict.md").read_text()
+    assert all(f"| {entry['id']} | `{name}` |" in page for name, entry in findings.items())
+    assert {n for n in load_thresholds() if n not in known} == set()
+
+
+def test_every_intervention_is_listed() -> None:
+    known = words("interventions.md")
+    assert {entry["id"] for entry in catalogue()["intervention"]} - known == set()
+
+
+@pytest.mark.parametrize(
+    "record", [RunRecord, CheckpointRecord, LayerRecord, Finding, Intervention]
+)
+def test_every_key_of_the_format_is_named(record: type) -> None:
+    known = words("json.md")
+    assert {f.name for f in dataclasses.fields(record)} - known == set()
