@@ -1,4 +1,4 @@
-"""What an analysis costs beside the bare model: `python -m benchmarks.cost [--size small|large]`.
+"""What an analysis costs beside the bare model: `python -m benchmarks.cost [small|large|RUN]`.
 
 Marginal cost, the time of the larger probe less that of the smaller one, so that what is
 paid once does not count; medians over interleaved rounds; the same model, dtype, batches
@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.models import LARGE, SMALL, VOCABULARY, build_measurer, build_model, build_probe
+from benchmarks.models import LARGE, SMALL, build_measurer, build_model, build_probe, open_sample
 from moegeo_cli.measurement.layers import checkpoint_record
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
@@ -47,7 +47,7 @@ def bare(model: Any, probe: Probe, *, backward: bool) -> None:
             if backward:
                 targets_N = batch.targets_BN.reshape(-1)
                 loss = F.cross_entropy(
-                    logits.reshape(-1, VOCABULARY).float(), targets_N, ignore_index=-100,
+                    logits.reshape(-1, logits.shape[-1]).float(), targets_N, ignore_index=-100,
                     reduction="sum",
                 )  # fmt: skip
                 torch.autograd.grad(loss, routers)
@@ -72,10 +72,16 @@ CONTENDERS: dict[str, Callable[[Any, Probe], None]] = {
 }
 
 
-def measure_time(size: str, tokens: tuple[int, int], rounds: int) -> dict[str, list[float]]:
+def open_subject(subject: str, tokens: Sequence[int]) -> tuple[Any, list[Probe]]:
+    """A model and probes of these sizes: random ones, or those of a real run."""
+    if subject in SIZES:
+        return build_model(SIZES[subject]), [build_probe(n) for n in tokens]
+    return open_sample(Path(subject), tokens)
+
+
+def measure_time(subject: str, tokens: Sequence[int], rounds: int) -> dict[str, list[float]]:
     """Marginal seconds of each contender, round by round; the first round is not counted."""
-    model = build_model(SIZES[size])
-    probes = [build_probe(n) for n in tokens]
+    model, probes = open_subject(subject, tokens)
     found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     for turn in range(rounds + 1):
         for name, run in CONTENDERS.items():
@@ -95,12 +101,12 @@ def peak_bytes() -> int:
     return int(next(line for line in status.splitlines() if "VmHWM" in line).split()[1]) * 1024
 
 
-def measure_memory(size: str, tokens: int) -> dict[str, int]:
+def measure_memory(subject: str, tokens: int) -> dict[str, int]:
     """Peak bytes of each contender, each in its own process."""
     found = {}
     for name in CONTENDERS:
         out = subprocess.run(
-            [sys.executable, "-m", "benchmarks.cost", "--size", size, "--peak-of", name,
+            [sys.executable, "-m", "benchmarks.cost", subject, "--peak-of", name,
              "--tokens", "0", str(tokens), "--threads", str(torch.get_num_threads())],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
@@ -110,7 +116,9 @@ def measure_memory(size: str, tokens: int) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument(
+        "subject", nargs="?", default="small", help="small, large, or a run like the samples"
+    )
     parser.add_argument("--tokens", type=int, nargs=2, default=(2048, 16384))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -119,23 +127,23 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.peak_of:
-        model = build_model(SIZES[options.size])
-        CONTENDERS[options.peak_of](model, build_probe(options.tokens[1]))
+        model, [probe] = open_subject(options.subject, options.tokens[1:])
+        CONTENDERS[options.peak_of](model, probe)
         print(peak_bytes())
         return
-    size = SIZES[options.size]
-    print(f"Qwen3-MoE {size}, float32, {options.threads} threads, {platform.machine()} CPU,"
+    what = f"Qwen3-MoE {SIZES[options.subject]}" if options.subject in SIZES else options.subject
+    print(f"{what}, float32, {options.threads} threads, {platform.machine()} CPU,"
           f" torch {torch.__version__}")  # fmt: skip
     print(f"marginal cost of {options.tokens[1] - options.tokens[0]:,} tokens,"
           f" median of {options.rounds} interleaved rounds")  # fmt: skip
-    found = measure_time(options.size, tuple(options.tokens), options.rounds)
+    found = measure_time(options.subject, options.tokens, options.rounds)
     for name, base in RATIOS.items():
         ratios = np.array(found[name]) / np.array(found[base])
         whole = np.median(found[name]) / np.median(found[base])
         print(f"  {name:12} / bare {base:17} {whole:.3f}"
               f"  (rounds: {', '.join(f'{r:.3f}' for r in sorted(ratios))})")  # fmt: skip
     if options.memory:
-        peaks = measure_memory(options.size, options.tokens[1])
+        peaks = measure_memory(options.subject, options.tokens[1])
         for name, base in RATIOS.items():
             extra = peaks[name] - peaks[base]
             print(f"  {name:12} peak {peaks[name] / 2**20:,.0f} MiB, bare {base}"

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
+from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.measurer import Measurer
+from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe, Sequence
+from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Sequence as ProbeSequence
+from moegeo_cli.replay.loading import load_model
 
 VOCABULARY, LENGTH = 512, 256
 
@@ -56,14 +62,21 @@ def build_model(size: Size, dtype: torch.dtype = torch.float32) -> Any:
 def build_probe(tokens: int, length: int = LENGTH, seed: int = 0) -> Probe:
     generator = np.random.default_rng(seed)
     sequences = tuple(
-        Sequence(input_ids=generator.integers(0, VOCABULARY, length), labels=None, domain=None)
+        ProbeSequence(input_ids=generator.integers(0, VOCABULARY, length), labels=None, domain=None)
         for _ in range(tokens // length)
     )
     return Probe.of(sequences, name=f"random-{tokens}")
 
 
+def open_sample(run: Path, tokens: Sequence[int]) -> tuple[Any, list[Probe]]:
+    """The newest model of a run, and the bundled probe at each of these sizes."""
+    folder = open_run(run)
+    model = load_model(folder.newest.path, torch.device("cpu"), torch.float32)
+    return model, [open_probe(folder, None, n) for n in tokens]
+
+
 def build_measurer(model: Any, probe: Probe, settings: Settings) -> Measurer:
-    config = {**model.config.to_dict(), "architectures": ["Qwen3MoeForCausalLM"]}
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     measurer = Measurer(describe_architecture(config), config, probe, groups_S, settings)
     measurer.model = model
