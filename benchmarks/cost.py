@@ -26,6 +26,7 @@ from benchmarks.models import LARGE, SMALL, build_measurer, build_model, build_p
 from moegeo_cli.measurement.layers import checkpoint_record
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
+from moegeo_cli.records import CheckpointRecord
 from moegeo_cli.replay.batches import make_batches, plan_batches
 from moegeo_cli.replay.routers import find_routers
 
@@ -40,9 +41,9 @@ def bare(model: Any, probe: Probe, *, backward: bool) -> None:
     ids = [s.input_ids for s in probe.sequences]
     for weight in routers:
         weight.requires_grad_(backward)
-    plan = plan_batches([len(i) for i in ids], None)
+    plan, device = plan_batches([len(i) for i in ids], None), next(model.parameters()).device
     with torch.set_grad_enabled(backward):
-        for batch in make_batches(ids, [None] * len(ids), plan, torch.device("cpu")):
+        for batch in make_batches(ids, [None] * len(ids), plan, device):
             logits = model(input_ids=batch.input_ids_BN, use_cache=False).logits
             if backward:
                 targets_N = batch.targets_BN.reshape(-1)
@@ -53,18 +54,20 @@ def bare(model: Any, probe: Probe, *, backward: bool) -> None:
                 torch.autograd.grad(loss, routers)
     for weight in routers:
         weight.requires_grad_(False)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
-def analysis(model: Any, probe: Probe, fisher: str) -> None:
-    """Replay, all routing metrics, Fisher sums and intervals."""
-    settings = Settings(fisher=fisher)
+def analysis(model: Any, probe: Probe, fisher: str) -> CheckpointRecord:
+    """Replay, all routing metrics, Fisher sums and intervals, where the model is."""
+    settings = Settings(fisher=fisher, device=next(model.parameters()).device.type)
     arrays = build_measurer(model, probe, settings).measure_loaded(Path())
-    checkpoint_record(
+    return checkpoint_record(
         arrays, probe, settings, step=None, path="", fingerprint="", progress={}
     )  # fmt: skip
 
 
-CONTENDERS: dict[str, Callable[[Any, Probe], None]] = {
+CONTENDERS: dict[str, Callable[[Any, Probe], Any]] = {
     "forward": lambda model, probe: bare(model, probe, backward=False),
     "categorical": lambda model, probe: analysis(model, probe, "categorical"),
     "forward+backward": lambda model, probe: bare(model, probe, backward=True),
