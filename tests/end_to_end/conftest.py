@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from moegeo_cli.cli.app import run
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
+from tests.command import Outcome, call
 
 
 @pytest.fixture
 def moegeo(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command in this process: code, stdout and stderr."""
-
-    def call(*arguments: object) -> Outcome:
-        capsys.readouterr()
-        code = run([str(a) for a in arguments])
-        text = capsys.readouterr()
-        return Outcome(code, text.out, text.err)
-
-    return call
+    """Run a command: code, stdout and stderr."""
+    return partial(call, capsys)
 
 
 def random_ids(lengths: list[int], seed: int = 0, vocabulary: int = 64) -> list[list[int]]:

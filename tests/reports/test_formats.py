@@ -40,12 +40,13 @@ def terminal(
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
 
 
-def hold(name: str, text: str) -> None:
+def golden(name: str, text: str) -> str:
+    """What a report looked like when somebody last looked at it."""
     path = GOLDEN / name
     if os.environ.get("MOEGEO_GOLDEN") == "write":
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
-    assert text == path.read_text(encoding="utf-8")
+    return path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("width", [80, 140])
@@ -58,18 +59,22 @@ def test_terminal_reports(
     ):  # fmt: skip
         text = terminal(show, record, width)
         assert max(map(len, text.splitlines())) <= width
-        hold(f"{name}-{width}.txt", text)
+        assert text == golden(f"{name}-{width}.txt", text)
 
 
 @pytest.mark.parametrize("format", ["markdown", "csv", "junit", "github", "json"])
 def test_file_formats(format: str, run: RunRecord, comparison: ComparisonRecord) -> None:
-    hold(f"run.{format}", render(run, format))
-    hold(f"comparison.{format}", render(comparison, format))
+    text = render(run, format)
+    assert text == golden(f"run.{format}", text)
+    text = render(comparison, format)
+    assert text == golden(f"comparison.{format}", text)
 
 
 def test_step_summaries(run: RunRecord, comparison: ComparisonRecord) -> None:
-    hold("run-summary.md", step_summary(run))
-    hold("comparison-summary.md", step_summary(comparison))
+    text = step_summary(run)
+    assert text == golden("run-summary.md", text)
+    text = step_summary(comparison)
+    assert text == golden("comparison-summary.md", text)
 
 
 @pytest.mark.parametrize("format", FORMATS)

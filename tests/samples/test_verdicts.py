@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moegeo_cli.cli.app import run
+from tests.command import Outcome, call
 
 FOLDER = Path(__file__).parents[2] / "sample_checkpoints"
 HEALTHY, COLLAPSED = FOLDER / "healthy-qwen3-moe", FOLDER / "collapsed-mixtral"
 MISALIGNED, BALANCED = FOLDER / "misaligned-qwen3-moe", FOLDER / "balanced-glm4-moe"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +23,10 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def moegeo(stores: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    def call(command: str, path: Path, *more: object) -> Outcome:
-        capsys.readouterr()
-        code = run([command, str(path), *map(str, more), "--cache-dir", str(stores)])
-        text = capsys.readouterr()
-        return Outcome(code, text.out, text.err)
+    def run(command: str, path: Path, *more: object) -> Outcome:
+        return call(capsys, command, path, *more, "--cache-dir", stores)
 
-    return call
+    return run
 
 
 def active(document: Any) -> dict[str, Any]:
