@@ -37,13 +37,14 @@ NESTED_KEYS = ("text_config", "language_config", "llm_config", "thinker_config")
 class Selection:
     """How the model picks K experts from the scores.
 
-    `bias`: a bias acts on the selection alone. `groups`: (n_group, topk_group) where the choice
-    is limited to the best groups, each ranked by `group_score` ("top2" or "max").
-    `renormalised`: the selected weights are divided by their sum; None where not known.
-    `scale`: factor on the weights.
+    `bias`: a bias acts on the selection alone, added to the scores or to the logits (`bias_on`).
+    `groups`: (n_group, topk_group) where the choice is limited to the best groups, each ranked
+    by `group_score` ("top2" or "max"). `renormalised`: the selected weights are divided by their
+    sum; None where not known. `scale`: factor on the weights.
     """
 
     bias: bool = False
+    bias_on: str = "scores"
     groups: tuple[int, int] | None = None
     group_score: str | None = None
     renormalised: bool | None = None
@@ -155,6 +156,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         scoring=SCORINGS.get(scoring, scoring) if scoring is not None else None,
         selection=Selection(
             bias=bool(_flag(text, _bias_rule(facts))),
+            bias_on=facts.get("bias_on", "scores"),
             groups=_groups(text, facts),
             group_score=facts.get("groups") if _groups(text, facts) else None,
             renormalised=renormalised,

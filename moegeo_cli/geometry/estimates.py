@@ -28,6 +28,8 @@ from moegeo_cli.geometry.resample import (
 from moegeo_cli.geometry.simplex import distance, distance_max, distance_reachable, entropy
 from moegeo_cli.geometry.sums import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
 
+# A router without a choice of its own has dispatch, and nothing else to measure.
+HASHED = "the router hashes: it dispatches by token id and chooses nothing"
 NEED_LOGITS = (
     "fsi", "dispersion", "entropy_token", "logit_z", "logit_max", "collapse_soft", "information",
     "margin", "near_ties",
@@ -66,7 +68,7 @@ def routing_estimates(
     found |= _means_of_p(sums, draws, finite)
     found |= _loads(sums, draws, finite)
     if sums.hashed:
-        found |= dict.fromkeys(NEED_LOGITS, missing("a hashing router has no logits"))
+        found |= dict.fromkeys(NEED_LOGITS, missing(HASHED))
     else:
         found["logit_max"] = Estimate(
             float(sums.logit_max_S.max()),

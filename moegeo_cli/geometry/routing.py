@@ -85,6 +85,7 @@ class _Measuring:
             None if tokens.selection_bias_E is None else np.asarray(tokens.selection_bias_E, float),
             tokens.groups,
             tokens.group_score,
+            tokens.bias_on,
         )
 
     def run(self) -> RoutingSums:

@@ -31,15 +31,20 @@ class SelectionRule:
     bias_E: np.ndarray | None = None
     groups: tuple[int, int] | None = None
     group_score: str = "top2"
+    bias_on: str = "scores"
 
     @property
     def in_logits(self) -> bool:
         """Whether selection follows the logits themselves, so that a margin is in logits."""
         sums = self.groups is not None and self.group_score != "max"
+        if self.bias_on == "logits":
+            return not sums
         return self.bias_E is None and not sums and find_scoring(self.scoring).monotone
 
     def score(self, logits_NE: np.ndarray) -> np.ndarray:
         """What the rule compares: logits, or the score with its bias (softmax: p)."""
+        if self.bias_on == "logits" and self.bias_E is not None:
+            logits_NE = logits_NE.astype(np.float64) + self.bias_E
         if self.in_logits:
             return logits_NE
         logits_NE = logits_NE.astype(np.float64)
@@ -47,7 +52,9 @@ class SelectionRule:
             scores_NE = probabilities(logits_NE, self.scoring)
         else:
             scores_NE = find_scoring(self.scoring).score(logits_NE)
-        return scores_NE if self.bias_E is None else scores_NE + self.bias_E
+        if self.bias_E is not None and self.bias_on == "scores":
+            scores_NE = scores_NE + self.bias_E
+        return scores_NE
 
     def rank_groups(self, scores_NE: np.ndarray) -> np.ndarray:
         """What groups are chosen by, shape (N, G). Only for a rule with groups."""

@@ -24,9 +24,10 @@ class RouterTokens:
 
     `logits_TE` are the raw logits, float32 (None for a router that hashes: then `experts`
     says E). `selected_TK` holds expert indices, −1 for an empty or dropped slot;
-    `weights_TK` the combine weights applied. `selection_bias_E` acts on the selection alone;
-    `groups` is (groups, groups kept), ranked by `group_score`. `top_k` is None where it
-    varies, `sequences` the number of sequences where the last ones may be empty.
+    `weights_TK` the combine weights applied. `selection_bias_E` acts on the selection alone,
+    added to the scores or to the logits (`bias_on`); `groups` is (groups, groups kept),
+    ranked by `group_score`. `top_k` is None where it varies, `sequences` the number of
+    sequences where the last ones may be empty.
     """
 
     logits_TE: np.ndarray | None
@@ -35,6 +36,7 @@ class RouterTokens:
     sequence_T: np.ndarray
     scoring: str
     selection_bias_E: np.ndarray | None = None
+    bias_on: str = "scores"
     groups: tuple[int, int] | None = None
     group_score: str = "top2"
     top_k: int | None = None

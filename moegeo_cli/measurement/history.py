@@ -169,6 +169,8 @@ def _snapshots(arrays: CheckpointArrays) -> dict[str, Snapshot]:
         arrays.sample_rows, rows
     )
     for router in arrays.routers:
+        if router.sums.hashed:
+            continue  # it chooses nothing that could move
         ends_S = np.cumsum(router.sums.sequence_tokens)
         sequence_M = np.searchsorted(ends_S, arrays.sample_rows, side="right")
         found[router.path] = Snapshot(

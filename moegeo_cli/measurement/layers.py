@@ -13,6 +13,7 @@ import numpy as np
 
 from moegeo_cli.geometry.dead import DeadTest, find_dead
 from moegeo_cli.geometry.estimates import (
+    HASHED,
     ROUTING_NAMES,
     over_routers,
     ratio_of_sums,
@@ -62,14 +63,16 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
     routing = []
     for router, test in zip(arrays.routers, dead, strict=True):
         found = routing_estimates(router.sums, draws, test)
-        found["router_cosine"] = router_cosine(router.weight_ED)
+        found["router_cosine"] = (
+            missing(HASHED) if router.sums.hashed else router_cosine(router.weight_ED)
+        )
         routing.append(found)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers})
     fishers = {
         kind: [
             heterogeneity_estimates(r.fishers[kind], draws)
             if kind in r.fishers
-            else dict.fromkeys(FISHER_NAMES, missing("this kind was not measured here"))
+            else dict.fromkeys(FISHER_NAMES, missing(HASHED))
             for r in arrays.routers
         ]
         for kind in kinds

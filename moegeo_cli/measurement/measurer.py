@@ -168,7 +168,7 @@ class Measurer:
         moments = adam_second_moments(
             path / "optimizer.pt", self.model, [names[id(r.weight_ED)] for r in routers]
         )
-        return list(moments)
+        return [m[: r.experts] for m, r in zip(moments, routers, strict=True)]
 
     def _router(
         self, outcome: Replay, trace: RouterTrace, adam: np.ndarray | None
@@ -177,25 +177,28 @@ class Measurer:
         if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
             return None
         router, selection = trace.router, self.architecture.selection
-        weight_ED = router.weight_ED.detach().float().cpu().numpy()
+        weight_ED = router.weight_ED.detach()[: router.experts].float().cpu().numpy()
+        hashes = router.layer in self.architecture.hash_layers
         bias = router.selection_bias_E
         tokens = RouterTokens(
-            logits_TE=trace.logits_TE,
+            logits_TE=None if hashes else trace.logits_TE,
             selected_TK=trace.selected_TK,
             weights_TK=trace.weights_TK,
             sequence_T=outcome.sequence_T,
             scoring=self.architecture.scoring or "",
             selection_bias_E=None if bias is None else bias.detach().float().cpu().numpy(),
+            bias_on=selection.bias_on,
             groups=selection.groups,
             group_score=selection.group_score or "top2",
             top_k=router.top_k,
+            experts=router.experts,
         )
         sums = measure_routing(tokens)
         dispatched_GE = _by_group(sums.dispatch_SE, self.groups_S)
         probability_GE = _by_group(sums.probability_SE, self.groups_S)
         tokens_G = _by_group(sums.sequence_tokens[:, None], self.groups_S)[:, 0]
         fishers = {}
-        for (kind, unit), accumulator in trace.fishers.items():
+        for (kind, unit), accumulator in trace.fishers.items() if not hashes else ():
             total_ED, groups_GEP, trace_GE = accumulator.totals()
             has = np.ones(router.experts, dtype=bool)
             if kind == "empirical" and outcome.unselected == "zero":
@@ -214,7 +217,7 @@ class Measurer:
                 has_fisher_E=has,
                 projected=not accumulator.exact_groups,
             )
-        if adam is not None:
+        if adam is not None and not hashes:
             fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
         rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, self.settings.seed)
         return RouterArrays(

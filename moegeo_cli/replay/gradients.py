@@ -14,7 +14,7 @@ import torch
 
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
-from moegeo_cli.replay.routers import RouterCall
+from moegeo_cli.replay.reading import RouterCall
 
 # Below this share of the selected rms, an unselected expert's gradient is rounding noise.
 NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}

@@ -16,14 +16,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
 
 ROUTER_NAMES = {"gate", "router", "router_gate"}
 ROUTER_CLASS = re.compile(r"(Router|Gate|Gating)$")
 EXPERTS_CLASS = re.compile(r"(Experts|NaiveMoe)$")
-SELECTION_BIASES = ("e_score_correction_bias", "expert_bias", "correction_bias")
+SELECTION_BIASES = (
+    "e_score_correction_bias", "expert_bias", "correction_bias", "balancing_biases",
+)  # fmt: skip
+TOP_K_KEYS = ("top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks|h|block)\.(\d+)(?:\.|$)")
 
 
@@ -31,32 +33,24 @@ LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks|h|block)\.(\d+)(?:\.|$)")
 class Router:
     """One router of a model.
 
-    `weight_ED` is the live parameter, `bias_E` is added to the logits, `selection_bias_E`
-    only to the score that selects. `unselected_gradient` is "zero" or "dense".
+    `module` is what decides; `linear` the module whose weight makes the logits, most often
+    the same; `parent` what holds the router and its experts. `weight_ED` is the live
+    parameter, whose first `experts` rows compete (some routers score shared experts in further
+    rows); `bias_E` is added to the logits, `selection_bias_E` only to the score that selects.
+    `skip_expert` is an expert without work that the router reports as expert 0.
     """
 
     layer: int
     path: str
     module: nn.Module
+    linear: nn.Module
+    parent: nn.Module
     experts: int
     top_k: int | None
     weight_ED: torch.Tensor
     bias_E: torch.Tensor | None
     selection_bias_E: torch.Tensor | None
-
-
-@dataclass(frozen=True, slots=True)
-class RouterCall:
-    """What one forward pass of a router took and gave, rows being tokens.
-
-    Shapes: x_ND as the router received it, logits_NE on the gradient path, weights_NK and
-    selected_NK as the model goes on to use them.
-    """
-
-    x_ND: torch.Tensor
-    logits_NE: torch.Tensor
-    weights_NK: torch.Tensor
-    selected_NK: torch.Tensor
+    skip_expert: int | None = None
 
 
 def find_routers(model: nn.Module) -> list[Router]:
@@ -86,7 +80,8 @@ def _recorded(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
             for path, module in part.named_modules(prefix=prefix):
                 if isinstance(module, target) and (name is None or name in f".{path}."):
                     paths.add(path)
-    return paths
+    # Of a block that passes on what its router gave, the router itself.
+    return {p for p in paths if not any(q.startswith(f"{p}.") for q in paths)}
 
 
 def _structural(modules: Mapping[str, nn.Module]) -> set[str]:
@@ -108,40 +103,59 @@ def _structural(modules: Mapping[str, nn.Module]) -> set[str]:
 def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
     """The parameters of the router at `path`."""
     module = modules[path]
-    linear = module
-    if not isinstance(getattr(module, "weight", None), torch.Tensor):
-        inner = [m for m in module.modules() if isinstance(m, nn.Linear)]
-        if len(inner) != 1:
-            raise UnsupportedArchitectureError(
-                f"the router {path} ({type(module).__name__}) is not one linear map",
-                found=f"{len(inner)} linear layers inside",
-                hint="moegeo measures linear routers; see docs/architectures.md",
-            )
-        linear = inner[0]
+    parent = modules[path.rpartition(".")[0]]
+    linear = _product(path, module)
     weight = linear.weight
     assert isinstance(weight, torch.Tensor)
-    if weight.ndim != 2:
-        raise UnsupportedArchitectureError(
-            f"the router {path} has a weight of {weight.ndim} dimensions, not 2"
-        )
     bias = getattr(linear, "bias", None)
-    parent = modules[path.rpartition(".")[0]]
     layer = LAYER_INDEX.search(path)
+    rows = int(weight.shape[0])
+    shared = getattr(module, "n_shared_experts", 0)
+    own = getattr(module, "num_experts", None)
+    skips = getattr(module, "num_router_classes", None) == rows == (own or 0) + 1
     return Router(
         layer=int(layer.group(1)) if layer else 0,
         path=path,
         module=module,
-        experts=int(weight.shape[0]),
-        top_k=_first_int(
-            module, parent, names=("top_k", "num_experts_per_tok", "k", "top_k_experts")
-        ),
+        linear=linear,
+        parent=parent,
+        experts=rows - shared if shared and own == rows - shared else rows,
+        top_k=_first_int(module, parent, names=("top_k", "num_experts_per_tok", "k"))
+        or _first_int(getattr(module, "config", None), names=("num_experts_per_tok", *TOP_K_KEYS)),
         weight_ED=weight,
         bias_E=bias if isinstance(bias, torch.Tensor) else None,
         selection_bias_E=_selection_bias(module, parent),
-    )
+        skip_expert=own if skips else None,
+    )  # fmt: skip
 
 
-def _first_int(*owners: nn.Module, names: tuple[str, ...]) -> int | None:
+def _product(path: str, module: nn.Module) -> nn.Module:
+    """The module whose 2-D weight makes the logits: the router, or a linear layer in it.
+
+    Raises:
+        UnsupportedArchitectureError: not one such layer.
+    """
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, torch.Tensor):
+        if weight.ndim != 2:
+            raise UnsupportedArchitectureError(
+                f"the router {path} has a weight of {weight.ndim} dimensions, not 2"
+            )
+        return module
+    inner = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    if len(inner) > 1:  # a small network: its last layer has one row an expert
+        rows = {getattr(module, name, None) for name in ("num_router_classes", "num_experts")}
+        inner = [m for m in inner if m.out_features in rows and m.in_features not in rows]
+    if len(inner) != 1:
+        raise UnsupportedArchitectureError(
+            f"the router {path} ({type(module).__name__}) is not one linear map",
+            found=f"{len(inner)} linear layers inside that could make its logits",
+            hint="moegeo measures linear routers; see docs/architectures.md",
+        )
+    return inner[0]
+
+
+def _first_int(*owners: Any, names: tuple[str, ...]) -> int | None:
     for owner in owners:
         for name in names:
             value = getattr(owner, name, None)
@@ -150,66 +164,12 @@ def _first_int(*owners: nn.Module, names: tuple[str, ...]) -> int | None:
     return None
 
 
-def _selection_bias(*owners: nn.Module) -> torch.Tensor | None:
+def _selection_bias(router: nn.Module, parent: nn.Module) -> torch.Tensor | None:
     """The buffer that shifts the choice but not the combine weight (DeepSeek's balancing)."""
-    for owner in owners:
+    inside = [m for m in router.modules() if m is not router]
+    for owner in (router, parent, *inside):
         for name in SELECTION_BIASES:
             value = getattr(owner, name, None)
             if isinstance(value, torch.Tensor):
-                return value
+                return value.reshape(-1)
     return None
-
-
-def read_call(router: Router, args: tuple[Any, ...], output: Any) -> RouterCall:
-    """Take a router's forward pass apart into input, logits, weights and selection.
-
-    Raises:
-        UnsupportedArchitectureError: the output is not (logits, weights, indices).
-    """
-    x = next(a for a in args if isinstance(a, torch.Tensor))
-    parts = [p for p in output if isinstance(p, torch.Tensor)] if isinstance(output, tuple) else []
-    indices = [p for p in parts if not p.is_floating_point() and p.dtype != torch.bool]
-    floats = [p for p in parts if p.is_floating_point()]
-    if len(indices) != 1 or len(floats) != 2:
-        raise UnsupportedArchitectureError(
-            f"the router {router.path} ({type(router.module).__name__}) does not return "
-            "(logits, weights, indices)",
-            found=", ".join(str(tuple(p.shape)) for p in parts) or type(output).__name__,
-        )
-    logits, weights = floats
-    if logits.shape[-1] != router.experts:
-        raise UnsupportedArchitectureError(
-            f"the router {router.path} does not return its logits first",
-            found=f"{tuple(logits.shape)} for {router.experts} experts",
-        )
-    selected = indices[0].reshape(-1, indices[0].shape[-1])
-    weights = weights.reshape(selected.shape[0], -1)
-    if weights.shape[-1] == router.experts != selected.shape[-1]:
-        weights = weights.gather(1, selected)
-    return RouterCall(
-        x_ND=x.reshape(-1, x.shape[-1]),
-        logits_NE=logits,
-        weights_NK=weights,
-        selected_NK=selected,
-    )
-
-
-def verify_call(router: Router, call: RouterCall) -> str | None:
-    """Recompute the logits from the input; None if they agree, else what was wrong.
-
-    The product is taken in the dtype of the logits, as some routers raise theirs to
-    float32; agreement is to a few units in the last place of the narrower dtype.
-    """
-    logits = call.logits_NE.detach().reshape(-1, router.experts)
-    narrow = min(call.x_ND.dtype.itemsize, logits.dtype.itemsize, router.weight_ED.dtype.itemsize)
-    for dtype in {router.weight_ED.dtype, logits.dtype}:
-        x = call.x_ND.detach().to(dtype)
-        bias = router.bias_E.to(dtype) if router.bias_E is not None else None
-        again = F.linear(x, router.weight_ED.detach().to(dtype), bias)
-        scale = float(logits.abs().max().clamp_min(1e-30))
-        if not torch.isfinite(logits).all():
-            return None  # a non-finite router is a finding, not a misread one
-        error = float((again.float() - logits.float()).abs().max())
-        if error <= scale * (1e-4 if narrow >= 4 else 0.05):
-            return None
-    return f"logits do not equal the router's weight times its input (off by {error / scale:.2g})"

@@ -19,13 +19,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moegeo_cli.errors import ResourceError
+from moegeo_cli.errors import MoegeoError, ResourceError, UnsupportedArchitectureError
 from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_batches
 from moegeo_cli.replay.gradients import LossGradients
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
-from moegeo_cli.replay.routers import Router, RouterCall, read_call, verify_call
+from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
+from moegeo_cli.replay.routers import Router
 
 
 class _EndOfRouters(Exception):  # noqa: N818 - a signal, not an error
@@ -165,7 +166,7 @@ class _Pass:
         if batch.mask_BN is not None:
             inputs["attention_mask"] = batch.mask_BN
         if self.plan.needs_loss:
-            logits = self.model(**inputs).logits
+            logits = self._forward(inputs).logits
             losses = F.cross_entropy(
                 logits.float().reshape(-1, logits.shape[-1]),
                 batch.targets_BN.reshape(-1),
@@ -178,8 +179,27 @@ class _Pass:
             self.gradients.backward(losses, self.rows, self.pending)
         else:
             with contextlib.suppress(_EndOfRouters):
-                self.model(**inputs)
+                self._forward(inputs)
         self.pending.clear()
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        """The model's own pass.
+
+        Raises:
+            UnsupportedArchitectureError: the model's own code fails.
+        """
+        try:
+            return self.model(**inputs)
+        except (MoegeoError, _EndOfRouters, MemoryError):
+            raise
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise
+            raise UnsupportedArchitectureError(
+                f"the forward pass of {type(self.model).__name__} fails in the model's own code",
+                found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+                hint="check config.json, and that transformers itself can run this checkpoint",
+            ) from error
 
     @contextlib.contextmanager
     def _logit_gradients(self) -> Iterator[None]:
@@ -201,21 +221,17 @@ class _Pass:
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
-        handles = [
-            trace.router.module.register_forward_hook(self._on_forward(trace))
-            for trace in self.traces
-        ]
+        taps = [RouterTap(trace.router, self._on_forward(trace)) for trace in self.traces]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for tap in taps:
+                tap.remove()
 
-    def _on_forward(self, trace: RouterTrace) -> Callable[..., None]:
-        def take(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            call = read_call(trace.router, args, output)
+    def _on_forward(self, trace: RouterTrace) -> Callable[[RouterCall], None]:
+        def take(call: RouterCall) -> None:
             trace.calls += 1
             if trace.calls == 1:
                 trace.problem = verify_call(trace.router, call)

@@ -47,7 +47,8 @@ def permute_experts(
                 tensor.data.copy_(tensor.data[order_E.to(tensor.device)])
         for own_E in (router.weight_ED, router.bias_E, router.selection_bias_E):
             if own_E is not None:
-                own_E.data.copy_(own_E.data[order_E.to(own_E.device)])
+                rows_E = own_E.data[: router.experts]
+                rows_E.copy_(rows_E[order_E.to(own_E.device)])
 
 
 def add_constant(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ def slow_select(rule: SelectionRule, z: np.ndarray) -> set[int]:
         scores = list(np.exp(z - z.max()) / np.exp(z - z.max()).sum())
     else:
         scores = [sigmoid(v) for v in z]
-    if rule.bias_E is not None:
+    if rule.bias_on == "logits":
+        scores = [v + b for v, b in zip(z, rule.bias_E, strict=True)]
+    elif rule.bias_E is not None:
         scores = [s + b for s, b in zip(scores, rule.bias_E, strict=True)]
     allowed = set(range(len(z)))
     if rule.groups is not None:
@@ -36,7 +40,7 @@ def slow_select(rule: SelectionRule, z: np.ndarray) -> set[int]:
 def reversed_ties(rule: SelectionRule, z: np.ndarray) -> set[int]:
     """The selection of the experts numbered from the end: another one where scores tie."""
     bias = None if rule.bias_E is None else rule.bias_E[::-1]
-    mirrored = SelectionRule(rule.top_k, rule.scoring, bias, rule.groups, rule.group_score)
+    mirrored = dataclasses.replace(rule, bias_E=bias)
     return {len(z) - 1 - e for e in slow_select(mirrored, z[::-1])}
 
 
@@ -46,6 +50,7 @@ RULES = [
     SelectionRule(2, "sigmoid", np.linspace(-0.2, 0.3, 8)),
     SelectionRule(3, "sigmoid", np.linspace(0.3, -0.2, 8), (4, 2)),
     SelectionRule(2, "softmax", None, (4, 2), "max"),
+    SelectionRule(2, "sigmoid", np.repeat([0.3, 0.0, -0.1, 0.2], 2), bias_on="logits"),
 ]
 
 

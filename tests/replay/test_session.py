@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.loading import load_model, swap_weights
 from moegeo_cli.replay.plan import Plan
-from moegeo_cli.replay.routers import find_routers, verify_call
+from moegeo_cli.replay.reading import RouterCall, verify_call
+from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.session import replay
 from tests.tiny_models import CONFIGS
 
@@ -165,8 +166,6 @@ def test_swapped_weights_equal_a_fresh_load(model_type: str, tiny: Callable[...,
 
 
 def test_a_misread_router_is_noticed(tiny: Callable[..., Path]) -> None:
-    from moegeo_cli.replay.routers import RouterCall
-
     model = load_model(tiny("mixtral"), CPU, torch.float32)
     router = find_routers(model)[0]
     x = torch.randn(4, 24)

@@ -1,0 +1,212 @@
+"""What one forward pass of a router took and gave, in whatever form the router gives it.
+
+Logits are taken where the router's weight makes them, so that they are raw and on the
+gradient's path; what was selected, and with which weights, is read from what the router
+hands to its experts. Forms are told apart by shape and type, never by a model's name.
+
+Legend: N tokens, D router input width, E experts, K experts chosen per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.replay.routers import Router
+
+# Two computations of one product differ by rounding: share of the largest logit.
+AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class RouterCall:
+    """What one forward pass of a router took and gave, rows being tokens.
+
+    Shapes: x_ND as the router's weight received it, logits_NE on the gradient path,
+    weights_NK and selected_NK as the model goes on to use them.
+    """
+
+    x_ND: torch.Tensor
+    logits_NE: torch.Tensor
+    weights_NK: torch.Tensor
+    selected_NK: torch.Tensor
+
+
+Choice = tuple[torch.Tensor, torch.Tensor]  # selected_NK, weights_NK
+
+
+class RouterTap:
+    """Hooks on one router that hand over each of its calls.
+
+    Args:
+        router: the router.
+        take: hears of every call, in the hook of the router's module.
+    """
+
+    def __init__(self, router: Router, take: Callable[[RouterCall], None]) -> None:
+        self.router, self.take = router, take
+        self._product: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._handles = [router.module.register_forward_hook(self._on_router)]
+        if router.linear is not router.module:
+            self._handles.append(router.linear.register_forward_hook(self._on_linear))
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _on_linear(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._product = (_first_tensor(args), output)
+
+    def _on_router(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._product is None:  # the router makes its logits itself
+            x, logits = _first_tensor(args), _own_logits(self.router, output)
+        else:
+            x, logits = self._product
+            self._product = None
+        logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
+        selected, weights = _read_choice(self.router, output, logits_NE)
+        self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected))
+
+
+def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
+    return next(a for a in args if isinstance(a, torch.Tensor))
+
+
+def _own_logits(router: Router, output: Any) -> torch.Tensor:
+    """The logits among the outputs of a router that makes them itself.
+
+    A router that is a linear layer with more to say returns them last, the others first.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    wide = [
+        part
+        for part in (output if isinstance(output, tuple) else ())
+        if isinstance(part, torch.Tensor)
+        and part.is_floating_point()
+        and part.shape[-1] == router.experts
+    ]
+    if not wide:
+        raise _unreadable(router, output)
+    return wide[-1] if len(wide) == 2 and _masks(wide[0]) else wide[0]
+
+
+def _masks(scores_NE: torch.Tensor) -> bool:
+    """Whether these are scores with zeros for what was not selected."""
+    return bool((scores_NE == 0).any())
+
+
+def _read_choice(router: Router, output: Any, logits_NE: torch.Tensor) -> Choice:
+    """Selected experts and their weights: the first form that fits.
+
+    Raises:
+        UnsupportedArchitectureError: none does.
+    """
+    parts = list(output) if isinstance(output, tuple) else [output]
+    for form in (_sorted_by_expert, _indices, _masked_scores, _routed_by_parent):
+        found = form(router, parts, logits_NE)
+        if found is not None:
+            selected, weights = found
+            if router.skip_expert is not None:  # reported as expert 0 with no weight
+                selected = selected.masked_fill(weights == 0, router.skip_expert)
+            return selected, weights
+    raise _unreadable(router, output)
+
+
+def _indices(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+    """Most routers: (logits or probabilities, weights, indices), and perhaps more."""
+    tensors = [p for p in parts if isinstance(p, torch.Tensor)]
+    indices = [p for p in tensors if not p.is_floating_point() and p.dtype != torch.bool]
+    if len(indices) != 1:
+        return None
+    selected = indices[0].reshape(-1, indices[0].shape[-1])
+    if len(selected) != len(logits_NE):
+        return None
+    floats = [p for p in tensors if p.is_floating_point() and p.numel() >= selected.numel()]
+    for weights in floats[1:]:
+        if weights.numel() == selected.numel():
+            return selected, weights.reshape(selected.shape)
+        if weights.shape[-1] == router.experts:
+            return selected, weights.reshape(-1, router.experts).gather(1, selected)
+    return None
+
+
+def _masked_scores(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+    """Llama 4: scores over all experts, zero for those not selected, then the logits."""
+    if len(parts) != 2 or not all(isinstance(p, torch.Tensor) for p in parts):
+        return None
+    scores = parts[0].reshape(-1, parts[0].shape[-1])
+    if scores.shape != logits_NE.shape or router.top_k is None:
+        return None
+    # The logits order what underflowed; the scores say that nothing else was selected.
+    selected = logits_NE.detach().topk(router.top_k, dim=-1).indices
+    rest = scores.detach().scatter(1, selected, 0.0)
+    return None if bool(rest.any()) else (selected, scores.gather(1, selected))
+
+
+def _sorted_by_expert(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+    """JetMoE: slots sorted by expert, their tokens, their weights, and counts by expert."""
+    if len(parts) != 5 or not isinstance(parts[3], list) or router.top_k is None:
+        return None
+    order, gates, counts = parts[0], parts[2], torch.tensor(parts[3], device=logits_NE.device)
+    shape = (len(logits_NE), router.top_k)
+    if len(counts) != router.experts or order.numel() != shape[0] * shape[1]:
+        return None
+    experts = torch.arange(router.experts, device=logits_NE.device).repeat_interleave(counts)
+    selected, weights = torch.empty_like(order), torch.empty_like(gates)
+    selected[order] = experts
+    weights = weights.index_copy(0, order, gates)
+    return selected.reshape(shape), weights.reshape(shape)
+
+
+def _routed_by_parent(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+    """DBRX: the router gives logits alone, and the block that holds it does the rest."""
+    route = getattr(router.parent, "route_tokens_to_experts", None)
+    if len(parts) != 1 or route is None:
+        return None
+    with torch.no_grad():
+        weights, selected = route(logits_NE.detach())
+    return selected, weights
+
+
+def _unreadable(router: Router, output: Any) -> UnsupportedArchitectureError:
+    parts = output if isinstance(output, tuple) else (output,)
+    shapes = [str(tuple(p.shape)) for p in parts if isinstance(p, torch.Tensor)]
+    return UnsupportedArchitectureError(
+        f"the router {router.path} ({type(router.module).__name__}) returns its choice in a form "
+        "that moegeo cannot read",
+        found=", ".join(shapes) or type(output).__name__,
+        hint="report this model type; see docs/architectures.md",
+    )
+
+
+def verify_call(router: Router, call: RouterCall) -> str | None:
+    """Recompute the logits from the input; None if they agree, else what was wrong.
+
+    The product is taken in the dtype of the logits, as some routers raise theirs to
+    float32; agreement is to a few units in the last place of the narrower dtype.
+    """
+    logits = call.logits_NE.detach().reshape(-1, call.logits_NE.shape[-1])
+    if logits.shape[-1] != router.experts:
+        return f"{logits.shape[-1]} logits for {router.experts} experts"
+    weight = router.weight_ED.detach()[: router.experts]
+    if weight.shape[1] != call.x_ND.shape[-1]:
+        return f"inputs of width {call.x_ND.shape[-1]} for a weight of {weight.shape[1]}"
+    if not torch.isfinite(logits).all():
+        return None  # a non-finite router is a finding, not a misread one
+    narrow = min(call.x_ND.dtype.itemsize, logits.dtype.itemsize, weight.dtype.itemsize)
+    scale = float(logits.abs().max().clamp_min(1e-30))
+    for dtype in {weight.dtype, logits.dtype}:
+        bias = router.bias_E.to(dtype) if router.bias_E is not None else None
+        again = F.linear(call.x_ND.detach().to(dtype), weight.to(dtype), bias)
+        error = float((again.float() - logits.float()).abs().max())
+        if error <= scale * (AGREEMENT if narrow >= 4 else AGREEMENT_HALF):
+            return None
+    return f"logits do not equal the router's weight times its input (off by {error / scale:.2g})"

@@ -1,0 +1,93 @@
+"""A tiny random checkpoint of every causal mixture-of-experts type in transformers.
+
+One recipe serves nearly all: whatever size a configuration class knows by one of these names
+is made small. `OWN` holds what a type needs beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+SMALL: dict[str, Any] = {
+    # sizes
+    "vocab_size": 64, "vocab_size_per_layer_input": 64, "hidden_size": 32, "d_model": 32,
+    "intermediate_size": 32, "ffn_hidden_size": 32, "hidden_size_per_layer_input": 8,
+    "max_position_embeddings": 128, "max_seq_len": 128, "num_hidden_layers": 4, "n_layers": 4,
+    "num_layers": 2, "tie_word_embeddings": False,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    # attention
+    "num_attention_heads": 4, "n_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "kv_channels": 8, "sliding_window": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16,
+    "index_n_heads": 2, "index_head_dim": 8, "index_topk": 64,
+    # recurrence
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_num_heads": 4,
+    "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    # experts
+    "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8,
+    "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2,
+    "moe_top_k": 2, "top_k_experts": 2, "num_selected_experts": 2, "n_group": 2,
+    "topk_group": 1, "num_expert_group": 2, "moe_intermediate_size": 16,
+    "expert_ffn_hidden_size": 16, "shared_expert_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 16, "shared_intermediate_size": 16,
+    "n_shared_experts": 1, "num_shared_experts": 1, "first_k_dense_replace": 1,
+    "num_dense_layers": 1, "zero_expert_num": 2, "moe_latent_size": 16,
+}  # fmt: skip
+OWN: dict[str, dict[str, Any]] = {
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 8,
+                       "moe_top_k": 2},
+    },
+    "doge": {"is_moe": True},
+    "dots3_note_text": {"layer_types": ["indexed_attention"] * 4},
+    "gemma4_text": {"enable_moe_block": True, "per_layer_config": {}},
+    "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 16,
+        "indexer_compress_ratio": 2, "hc_lowrank": 8, "ple_embed_dim": 32,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}  # fmt: skip
+# Latent attention has a key head for every query head.
+LATENT = {"num_key_value_heads": 4}
+
+
+def tiny_config(model_type: str) -> Any:
+    """The type's own configuration class, everything small."""
+    from transformers import AutoConfig
+
+    known = AutoConfig.for_model(model_type)
+    values = {**SMALL, **(LATENT if _has(known, "kv_lora_rank") else {})}
+    aliases = type(known).attribute_map
+    values = {k: v for k, v in values.items() if k in aliases or _has(known, k)}
+    return AutoConfig.for_model(model_type, **{**values, **OWN.get(model_type, {})})
+
+
+def _has(config: Any, name: str) -> bool:
+    try:
+        return hasattr(config, name)
+    except Exception:  # a value that varies by layer may not be asked for: it is there
+        return True
+
+
+def save_tiny(model_type: str, path: Path, seed: int = 0) -> None:
+    """Save a model of the type whose routers decide clearly."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type)).float()
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith(("correction_bias", "expert_bias", "balancing_biases")):
+                tensor.normal_(0, 0.1)
+            elif tensor.is_floating_point() and tensor.ndim >= 2:
+                tensor.normal_(0, 0.2)
+            elif name.endswith("tid2eid"):
+                top_k = tensor.shape[1]
+                tensor.copy_(torch.stack([torch.randperm(8)[:top_k] for _ in tensor]))
+    model.save_pretrained(path)
