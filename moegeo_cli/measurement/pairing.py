@@ -124,14 +124,11 @@ def compare_checkpoints(
     scorings = sides[0].scorings | sides[1].scorings
     one, other = (s.over_routers() for s in sides)
     layers = []
-    by_layer = [
-        {layer.layer: (place, layer.router) for place, layer in enumerate(m.record.layers)}
-        for m in (a, b)
-    ]
-    for layer in sorted(by_layer[0].keys() & by_layer[1].keys()):
-        (i, router), (j, _) = by_layer[0][layer], by_layer[1][layer]
+    places = [_places(m.record) for m in (a, b)]
+    for key in sorted(places[0].keys() & places[1].keys()):
+        i, j = places[0][key], places[1][key]
         found = _differences(sides[0].routers[i], sides[1].routers[j], scorings, paired=paired)
-        layers.append(LayerPair(layer, router, found))
+        layers.append(LayerPair(key[0], a.record.layers[i].router, found))
     return MatchedPair(
         progress_a=_progress(a.record, axis),
         progress_b=_progress(b.record, axis),
@@ -140,6 +137,15 @@ def compare_checkpoints(
         differences=_differences(one, other, scorings, paired=paired),
         layers=tuple(layers),
     )
+
+
+def _places(record: CheckpointRecord) -> dict[tuple[int, int], int]:
+    """Where each router stands, by its layer and its number among the layer's routers."""
+    found: dict[tuple[int, int], int] = {}
+    for place, layer in enumerate(record.layers):
+        number = sum(1 for known, _ in found if known == layer.layer)
+        found[layer.layer, number] = place
+    return found
 
 
 class _Side:

@@ -121,7 +121,7 @@ def _print_routers(page: Page, pair: MatchedPair) -> None:
     heads = [(f"{figures.label(n)} A", "B", "B − A") for n in shown]
     table = page.table(("layer", "right"), *((h, "right") for three in heads for h in three))
     for layer in sorted(pair.layers, key=lambda x: (-apart(x), x.layer))[:MOST_LAYERS]:
-        cells = [Text(str(layer.layer))]
+        cells = [Text(figures.layer_name(layer.layer, layer.router))]
         for name in shown:
             found = layer.differences.get(name)
             parts = (found.a, found.b, found.difference) if found else (None, None, None)

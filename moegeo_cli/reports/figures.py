@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,11 @@ def label(name: str) -> str:
     spec = SPECS.get(base)
     text = spec.label if spec else _LABELS.get(base, base.replace("_", " "))
     return f"{text}, worst router" if name.endswith(_WORST) else text
+
+
+def layer_name(layer: int, router: str) -> str:
+    """A router's place for people: its layer, and whether it routes attention there."""
+    return f"{layer} attention" if re.search(r"attn|attention", router) else str(layer)
 
 
 def unit(name: str, metric: Metric | None = None) -> str:

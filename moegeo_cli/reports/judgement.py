@@ -80,7 +80,9 @@ def evidence_lines(evidence: Sequence[Evidence], most: int = 4) -> list[str]:
     lines = []
     for item in evidence[:most]:
         places = figures.decimals(item.name)
-        where = f" (layer {item.layer})" if item.layer is not None else ""
+        where = ""
+        if item.layer is not None:
+            where = f" (layer {figures.layer_name(item.layer, item.router or '')})"
         if item.metric.value is None:
             lines.append(f"{figures.label(item.name)}{where} – {clean(item.metric.reason or '')}")
             continue

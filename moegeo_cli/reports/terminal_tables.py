@@ -209,7 +209,8 @@ def print_dynamics(page: Page, record: RunRecord) -> None:
 def _place(layer: LayerRecord, severity: str | None) -> tuple[Text, Text]:
     """The layer, and a mark for the worst finding on it."""
     style = STYLES.get(severity or "", "")
-    return Text(str(layer.layer), style), Text(MARKS.get(severity or "", ""), style)
+    name = figures.layer_name(layer.layer, layer.router)
+    return Text(name, style), Text(MARKS.get(severity or "", ""), style)
 
 
 def _dead(page: Page, layer: LayerRecord) -> Text:

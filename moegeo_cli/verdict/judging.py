@@ -89,7 +89,8 @@ def _verdict(situation: Situation, policy: str, reference: RunRecord | None) -> 
             severity = _allowed(outcome.severity, name, situation.limits)
             findings.append(
                 Finding(
-                    about.id, name, severity, about.axis, outcome.message, outcome.layers,
+                    about.id, name, severity, about.axis, outcome.message,
+                    tuple(sorted(set(outcome.layers))),
                     outcome.evidence, outcome.threshold, "active", _steps(situation.now),
                 )
             )  # fmt: skip

@@ -99,7 +99,7 @@ def known(layer: LayerRecord, name: str) -> Metric | None:
 
 def layer_words(layers: Sequence[int]) -> str:
     """Layers in words: "layer 3", "layers 1, 2 and 5"."""
-    names = [str(n) for n in layers]
+    names = [str(n) for n in sorted(set(layers))]
     if len(names) == 1:
         return f"layer {names[0]}"
     return f"layers {', '.join(names[:-1])} and {names[-1]}"
