@@ -22,11 +22,19 @@ from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
-from moegeo_cli.replay.loading import load_model, resolve_device, resolve_dtype, swap_weights
+from moegeo_cli.replay.batches import carries_state
+from moegeo_cli.replay.loading import (
+    auto_class,
+    load_model,
+    resolve_device,
+    resolve_dtype,
+    swap_weights,
+)
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.routers import Router, find_routers
 from moegeo_cli.replay.session import replay
 
+UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
@@ -80,11 +88,11 @@ class Measurer:
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         torch.manual_seed(seed)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        model = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        model = auto_class(config)[0].from_config(config, dtype=self.dtype)
         self.model = model.eval().requires_grad_(False).to(self.device)
         arrays = self.measure_loaded(path, progress)
         self.model = None  # its buffers are not a checkpoint's: build the next one afresh
@@ -120,12 +128,14 @@ class Measurer:
         ids = [s.input_ids for s in self.probe.sequences]
         labels = [s.labels for s in self.probe.sequences]
         tokens = sum(len(i) for i in ids)
+        stateful = carries_state(self.model)
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
             unselected=self.architecture.unselected_gradient,
             scoring=scoring,
             batch_size=self.settings.batch_size,
+            mixed_lengths=not stateful,
             sample_rows=self._input_rows(asked, tokens),
             seed=self.settings.seed,
         )
@@ -149,7 +159,7 @@ class Measurer:
                 "batch_size": outcome.batch_size,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "notes": outcome.notes,
+                "notes": [*outcome.notes, *([UNPADDED] if stateful else [])],
             },
         )
 

@@ -5,13 +5,16 @@ Legend: B sequences of a batch, N their longest length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 IGNORED_LABEL = -100
+STATEFUL = re.compile(r"Mamba|Delta(Net|Attention)|Lightning|ShortConv")
 TOKENS_PER_BATCH = 2048  # enough rows to fill the matrix products of a small expert
 
 
@@ -43,6 +46,18 @@ def next_token_targets(input_ids: np.ndarray, labels: np.ndarray | None) -> np.n
     targets = np.full(len(input_ids), IGNORED_LABEL, dtype=np.int64)
     targets[:-1] = source[1:]
     return targets
+
+
+def carries_state(model: nn.Module) -> bool:
+    """Whether some layer carries a state along the sequence (recurrence, convolution).
+
+    Padding to the right of a causal recurrence changes no real token; that it does not is each
+    implementation's promise, and kernels break it: such models get batches without padding.
+    """
+    return any(
+        isinstance(module, nn.Conv1d) or STATEFUL.search(type(module).__name__)
+        for module in model.modules()
+    )
 
 
 def plan_batches(

@@ -73,17 +73,22 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Modul
         UnsafeFileError: a pickle that would run code.
         UnsupportedArchitectureError: transformers cannot open this model type.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     try:
         with _quiet_transformers():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(
+                path, trust_remote_code=False, local_files_only=True
+            )
+            auto, architecture = auto_class(config)
+            model, report = auto.from_pretrained(
                 path,
                 dtype=dtype,
                 output_loading_info=True,
                 trust_remote_code=False,
                 local_files_only=True,
-                attn_implementation="sdpa" if _has_sdpa(path) else None,
+                # the kernel is left to transformers where it declares no SDPA support
+                attn_implementation="sdpa" if architecture._supports_sdpa else None,
             )
     except MoegeoError:
         raise
@@ -91,6 +96,27 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Modul
         raise _explain(path, error) from error
     _refuse_incomplete(path, report)
     return _ready(model, device)
+
+
+def auto_class(config: Any) -> tuple[Any, Any]:
+    """The class that opens a config's language model with its head, and the model's own class.
+
+    A vision-language model without a causal class of its own is opened whole: its language model
+    runs on token ids alone.
+
+    Raises:
+        UnsupportedArchitectureError: transformers has neither.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if type(config) in auto._model_mapping:
+            return auto, auto._model_mapping[type(config)]
+    raise UnsupportedArchitectureError(
+        f"transformers has no causal language model of type {config.model_type}",
+        found=type(config).__name__,
+        hint="moegeo replays causal language models; see docs/architectures.md",
+    )
 
 
 def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Module:
@@ -196,18 +222,6 @@ def _explain(path: Path, error: Exception) -> MoegeoError:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ResourceError(f"{path.name}: not enough memory to load", found=first)
     return IncompleteCheckpointError(f"{path.name}: the model cannot be loaded", found=first)
-
-
-def _has_sdpa(path: Path) -> bool:
-    """Leave the attention kernel to transformers where it declares no SDPA support."""
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    kind = type(config)
-    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return False
-    return bool(getattr(MODEL_FOR_CAUSAL_LM_MAPPING[kind], "_supports_sdpa", False))
 
 
 @contextlib.contextmanager

@@ -30,10 +30,12 @@ class Block:
     selected: list[np.ndarray] = field(default_factory=list)  # (N, K)
 
 
-def load_causal(path: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+def load_whole(path: Path) -> Any:
+    """The model as it was saved, by the class that its config names."""
+    import transformers
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    [name] = transformers.AutoConfig.from_pretrained(path).architectures
+    model = getattr(transformers, name).from_pretrained(path, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 

@@ -28,6 +28,13 @@ TYPES = (
     "minimax_m3_vl_text", "mixtral", "nemotron_h", "olmoe", "qwen2_moe", "qwen3_5_moe_text",
     "qwen3_moe", "qwen3_next", "qwen4_exp_text", "solar_open", "zaya",
 )  # fmt: skip
+# Several towers around a language model.
+TOWERS = ("aria", "gemma4", "minimax_m3_vl", "mistral_large4", "qwen3_5_moe", "qwen3_vl_moe")
+# Types whose layers carry a state along the sequence.
+STATEFUL = {
+    "bailing_hybrid", "granitemoehybrid", "inkling2_text", "inkling_text", "jamba", "kimi_linear",
+    "lfm2_moe", "minimax", "nemotron_h", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "zaya",
+}  # fmt: skip
 REFUSED = ("doge", "phimoe")
 
 
@@ -47,8 +54,10 @@ def test_a_type_is_measured_whole(
     run = analyze(tmp_path, probe=file, unit="sequence", baseline="none", cache_dir=store)
     [checkpoint] = run.checkpoints
     assert row(model_type, tmp_path, run) in PAGE.read_text().splitlines(), "write the table anew"
+    notes = " ".join(checkpoint.replay["notes"])
+    assert ("carry a state" in notes) == (model_type in STATEFUL)
     experts = checkpoint.layers[0].experts
-    model = oracle.load_causal(tmp_path)
+    model = oracle.load_whole(tmp_path)
     blocks = oracle.watch_experts(model, ids, experts)
     assert checkpoint.coverage.routers_found == checkpoint.coverage.routers_measured == len(blocks)
     layers = [_beside(block, checkpoint.layers) for block in blocks]
@@ -106,6 +115,21 @@ def _beside(block: oracle.Block, layers: tuple[Any, ...]) -> Any:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), 99)
 
     return max(layers, key=lambda layer: shared(layer.router))
+
+
+@pytest.mark.parametrize("model_type", TOWERS)
+def test_the_language_model_of_several_towers_is_measured(
+    model_type: str, tmp_path: Path, probe: tuple[Path, list[list[int]]]
+) -> None:
+    save_tiny(model_type, tmp_path)
+    file, ids = probe
+    [checkpoint] = analyze(tmp_path, probe=file, baseline="none", cache=False).checkpoints
+    model = oracle.load_whole(tmp_path)
+    blocks = oracle.watch_experts(model, ids, checkpoint.layers[0].experts)
+    assert checkpoint.coverage.routers_measured == checkpoint.coverage.routers_found == len(blocks)
+    for block, layer in zip(blocks, checkpoint.layers, strict=True):
+        np.testing.assert_allclose(layer.load, block.counts_E / block.counts_E.sum(), atol=1e-6)
+    assert checkpoint.loss.value is not None
 
 
 @pytest.mark.parametrize("model_type", REFUSED)

@@ -56,15 +56,35 @@ OWN: dict[str, dict[str, Any]] = {
 LATENT = {"num_key_value_heads": 4}
 
 
+# The same for the vision part of a model of several towers.
+VISION: dict[str, Any] = {
+    "depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 4,
+    "num_attention_heads": 4, "num_hidden_layers": 2, "patch_size": 4, "image_size": 16,
+    "out_hidden_size": 32, "embed_dim": 32,
+}  # fmt: skip
+
+
 def tiny_config(model_type: str) -> Any:
-    """The type's own configuration class, everything small."""
+    """The type's own configuration class, everything small, every tower of it."""
     from transformers import AutoConfig
 
     known = AutoConfig.for_model(model_type)
+    values = _small_values(known)
+    for name in getattr(type(known), "sub_configs", None) or {}:
+        part = getattr(known, name, None)
+        if part is not None and name not in values:
+            small = _small_values(part) if "text" in name else {
+                k: v for k, v in VISION.items() if _has(part, k)
+            }  # fmt: skip
+            values[name] = {"model_type": part.model_type, **small}
+    return AutoConfig.for_model(model_type, **values)
+
+
+def _small_values(known: Any) -> dict[str, Any]:
     values = {**SMALL, **(LATENT if _has(known, "kv_lora_rank") else {})}
     aliases = type(known).attribute_map
     values = {k: v for k, v in values.items() if k in aliases or _has(known, k)}
-    return AutoConfig.for_model(model_type, **{**values, **OWN.get(model_type, {})})
+    return {**values, **OWN.get(known.model_type, {})}
 
 
 def _has(config: Any, name: str) -> bool:
@@ -77,10 +97,13 @@ def _has(config: Any, name: str) -> bool:
 def save_tiny(model_type: str, path: Path, seed: int = 0) -> None:
     """Save a model of the type whose routers decide clearly."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(model_type)).float()
+    config = tiny_config(model_type)
+    towers = getattr(config, "vision_config", None) is not None
+    auto = AutoModelForImageTextToText if towers else AutoModelForCausalLM
+    model = auto.from_config(config).float()
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith(("correction_bias", "expert_bias", "balancing_biases")):
