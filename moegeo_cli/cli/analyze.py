@@ -11,6 +11,7 @@ import typer
 from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.settings import threshold_overrides
+from moegeo_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
@@ -81,6 +82,8 @@ def analyze(
     """
     from moegeo_cli import api
 
+    if exact and unit is o.Unit.sequence:
+        raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")
     with show_progress() as progress:
         record = api.analyze(
             path,

@@ -107,7 +107,7 @@ MaxTokensOption = Annotated[
                       "at least 8,192.", rich_help_panel=MEASURING),
 ]  # fmt: skip
 SeedOption = Annotated[
-    int, typer.Option("--seed", help="Of resampling and fresh initialisations.",
+    int, typer.Option("--seed", min=0, help="Of resampling and fresh initialisations.",
                       rich_help_panel=MEASURING),
 ]  # fmt: skip
 VerifyFingerprintOption = Annotated[

@@ -9,6 +9,7 @@ Legend: S sequences, G groups, B draws, E experts, K experts chosen per token, L
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -145,9 +146,12 @@ def over_routers(
         if not estimates:
             continue
         spec = SPECS[name]
-        found[name] = combine[spec.over_routers](estimates)
+        units = {e.unit for e in estimates}
+        unit = units.pop() if len(units) == 1 else None
+        found[name] = dataclasses.replace(combine[spec.over_routers](estimates), unit=unit)
         if spec.worst is not None:
-            found[f"{name}_worst"] = worst_of(estimates, routers, largest=spec.worst == "max")
+            worst = worst_of(estimates, routers, largest=spec.worst == "max")
+            found[f"{name}_worst"] = dataclasses.replace(worst, unit=unit)
     return found
 
 
@@ -166,15 +170,17 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
             found[name] = Estimate(value, means_BM[:, column] if len(means_BM) else None, count)
         else:
             found[name] = missing("no token counts towards this", 0)
-    if sums.contradicted < 0 or not sums.counts_SM[:, TOKEN_MEANS.index("margin")].any():
+    if sums.contradicted < 0:
         reason = VARYING if not sums.top_k else ALL_USED
-        if sums.contradicted >= 0:
-            reason = "no slot could be compared with an unselected expert"
         found |= {"margin": missing(reason), "near_ties": missing(reason)}
     elif sums.contradicted > CONTRADICTIONS * sums.tokens:
         share = sums.contradicted / sums.tokens
         reason = f"the selection rule explains all but {share:.1%} of the tokens: not understood"
         found |= {"margin": missing(reason), "near_ties": missing(reason)}
+    elif found["margin"].value is None:
+        found["margin"] = missing("every expert that was eligible is selected")
+    unit = "logits" if sums.margin_in_logits else "selection score"
+    found["margin"] = dataclasses.replace(found["margin"], unit=unit)
     return found
 
 

@@ -139,6 +139,7 @@ class Estimate:
     null_B: np.ndarray | None = None
     reason: str | None = None
     router: str | None = None
+    unit: str | None = None  # where it depends on the router
 
     def metric(self, name: str) -> Metric:
         """The record of it, with the unit and direction of `name` in the catalogue."""
@@ -150,7 +151,7 @@ class Estimate:
             ci_low=low,
             ci_high=high,
             n=self.n,
-            unit=spec.unit,
+            unit=self.unit or spec.unit,
             higher_is_better=spec.higher_is_better,
             null_value=null,
             reason=self.reason,

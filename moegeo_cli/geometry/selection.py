@@ -119,8 +119,6 @@ def check_selection(
         contradicted_N |= ~np.take_along_axis(kept_NG, selected_NK // width, axis=1).all(axis=1)
     rounded_NE = round_to_bfloat16(logits_NE)
     near_tie_N = np.zeros(count, dtype=bool)
-    if np.array_equal(rounded_NE, logits_NE):
-        return SelectionCheck(margin_N, near_tie_N, contradicted_N)
     rounded_scores_NE = rule.score(rounded_NE)
     rounded_kept_NG = rule.keep_groups(rounded_scores_NE)
     rounded_margin_N, _ = _margins(rounded_scores_NE, flat_NK, rounded_kept_NG)
@@ -132,13 +130,12 @@ def check_selection(
     if len(rows):
         before, after = rule.select(scores_NE[rows]), rule.select(rounded_scores_NE[rows])
         near_tie_N[rows] = (before != after).any(axis=1)
-        # A gap that rounding closes is a tie that the experts' numbers decide: near as well.
-        closed_N = (margin_N > 0) & (rounded_margin_N <= 0)
-        near_tie_N |= closed_N & ~contradicted_N
-    if kept_NG is not None:
-        gap_N = _group_gap(rule.rank_groups(scores_NE), kept_NG)
-        rounded_gap_N = _group_gap(rule.rank_groups(rounded_scores_NE), kept_NG)
-        near_tie_N |= (gap_N > 0) & (rounded_gap_N == 0) & ~contradicted_N
+    # An exact tie in bfloat16 is decided by the experts' numbers: near as well, and above all
+    # where the logits were bfloat16 from the start and rounding changes nothing.
+    near_tie_N |= (rounded_margin_N == 0) & ~contradicted_N
+    if rounded_kept_NG is not None:
+        gap_N = _group_gap(rule.rank_groups(rounded_scores_NE), rounded_kept_NG)
+        near_tie_N |= (gap_N == 0) & ~contradicted_N
     return SelectionCheck(margin_N, near_tie_N, contradicted_N)
 
 

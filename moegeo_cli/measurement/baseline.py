@@ -50,5 +50,7 @@ class Baseline:
 
 def _forms(router: RouterArrays, kind: Kind, resampled: Draws) -> Forms:
     if kind not in router.fishers:
-        return {form: missing("this kind was not measured here") for form in FHS_OF.values()}
+        return {
+            form: missing("this kind of Fisher was not measured here") for form in FHS_OF.values()
+        }
     return heterogeneity_estimates(router.fishers[kind], resampled)

@@ -81,7 +81,7 @@ def _score(
     layers = list(record.layers)
     fisher = {k: {u: dict(m) for u, m in units.items()} for k, units in record.fisher.items()}
     top: Metrics = {}
-    for kind in sorted({k for r in arrays.routers for k in r.fishers}):
+    for kind in sorted({k for r in arrays.routers for k in r.fishers} | {settings.named}):
         scores = base.scores(arrays, kind)
         over = as_metrics(over_routers(scores, paths, tuple(FHS_OF)))
         fisher[kind[0]][kind[1]].update(over)

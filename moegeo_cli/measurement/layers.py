@@ -28,6 +28,7 @@ from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord, Coverage, LayerRecord, Metrics
 
 Estimates = Mapping[str, Estimate]
+NO_LOSS = "the probe has no loss token: its sequences are too short, or all labels are left out"
 Kind = tuple[str, str]
 FISHER_NAMES = (*FORMS, "low_sample_experts")
 
@@ -67,12 +68,12 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
             missing(HASHED) if router.sums.hashed else router_cosine(router.weight_ED)
         )
         routing.append(found)
-    kinds = sorted({kind for r in arrays.routers for kind in r.fishers})
+    kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
     fishers = {
         kind: [
             heterogeneity_estimates(r.fishers[kind], draws)
             if kind in r.fishers
-            else dict.fromkeys(FISHER_NAMES, missing(HASHED))
+            else dict.fromkeys(FISHER_NAMES, missing(HASHED if r.sums.hashed else NO_LOSS))
             for r in arrays.routers
         ]
         for kind in kinds

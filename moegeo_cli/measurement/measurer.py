@@ -22,7 +22,7 @@ from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
-from moegeo_cli.replay.batches import carries_state
+from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
 from moegeo_cli.replay.loading import (
     auto_class,
     load_model,
@@ -157,6 +157,7 @@ class Measurer:
                 "device": str(self.device.type),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "batch_size": outcome.batch_size,
+                "batch_tokens": None if outcome.batch_size else TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
                 "notes": [*outcome.notes, *([UNPADDED] if stateful else [])],
@@ -209,6 +210,8 @@ class Measurer:
         tokens_G = _by_group(sums.sequence_tokens[:, None], self.groups_S)[:, 0]
         fishers = {}
         for (kind, unit), accumulator in trace.fishers.items() if not hashes else ():
+            if kind == "empirical" and not outcome.loss_tokens_S.any():
+                continue  # not measured, which is not the same as zero
             total_ED, groups_GEP, trace_GE = accumulator.totals()
             has = np.ones(router.experts, dtype=bool)
             if kind == "empirical" and outcome.unselected == "zero":

@@ -7,6 +7,7 @@ Legend: B draws.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 from moegeo_cli.comparison import Difference, LayerPair, MatchedPair, Unmatched
@@ -183,6 +184,8 @@ def _differences(
             gap = missing(f"not comparable across scorings: {', '.join(sorted(scorings))}")
         elif not paired and gap.value is not None:
             gap = Estimate(gap.value, n=gap.n, reason="not paired: the probes differ")
+        if a[name].unit == b[name].unit:
+            gap = dataclasses.replace(gap, unit=a[name].unit)
         found[name] = Difference(a[name].metric(name), b[name].metric(name), gap.metric(name))
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from moegeo_cli.errors import UsageError
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -20,6 +22,16 @@ class Settings:
     batch_size: int | None = None
     layers: tuple[int, ...] | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.fisher != "empirical" and self.unit != "position":
+            raise UsageError(
+                "--unit is a choice of the empirical Fisher",
+                found=f"--unit {self.unit} with --fisher {self.fisher}",
+                hint="leave --unit out, or use --fisher empirical",
+            )
+        if self.seed < 0:
+            raise UsageError("--seed must not be negative", found=str(self.seed))
 
     @property
     def fishers(self) -> tuple[tuple[str, str], ...]:

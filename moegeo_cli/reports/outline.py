@@ -181,7 +181,7 @@ def method(record: RunRecord) -> list[tuple[str, str]]:
     replay = newest.replay
     device = [
         f"{name.replace('_', ' ')} {clean(replay[name])}"
-        for name in ("device", "dtype", "batch_size", "threads")
+        for name in ("device", "dtype", "batch_size", "batch_tokens", "threads")
         if replay.get(name) is not None
     ]
     if settings.get("seed") is not None:

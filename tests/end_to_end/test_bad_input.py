@@ -200,7 +200,8 @@ def test_bad_options(checkpoint: Path, probe: Path, moegeo: Callable[..., Outcom
     for options in (
         ("--device", "nonsense"), ("--layers", "a-b"), ("--layers", "99"), ("--steps", "7"),
         ("--baseline", "77"), ("--baseline", "no/such/path"), ("--fisher", "adam"),
-        ("--framework", "nonsense"), ("--max-tokens", "0"),
+        ("--framework", "nonsense"), ("--max-tokens", "0"), ("--seed", "-1"),
+        ("--fisher", "categorical", "--unit", "sequence"), ("--exact", "--unit", "sequence"),
     ):  # fmt: skip
         found = moegeo("analyze", checkpoint, "--probe", probe, *options)
         assert found.code == 2, (options, found.err)

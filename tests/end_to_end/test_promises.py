@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moegeo_cli.reports import schema
-from tests.end_to_end.conftest import Outcome
+from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 
 jsonschema = pytest.importorskip("jsonschema")
 
@@ -143,3 +143,31 @@ def test_help_answers_without_torch() -> None:
     assert told.stderr.strip() == "False False"
     for command in ("analyze", "compare", "inspect", "probe", "invariance"):
         assert command in told.stdout
+
+
+def test_a_probe_without_a_loss_token_has_no_empirical_fisher(
+    tiny: Callable[..., Path], tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    probe = write_probe(tmp_path / "ones.jsonl", random_ids([1] * 20))
+    found = moegeo(
+        "analyze", tiny("mixtral", 0), "--probe", probe, "--no-cache", "--format", "json"
+    )
+    assert found.code == 0, found.err
+    [checkpoint] = found.document["checkpoints"]
+    assert checkpoint["loss"]["value"] is None
+    assert checkpoint["metrics"]["fsi"]["value"] is not None
+    for layer in checkpoint["layers"]:
+        assert layer["fisher_trace"] is None
+        assert layer["metrics"]["heterogeneity"]["value"] is None
+        assert "no loss token" in layer["metrics"]["heterogeneity"]["reason"]
+        assert layer["fisher"]["categorical"]["token"]["heterogeneity"]["value"] > 0
+
+
+def test_the_batches_are_recorded(
+    tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    for options, expected in (((), (None, 2048)), (("--batch-size", 4), (4, None))):
+        arguments = ("--probe", probe, "--no-cache", "--format", "json", *options)
+        [checkpoint] = moegeo("analyze", tiny("mixtral", 0), *arguments).document["checkpoints"]
+        replay = checkpoint["replay"]
+        assert (replay["batch_size"], replay["batch_tokens"]) == expected

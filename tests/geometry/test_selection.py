@@ -101,3 +101,25 @@ def test_rounds_as_torch_does() -> None:
     np.testing.assert_array_equal(
         round_to_bfloat16(values), torch.tensor(values).bfloat16().float().numpy()
     )
+
+
+def test_ties_of_logits_that_are_bfloat16_already_are_seen() -> None:
+    generator = np.random.default_rng(5)
+    z = round_to_bfloat16(generator.normal(size=(300, 8)).astype(np.float32))
+    z[:100, 0] = z[:100, 1] = 1.0
+    z[:100, 2:] = np.minimum(z[:100, 2:], 0.5)
+    rule = SelectionRule(1, "softmax")
+    selected = np.array([sorted(slow_select(rule, row)) for row in z])
+    check = check_selection(rule, z, selected)
+    ties = [slow_select(rule, row) != reversed_ties(rule, row) for row in z]
+    assert check.near_tie_N.tolist() == ties
+    assert check.near_tie_N[:100].all()
+
+
+def test_a_group_that_rounding_changes_is_a_near_tie_though_no_expert_is_left_over() -> None:
+    rule = SelectionRule(2, "softmax", None, (4, 1), "max")
+    z = np.array([[1.0, 0.0, 1.0001, 0.0, -1.0, -1.0, -2.0, -2.0]], dtype=np.float32)
+    check = check_selection(rule, z, np.array([[2, 3]]))
+    assert np.isinf(check.margin_N[0])
+    assert check.near_tie_N[0]
+    assert not check.contradicted_N[0]
