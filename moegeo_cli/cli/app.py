@@ -66,6 +66,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback reaches a user."""
     try:
         result = app(args=arguments, standalone_mode=False)
+        if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
+            raise KeyboardInterrupt
         return result if isinstance(result, int) else 0
     except MoegeoError as error:
         _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)

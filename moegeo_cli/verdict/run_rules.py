@@ -64,15 +64,15 @@ def loss_behind_reference(situation: Situation) -> Outcome:
     gap = situation.losses.get(situation.now.path)
     if gap is None or gap.value is None:
         return Skipped("the reference has no checkpoint at this progress, on the same probe")
-    if gap.ci_low is None:
+    if gap.ci_low is None or gap.ci_high is None:
         return Skipped("the loss difference has no interval")
     limit = situation.limits["loss-behind-reference"]
     if gap.ci_low <= limit.value:
         return None
     return Found(
         "watch",
-        f"the loss is {gap.value:+.3f} nats per token [{gap.ci_low:+.3f}, {_text(gap.ci_high)}] "
-        "against the reference at the same progress",
+        f"the loss is {gap.value:+.3f} nats per token [{gap.ci_low:+.3f}, "
+        f"{gap.ci_high:+.3f}] against the reference at the same progress",
         (),
         (Evidence("loss_difference", gap),),
         limit.threshold,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,3 +172,18 @@ def test_the_batches_are_recorded(
         [checkpoint] = moegeo("analyze", tiny("mixtral", 0), *arguments).document["checkpoints"]
         replay = checkpoint["replay"]
         assert (replay["batch_size"], replay["batch_tokens"]) == expected
+
+
+def test_an_interrupt_says_so_and_exits_130(tiny: Callable[..., Path], probe: Path) -> None:
+    command = [sys.executable, "-m", "moegeo_cli", "analyze", str(tiny("mixtral", 0)),
+               "--probe", str(probe), "--no-cache"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    first = process.stderr.readline()  # the first word on the work to come
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert first
+    assert process.returncode == 130
+    assert b"interrupted" in err
+    assert b"Traceback" not in err
+    assert out == b""
