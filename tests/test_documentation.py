@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from moegeo_cli import errors
 from moegeo_cli.catalogue import SPECS
 from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
 from moegeo_cli.verdict.interventions import catalogue
@@ -54,6 +55,13 @@ def test_every_finding_and_limit_is_explained() -> None:
     page = (ROOT / "docs" / "verdict.md").read_text()
     assert all(f"| {entry['id']} | `{name}` |" in page for name, entry in findings.items())
     assert {n for n in load_thresholds() if n not in known} == set()
+
+
+def test_every_error_has_a_line() -> None:
+    page = (ROOT / "docs" / "faults.md").read_text()
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    codes = {k.code for k in kinds if issubclass(k, errors.MoegeoError)} - {errors.MoegeoError.code}
+    assert all(f"| {code} | " in page for code in codes)
 
 
 def test_every_intervention_is_listed() -> None:
