@@ -18,6 +18,7 @@ from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.comparison import ComparisonRecord
+from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
@@ -26,6 +27,8 @@ from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.store.cache import FOLDER, Store
 from moegeo_cli.verdict import judge, load_thresholds, recommend
+
+POLICIES = ("calibrated", "paper")
 
 
 def analyze(
@@ -84,9 +87,13 @@ def analyze(
         MoegeoError: bad input, by its subclasses; `errors.py` lists them.
     """
     limits = load_thresholds(thresholds)
+    if policy not in POLICIES:
+        raise UsageError(f"--policy is not one of {', '.join(POLICIES)}", found=repr(policy))
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
     )
+    if max_tokens is None and reference is not None:  # paired: both need the same draw
+        max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
     shared: dict[str, Any] = {
         "settings": settings, "probe": probe, "max_tokens": max_tokens,
         "verify_fingerprint": verify_fingerprint, "progress": progress,
@@ -231,6 +238,12 @@ def invariance(
     folder = open_run(Path(path))
     config = read_config(folder.newest.path)
     architecture = describe_architecture(config)
+    if fisher == "adam":
+        raise UsageError(
+            "an optimizer's state is of the weights as they were saved",
+            found="--fisher adam",
+            hint="use --fisher empirical or categorical",
+        )
     loaded = open_probe(folder, probe, max_tokens or MINIMUM_TOKENS)
     settings = Settings(fisher, unit, device, "float32", batch_size, None, seed)
     check_routers(open_weights(folder.newest.path), architecture)

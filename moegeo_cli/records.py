@@ -22,6 +22,9 @@ FORMAT_NAME = "moegeo.run"
 FORMAT_VERSION = 1
 
 
+NOT_FINITE = "not finite"  # the reason of a value that NaN or infinity spoilt
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One measured value; `value` is None where it could not be measured, and `reason` says why.

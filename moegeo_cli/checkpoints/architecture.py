@@ -15,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from moegeo_cli.checkpoints.layering import list_moe_layers
-from moegeo_cli.errors import DenseModelError, UnsupportedArchitectureError
+from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
 
 EXPERT_KEYS = (
     "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
@@ -25,6 +25,7 @@ TOP_K_KEYS = (
     "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k",
     "top_k_experts", "num_selected_experts", "ffn_config.moe_top_k",
 )  # fmt: skip
+MOST_LAYERS = 10_000  # far beyond any model; a config may say anything
 LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd")
 # Scorings as configs write them -> rows of the scoring table; another one is refused by name.
@@ -126,8 +127,20 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     renormalised = _flag(text, facts.get("renormalised"))
     rule = facts.get("layers", "guess")
     layers = None if rule == "unknown" else _layer_count(text, text_type)
+    if layers is not None and layers > MOST_LAYERS:
+        raise ShapeError(
+            f"{model_type}: the config asks for more layers than any model has",
+            found=f"{layers:,} layers",
+        )
     moe_layers, hash_layers = list_moe_layers(text, layers, rule)
     top_k, by_layer = _top_k(text, facts)
+    asked = _first(text, TOP_K_KEYS)
+    chosen = [top_k] if top_k is not None else list(by_layer or ())
+    if (type(asked) is int and asked < 1) or any(k > experts + zero for k in chosen):
+        raise ShapeError(
+            f"{model_type}: the config's number of experts per token is impossible",
+            found=f"{asked} of {experts + zero} experts",
+        )
     scoring = facts.get("scoring")
     scoring_key = facts.get("scoring_key", "" if family else "scoring_func")
     if isinstance(text.get(scoring_key), str):
@@ -142,6 +155,8 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             context={"model_type": text_type, "scoring": scoring},
         )
     notes = [facts["note"]] if "note" in facts else []
+    if not chosen:
+        notes.append("config.json does not say how many experts a token chooses")
     if family is None:
         notes.append("not in moegeo's table: read by the config keys that families share")
     return Architecture(

@@ -11,7 +11,7 @@ import typer
 from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.settings import threshold_overrides
-from moegeo_cli.errors import UsageError
+from moegeo_cli.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
@@ -121,8 +121,11 @@ def emit(record: RunRecord, output_format: o.Format, output: Path | None) -> Non
         return
     write_payload(render(record, output_format.value), output)
     if output_format is o.Format.github and os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
-            file.write(step_summary(record))
+        try:
+            with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
+                file.write(step_summary(record))
+        except OSError as error:
+            raise OutputError("the step summary cannot be written", found=str(error)) from error
     if record.verdict is not None:
         verdict = record.verdict
         say(f"verdict: {verdict.status} (routing {verdict.routing}, "

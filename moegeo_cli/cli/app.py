@@ -1,7 +1,7 @@
 """The Typer application and the one place where errors become text and exit codes.
 
 Exit codes: 0 done, 1 the gate tripped, 2 usage or input error, 3 inconclusive where a gate
-was asked for, 70 a bug of ours, 130 interrupted.
+was asked for, 70 a bug of ours, 130 interrupted, 141 stdout was closed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.settings import load_defaults
 from moegeo_cli.errors import MoegeoError
 
-EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 2, 70, 130, 141
 
 app = typer.Typer(
     name="moegeo",
@@ -68,6 +68,7 @@ def run(arguments: list[str] | None = None) -> int:
         result = app(args=arguments, standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt
+        sys.stdout.flush()  # here, where a closed pipe has its answer
         return result if isinstance(result, int) else 0
     except MoegeoError as error:
         _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
@@ -80,10 +81,11 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Abort):
         _say("interrupted; what was already measured is kept")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does: nothing is wrong here.
+    except (BrokenPipeError, SystemExit):  # rich leaves by the latter, in a help page
+        # The reader of our output has gone, as `| head` does. A shell's code for that, since 0 and
+        # 1 are the gate's words.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return EXIT_CLOSED_PIPE
     except Exception as error:
         _say(
             f"bug: {type(error).__name__}: {error}",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from moegeo_cli.errors import OutputError
 from moegeo_cli.store.files import write_atomic
 
 if TYPE_CHECKING:
@@ -31,16 +32,54 @@ def stdout_console() -> Console:
     """The console of the report."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    class Patient(Console):
+        def on_broken_pipe(self) -> None:
+            """Rich would exit 1, which is the gate's code."""
+            raise BrokenPipeError
+
+    return Patient(highlight=False)
 
 
 def write_payload(text: str, output: Path | None) -> None:
     """Put the payload where it was asked for: a file, whole or not at all, or stdout."""
     if output is not None:
-        write_atomic(output, text)
+        write_output(output, text)
         return
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    data = (text if text.endswith("\n") else text + "\n").encode()
+    try:
+        binary = getattr(sys.stdout, "buffer", None)
+        if binary is None:  # a stream of text alone, as tests have
+            sys.stdout.write(data.decode())
+        else:
+            binary.write(data)  # UTF-8 whatever the terminal's locale: formats say so
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError, AttributeError) as error:
+        raise OutputError("stdout cannot be written", found=str(error)) from error
+
+
+def write_output(path: Path, text: str) -> None:
+    """Write a result to a file, whole or not at all; devices and pipes are written to.
+
+    Raises:
+        OutputError: not writable, or a file of a checkpoint.
+    """
+    try:
+        path = path.resolve()
+        special = path.exists() and not path.is_file() and not path.is_dir()
+        if special:
+            with path.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            return
+        if path.is_file() and (path.parent / "config.json").is_file():
+            raise OutputError(
+                f"{path.name} is a file of a checkpoint and is not overwritten",
+                hint="choose another --output",
+            )
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written", found=str(error)) from error
+    write_atomic(path, text)
 
 
 def say(text: str) -> None:

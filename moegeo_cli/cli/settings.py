@@ -35,14 +35,27 @@ def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | No
                 continue
             try:
                 document = tomllib.loads(path.read_text())
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                if name == "pyproject.toml":
+            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                if name == "pyproject.toml" and not _mentions_us(path):
                     continue  # not ours to complain about
-                raise UsageError(f"{path} is not valid TOML", found=str(error)) from error
-            table = document if name == "moegeo.toml" else document.get("tool", {}).get("moegeo")
+                # A gate that stands in it must not vanish without a word.
+                raise UsageError(f"{path} cannot be read as TOML", found=str(error)) from error
+            tool = document.get("tool", {})
+            table = document if name == "moegeo.toml" else (
+                tool.get("moegeo") if isinstance(tool, dict) else None
+            )  # fmt: skip
             if isinstance(table, dict):
                 return path, table
+            if table is not None:
+                raise UsageError(f"tool.moegeo in {path} is not a table", found=repr(table))
     return None
+
+
+def _mentions_us(path: Path) -> bool:
+    try:
+        return b"moegeo" in path.read_bytes()
+    except OSError:
+        return False
 
 
 def load_defaults(start: Path | None = None) -> dict[str, Any]:

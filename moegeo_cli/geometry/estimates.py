@@ -28,6 +28,7 @@ from moegeo_cli.geometry.resample import (
 )
 from moegeo_cli.geometry.simplex import distance, distance_max, distance_reachable, entropy
 from moegeo_cli.geometry.sums import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
+from moegeo_cli.records import NOT_FINITE
 
 # A router without a choice of its own has dispatch, and nothing else to measure.
 HASHED = "the router hashes: it dispatches by token id and chooses nothing"
@@ -116,7 +117,7 @@ def ratio_of_sums(values_S: np.ndarray, counts_S: np.ndarray, draws: Draws) -> E
         return missing("no token counts towards this", 0)
     value = float(values_S.sum()) / total
     if not math.isfinite(value):
-        return missing("not finite", int(total))
+        return missing(NOT_FINITE, int(total))
     tops_B = draws.sum_draws(draws.sum_by_group(values_S))
     counts_B = draws.sum_draws(draws.sum_by_group(counts_S.astype(float)))
     with np.errstate(divide="ignore", invalid="ignore"):

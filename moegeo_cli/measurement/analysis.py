@@ -127,10 +127,10 @@ def measure_run(
             progress.begin(folder.name, len(wanted))
         measured = _measure_all(measurement, wanted, prints, reached, architecture, progress)
         if initial:
-            draws = measurement.initial(newest.path, prints[newest.path])
+            draws = measurement.initial(chosen[-1].path, prints[chosen[-1].path])
         elif base_folder is not None:
             draws = [measured[base_folder.path]]
-            _refuse_other_architecture(measured[newest.path], draws[0])
+            _refuse_other_architecture(measured[chosen[-1].path], draws[0])
         history = add_history(
             [measured[c.path] for c in chosen], draws, settings=settings, reason=base_reason,
             kind="init" if initial else "checkpoint",
@@ -225,7 +225,7 @@ def _fill(
             "name": folder.name,
             "layout": folder.newest.layout,
             "model_type": architecture.model_type,
-            "architecture": (config.get("architectures") or [None])[0],
+            "architecture": _first_class(config),
             "framework": trained.framework,
             "experts": architecture.experts,
             "top_k": architecture.top_k,
@@ -245,6 +245,11 @@ def _fill(
             "baseline": baseline or "auto",
         },
     )
+
+
+def _first_class(config: Mapping[str, Any]) -> str | None:
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else None
 
 
 def _choose(folder: RunFolder, steps: str | None, latest: bool) -> list[CheckpointFolder]:

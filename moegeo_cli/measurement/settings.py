@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from moegeo_cli.errors import UsageError
 
+FISHERS = ("empirical", "categorical", "adam")
+UNITS = ("position", "sequence", "loss_token")
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -24,6 +28,16 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for option, value, known in (
+            ("--fisher", self.fisher, FISHERS), ("--unit", self.unit, UNITS),
+            ("--dtype", self.dtype, ("auto", *DTYPES)),
+        ):  # fmt: skip
+            if value not in known:
+                raise UsageError(
+                    f"{option} is not one of {', '.join(known)}", found=repr(value)
+                )  # fmt: skip
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UsageError("--batch-size must be at least 1", found=str(self.batch_size))
         if self.fisher != "empirical" and self.unit != "position":
             raise UsageError(
                 "--unit is a choice of the empirical Fisher",

@@ -28,6 +28,10 @@ from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterT
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
 
+# What the grouped product of experts says of rows that are not 16 bytes wide.
+UNGROUPED = "strides should be multiple of 16 bytes"
+EAGER = "experts computed one by one: their width does not suit the grouped product"
+
 
 class _EndOfRouters(Exception):  # noqa: N818 - a signal, not an error
     """Raised in the last router's hook where nothing beyond it is needed."""
@@ -54,6 +58,10 @@ def replay(
         try:
             result = _Pass(model, routers, ids, labels, plan, size, progress).run()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if UNGROUPED in str(error) and EAGER not in notes:
+                model.set_experts_implementation("eager")  # type: ignore[operator]
+                notes.append(EAGER)
+                continue
             if not _is_out_of_memory(error):
                 raise
             current = size or max(1, 2048 // max(len(i) for i in ids))
@@ -193,7 +201,7 @@ class _Pass:
         except (MoegeoError, _EndOfRouters, MemoryError):
             raise
         except Exception as error:
-            if _is_out_of_memory(error):
+            if _is_out_of_memory(error) or UNGROUPED in str(error):
                 raise
             raise UnsupportedArchitectureError(
                 f"the forward pass of {type(self.model).__name__} fails in the model's own code",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from moegeo_cli.records import Evidence, LayerRecord, Metric, Threshold
 from moegeo_cli.verdict.rules import (
+    MIN_SEQUENCES,
     Found,
     Outcome,
     Situation,
@@ -20,7 +21,7 @@ def router_collapse(situation: Situation) -> Outcome:
     """Load imbalance beyond the limit, once the part that noise explains is taken off."""
     limit = situation.limits["router-collapse"]
     found: list[tuple[float, str, LayerRecord, float]] = []
-    measured = 0
+    measured, sequences = 0, situation.run.probe.get("sequences")
     for layer in situation.now.layers:
         metric = known(layer, "collapse")
         if metric is None or layer.top_k is None:
@@ -33,7 +34,9 @@ def router_collapse(situation: Situation) -> Outcome:
         assert metric.value is not None
         if metric.value - null < bound:
             continue
-        sure = metric.ci_low is not None and metric.ci_low - null >= bound
+        # Few sequences resemble themselves: their interval is no proof.
+        enough = sequences is None or sequences >= MIN_SEQUENCES
+        sure = enough and metric.ci_low is not None and metric.ci_low - null >= bound
         severity = "failing" if sure and limit.calibrated else "watch"
         found.append((metric.value, severity, layer, bound))
     if not measured:

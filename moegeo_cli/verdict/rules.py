@@ -19,6 +19,8 @@ from moegeo_cli.verdict.thresholds import FOLDER, Thresholds
 
 SEVERITIES = ("info", "watch", "failing")
 
+MIN_SEQUENCES = 16  # under so many, an interval says little
+
 
 @dataclass(frozen=True, slots=True)
 class Situation:

@@ -7,10 +7,9 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from moegeo_cli.records import Evidence, Metric
-from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, known
+from moegeo_cli.records import NOT_FINITE, Evidence, Metric
+from moegeo_cli.verdict.rules import MIN_SEQUENCES, Found, Outcome, Situation, Skipped, known
 
-MIN_SEQUENCES = 16
 SPIKE_WINDOW = 10
 
 
@@ -91,6 +90,14 @@ def loss_spike(situation: Situation) -> Outcome:
             f"the training loss is not finite at step {broken[0].get('step')}",
             (),
             (Evidence("loss_log", Metric(None, reason="NaN or infinite")),),
+            limit.threshold,
+        )
+    if situation.now.loss.value is None and situation.now.loss.reason == NOT_FINITE:
+        return Found(
+            "failing",
+            "the loss on the probe is not finite",
+            (),
+            (Evidence("loss", situation.now.loss),),
             limit.threshold,
         )
     losses = [

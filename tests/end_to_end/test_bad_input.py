@@ -202,6 +202,7 @@ def test_bad_options(checkpoint: Path, probe: Path, moegeo: Callable[..., Outcom
         ("--baseline", "77"), ("--baseline", "no/such/path"), ("--fisher", "adam"),
         ("--framework", "nonsense"), ("--max-tokens", "0"), ("--seed", "-1"),
         ("--fisher", "categorical", "--unit", "sequence"), ("--exact", "--unit", "sequence"),
+        ("--device", "meta"),
     ):  # fmt: skip
         found = moegeo("analyze", checkpoint, "--probe", probe, *options)
         assert found.code == 2, (options, found.err)
@@ -218,3 +219,35 @@ def test_different_probes_are_not_compared(
     probe = write_probe(tmp_path / "p.jsonl", random_ids([20] * 8, vocabulary=32))
     found = moegeo("compare", checkpoint, other, "--probe", probe, "--by", "step")
     assert found.code == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_experts_per_tok": 0}, {"num_experts_per_tok": -1}, {"num_experts_per_tok": 99},
+     {"num_hidden_layers": 10**9}],
+)  # fmt: skip
+def test_a_config_that_asks_for_the_impossible(
+    change: dict[str, int], tiny: Callable[..., Path], probe: Path, tmp_path: Path,
+    moegeo: Callable[..., Outcome],
+) -> None:  # fmt: skip
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny("mixtral", 0), broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, **change}))
+    found = moegeo("analyze", broken, "--probe", probe, "--no-cache")
+    assert found.code == 2
+    assert "MG-E015" in found.err
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [('[tool.moegeo\nfail-on = "failing"\n', 2), ("[tool]\nmoegeo = 5\n", 2),
+     ("[broken\n", 0), ("tool = 5\n", 0)],
+)  # fmt: skip
+def test_a_settings_file_that_cannot_be_read(
+    text: str, code: int, tiny: Callable[..., Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, moegeo: Callable[..., Outcome],
+) -> None:  # fmt: skip
+    (tmp_path / "pyproject.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    assert moegeo("inspect", tiny("mixtral", 0)).code == code

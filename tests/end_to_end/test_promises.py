@@ -187,3 +187,71 @@ def test_an_interrupt_says_so_and_exits_130(tiny: Callable[..., Path], probe: Pa
     assert b"interrupted" in err
     assert b"Traceback" not in err
     assert out == b""
+
+
+def test_steps_need_not_hold_the_newest(
+    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("analyze", grown, "--probe", probe, "--steps", "0", "--format", "json")
+    assert found.code == 0, found.err
+    assert [c["step"] for c in found.document["checkpoints"]] == [0]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_of_any_width(
+    dtype: str, tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    arguments = ("--probe", probe, "--dtype", dtype, "--no-cache", "--format", "json")
+    found = moegeo("analyze", tiny("mixtral", 0), *arguments)
+    assert found.code == 0, found.err
+    assert found.document["checkpoints"][0]["replay"]["dtype"] == dtype
+
+
+def test_a_loss_that_is_not_finite_fails(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny("mixtral", 0), broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["lm_head.weight"][:] = float("nan")
+    save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+    found = moegeo("analyze", broken, "--probe", probe, "--no-cache", "--fail-on", "failing")
+    assert found.code == 1
+    assert "loss on the probe is not finite" in " ".join(found.out.split())
+
+
+def test_two_sequences_fail_no_run(
+    tiny: Callable[..., Path], tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    probe = write_probe(tmp_path / "two.jsonl", random_ids([8]) * 2)
+    found = moegeo("analyze", tiny("mixtral", 0), "--probe", probe, "--no-cache",
+                   "--fail-on", "failing")  # fmt: skip
+    assert found.code in (0, 3), found.out
+
+
+def test_a_closed_pipe_is_not_the_gates_word(tiny: Callable[..., Path], probe: Path) -> None:
+    command = [sys.executable, "-m", "moegeo_cli", "analyze", str(tiny("mixtral", 0)),
+               "--probe", str(probe), "--no-cache"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait() == 141
+
+
+def test_an_output_replaces_neither_a_pipe_nor_a_checkpoint(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    path = tiny("mixtral", 0)
+    before = (path / "config.json").read_bytes()
+    arguments = ("analyze", path, "--probe", probe, "--no-cache", "--format", "json", "--output")
+    assert moegeo(*arguments, path / "config.json").code == 2
+    assert (path / "config.json").read_bytes() == before
+    assert moegeo(*arguments, "/dev/null").code == 0
+    assert Path("/dev/null").is_char_device()
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "target.json")
+    assert moegeo(*arguments, link).code == 0
+    assert link.is_symlink()
+    assert (tmp_path / "target.json").is_file()
