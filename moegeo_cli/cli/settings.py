@@ -17,7 +17,7 @@ COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
 SHARED = {
     "probe", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework", "device",
     "dtype", "batch_size", "max_tokens", "layers", "steps", "latest", "seed", "format", "output",
-    "fail_on", "cache", "cache_dir", "verify_fingerprint", "by", "force", "thresholds",
+    "fail_on", "no_cache", "cache_dir", "verify_fingerprint", "by", "force", "thresholds",
 }  # fmt: skip
 
 
@@ -82,7 +82,10 @@ def load_defaults(start: Path | None = None) -> dict[str, Any]:
         own = own_table if isinstance(own_table, dict) else {}
         own = {key.replace("-", "_"): value for key, value in own.items()}
         _refuse_unknown(path, set(own))
-        defaults[command] = {**shared, **own}
+        own = {**shared, **own}
+        if "format" in own:  # a word that Python has for something else
+            own["output_format"] = own.pop("format")
+        defaults[command] = own
     return defaults
 
 

@@ -95,10 +95,14 @@ class Page:
 
     def gap(self, reason: str | None) -> Text:
         """The dash of a value that is not there, with the number of its footnote."""
+        return Text(f"{self.glyphs.dash}{self.mark(reason)}", "dim")
+
+    def mark(self, reason: str | None) -> str:
+        """The number of a reason among the page's footnotes."""
         words = clean(reason or "no reason was recorded")
         if words not in self.reasons:
             self.reasons.append(words)
-        return Text(f"{self.glyphs.dash}({self.reasons.index(words) + 1})", "dim")
+        return f"({self.reasons.index(words) + 1})"
 
     def value(self, name: str, metric: Metric | None) -> Text:
         """A metric's value alone."""
@@ -106,7 +110,10 @@ class Page:
             return Text("", "dim")
         if metric.value is None:
             return self.gap(metric.reason)
-        return Text(figures.number(metric.value, figures.decimals(name)))
+        text = Text(figures.number(metric.value, figures.decimals(name)))
+        if metric.reason:  # it leaves something out: not without a word
+            text.append(self.mark(metric.reason), "dim")
+        return text
 
     def estimate(self, name: str, metric: Metric | None, *, whole: bool = False) -> Text:
         """A value with its uncertainty: the interval where there is room or `whole`, else ±."""

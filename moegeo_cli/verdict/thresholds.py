@@ -38,6 +38,7 @@ class Limit:
 
 
 Thresholds = Mapping[str, Limit]
+FIXED = {"dead-experts": "the test that measures dead experts is built on it"}
 
 
 def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresholds:
@@ -61,6 +62,10 @@ def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresh
                 found=", ".join(limits),
                 hint=f"did you mean {near[0]}?" if near else None,
             )
+        if name in FIXED:
+            raise UsageError(
+                f"the threshold {name} cannot be set: {FIXED[name]}", found=repr(given)[:80]
+            )  # fmt: skip
         value = given.get("value") if isinstance(given, Mapping) else given
         source = given.get("source", OWN) if isinstance(given, Mapping) else OWN
         if (
@@ -69,6 +74,8 @@ def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresh
             or not math.isfinite(value)
         ):
             raise UsageError(f"the threshold {name} is not a number", found=repr(value)[:80])
+        if value < 0:
+            raise UsageError(f"the threshold {name} is negative", found=repr(value))
         limits[name] = replace(
             limits[name], threshold=Threshold(float(value), str(source)), scale=None
         )

@@ -251,3 +251,22 @@ def test_a_settings_file_that_cannot_be_read(
     (tmp_path / "pyproject.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     assert moegeo("inspect", tiny("mixtral", 0)).code == code
+
+
+def test_settings_of_a_file_take_effect(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    moegeo: Callable[..., Outcome],
+) -> None:  # fmt: skip
+    (tmp_path / "moegeo.toml").write_text(
+        f'format = "json"\nno-cache = true\nseed = 7\nprobe = "{probe}"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "copy"
+    shutil.copytree(tiny("mixtral", 0), path)
+    found = moegeo("analyze", path)
+    assert found.document["settings"]["seed"] == 7
+    assert not (path / ".moegeo").exists()
+    (tmp_path / "moegeo.toml").write_text('format = "yaml"\n')
+    assert moegeo("analyze", path).code == 2
+    (tmp_path / "moegeo.toml").write_text("[thresholds]\ndead-experts = 0.5\n")
+    assert moegeo("analyze", path, "--probe", probe).code == 2
