@@ -20,8 +20,8 @@ from moegeo_cli.geometry.sums import RoutingSums
 DEAD_SHARE = 0.05  # of the fair share
 LEVEL = 0.01
 # Assumed where no probe has been seen yet: what trained routers showed on passages of 264 bytes
-# was 20 to 35 (`moegeo analyze` prints how many tokens a test would need).
-USUAL_DESIGN_EFFECT = 32.0
+# was 20 to 38 (`moegeo analyze` prints how many tokens a test would need).
+USUAL_DESIGN_EFFECT = 40.0
 
 
 @dataclass(frozen=True, slots=True)
