@@ -9,6 +9,7 @@ from scipy.stats import binom
 from moegeo_cli.geometry.dead import (
     DEAD_SHARE,
     LEVEL,
+    USUAL_DESIGN_EFFECT,
     design_effect,
     find_dead,
     tokens_for_power,
@@ -81,7 +82,7 @@ def test_without_power_nothing_is_told_and_the_tokens_needed_are_named() -> None
 def test_zero_hits_reject_from_about_92_experts_over_k() -> None:
     # one router of E = 8, K = 1: ln(0.01 / 8) / ln(1 - 0.05 / 8) = 1066 trials, 133 E/K
     needed = np.log(LEVEL / 8) / np.log1p(-DEAD_SHARE / 8)
-    assert tokens_for_power(8, 1, 1) / 32 == pytest.approx(needed, abs=1)
+    assert tokens_for_power(8, 1, 1) / USUAL_DESIGN_EFFECT == pytest.approx(needed, abs=1)
     assert tokens_for_power(8, 8, 4) == 0
 
 
