@@ -53,13 +53,15 @@ def replay(
         UnsupportedArchitectureError: a router's output cannot be read.
     """
     size = plan.batch_size
-    notes: list[str] = []
+    # A run's model stays as it is from checkpoint to checkpoint, and so must what is said of it.
+    notes = [EAGER] if getattr(model, "_moegeo_eager", False) else []
     while True:
         try:
             result = _Pass(model, routers, ids, labels, plan, size, progress).run()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if UNGROUPED in str(error) and EAGER not in notes:
                 model.set_experts_implementation("eager")  # type: ignore[operator]
+                model._moegeo_eager = True  # type: ignore[assignment]
                 notes.append(EAGER)
                 continue
             if not _is_out_of_memory(error):

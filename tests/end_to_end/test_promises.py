@@ -255,3 +255,12 @@ def test_an_output_replaces_neither_a_pipe_nor_a_checkpoint(
     assert moegeo(*arguments, link).code == 0
     assert link.is_symlink()
     assert (tmp_path / "target.json").is_file()
+
+
+def test_experts_computed_one_by_one_are_noted_at_every_checkpoint(
+    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    arguments = ("--probe", probe, "--dtype", "bfloat16", "--no-cache", "--format", "json")
+    checkpoints = moegeo("analyze", grown, *arguments).document["checkpoints"]
+    assert len(checkpoints) > 1
+    assert all("one by one" in " ".join(c["replay"]["notes"]) for c in checkpoints)
