@@ -61,7 +61,7 @@ def bare(model: Any, probe: Probe, *, backward: bool) -> None:
 def analysis(model: Any, probe: Probe, fisher: str) -> CheckpointRecord:
     """Replay, all routing metrics, Fisher sums and intervals, where the model is."""
     settings = Settings(fisher=fisher, device=next(model.parameters()).device.type)
-    arrays = build_measurer(model, probe, settings).measure_loaded(Path())
+    arrays = build_measurer(model, probe, settings).measure_model(model, Path())
     return checkpoint_record(
         arrays, probe, settings, step=None, path="", fingerprint="", progress={}
     )  # fmt: skip

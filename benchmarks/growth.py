@@ -30,7 +30,7 @@ def analysis(size: Size, tokens: int) -> Callable[[], None]:
     model, probe, settings = build_model(size), build_probe(tokens), Settings()
 
     def run() -> None:
-        arrays = build_measurer(model, probe, settings).measure_loaded(Path())
+        arrays = build_measurer(model, probe, settings).measure_model(model, Path())
         checkpoint_record(
             arrays, probe, settings, step=None, path="", fingerprint="", progress={}
         )  # fmt: skip

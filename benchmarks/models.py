@@ -78,6 +78,4 @@ def open_sample(run: Path, tokens: Sequence[int]) -> tuple[Any, list[Probe]]:
 def build_measurer(model: Any, probe: Probe, settings: Settings) -> Measurer:
     config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(describe_architecture(config), config, probe, groups_S, settings)
-    measurer.model = model
-    return measurer
+    return Measurer(describe_architecture(config), config, probe, groups_S, settings)

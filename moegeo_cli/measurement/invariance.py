@@ -67,10 +67,12 @@ def measure_invariance(
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     measurer = Measurer(architecture, config, probe, groups_S, settings)
 
-    def measure(name: str) -> Measured:
+    def measure(name: str, model: nn.Module) -> Measured:
         if listener:
             listener.checkpoint(name, probe.tokens, f"{probe.tokens:,} tokens")
-        arrays = measurer.measure_loaded(checkpoint.path, listener.advance if listener else None)
+        arrays = measurer.measure_model(
+            model, checkpoint.path, listener.advance if listener else None
+        )
         record = checkpoint_record(
             arrays, probe, settings, step=checkpoint.step, path=checkpoint.relative,
             fingerprint="", progress={},
@@ -79,9 +81,9 @@ def measure_invariance(
 
     if listener:
         listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS))
-    original = measurer.load(checkpoint.path)
+    original = measurer.source.load(checkpoint.path)
     logits_NV = _output_logits(original, probe)
-    base = measure("as it is")
+    base = measure("as it is", original)
     scoring = architecture.scoring or "softmax"
     entries = []
     for name, transform in TRANSFORMATIONS.items():
@@ -99,8 +101,7 @@ def measure_invariance(
             words = f"the output logits change by {deviation:.1e} of their scale"
             entries.append(_not_applicable(name, words, deviation))
             continue
-        measurer.model = model
-        after = measure(name)
+        after = measure(name, model)
         entries.append(_compare(name, deviation, base, after, settings, probe))
     return entries
 

@@ -23,16 +23,11 @@ from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
-from moegeo_cli.replay.loading import (
-    auto_class,
-    load_model,
-    resolve_device,
-    resolve_dtype,
-    swap_weights,
-)
+from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.routers import Router, find_routers
 from moegeo_cli.replay.session import replay
+from moegeo_cli.replay.sources import ModelSource, WholeModels
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
 # Rows of the probe that are kept by value, for distances between checkpoints.
@@ -64,7 +59,7 @@ class Measurer:
         self.groups_S, self.settings = groups_S, settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self.model: nn.Module | None = None
+        self.source: ModelSource = WholeModels(self.device, self.dtype)
 
     def measure(
         self, path: Path, progress: Callable[[int], None] | None = None
@@ -73,44 +68,27 @@ class Measurer:
 
         Raises: what loading and replaying raise.
         """
-        if self.model is None:
-            self.model = load_model(path, self.device, self.dtype)
-        else:
-            self.model = swap_weights(self.model, path, self.device)
-        return self.measure_loaded(path, progress)
-
-    def load(self, path: Path) -> nn.Module:
-        """Build the model of a checkpoint, as `measure` does the first time."""
-        self.model = load_model(path, self.device, self.dtype)
-        return self.model
+        return self.measure_model(self.source.load(path), path, progress)
 
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
-        from transformers import AutoConfig
+        return self.measure_model(self.source.initialise(path, seed), path, progress)
 
-        torch.manual_seed(seed)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-        model = auto_class(config)[0].from_config(config, dtype=self.dtype)
-        self.model = model.eval().requires_grad_(False).to(self.device)
-        arrays = self.measure_loaded(path, progress)
-        self.model = None  # its buffers are not a checkpoint's: build the next one afresh
-        return arrays
-
-    def measure_loaded(
-        self, path: Path, progress: Callable[[int], None] | None = None
+    def measure_model(
+        self, model: nn.Module, path: Path, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
-        """Replay the probe through `model` as it stands.
+        """Replay the probe through a model as it stands.
 
         Args:
+            model: the model.
             path: the checkpoint, for what lies beside its weights.
             progress: hears how many tokens were replayed.
 
         Raises: what replaying raises.
         """
-        assert self.model is not None
-        routers = find_routers(self.model)
+        routers = find_routers(model)
         wanted = self.settings.layers
         asked = [r for r in routers if wanted is None or r.layer in wanted]
         if not asked:
@@ -128,7 +106,7 @@ class Measurer:
         ids = [s.input_ids for s in self.probe.sequences]
         labels = [s.labels for s in self.probe.sequences]
         tokens = sum(len(i) for i in ids)
-        stateful = carries_state(self.model)
+        stateful = carries_state(model)
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
@@ -139,8 +117,8 @@ class Measurer:
             sample_rows=self._input_rows(asked, tokens),
             seed=self.settings.seed,
         )
-        outcome = replay(self.model, asked, ids, labels, plan, progress=progress)
-        adam = self._adam(path, asked)
+        outcome = replay(model, asked, ids, labels, plan, progress=progress)
+        adam = self._adam(model, path, asked)
         measured = [self._router(outcome, t, a) for t, a in zip(outcome.traces, adam, strict=True)]
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
         skipped |= {t.router.path: t.problem for t in outcome.traces if t.problem}
@@ -170,14 +148,15 @@ class Measurer:
         rows = sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed)
         return rows[:: -(-len(rows) // count)]
 
-    def _adam(self, path: Path, routers: Sequence[Router]) -> list[np.ndarray | None]:
+    def _adam(
+        self, model: nn.Module, path: Path, routers: Sequence[Router]
+    ) -> list[np.ndarray | None]:
         """Adam's second moments where that kind was asked for."""
         if self.settings.fisher != "adam":
             return [None] * len(routers)
-        assert self.model is not None
-        names = {id(p): n for n, p in self.model.named_parameters()}
+        names = {id(p): n for n, p in model.named_parameters()}
         moments = adam_second_moments(
-            path / "optimizer.pt", self.model, [names[id(r.weight_ED)] for r in routers]
+            path / "optimizer.pt", model, [names[id(r.weight_ED)] for r in routers]
         )
         return [m[: r.experts] for m, r in zip(moments, routers, strict=True)]
 
