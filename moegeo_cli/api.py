@@ -23,7 +23,7 @@ from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
-from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.measurement.settings import Settings, parse_bytes
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.store.cache import FOLDER, Store
 from moegeo_cli.verdict import judge, load_thresholds, recommend
@@ -45,6 +45,8 @@ def analyze(
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    stream: bool = False,
+    memory: str | int | None = None,
     seed: int = 0,
     cache: bool = True,
     cache_dir: Path | str | None = None,
@@ -70,6 +72,8 @@ def analyze(
         dtype: auto (as saved), float32, bfloat16 or float16.
         batch_size: sequences a batch; None for about 2,048 tokens.
         max_tokens: probe tokens; None for what the dead-expert test needs, at least 8,192.
+        stream: read layers from the files while they compute, even where the model would fit.
+        memory: stay within so much, like "8GB" or in bytes; streams where that needs it.
         seed: of resampling, sampling and fresh initialisations.
         cache: read and keep measurements.
         cache_dir: where; None for `.moegeo` in the run.
@@ -90,8 +94,9 @@ def analyze(
     if policy not in POLICIES:
         raise UsageError(f"--policy is not one of {', '.join(POLICIES)}", found=repr(policy))
     settings = Settings(
-        fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
-    )
+        fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
+        stream, parse_bytes(memory),
+    )  # fmt: skip
     if max_tokens is None and reference is not None:  # paired: both need the same draw
         max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
     shared: dict[str, Any] = {
@@ -133,6 +138,8 @@ def compare(
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    stream: bool = False,
+    memory: str | int | None = None,
     seed: int = 0,
     cache: bool = True,
     cache_dir: Path | str | None = None,
@@ -158,6 +165,8 @@ def compare(
         dtype: likewise.
         batch_size: likewise.
         max_tokens: likewise; None for what the larger need of the two runs is.
+        stream: likewise.
+        memory: likewise.
         seed: likewise.
         cache: likewise.
         cache_dir: likewise.
@@ -175,8 +184,9 @@ def compare(
     """
     limits = load_thresholds(thresholds)
     settings = Settings(
-        fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
-    )
+        fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
+        stream, parse_bytes(memory),
+    )  # fmt: skip
     if max_tokens is None and probe is None:
         max_tokens = max(default_tokens(open_run(Path(p))) for p in (run_a, run_b))
     a, b = (

@@ -126,6 +126,11 @@ class WeightIndex:
             raise UnsupportedLayoutError(f"{name} has dtype {info.dtype}, which is not read")
         return np.array(tensor.detach().cpu().numpy())
 
+    def mapped(self, name: str) -> Any:
+        """A tensor of a pickled layout as torch has mapped it, not yet read."""
+        path, _ = self._entry(name)
+        return self._pickled[path][name]
+
     def read_bytes(self, name: str) -> bytes:
         """The stored bytes of a tensor, of any dtype."""
         path, info = self._entry(name)

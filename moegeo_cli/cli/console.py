@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.errors import OutputError
 from moegeo_cli.store.files import write_atomic
@@ -14,18 +14,7 @@ from moegeo_cli.store.files import write_atomic
 if TYPE_CHECKING:
     from rich.console import Console
 
-
-class Progress(Protocol):
-    """What long work tells while it goes on."""
-
-    def begin(self, title: str, checkpoints: int) -> None:
-        """A run starts."""
-
-    def checkpoint(self, name: str, tokens: int, note: str) -> None:
-        """A checkpoint starts: `tokens` to replay, or 0 where it is read from the store."""
-
-    def advance(self, tokens: int) -> None:
-        """Tokens were replayed."""
+    from moegeo_cli.measurement.run import Listener
 
 
 def stdout_console() -> Console:
@@ -107,6 +96,10 @@ class LineProgress:
     def advance(self, tokens: int) -> None:
         """Tokens were replayed: not worth a line."""
 
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        say(f"  {text}")
+
 
 class BarProgress:
     """A bar on a terminal."""
@@ -134,19 +127,28 @@ class BarProgress:
         if self.current is not None:
             self.bar.advance(self.current, tokens)
 
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+        self.bar.console.print(text, markup=False, highlight=False)
+
 
 @contextmanager
-def show_progress() -> Iterator[Progress]:
+def show_progress() -> Iterator[Listener]:
     """A bar on a terminal, lines elsewhere; both on stderr."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     )  # fmt: skip
-    with RichProgress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield BarProgress(bar)

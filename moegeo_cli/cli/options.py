@@ -106,6 +106,15 @@ MaxTokensOption = Annotated[
                  help="Probe tokens to use. Default: what the dead-expert test needs, "
                       "at least 8,192.", rich_help_panel=MEASURING),
 ]  # fmt: skip
+StreamOption = Annotated[
+    bool, typer.Option("--stream", help="Read layers from the files while they compute, even "
+                       "where the model would fit.", rich_help_panel=MEASURING),
+]  # fmt: skip
+MemoryOption = Annotated[
+    str | None,
+    typer.Option("--memory", help="Stay within so much memory: 8GB. Streams where that needs it.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, help="Of resampling and fresh initialisations.",
                       rich_help_panel=MEASURING),

@@ -97,3 +97,9 @@ def exact_groups_fit(shapes: list[tuple[int, int]], kinds: int, groups: int) -> 
         groups: G.
     """
     return 8 * kinds * groups * sum(e * d for e, d in shapes) <= GROUP_BYTES
+
+
+def sum_bytes(experts: int, width: int, groups: int, kinds: int, *, exact_groups: bool) -> int:
+    """Bytes of one router's accumulators, with the copy that is made of them at the end."""
+    columns = width if exact_groups else min(PROJECTED_WIDTH, width)
+    return 2 * 8 * kinds * experts * (width + groups * (columns + 1))

@@ -81,7 +81,7 @@ def measure_invariance(
 
     if listener:
         listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS))
-    original = measurer.source.load(checkpoint.path)
+    original = measurer.source(checkpoint.path).load(checkpoint.path)
     logits_NV = _output_logits(original, probe)
     base = measure("as it is", original)
     scoring = architecture.scoring or "softmax"

@@ -14,7 +14,9 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.routing import measure_routing
@@ -24,16 +26,20 @@ from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
+from moegeo_cli.replay.memory import free_bytes, held_bytes, peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.routers import Router, find_routers
 from moegeo_cli.replay.session import replay
-from moegeo_cli.replay.sources import ModelSource, WholeModels
+from moegeo_cli.replay.sources import Manner, ModelSource, StreamedModels, WholeModels
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
 SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
+
+# A model that is loaded whole takes this many times its weights, conversion and all.
+WHOLE_MODEL = 1.3
 
 
 class Measurer:
@@ -59,7 +65,8 @@ class Measurer:
         self.groups_S, self.settings = groups_S, settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self.source: ModelSource = WholeModels(self.device, self.dtype)
+        self._source: ModelSource | None = None
+        self.memory: str | None = None  # what a streamed replay held, in words
 
     def measure(
         self, path: Path, progress: Callable[[int], None] | None = None
@@ -68,13 +75,55 @@ class Measurer:
 
         Raises: what loading and replaying raise.
         """
-        return self.measure_model(self.source.load(path), path, progress)
+        return self.measure_model(self.source(path).load(path), path, progress)
+
+    def source(self, path: Path) -> ModelSource:
+        """Where models come from: whole ones where they fit, else streamed from the files.
+
+        Args:
+            path: the first checkpoint, which tells how large they are.
+        """
+        if self._source is None:
+            whole = not self.settings.stream and self._fits(path)
+            self._source = (
+                WholeModels(self.device, self.dtype)
+                if whole
+                else StreamedModels(
+                    self.device,
+                    self.dtype,
+                    [len(s.input_ids) for s in self.probe.sequences],
+                    self.settings.memory,
+                    self._sums,
+                )
+            )
+        return self._source
+
+    def _fits(self, path: Path) -> bool:
+        """Whether a whole model fits what is left on the device, or the bound that was set."""
+        import transformers.modeling_utils  # noqa: F401 - what it takes counts as taken
+
+        size = open_weights(path).parameters * self.dtype.itemsize
+        room = free_bytes(self.device)
+        if self.settings.memory is not None:
+            room = min(room, self.settings.memory - held_bytes(self.device))
+        return size * WHOLE_MODEL <= room
+
+    def _sums(self, model: nn.Module) -> int:
+        """Bytes of what a pass keeps: logits and choices of every token, and Fisher sums."""
+        shapes = [(r.experts, int(r.weight_ED.shape[1])) for r in find_routers(model)]
+        groups, kinds = int(self.groups_S.max()) + 1, len(self.settings.fishers)
+        exact = exact_groups_fit(shapes, kinds, groups)
+        tokens = sum(len(s.input_ids) for s in self.probe.sequences)
+        return sum(
+            sum_bytes(experts, width, groups, kinds, exact_groups=exact) + 12 * tokens * experts
+            for experts, width in shapes
+        )
 
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
-        return self.measure_model(self.source.initialise(path, seed), path, progress)
+        return self.measure_model(self.source(path).initialise(path, seed), path, progress)
 
     def measure_model(
         self, model: nn.Module, path: Path, progress: Callable[[int], None] | None = None
@@ -107,17 +156,21 @@ class Measurer:
         labels = [s.labels for s in self.probe.sequences]
         tokens = sum(len(i) for i in ids)
         stateful = carries_state(model)
+        manner = self._source.manner if self._source is not None else Manner()
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
             unselected=self.architecture.unselected_gradient,
             scoring=scoring,
             batch_size=self.settings.batch_size,
+            batch_tokens=manner.batch_tokens,
             mixed_lengths=not stateful,
             sample_rows=self._input_rows(asked, tokens),
             seed=self.settings.seed,
         )
-        outcome = replay(model, asked, ids, labels, plan, progress=progress)
+        outcome = replay(model, asked, ids, labels, plan, progress=progress, kind=manner.kind)
+        if manner.terms is not None:
+            self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
         measured = [self._router(outcome, t, a) for t, a in zip(outcome.traces, adam, strict=True)]
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
@@ -135,10 +188,12 @@ class Measurer:
                 "device": str(self.device.type),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "batch_size": outcome.batch_size,
-                "batch_tokens": None if outcome.batch_size else TOKENS_PER_BATCH,
+                "batch_tokens": None
+                if outcome.batch_size
+                else manner.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "notes": [*outcome.notes, *([UNPADDED] if stateful else [])],
+                "notes": [*manner.notes, *outcome.notes, *([UNPADDED] if stateful else [])],
             },
         )
 

@@ -40,6 +40,9 @@ class Listener(Protocol):
     def advance(self, tokens: int) -> None:
         """Tokens were replayed."""
 
+    def note(self, text: str) -> None:
+        """Something worth a line, beside the progress."""
+
 
 Progress = Mapping[str, float | None]  # step, tokens, fraction
 
@@ -145,6 +148,8 @@ class RunMeasurement:
         arrays = measurer.measure(checkpoint.path, self.listener.advance if self.listener else None)
         if ahead is not None:
             ahead.join()
+        if self.listener and measurer.memory is not None:
+            self.listener.note(measurer.memory)
         return self._keep(self.key(fingerprint), arrays, checkpoint.step, checkpoint.relative,
                           fingerprint, progress)  # fmt: skip
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from moegeo_cli.errors import UsageError
 
 FISHERS = ("empirical", "categorical", "adam")
 UNITS = ("position", "sequence", "loss_token")
+UNITS_OF_SIZE = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -16,7 +18,8 @@ class Settings:
     """Settings of a measurement; part of the key that it is stored under.
 
     `layers` are decoder layers, None for all. `fisher` and `unit` name the Fisher that the
-    heterogeneity metrics at the top are of; the categorical one always comes along.
+    heterogeneity metrics at the top are of; the categorical one always comes along. `stream`
+    reads layers from the files while they compute; `memory` is the bytes to stay within.
     """
 
     fisher: str = "empirical"
@@ -26,6 +29,8 @@ class Settings:
     batch_size: int | None = None
     layers: tuple[int, ...] | None = None
     seed: int = 0
+    stream: bool = False
+    memory: int | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -44,6 +49,14 @@ class Settings:
                 found=f"--unit {self.unit} with --fisher {self.fisher}",
                 hint="leave --unit out, or use --fisher empirical",
             )
+        if self.unit == "loss_token" and (self.stream or self.memory):
+            raise UsageError(
+                "a backward per token would read every layer once a token",
+                found="--unit loss_token with --stream or --memory",
+                hint="use --unit position",
+            )
+        if self.memory is not None and self.memory < 1:
+            raise UsageError("--memory must be positive", found=str(self.memory))
         if self.seed < 0:
             raise UsageError("--seed must not be negative", found=str(self.seed))
 
@@ -59,3 +72,18 @@ class Settings:
         if self.fisher == "empirical":
             return ("empirical", self.unit)
         return (self.fisher, "token" if self.fisher == "categorical" else "step")
+
+
+def parse_bytes(text: str | int | None) -> int | None:
+    """A size as people write it: 8GB, 512MiB, 1.5G; powers of 1024. None stays None.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    if text is None or isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    size = int(float(match[1]) * UNITS_OF_SIZE[match[2].upper()]) if match else 0
+    if size < 1:
+        raise UsageError("--memory is not a size", found=repr(text), hint="like 8GB or 512MB")
+    return size

@@ -8,7 +8,7 @@ Legend: N real tokens of a batch, D router input width, E experts, K experts cho
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -30,6 +30,7 @@ class LossGradients:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.unselected = plan.unselected
+        self._verified: set[str] = set()
         self.units = {unit for kind, unit in plan.fishers if kind == "empirical"}
 
     def backward(
@@ -45,23 +46,49 @@ class LossGradients:
             rows: where the batch's real tokens lie.
             calls: what each router saw and gave.
         """
-        targets = [(t, c) for t, c in calls if c.logits_NE.requires_grad and not t.problem]
-        if not targets:
-            return
-        wanted = [call.logits_NE for _, call in targets]
-        if self.units & {"position", "sequence"}:
-            # Each hook lets go of its router's tensors as the gradient passes, last layer first.
-            handles = [
-                call.logits_NE.register_hook(self._on_gradient(rows, trace, call))
-                for trace, call in targets
-            ]
-            torch.autograd.grad(
-                losses.sum(), wanted, allow_unused=True, retain_graph="loss_token" in self.units
-            )
-            for handle in handles:
-                handle.remove()
-        if "loss_token" in self.units:
+        targets = _reachable(calls)
+        if targets and self.units & {"position", "sequence"}:
+            self.pull([losses.sum()], None, rows, calls, retain="loss_token" in self.units)
+        if targets and "loss_token" in self.units:
             self._backward_each_loss(losses, rows, targets)
+
+    def pull(
+        self,
+        outputs: Sequence[torch.Tensor],
+        gradients: Sequence[torch.Tensor] | None,
+        rows: BatchRows,
+        calls: list[tuple[RouterTrace, RouterCall]],
+        leaves: Sequence[torch.Tensor] = (),
+        retain: bool = False,
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Take the loss's gradient from `outputs` to the routers' logits and to `leaves`.
+
+        Args:
+            outputs: where the gradient is known.
+            gradients: the loss's gradient there; None where `outputs` is the loss.
+            rows: where the batch's real tokens lie.
+            calls: routers between `leaves` and `outputs`, and what they saw and gave.
+            leaves: tensors whose gradient is wanted as well.
+            retain: whether the graph is needed once more.
+
+        Returns:
+            The gradient of each leaf, None for one that `outputs` do not depend on.
+        """
+        targets = _reachable(calls)
+        # Each hook lets go of its router's tensors as the gradient passes, last layer first.
+        handles = [
+            call.logits_NE.register_hook(self._on_gradient(rows, trace, call))
+            for trace, call in targets
+        ]
+        wanted = [*(call.logits_NE for _, call in targets), *leaves]
+        found: tuple[torch.Tensor | None, ...] = ()
+        if wanted:
+            found = torch.autograd.grad(
+                outputs, wanted, gradients, allow_unused=True, retain_graph=retain
+            )
+        for handle in handles:
+            handle.remove()
+        return found[len(targets) :]
 
     def _on_gradient(
         self, rows: BatchRows, trace: RouterTrace, call: RouterCall
@@ -119,7 +146,8 @@ class LossGradients:
             return delta_NE
         selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool)
         selected_NE.scatter_(1, rows.real(call.selected_NK).clamp_min(0), True)
-        if trace.calls == 1 or self.unselected == "verify":
+        if trace.router.path not in self._verified or self.unselected == "verify":
+            self._verified.add(trace.router.path)
             self._verify_unselected(trace, delta_NE, selected_NE, call.x_ND.dtype)
             if self.unselected == "dense":
                 return delta_NE
@@ -148,3 +176,10 @@ class LossGradients:
                 found=f"{ratio:.2g} of the selected experts' rms",
                 hint="report this model type: its entry in architectures.toml is wrong",
             )
+
+
+def _reachable(
+    calls: list[tuple[RouterTrace, RouterCall]],
+) -> list[tuple[RouterTrace, RouterCall]]:
+    """Calls whose logits the loss can reach."""
+    return [(t, c) for t, c in calls if c.logits_NE.requires_grad and not t.problem]

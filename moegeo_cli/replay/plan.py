@@ -30,6 +30,7 @@ class Plan:
     unselected: str = "verify"
     scoring: str = "softmax"
     batch_size: int | None = None
+    batch_tokens: int | None = None  # positions of a batch where no size is given; None: usual
     mixed_lengths: bool = True
     sample_rows: np.ndarray | None = None  # rows of the probe whose router inputs are kept
     seed: int = 0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -45,19 +45,30 @@ def replay(
     plan: Plan,
     *,
     progress: Callable[[int], None] | None = None,
+    kind: Callable[..., Pass] | None = None,
 ) -> Replay:
     """Run the probe once, halving the batch where memory runs out.
+
+    Args:
+        model: the model.
+        routers: those of its routers that are measured.
+        ids: the probe's sequences.
+        labels: what each predicts; None where that is its own next token.
+        plan: what is measured.
+        progress: hears of tokens replayed.
+        kind: how a pass goes about it; None for batch after batch through the whole model.
 
     Raises:
         ResourceError: not even one sequence at a time fits.
         UnsupportedArchitectureError: a router's output cannot be read.
     """
-    size = plan.batch_size
+    size, kind = plan.batch_size, kind or Pass
     # A run's model stays as it is from checkpoint to checkpoint, and so must what is said of it.
     notes = [EAGER] if getattr(model, "_moegeo_eager", False) else []
     while True:
         try:
-            result = _Pass(model, routers, ids, labels, plan, size, progress).run()
+            attempt = kind(model, routers, ids, labels, plan, size, progress)
+            result = attempt.run()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if UNGROUPED in str(error) and EAGER not in notes:
                 model.set_experts_implementation("eager")  # type: ignore[operator]
@@ -80,6 +91,14 @@ def replay(
         return result
 
 
+def model_inputs(batch: Batch) -> dict[str, Any]:
+    """What the model is called with."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BN, "use_cache": False}
+    if batch.mask_BN is not None:
+        inputs["attention_mask"] = batch.mask_BN
+    return inputs
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
@@ -87,7 +106,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-class _Pass:
+class Pass:
     """One attempt at a pass, with one batch size."""
 
     def __init__(
@@ -101,9 +120,10 @@ class _Pass:
         progress: Callable[[int], None] | None,
     ) -> None:
         self.model, self.routers, self.plan, self.progress = model, routers, plan, progress
+        self.recomputing, self.stops_early = False, not plan.needs_loss
         self.ids, self.labels, self.batch_size = ids, labels, batch_size
         self.lengths = np.array([len(i) for i in ids], dtype=np.int64)
-        self.device = next(model.parameters()).device
+        self.device = routers[0].weight_ED.device
         self.groups = int(plan.groups_S.max()) + 1
         self.gradients = LossGradients(plan)
         tokens = int(self.lengths.sum())
@@ -138,14 +158,16 @@ class _Pass:
 
     def run(self) -> Replay:
         """All batches."""
-        plan = plan_batches(self.lengths.tolist(), self.batch_size, mixed=self.plan.mixed_lengths)
+        plan = plan_batches(
+            self.lengths.tolist(),
+            self.batch_size,
+            mixed=self.plan.mixed_lengths,
+            tokens=self.plan.batch_tokens,
+        )
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
         with self._hooks(), self._logit_gradients():
-            for batch in make_batches(self.ids, self.labels, plan, self.device):
-                self._step(batch)
-                if self.progress:
-                    self.progress(int(batch.real_BN.sum()))
+            self._batches(make_batches(self.ids, self.labels, plan, self.device))
         targets = [
             (len(i) - 1 if y is None else int((y[1:] != IGNORED_LABEL).sum()))
             for i, y in zip(self.ids, self.labels, strict=True)
@@ -163,34 +185,48 @@ class _Pass:
             notes=[],
         )
 
+    def _batches(self, batches: Iterable[Batch]) -> None:
+        """One batch after another, each through the whole model."""
+        for batch in batches:
+            self._step(batch)
+            if self.progress:
+                self.progress(int(batch.real_BN.sum()))
+
     def _step(self, batch: Batch) -> None:
         """One batch, forward and, where a loss is needed, backward."""
-        real_BN = batch.real_BN
-        width = real_BN.shape[1]
-        flat = None if batch.mask_BN is None else real_BN.reshape(-1).nonzero().squeeze(1)
-        sequences = batch.sequence_B.cpu().numpy()
-        self.rows = BatchRows.of(flat, sequences, self.lengths, self.plan.groups_S)
-        self.pending: list[tuple[RouterTrace, RouterCall]] = []
-        self.called: set[str] = set()
-        inputs = {"input_ids": batch.input_ids_BN, "use_cache": False}
-        if batch.mask_BN is not None:
-            inputs["attention_mask"] = batch.mask_BN
+        self._begin(self._rows_of(batch))
         if self.plan.needs_loss:
-            logits = self._forward(inputs).logits
-            losses = F.cross_entropy(
-                logits.float().reshape(-1, logits.shape[-1]),
-                batch.targets_BN.reshape(-1),
-                reduction="none",
-                ignore_index=IGNORED_LABEL,
-            )
-            self.loss_S[sequences] = (
-                losses.detach().double().reshape(-1, width).sum(1).cpu().numpy()
-            )
+            losses = self._losses(batch, self._forward(model_inputs(batch)).logits)
             self.gradients.backward(losses, self.rows, self.pending)
         else:
             with contextlib.suppress(_EndOfRouters):
-                self._forward(inputs)
+                self._forward(model_inputs(batch))
         self.pending.clear()
+
+    def _rows_of(self, batch: Batch) -> BatchRows:
+        """Where the batch's real tokens lie."""
+        padded = batch.mask_BN is not None
+        flat = batch.real_BN.reshape(-1).nonzero().squeeze(1) if padded else None
+        sequences = batch.sequence_B.cpu().numpy()
+        return BatchRows.of(flat, sequences, self.lengths, self.plan.groups_S)
+
+    def _begin(self, rows: BatchRows) -> None:
+        """From here on, routers are called for these tokens."""
+        self.rows = rows
+        self.pending: list[tuple[RouterTrace, RouterCall]] = []
+        self.called: set[str] = set()
+
+    def _losses(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+        """The loss of every position, kept by sequence as well."""
+        losses = F.cross_entropy(
+            logits.float().reshape(-1, logits.shape[-1]),
+            batch.targets_BN.reshape(-1),
+            reduction="none",
+            ignore_index=IGNORED_LABEL,
+        )
+        by_sequence = losses.detach().double().reshape(batch.real_BN.shape).sum(1)
+        self.loss_S[batch.sequence_B.cpu().numpy()] = by_sequence.cpu().numpy()
+        return losses
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
         """The model's own pass.
@@ -242,6 +278,9 @@ class _Pass:
 
     def _on_forward(self, trace: RouterTrace) -> Callable[[RouterCall], None]:
         def take(call: RouterCall) -> None:
+            if self.recomputing:  # seen before: only its gradient is of interest
+                self.pending.append((trace, call))
+                return
             trace.calls += 1
             if trace.calls == 1:
                 trace.problem = verify_call(trace.router, call)
@@ -249,7 +288,7 @@ class _Pass:
                 self._record(trace, call)
             self.called.add(trace.router.path)
             self.pending.append((trace, call))
-            if not self.plan.needs_loss and len(self.called) == len(self.traces):
+            if self.stops_early and len(self.called) == len(self.traces):
                 raise _EndOfRouters
 
         return take

@@ -5,20 +5,49 @@ Everything behind it (taps, batches, Fisher sums) takes whatever module it is gi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from moegeo_cli.errors import BaselineError
+from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import auto_class, load_model, swap_weights
+from moegeo_cli.replay.memory import (
+    Sizes,
+    StreamPlan,
+    free_bytes,
+    held_bytes,
+    plan_stream,
+    return_freed_blocks,
+)
+from moegeo_cli.replay.streamed import streamed
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a source's models are replayed.
+
+    `kind` is what `replay` takes, `batch_tokens` the positions of a batch (None: as usual),
+    `terms` what is held in memory by name (None where that is not planned).
+    """
+
+    kind: Callable[..., Any] | None = None
+    batch_tokens: int | None = None
+    terms: dict[str, int] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class ModelSource(Protocol):
     """Gives the models of a run's checkpoints, frozen and in evaluation mode.
 
-    A model that was given stays as it is until the next one is asked for.
+    A model that was given stays as it is until the next one is asked for; `manner` is of it.
     """
+
+    manner: Manner
 
     def load(self, path: Path) -> nn.Module:
         """The model with the weights that lie in `path`.
@@ -40,6 +69,7 @@ class WholeModels:
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self.manner = Manner()
         self._built: nn.Module | None = None
 
     def load(self, path: Path) -> nn.Module:
@@ -60,3 +90,74 @@ class WholeModels:
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
+
+
+class StreamedModels:
+    """transformers' models, their layers read from the files while they compute.
+
+    Args:
+        device: where they compute.
+        dtype: in which dtype.
+        lengths: of the probe's sequences.
+        memory: bytes that the process should stay within; None for as little as is sensible.
+        sums: bytes of what is measured, by the model's sizes.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        lengths: list[int],
+        memory: int | None,
+        sums: Callable[[nn.Module], int],
+    ) -> None:
+        self.device, self.dtype, self.lengths = device, dtype, lengths
+        self.memory, self.sums = memory, sums
+        self.manner = Manner()
+        self._stream: LayerStream | None = None
+        self._held = 0
+
+    def load(self, path: Path) -> nn.Module:
+        """See `ModelSource`.
+
+        Raises:
+            ResourceError: the bound is too low.
+        """
+        if self._stream is None:
+            return_freed_blocks()
+            self._stream = LayerStream(path, self.device, self.dtype)
+            self._held = held_bytes(self.device)
+        stream = self._stream
+        stream.attach(path)
+        plan = self._plan(stream.sizes(self.sums(stream.model)))
+        stream.open(plan.chunk_bytes)
+        experts = "some experts at a time, by the eager kernel" if plan.chunk_bytes else "whole"
+        self.manner = Manner(
+            kind=streamed(stream, plan.boundary_bytes),
+            batch_tokens=plan.positions,
+            terms=plan.terms,
+            notes=(f"layers streamed from the files, {experts}",),
+        )
+        model: nn.Module = stream.model
+        return model
+
+    def initialise(self, path: Path, seed: int) -> nn.Module:
+        """See `ModelSource`; not possible here.
+
+        Raises:
+            BaselineError: always.
+        """
+        raise BaselineError(
+            "a fresh initialisation has no files that could be streamed",
+            hint="use --baseline STEP or PATH, or leave --stream and --memory out",
+        )
+
+    def _plan(self, sizes: Sizes) -> StreamPlan:
+        return plan_stream(
+            sizes,
+            tokens=sum(self.lengths),
+            longest=max(self.lengths),
+            memory=self.memory,
+            process=self._held,
+            free=free_bytes(self.device),
+        )

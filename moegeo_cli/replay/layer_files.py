@@ -1,0 +1,128 @@
+"""The files of a checkpoint as the source of a module tree's parameters, a few at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
+from moegeo_cli.replay.conversion import convert_into, quiet_transformers, trace_sources
+from moegeo_cli.replay.stored import StoredTensor, announce
+
+LARGE = 2**22  # elements of a parameter that is converted alone
+
+
+class LayerFiles:
+    """Fills parameters of a module tree from a checkpoint's files, and empties them again.
+
+    Args:
+        model: the module tree; empty parameters lie on the meta device.
+        path: the checkpoint.
+        device: where parameters go.
+        dtype: theirs, but for what the model keeps in float32.
+
+    Raises: what opening the files raises.
+    """
+
+    def __init__(self, model: Any, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.device, self.dtype = model, device, dtype
+        self.index, self.name = open_weights(path), path.name
+        with quiet_transformers():
+            self.sources = trace_sources(model, self.index.names())
+
+    def load(self, targets: Iterable[str]) -> None:
+        """Fill parameters; those that no file holds stay as they are.
+
+        Large ones are converted alone, since that needs both sides of them.
+
+        Raises:
+            IncompleteCheckpointError: what was saved cannot be converted.
+            ShapeError: a tensor's shape contradicts the config.
+        """
+        together: dict[str, Any] = {}
+        for target in sorted(set(targets) & set(self.sources)):
+            names = self.sources[target].names
+            state = {n: StoredTensor(self.index, n) for n in names}
+            if sum(self.index.info(n).elements for n in names) >= LARGE:
+                self._convert(state)
+            else:
+                together |= state
+        self._convert(together)
+
+    def load_rows(self, names: Mapping[str, tuple[int, int]]) -> None:
+        """Load some experts of fused parameters, whose place in the tree has that shape."""
+        state: dict[str, Any] = {}
+        for name, (start, stop) in names.items():
+            for pattern in self.sources[name].patterns.values():
+                if len(pattern) > 1:  # saved one by one
+                    state |= {n: StoredTensor(self.index, n) for n in pattern[start:stop]}
+                else:
+                    state[pattern[0]] = StoredTensor(self.index, pattern[0], (start, stop))
+        self._convert(state)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Empty parameters."""
+        for name in names:
+            path, _, own = name.rpartition(".")
+            module = self.model.get_submodule(path)
+            table: Any = module._parameters if own in module._parameters else module._buffers
+            held = table.get(own)
+            if held is None or held.device.type == "meta":
+                continue
+            empty = torch.empty_like(held, device="meta")
+            table[own] = nn.Parameter(empty, False) if table is module._parameters else empty
+
+    def refuse_missing(self, names: Iterable[str]) -> None:
+        """Check that parameters are filled: elsewhere one that no file holds is a random one.
+
+        Raises:
+            IncompleteCheckpointError: some are not.
+        """
+        tensors = named_tensors(self.model)
+        missing = sorted(n for n in names if n in tensors and tensors[n].device.type == "meta")
+        if missing:
+            raise IncompleteCheckpointError(
+                f"{self.name}: {len(missing)} tensors that the model needs are not in its files",
+                found=f"missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+                hint="save the checkpoint again with model.save_pretrained",
+            )
+
+    def announce(self, targets: Iterable[str]) -> None:
+        """Let the system fetch what fills these parameters next."""
+        announce(
+            self.index, [n for t in targets if t in self.sources for n in self.sources[t].names]
+        )
+
+    def _convert(self, state: Mapping[str, Any]) -> None:
+        if not state:
+            return
+        wanting = {id(p) for p in self.model.parameters() if p.requires_grad}  # routers, in a pass
+        try:
+            with quiet_transformers():
+                report = convert_into(self.model, state, self.device, self.dtype)
+        except MoegeoError:
+            raise
+        except Exception as error:
+            raise IncompleteCheckpointError(
+                f"{self.name}: its tensors cannot be converted",
+                found=f"{type(error).__name__}: {str(error)[:200]}",
+                hint="save the checkpoint again with model.save_pretrained",
+            ) from error
+        if report.mismatched_keys:
+            name, saved, wanted = sorted(report.mismatched_keys)[0]
+            raise ShapeError(
+                f"{self.name}: the shape of {name} contradicts the config",
+                found=f"{tuple(saved)} in the file, {tuple(wanted)} by the config",
+            )
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in wanting)
+
+
+def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers by name, shared ones under each of their names."""
+    return dict(model.state_dict(keep_vars=True))

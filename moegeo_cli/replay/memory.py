@@ -1,0 +1,192 @@
+"""What a streamed replay holds in memory at once, term by term, and how to stay within a bound.
+
+The bound is a sum of what is held together: the bare process; what stays for the whole run
+(embeddings, head, norms, routers); twice the larger of a layer's part without experts and a
+chunk of experts, as converting what was saved needs both sides; the layer boundaries; one
+batch's activations; and the sums that are measured.
+
+Legend: N positions of a batch, T of the probe, S sequences, D model width, F expert width,
+E experts, K experts chosen per token, V vocabulary, G groups.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from moegeo_cli.errors import ResourceError
+from moegeo_cli.replay.batches import TOKENS_PER_BATCH
+
+# glibc: blocks from this size on are mapped one by one, and unmapped when they are freed.
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**17
+CHUNK_BYTES = 64 * 2**20
+# Boundaries that are kept where nobody set a bound: a quarter of what is free, at least this.
+FREE_SHARE, LEAST_BOUNDARIES = 0.25, 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of a model's parts, and what its activations depend on.
+
+    `resident` stays; `shared` is the largest non-expert part of a layer, `layer` the largest
+    layer, `expert` one expert (0 where a layer cannot be had expert by expert); `boundary` is
+    what one position leaves at all layer boundaries, `sums` what the measurement itself keeps.
+    """
+
+    resident: int
+    shared: int
+    layer: int
+    expert: int
+    boundary: int
+    sums: int
+    width: int
+    inner: int
+    top_k: int
+    vocabulary: int
+    itemsize: int
+
+    def activations(self, positions: int) -> int:
+        """Bytes of one batch's activations: of a layer with its graph, or of head and loss."""
+        inner = self.top_k * (3 * self.width + 6 * self.inner)
+        layer = positions * self.itemsize * (24 * self.width + inner)
+        head = positions * self.vocabulary * (2 * self.itemsize + 12)
+        return max(layer, head)
+
+
+@dataclass(frozen=True, slots=True)
+class StreamPlan:
+    """How a model is streamed.
+
+    `chunk_bytes` of experts at a time, None for whole layers; `boundary_bytes` of layer
+    boundaries at most; `positions` of a batch. `terms` are the bytes of each part by name.
+    """
+
+    chunk_bytes: int | None
+    boundary_bytes: int
+    positions: int
+    terms: dict[str, int]
+
+    @property
+    def bound(self) -> int:
+        """Bytes that the process should not exceed."""
+        return sum(self.terms.values())
+
+
+def plan_stream(
+    sizes: Sizes, tokens: int, longest: int, memory: int | None, process: int, free: int
+) -> StreamPlan:
+    """Decide what lies in memory at once.
+
+    Args:
+        sizes: of the model.
+        tokens: T.
+        longest: positions of the longest sequence: a batch holds at least one.
+        memory: the bound that was asked for; None for as little as is sensible.
+        process: bytes of the process as it is.
+        free: bytes that the machine has left.
+
+    Raises:
+        ResourceError: the bound is too low for this model and probe.
+    """
+    positions = max(TOKENS_PER_BATCH, longest)
+    chunk = max(CHUNK_BYTES, sizes.expert) if sizes.expert else sizes.layer
+    whole = sizes.boundary * tokens
+    if memory is None:
+        most = max(LEAST_BOUNDARIES, int(free * FREE_SHARE))
+        return _plan(sizes, chunk, positions, min(whole, max(most, sizes.boundary * positions)),
+                     process)  # fmt: skip
+    chunk = sizes.expert or sizes.layer
+    fixed = process + sizes.resident + sizes.sums + 2 * max(sizes.shared, chunk)
+    left = memory - fixed
+    while positions > longest and 3 * _of_batch(sizes, positions) > left:
+        positions = max(longest, positions // 2)
+    least = fixed + _of_batch(sizes, positions)
+    if least > memory:
+        raise ResourceError(
+            f"--memory is too low for this model: one batch needs {say_bytes(least)}",
+            found=say_bytes(memory),
+            hint="raise --memory, or use a probe of shorter sequences or --dtype bfloat16",
+        )
+    boundaries = min(whole, max(sizes.boundary * positions, (memory - least) // 2))
+    room = (memory - fixed - sizes.activations(positions) - boundaries) // 2
+    room += max(sizes.shared, chunk)
+    return _plan(sizes, sizes.layer if room >= sizes.layer else max(chunk, room), positions,
+                 boundaries, process)  # fmt: skip
+
+
+def _of_batch(sizes: Sizes, positions: int) -> int:
+    return sizes.activations(positions) + sizes.boundary * positions
+
+
+def _plan(sizes: Sizes, chunk: int, positions: int, boundaries: int, process: int) -> StreamPlan:
+    whole = not sizes.expert or chunk >= sizes.layer
+    return StreamPlan(
+        chunk_bytes=None if whole else chunk,
+        boundary_bytes=boundaries,
+        positions=positions,
+        terms={
+            "process": process,
+            "resident": sizes.resident,
+            "layer": 2 * (sizes.layer if whole else max(sizes.shared, chunk)),
+            "boundaries": boundaries,
+            "activations": sizes.activations(positions),
+            "sums": sizes.sums,
+        },
+    )
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is left on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Memory that the process holds there now."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    return int(psutil.Process().memory_info().rss)
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """The most that the process has held there since it began; None where that is not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved(device))
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def return_freed_blocks() -> None:
+    """Have the allocator give large freed blocks back at once, where it is glibc's.
+
+    It would keep them for later, and a layer that was let go would still count.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+    except (OSError, AttributeError, TypeError):
+        return  # another allocator
+
+
+def say_memory(terms: dict[str, int], peak: int | None) -> str:
+    """The terms of a bound beside what was measured, in a line."""
+    parts = " + ".join(f"{name} {say_bytes(count)}" for name, count in terms.items())
+    measured = "not measured" if peak is None else say_bytes(peak)
+    return f"memory: at most {say_bytes(sum(terms.values()))} = {parts}; measured peak {measured}"
+
+
+def say_bytes(count: int) -> str:
+    """A size for people, in powers of 1024."""
+    for unit in ("TiB", "GiB", "MiB"):
+        size = 2 ** (40 if unit == "TiB" else 30 if unit == "GiB" else 20)
+        if count >= size or unit == "MiB":
+            return f"{count / size:,.{0 if unit == 'MiB' else 2}f} {unit}"
+    raise AssertionError
