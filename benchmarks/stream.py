@@ -151,8 +151,9 @@ def compare(options: argparse.Namespace) -> None:
     one, other = (np.load(folder / f"{way}.npy") for way in ("whole", "streamed"))
     apart = float(np.abs(one - other).max() / np.abs(one).max())
     same = "bit for bit" if np.array_equal(one, other) else f"within {apart:.1e} of the largest"
+    losses = [results[way]["loss"] for way in ("whole", "streamed")]
     print(f"  empirical Fisher of {one.shape[0]} routers: equal {same};"
-          f" loss {results['whole']['loss']:.6f} and {results['streamed']['loss']:.6f}")  # fmt: skip
+          f" loss {losses[0]:.6f} and {losses[1]:.6f}")  # fmt: skip
 
 
 def plan(options: argparse.Namespace) -> None:

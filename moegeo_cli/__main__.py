@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from moegeo_cli.cli.app import run
@@ -9,6 +10,9 @@ from moegeo_cli.cli.app import run
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    # A kernel kept for every number of tokens that an expert ever got comes to gigabytes.
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "64")
     sys.exit(run())
 
 

@@ -47,6 +47,12 @@ def sequences() -> list[np.ndarray]:
     return [rng.integers(0, 60, n) for n in (5, 9, 12, 12, 7, 16, 3)]
 
 
+def write_probe(folder: Path) -> Path:
+    path = folder / "probe.jsonl"
+    path.write_text("".join(f'{{"input_ids": {s.tolist()}}}\n' for s in sequences()))
+    return path
+
+
 def run(model: Any, path: Path, kind: Any = None) -> Replay:
     architecture = describe_architecture(read_config(path))
     ids = sequences()
@@ -130,8 +136,7 @@ def test_experts_come_one_at_a_time(tmp_path: Path) -> None:
 
 def test_the_reports_of_both_ways_agree(tmp_path: Path) -> None:
     save("qwen3_moe", tmp_path)
-    probe = tmp_path / "probe.jsonl"
-    probe.write_text("".join(f'{{"input_ids": {s.tolist()}}}\n' for s in sequences()))
+    probe = write_probe(tmp_path)
     ways: list[dict[str, Any]] = [{}, {"stream": True}, {"memory": "64GB", "stream": True}]
     whole, small, large = (
         analyze(tmp_path, probe=probe, baseline="none", cache=False, **way) for way in ways
@@ -155,9 +160,13 @@ def test_a_missing_tensor_is_never_a_random_one(lost: str, said: str, tmp_path: 
     for name in [n for n in tensors if n.endswith(lost)]:
         del tensors[name]
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises((IncompleteCheckpointError, ShapeError), match=r"needs|shape|convert") as e:
+
+    def go() -> None:
         stream = open_stream(tmp_path, 1)
         run(stream.model, tmp_path, streamed(stream, 2000))
+
+    with pytest.raises((IncompleteCheckpointError, ShapeError), match=r"needs|shape|convert") as e:
+        go()
     assert said in f"{e.value.message} {e.value.found}"
 
 
@@ -172,10 +181,11 @@ def test_a_file_that_is_cut_while_it_is_read_ends_the_analysis(tmp_path: Path) -
 
 def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
     save("mixtral", tmp_path)
+    probe = write_probe(tmp_path)
     with pytest.raises(ResourceError, match="--memory is too low"):
-        analyze(tmp_path, baseline="none", cache=False, max_tokens=512, memory="1MB")
+        analyze(tmp_path, probe=probe, baseline="none", cache=False, memory="1MB")
     with pytest.raises(BaselineError):
-        analyze(tmp_path, baseline="init", cache=False, max_tokens=512, stream=True)
+        analyze(tmp_path, probe=probe, baseline="init", cache=False, stream=True)
     with pytest.raises(UsageError):
         analyze(tmp_path, unit="loss_token", stream=True)
     with pytest.raises(UsageError, match="not a size"):
