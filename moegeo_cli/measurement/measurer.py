@@ -25,11 +25,12 @@ from moegeo_cli.probes import Probe
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
-from moegeo_cli.replay.routers import Router, find_routers
+from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
 from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import ModelSource, WholeModels
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
+OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
@@ -107,6 +108,7 @@ class Measurer:
         labels = [s.labels for s in self.probe.sequences]
         tokens = sum(len(i) for i in ids)
         stateful = carries_state(model)
+        others = find_other_routers(model)
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
@@ -138,7 +140,11 @@ class Measurer:
                 "batch_tokens": None if outcome.batch_size else TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "notes": [*outcome.notes, *([UNPADDED] if stateful else [])],
+                "notes": [
+                    *outcome.notes,
+                    *([UNPADDED] if stateful else []),
+                    *([OTHERS.format(len(others))] if others else []),
+                ],
             },
         )
 

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.routers import OTHER_TOWER
+
 IGNORED_LABEL = -100
 STATEFUL = re.compile(r"Mamba|Delta(Net|Attention)|Lightning|ShortConv")
 TOKENS_PER_BATCH = 2048  # enough rows to fill the matrix products of a small expert
@@ -56,7 +58,8 @@ def carries_state(model: nn.Module) -> bool:
     """
     return any(
         isinstance(module, nn.Conv1d) or STATEFUL.search(type(module).__name__)
-        for module in model.modules()
+        for path, module in model.named_modules()
+        if not OTHER_TOWER.search(path)
     )
 
 

@@ -28,8 +28,8 @@ AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
 class RouterCall:
     """What one forward pass of a router took and gave, rows being tokens.
 
-    Shapes: x_ND as the router's weight received it, logits_NE on the gradient path,
-    weights_NK and selected_NK as the model goes on to use them.
+    Shapes: x_ND as the router's weight received it (times the router's scale), logits_NE on the
+    gradient path, weights_NK and selected_NK as the model goes on to use them.
     """
 
     x_ND: torch.Tensor
@@ -70,6 +70,8 @@ class RouterTap:
         else:
             x, logits = self._product
             self._product = None
+        if self.router.scale != 1.0:  # of the product, and as well of its input
+            x = x.to(logits.dtype) * self.router.scale
         logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
         selected, weights = _read_choice(self.router, output, logits_NE)
         self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected))
