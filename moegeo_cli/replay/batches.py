@@ -64,7 +64,11 @@ def carries_state(model: nn.Module) -> bool:
 
 
 def plan_batches(
-    lengths: Sequence[int], batch_size: int | None, *, mixed: bool = True
+    lengths: Sequence[int],
+    batch_size: int | None,
+    *,
+    mixed: bool = True,
+    splits: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Which sequences go together: sorted by length (stable), cut by count or by tokens.
 
@@ -72,13 +76,16 @@ def plan_batches(
         lengths: tokens of each sequence.
         batch_size: sequences a batch; None takes as many as fit TOKENS_PER_BATCH.
         mixed: False keeps to one length a batch, for models that padding would change.
+        splits: of sequences in two parts; one length and split a batch then.
     """
-    order = sorted(range(len(lengths)), key=lambda s: lengths[s])
+    mixed = mixed and splits is None
+    kinds = list(zip(lengths, splits or lengths, strict=True))
+    order = sorted(range(len(lengths)), key=lambda s: kinds[s])
     batches: list[list[int]] = []
     for s in order:
         current = batches[-1] if batches else []
         limit = batch_size or max(1, TOKENS_PER_BATCH // max(lengths[s], 1))
-        same = bool(current) and lengths[current[0]] == lengths[s]
+        same = bool(current) and kinds[current[0]] == kinds[s]
         # A shorter neighbour is padded only if less than an eighth of the batch is wasted.
         close = bool(current) and mixed and lengths[current[0]] * 8 >= lengths[s] * 7
         if current and len(current) < limit and (same or close):

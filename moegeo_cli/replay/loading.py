@@ -120,15 +120,19 @@ def auto_class(config: Any) -> tuple[Any, Any]:
         AutoModelForCausalLM,
         AutoModelForImageTextToText,
         AutoModelForMultimodalLM,
+        AutoModelForSeq2SeqLM,
     )
 
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+    autos = [AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM]
+    if getattr(config, "is_encoder_decoder", False):
+        autos = [AutoModelForSeq2SeqLM]
+    for auto in autos:
         if type(config) in auto._model_mapping:
             return auto, auto._model_mapping[type(config)]
     raise UnsupportedArchitectureError(
-        f"transformers has no causal language model of type {config.model_type}",
+        f"transformers has no language model of type {config.model_type}",
         found=type(config).__name__,
-        hint="moegeo replays causal language models; see docs/architectures.md",
+        hint="moegeo replays language models; see docs/architectures.md",
     )
 
 

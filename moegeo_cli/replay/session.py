@@ -24,6 +24,7 @@ from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_batches
 from moegeo_cli.replay.gradients import LossGradients
+from moegeo_cli.replay.pairs import SOURCE, align_logits, side_of, split_inputs
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
@@ -131,6 +132,8 @@ class _Pass:
             )
             for router in routers
         ]
+        if plan.splits_S is not None:
+            self._take_sides(plan.splits_S)
         self.loss_S = np.zeros(len(ids))
         self.sample_of_row = np.full(tokens, -1, dtype=np.int64)
         if plan.sample_rows is not None:
@@ -138,7 +141,13 @@ class _Pass:
 
     def run(self) -> Replay:
         """All batches."""
-        plan = plan_batches(self.lengths.tolist(), self.batch_size, mixed=self.plan.mixed_lengths)
+        splits_S = self.plan.splits_S
+        plan = plan_batches(
+            self.lengths.tolist(),
+            self.batch_size,
+            mixed=self.plan.mixed_lengths,
+            splits=None if splits_S is None else splits_S.tolist(),
+        )
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
         with self._hooks(), self._logit_gradients():
@@ -163,6 +172,14 @@ class _Pass:
             notes=[],
         )
 
+    def _take_sides(self, splits_S: np.ndarray) -> None:
+        """Each router's side, and which of the probe's tokens it sees."""
+        places_T = np.concatenate([np.arange(n) for n in self.lengths])
+        source_T = places_T < np.repeat(splits_S, self.lengths)
+        for trace in self.traces:
+            trace.side = side_of(self.model, trace.router.module)
+            trace.rows = np.flatnonzero(source_T == (trace.side == SOURCE))
+
     def _step(self, batch: Batch) -> None:
         """One batch, forward and, where a loss is needed, backward."""
         real_BN = batch.real_BN
@@ -175,8 +192,14 @@ class _Pass:
         inputs = {"input_ids": batch.input_ids_BN, "use_cache": False}
         if batch.mask_BN is not None:
             inputs["attention_mask"] = batch.mask_BN
+        split = None if self.plan.splits_S is None else int(self.plan.splits_S[sequences[0]])
+        if split is not None:
+            self.rows = self.rows.split(split, self.plan.groups_S)
+            inputs = split_inputs(self.model, batch.input_ids_BN, split)
         if self.plan.needs_loss:
             logits = self._forward(inputs).logits
+            if split is not None:
+                logits = align_logits(logits, split, width)
             losses = F.cross_entropy(
                 logits.float().reshape(-1, logits.shape[-1]),
                 batch.targets_BN.reshape(-1),
@@ -256,30 +279,29 @@ class _Pass:
 
     def _record(self, trace: RouterTrace, call: RouterCall) -> None:
         """Keep what the geometry needs, and feed the categorical Fisher."""
-        logits_NE = self.rows.real(
-            call.logits_NE.detach().reshape(-1, trace.router.experts)
-        ).float()
-        selected_NK = self.rows.real(call.selected_NK)
-        weights_NK = self.rows.real(call.weights_NK.detach()).float()
+        rows = self.rows.of_side(trace.side)
+        logits_NE = rows.real(call.logits_NE.detach().reshape(-1, trace.router.experts)).float()
+        selected_NK = rows.real(call.selected_NK)
+        weights_NK = rows.real(call.weights_NK.detach()).float()
         if trace.selected_TK is None or trace.weights_TK is None:
             shape = (len(trace.logits_TE), selected_NK.shape[1])
             trace.selected_TK = np.zeros(shape, dtype=np.int32)
             trace.weights_TK = np.zeros(shape, dtype=np.float32)
-        trace.logits_TE[self.rows.probe_N] = logits_NE.cpu().numpy()
-        trace.selected_TK[self.rows.probe_N] = selected_NK.cpu().numpy()
-        trace.weights_TK[self.rows.probe_N] = weights_NK.cpu().numpy()
-        samples = self.sample_of_row[self.rows.probe_N]
+        trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
+        trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
+        trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
+        samples = self.sample_of_row[rows.probe_N]
         kept = np.flatnonzero(samples >= 0)
         if len(kept):
-            x_MD = self.rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
+            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
             if trace.sample_x_MD is None:
                 count = int((self.sample_of_row >= 0).sum())
                 trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)
             trace.sample_x_MD[samples[kept]] = x_MD.float().cpu().numpy()
         if CATEGORICAL in trace.fishers:
-            x_ND = self.rows.real(call.x_ND.detach()).float()
+            x_ND = rows.real(call.x_ND.detach()).float()
             trace.fishers[CATEGORICAL].add(
                 categorical_information(logits_NE, self.plan.scoring),
                 x_ND.square(),
-                self.rows.group_spans,
+                rows.group_spans,
             )

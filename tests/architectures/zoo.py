@@ -81,9 +81,21 @@ OWN: dict[str, dict[str, Any]] = {
     "Qwen3OmniMoeTalkerConfig": {"spatial_merge_size": 2},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 16},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 3},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
+    "nllb-moe": {
+        "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+        "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+        "encoder_sparse_step": 1, "decoder_sparse_step": 1,
+    },
     "radio": {"video_temporal_patch_size": 2},
     "step3p5": {"mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "switch_transformers": {
+        "d_kv": 8, "d_ff": 16, "num_heads": 4, "num_layers": 4, "num_decoder_layers": 2,
+        "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 2, "expert_capacity": 3,
+        "decoder_start_token_id": 0,
+    },
     "unlimited_ocr_sam_vision_model": {"downsample_channels": [16, 32]},
+    "vitpose_backbone": {"part_features": 8},
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 # Latent attention has a key head for every query head.
@@ -100,17 +112,25 @@ TOWER: dict[str, Any] = {
     "text_hidden_size": 32, "adapter_in_dim": 32, "adapter_out_dim": 32, "adapter_input_size": 32,
     "projection_hidden_dim": 32, "projection_intermediate_size": 32, "vocab_size": 64,
     "position_embedding_size": 16, "max_img_size": 16, "n_layers": 2, "n_mel_bins": 8,
-    "mel_vocab_size": 16,
+    "mel_vocab_size": 16, "audio_hidden_size": 32, "blank_token_id": 0,
 }  # fmt: skip
 TEXT = ("text_config", "thinker_config")
 
 
 def tiny_config(model_type: str) -> Any:
-    """The type's own configuration class, everything small, every tower of it."""
+    """The type's own configuration class, everything small, every tower of it.
+
+    "a + b" is a type of several towers with b's language model.
+    """
     from transformers import AutoConfig
 
-    known = AutoConfig.for_model(model_type)
-    return AutoConfig.for_model(model_type, **_values(known, SMALL))
+    model_type, _, text = model_type.partition(" + ")
+    values = _values(AutoConfig.for_model(model_type), SMALL)
+    if text:
+        values["text_config"] = {
+            "model_type": text, **_values(AutoConfig.for_model(text), SMALL)
+        }  # fmt: skip
+    return AutoConfig.for_model(model_type, **values)
 
 
 def _values(known: Any, small: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +149,7 @@ def _values(known: Any, small: dict[str, Any]) -> dict[str, Any]:
 
 def _has(config: Any, name: str) -> bool:
     try:
-        return hasattr(config, name)
+        return hasattr(config, name) and not isinstance(getattr(type(config), name, None), property)
     except Exception:  # a value that varies by layer may not be asked for: it is there
         return True
 
@@ -143,6 +163,7 @@ def save_tiny(model_type: str, path: Path, seed: int = 0) -> None:
     config = tiny_config(model_type)
     kinds = ("ImageTextToText", "MultimodalLM", "CausalLM", "Seq2SeqLM", "TokenClassification")
     autos = [getattr(transformers, f"AutoModelFor{kind}") for kind in kinds]
+    autos.append(transformers.AutoBackbone)
     auto = next(auto for auto in autos if type(config) in auto._model_mapping)
     model = auto.from_config(config).float()
     with torch.no_grad():
