@@ -32,8 +32,8 @@ TYPES = (
 TOWERS = (
     "aria", "deepseek_ocr2", "dots3_note", "ernie4_5_vl_moe", "gemma4", "glm4v_moe", "glm5_next",
     "inkling2", "inkling_mm_model", "kimi_k25", "llama4", "minimax_m3_vl", "mistral_large4",
-    "muse_spark", "nemo_speechlm", "nemotron_h_omni", "qwen3_5_moe", "qwen3_omni_moe", "qwen3_omni_moe_thinker",
-    "qwen3_vl_moe", "qwen4_exp", "step3p7", "unlimited_ocr",
+    "muse_spark", "nemo_speechlm", "nemotron_h_omni", "qwen3_5_moe", "qwen3_omni_moe",
+    "qwen3_omni_moe_thinker", "qwen3_vl_moe", "qwen4_exp", "step3p7", "unlimited_ocr",
     # whose language model may be of any type
     "granite_speech + granitemoehybrid", "internvl + qwen3_moe", "lfm2_vl + lfm2_moe",
     "mistral3 + mistral4",

@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_num_heads": 4,
     "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2, "chunk_size": 16,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_head_dim": 8, "linear_num_heads": 4,
     # experts
     "num_experts": 8, "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8,
     "num_experts_per_tok": 2, "num_experts_per_token": 2, "moe_topk": 2, "moe_k": 2,
@@ -63,7 +63,6 @@ OWN: dict[str, dict[str, Any]] = {
     "glm5_next_text": {
         "mlp_layer_types": ["dense", *["sparse"] * 3],
         "qk_rope_head_dim": 0, "head_dim": 0, "qk_head_dim": 8, "index_kpool": 2,
-        "linear_head_dim": 8, "linear_num_heads": 4,
     },
     "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 2},
     "llama4_vision_model": {
@@ -148,8 +147,11 @@ def _values(known: Any, small: dict[str, Any]) -> dict[str, Any]:
 
 
 def _has(config: Any, name: str) -> bool:
+    rule = getattr(type(config), name, None)
+    if isinstance(rule, property) and rule.fset is None:
+        return False
     try:
-        return hasattr(config, name) and not isinstance(getattr(type(config), name, None), property)
+        return hasattr(config, name)
     except Exception:  # a value that varies by layer may not be asked for: it is there
         return True
 
