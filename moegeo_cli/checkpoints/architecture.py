@@ -116,7 +116,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             hint="give a mixture-of-experts checkpoint",
             context={"model_type": model_type},
         )
-    refused = _families().get(model_type, {}).get("refused") or facts.get("refused")
+    refused = facts.get("refused")
     if refused and refuse:
         raise UnsupportedArchitectureError(
             f"{text_type} cannot be measured: {refused}",

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from torch.nn import functional as F
 
 from moegeo_cli import analyze
-from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.api import invariance
+from moegeo_cli.checkpoints.discover import open_run
+from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedArchitectureError
+from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.measurement.probe import default_tokens
 from tests.architectures import oracle
 from tests.architectures.table import PAGE, row, write_probe
 from tests.architectures.zoo import save_tiny
@@ -164,6 +170,29 @@ def test_the_way_between_checkpoints_is_of_each_sides_tokens(tmp_path: Path) -> 
         chord = (p.sqrt() - q.sqrt()).norm(dim=-1)
         speed = float((4 * torch.asin(chord / 2)).mean())
         assert layer["metrics"]["speed"].value == pytest.approx(speed, rel=1e-4)
+
+
+def test_a_router_missing_from_one_side_is_named(switch: Path, tmp_path: Path) -> None:
+    """The other side's router of the same layer does not stand in for it."""
+    shutil.copytree(switch, tmp_path / "broken")
+    file = tmp_path / "broken" / "model.safetensors"
+    name = "decoder.block.1.layer.2.mlp.router.classifier.weight"
+    tensors = load_file(file)
+    del tensors[name]
+    save_file(tensors, file, metadata={"format": "pt"})
+    write_probe(tmp_path / "probe.jsonl")
+    with pytest.raises(IncompleteCheckpointError, match=r"decoder\.block\.1"):
+        analyze(tmp_path / "broken", probe=tmp_path / "probe.jsonl", cache=False)
+
+
+def test_the_probe_is_large_enough_for_half_of_it_a_router(switch: Path) -> None:
+    assert default_tokens(open_run(switch)) == max(8192, 2 * tokens_for_power(8, 1, 4))
+
+
+def test_no_rewriting_of_an_encoder_decoder_is_claimed(switch: Path, tmp_path: Path) -> None:
+    write_probe(tmp_path / "probe.jsonl")
+    with pytest.raises(UnsupportedArchitectureError, match="encoder and a decoder"):
+        invariance(switch, probe=tmp_path / "probe.jsonl")
 
 
 def test_nllb_is_refused_while_transformers_calls_two_of_its_experts(tmp_path: Path) -> None:

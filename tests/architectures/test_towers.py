@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from moegeo_cli import analyze
@@ -34,8 +35,9 @@ def test_ernie_stores_its_routers_transposed_and_two_a_layer(tmp_path: Path) -> 
     assert "3 routers of image or sound tokens" in " ".join(checkpoint.replay["notes"])
 
 
-def test_a_run_of_a_thinker_with_a_talker(tmp_path: Path) -> None:
+def test_a_run_of_a_thinker_with_a_talker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its second checkpoint and its fresh initialisations are the thinker's as well."""
+    monkeypatch.setattr("moegeo_cli.measurement.run.FRESH_INITIALISATIONS", 2)
     run = tmp_path / "run"
     for step in (1, 2):
         save_tiny("qwen3_omni_moe", run / f"checkpoint-{step}", seed=step)
