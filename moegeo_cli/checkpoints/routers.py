@@ -33,7 +33,8 @@ _PACKED = re.compile(
     r"(?:^|\.)(?:gate|router)(?:\.\w+)?\.(?:qweight|weight_packed|weight_quantized)$"
 )
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-OTHER_TOWER = re.compile(r"(?:^|\.)(?:visual|vision|audio|mtp)[^.]*\.")
+# Parts that text does not pass, or that only guess tokens ahead.
+OTHER_TOWER = re.compile(r"(?:^|\.)(?:visual|vision|audio|mtp|talker|code2wav)[^.]*\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ def find_router_tensors(
                 shape=index.shape(name),
                 bias=bias,
                 selection_bias=selection,
-                main=not beyond and OTHER_TOWER.search(module) is None,
+                # ernie's second weight is that of image tokens
+                main=not beyond and not name.endswith("_1") and not OTHER_TOWER.search(module),
             )
         )
     return tuple(sorted(routers, key=lambda r: (not r.main, r.layer or 0, r.module)))

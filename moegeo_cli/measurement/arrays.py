@@ -24,7 +24,8 @@ class RouterArrays:
     """One router: per-sequence sums, Fisher sums, and samples for distances between checkpoints.
 
     `sample_logits_ME` and `sample_selected_MK` are of the same tokens in every checkpoint;
-    `sample_x_ND` are router inputs at every so-manieth of those tokens.
+    `sample_x_ND` are router inputs at every so-manieth of those tokens. A router that sees a part
+    of every sequence has its own `sample_rows` and `input_rows`, among the tokens that it sees.
     """
 
     layer: int
@@ -39,6 +40,8 @@ class RouterArrays:
     sample_logits_ME: np.ndarray
     sample_selected_MK: np.ndarray
     sample_x_ND: np.ndarray | None
+    sample_rows: np.ndarray | None = None
+    input_rows: np.ndarray | None = None
 
     @property
     def state(self) -> str:
@@ -85,8 +88,12 @@ class CheckpointArrays:
             own["sample_selected"] = router.sample_selected_MK
             if router.bias_E is not None:
                 own["bias"] = router.bias_E
-            if router.sample_x_ND is not None:
-                own["sample_x"] = router.sample_x_ND
+            optional = {
+                "sample_x": router.sample_x_ND,
+                "sample_rows": router.sample_rows,
+                "input_rows": router.input_rows,
+            }
+            own |= {name: array for name, array in optional.items() if array is not None}
             arrays |= {f"router.{place}.{name}": a for name, a in own.items()}
         return arrays
 
@@ -125,6 +132,8 @@ class CheckpointArrays:
                     sample_logits_ME=own["sample_logits"],
                     sample_selected_MK=own["sample_selected"],
                     sample_x_ND=own.get("sample_x"),
+                    sample_rows=own.get("sample_rows"),
+                    input_rows=own.get("input_rows"),
                 )
             )
         return cls(

@@ -6,7 +6,7 @@ Legend: L routers, N baseline draws, M sampled tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -165,14 +165,14 @@ class _Trail:
 def _snapshots(arrays: CheckpointArrays) -> dict[str, Snapshot]:
     """Each router's sampled tokens, by module path."""
     found = {}
-    rows_of: Callable[[np.ndarray], np.ndarray] = lambda rows: np.searchsorted(  # noqa: E731
-        arrays.sample_rows, rows
-    )
     for router in arrays.routers:
         if router.sums.hashed:
             continue  # it chooses nothing that could move
+        rows, inputs = router.sample_rows, router.input_rows
+        if rows is None or inputs is None:
+            rows, inputs = arrays.sample_rows, arrays.input_rows
         ends_S = np.cumsum(router.sums.sequence_tokens)
-        sequence_M = np.searchsorted(ends_S, arrays.sample_rows, side="right")
+        sequence_M = np.searchsorted(ends_S, rows, side="right")
         found[router.path] = Snapshot(
             logits_ME=router.sample_logits_ME,
             selected_MK=router.sample_selected_MK,
@@ -181,7 +181,7 @@ def _snapshots(arrays: CheckpointArrays) -> dict[str, Snapshot]:
             weight_ED=router.weight_ED,
             bias_E=router.bias_E,
             x_ND=router.sample_x_ND,
-            input_rows_N=rows_of(arrays.input_rows) if router.sample_x_ND is not None else None,
+            input_rows_N=None if router.sample_x_ND is None else np.searchsorted(rows, inputs),
             dtype=str(arrays.replay.get("dtype", "float32")),
             top_k=router.top_k,
         )

@@ -15,6 +15,7 @@ from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.history import add_history
 from moegeo_cli.measurement.layers import checkpoint_record
@@ -61,8 +62,15 @@ def measure_invariance(
         change of an output logit over the largest logit), held, metrics {name: before,
         after, change}, findings and paper, each {before, after}.
 
-    Raises: what loading and replaying raise.
+    Raises:
+        UnsupportedArchitectureError: an encoder with a decoder.
+        MoegeoError: what loading and replaying raise.
     """
+    if architecture.encoder_decoder:
+        raise UnsupportedArchitectureError(
+            f"{architecture.model_type} has an encoder and a decoder: no rewriting of it is known",
+            hint="`moegeo analyze` measures it",
+        )
     settings = dataclasses.replace(settings, dtype="float32")
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     measurer = Measurer(architecture, config, probe, groups_S, settings)

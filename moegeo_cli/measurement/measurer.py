@@ -28,11 +28,16 @@ from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import free_bytes, held_bytes, peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
-from moegeo_cli.replay.routers import Router, find_routers
+from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
 from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import Manner, ModelSource, StreamedModels, WholeModels
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
+PAIRS = (
+    "each sequence is a source (its first half, or what comes before its labels) and a target: "
+    "{:,} tokens for the encoder's routers, {:,} for the decoder's"
+)
+OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
@@ -157,6 +162,9 @@ class Measurer:
         tokens = sum(len(i) for i in ids)
         stateful = carries_state(model)
         manner = self._source.manner if self._source is not None else Manner()
+        others = find_other_routers(model)
+        pairs = self.architecture.encoder_decoder
+        splits = [s.source for s in self.probe.sequences]
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
@@ -165,6 +173,7 @@ class Measurer:
             batch_size=self.settings.batch_size,
             batch_tokens=manner.batch_tokens,
             mixed_lengths=not stateful,
+            splits_S=np.array(splits) if pairs else None,
             sample_rows=self._input_rows(asked, tokens),
             seed=self.settings.seed,
         )
@@ -172,7 +181,11 @@ class Measurer:
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
-        measured = [self._router(outcome, t, a) for t, a in zip(outcome.traces, adam, strict=True)]
+        input_rows = self._input_rows(asked, tokens)
+        measured = [
+            self._router(outcome, t, a, input_rows)
+            for t, a in zip(outcome.traces, adam, strict=True)
+        ]
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
         skipped |= {t.router.path: t.problem for t in outcome.traces if t.problem}
         return CheckpointArrays(
@@ -181,7 +194,7 @@ class Measurer:
             loss_tokens_S=outcome.loss_tokens_S,
             groups_S=self.groups_S,
             sample_rows=sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed),
-            input_rows=self._input_rows(asked, tokens),
+            input_rows=input_rows,
             routers_found=len(routers),
             not_measured=skipped,
             replay={
@@ -193,7 +206,13 @@ class Measurer:
                 else manner.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "notes": [*manner.notes, *outcome.notes, *([UNPADDED] if stateful else [])],
+                "notes": [
+                    *manner.notes,
+                    *outcome.notes,
+                    *([UNPADDED] if stateful else []),
+                    *([PAIRS.format(sum(splits), tokens - sum(splits))] if pairs else []),
+                    *([OTHERS.format(len(others))] if others else []),
+                ],
             },
         )
 
@@ -216,7 +235,11 @@ class Measurer:
         return [m[: r.experts] for m, r in zip(moments, routers, strict=True)]
 
     def _router(
-        self, outcome: Replay, trace: RouterTrace, adam: np.ndarray | None
+        self,
+        outcome: Replay,
+        trace: RouterTrace,
+        adam: np.ndarray | None,
+        input_rows: np.ndarray,
     ) -> RouterArrays | None:
         """One router's trace as sums and samples; None where it could not be measured."""
         if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
@@ -225,18 +248,21 @@ class Measurer:
         weight_ED = router.weight_ED.detach()[: router.experts].float().cpu().numpy()
         hashes = router.layer in self.architecture.hash_layers
         bias = router.selection_bias_E
+        seen = slice(None) if trace.rows is None else trace.rows
+        top_k = router.top_k or self.architecture.top_k
         tokens = RouterTokens(
-            logits_TE=None if hashes else trace.logits_TE,
-            selected_TK=trace.selected_TK,
-            weights_TK=trace.weights_TK,
-            sequence_T=outcome.sequence_T,
+            logits_TE=None if hashes else trace.logits_TE[seen],
+            selected_TK=trace.selected_TK[seen],
+            weights_TK=trace.weights_TK[seen],
+            sequence_T=outcome.sequence_T[seen],
             scoring=self.architecture.scoring or "",
             selection_bias_E=None if bias is None else bias.detach().float().cpu().numpy(),
             bias_on=selection.bias_on,
             groups=selection.groups,
             group_score=selection.group_score or "top2",
-            top_k=router.top_k,
+            top_k=top_k,
             experts=router.experts,
+            sequences=len(self.groups_S),
         )
         sums = measure_routing(tokens)
         dispatched_GE = _by_group(sums.dispatch_SE, self.groups_S)
@@ -267,11 +293,20 @@ class Measurer:
         if adam is not None and not hashes:
             fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
         rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, self.settings.seed)
+        inputs_ND, places = trace.sample_x_MD, {}
+        if trace.rows is not None:
+            rows = np.intersect1d(rows, trace.rows)
+            own_N = np.isin(input_rows, trace.rows)
+            inputs_ND = None if inputs_ND is None else inputs_ND[own_N]
+            places = {
+                "sample_rows": np.searchsorted(trace.rows, rows),
+                "input_rows": np.searchsorted(trace.rows, input_rows[own_N]),
+            }
         return RouterArrays(
             layer=router.layer,
             path=router.path,
             experts=router.experts,
-            top_k=router.top_k,
+            top_k=top_k,
             scoring=self.architecture.scoring or "",
             sums=sums,
             fishers=fishers,
@@ -279,7 +314,8 @@ class Measurer:
             bias_E=None if router.bias_E is None else router.bias_E.detach().float().cpu().numpy(),
             sample_logits_ME=trace.logits_TE[rows],
             sample_selected_MK=trace.selected_TK[rows],
-            sample_x_ND=trace.sample_x_MD,
+            sample_x_ND=inputs_ND,
+            **places,
         )
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from moegeo_cli.checkpoints.architecture import describe_architecture, text_config
 from moegeo_cli.checkpoints.discover import RunFolder, read_config
+from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.probes import Probe, load_probe
@@ -21,7 +23,11 @@ def default_tokens(folder: RunFolder) -> int:
     routers = len(architecture.moe_layers or range(architecture.layers or 1))
     if not architecture.top_k:
         return MINIMUM_TOKENS
-    return max(MINIMUM_TOKENS, tokens_for_power(architecture.experts, architecture.top_k, routers))
+    if architecture.encoder_decoder:
+        routers = len(check_routers(open_weights(folder.newest.path), architecture))
+    needed = tokens_for_power(architecture.experts, architecture.top_k, routers)
+    # A router of an encoder or a decoder sees half of the probe.
+    return max(MINIMUM_TOKENS, needed * (2 if architecture.encoder_decoder else 1))
 
 
 def open_probe(folder: RunFolder, probe: Path | str | None, max_tokens: int | None) -> Probe:
@@ -36,13 +42,14 @@ def open_probe(folder: RunFolder, probe: Path | str | None, max_tokens: int | No
         ProbeError: not readable, or not for this model.
     """
     config = read_config(folder.newest.path)
-    return load_probe(
+    loaded = load_probe(
         Path(probe) if probe is not None else None,
         vocab_size=vocabulary_of(config),
         tokenizer_dir=folder.newest.path,
         max_tokens=max_tokens or default_tokens(folder),
         max_length=_context(config),
     )
+    return loaded.as_pairs() if describe_architecture(config).encoder_decoder else loaded
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

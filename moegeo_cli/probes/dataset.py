@@ -36,6 +36,21 @@ class Sequence:
             return max(len(self.input_ids) - 1, 0)
         return int((self.labels[1:] != IGNORED_LABEL).sum())
 
+    @property
+    def source(self) -> int:
+        """How many tokens an encoder reads: those before the first label, else half, at least 1."""
+        if self.labels is not None and (self.labels != IGNORED_LABEL).any():
+            return max(1, int(np.argmax(self.labels != IGNORED_LABEL)))
+        return (len(self.input_ids) + 1) // 2
+
+    def as_pair(self) -> Sequence:
+        """The same with labels for what follows the source alone; as it is where it has labels."""
+        if self.labels is not None:
+            return self
+        labels = self.input_ids.copy()
+        labels[: self.source] = IGNORED_LABEL
+        return Sequence(self.input_ids, labels, self.domain)
+
     def cut(self, start: int, end: int) -> Sequence:
         """The tokens from `start` up to `end`, with their labels."""
         labels = None if self.labels is None else self.labels[start:end]
@@ -101,6 +116,10 @@ class Probe:
             "domains": self.domains,
             "tokenizer": self.tokenizer,
         }
+
+    def as_pairs(self) -> Probe:
+        """The same as sources and targets, for an encoder with a decoder."""
+        return Probe.of((s.as_pair() for s in self.sequences), self.name, self.tokenizer)
 
     def take(self, max_tokens: int, seed: int = 0) -> Probe:
         """At most so many tokens, by whole sequences, balanced between the domains.

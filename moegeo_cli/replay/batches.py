@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.routers import OTHER_TOWER
+
 IGNORED_LABEL = -100
 STATEFUL = re.compile(r"Mamba|Delta(Net|Attention)|Lightning|ShortConv")
 TOKENS_PER_BATCH = 2048  # enough rows to fill the matrix products of a small expert
@@ -56,7 +58,8 @@ def carries_state(model: nn.Module) -> bool:
     """
     return any(
         isinstance(module, nn.Conv1d) or STATEFUL.search(type(module).__name__)
-        for module in model.modules()
+        for path, module in model.named_modules()
+        if not OTHER_TOWER.search(path)
     )
 
 
@@ -66,6 +69,7 @@ def plan_batches(
     *,
     mixed: bool = True,
     tokens: int | None = None,
+    splits: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Which sequences go together: sorted by length (stable), cut by count or by tokens.
 
@@ -74,13 +78,16 @@ def plan_batches(
         batch_size: sequences a batch; None takes as many as fit TOKENS_PER_BATCH.
         tokens: as many, where they are not TOKENS_PER_BATCH.
         mixed: False keeps to one length a batch, for models that padding would change.
+        splits: of sequences in two parts; one length and split a batch then.
     """
-    order = sorted(range(len(lengths)), key=lambda s: lengths[s])
+    mixed = mixed and splits is None
+    kinds = list(zip(lengths, splits or lengths, strict=True))
+    order = sorted(range(len(lengths)), key=lambda s: kinds[s])
     batches: list[list[int]] = []
     for s in order:
         current = batches[-1] if batches else []
         limit = batch_size or max(1, (tokens or TOKENS_PER_BATCH) // max(lengths[s], 1))
-        same = bool(current) and lengths[current[0]] == lengths[s]
+        same = bool(current) and kinds[current[0]] == kinds[s]
         # A shorter neighbour is padded only if less than an eighth of the batch is wasted.
         close = bool(current) and mixed and lengths[current[0]] * 8 >= lengths[s] * 7
         if current and len(current) < limit and (same or close):

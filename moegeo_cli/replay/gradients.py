@@ -93,15 +93,17 @@ class LossGradients:
     def _on_gradient(
         self, rows: BatchRows, trace: RouterTrace, call: RouterCall
     ) -> Callable[[torch.Tensor], None]:
+        own = rows.of_side(trace.side)
+
         def take(gradient: torch.Tensor) -> None:
-            delta_NE = self._derivative(rows, trace, call, gradient)
-            x_ND = rows.real(call.x_ND.detach()).float()
+            delta_NE = self._derivative(own, trace, call, gradient)
+            x_ND = own.real(call.x_ND.detach()).float()
             if ("empirical", "position") in trace.fishers:
                 trace.fishers["empirical", "position"].add(
-                    delta_NE.square(), x_ND.square(), rows.group_spans
+                    delta_NE.square(), x_ND.square(), own.group_spans
                 )
             if ("empirical", "sequence") in trace.fishers:
-                for sequence, start, stop in rows.sequence_spans:
+                for sequence, start, stop in own.sequence_spans:
                     row_sum = delta_NE[start:stop].T @ x_ND[start:stop]
                     group = int(self.plan.groups_S[sequence])
                     trace.fishers["empirical", "sequence"].add_sum(row_sum.square(), group)
@@ -127,8 +129,9 @@ class LossGradients:
             for (trace, call), gradient in zip(targets, gradients, strict=True):
                 if gradient is None:
                     continue
-                delta_NE = self._derivative(rows, trace, call, gradient)
-                x_ND = rows.real(call.x_ND.detach()).float()
+                own = rows.of_side(trace.side)
+                delta_NE = self._derivative(own, trace, call, gradient)
+                x_ND = own.real(call.x_ND.detach()).float()
                 trace.fishers["empirical", "loss_token"].add_sum(
                     (delta_NE.T @ x_ND).square(), group
                 )

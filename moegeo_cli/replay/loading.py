@@ -82,9 +82,11 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Modul
             config = AutoConfig.from_pretrained(
                 path, trust_remote_code=False, local_files_only=True
             )
+            config = language_config(config)
             auto, architecture = auto_class(config)
             model, report = auto.from_pretrained(
                 path,
+                config=config,
                 dtype=dtype,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -100,24 +102,37 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Modul
     return _ready(model, device)
 
 
+def language_config(config: Any) -> Any:
+    """The config of the part that writes: of a thinker and a talker, the thinker's."""
+    return getattr(config, "thinker_config", config)
+
+
 def auto_class(config: Any) -> tuple[Any, Any]:
     """The class that opens a config's language model with its head, and the model's own class.
 
-    A vision-language model without a causal class of its own is opened whole: its language model
+    A model of several towers without a causal class of its own is opened whole: its language model
     runs on token ids alone.
 
     Raises:
-        UnsupportedArchitectureError: transformers has neither.
+        UnsupportedArchitectureError: transformers has none.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+        AutoModelForMultimodalLM,
+        AutoModelForSeq2SeqLM,
+    )
 
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+    autos = [AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM]
+    if getattr(config, "is_encoder_decoder", False):
+        autos = [AutoModelForSeq2SeqLM]
+    for auto in autos:
         if type(config) in auto._model_mapping:
             return auto, auto._model_mapping[type(config)]
     raise UnsupportedArchitectureError(
-        f"transformers has no causal language model of type {config.model_type}",
+        f"transformers has no language model of type {config.model_type}",
         found=type(config).__name__,
-        hint="moegeo replays causal language models; see docs/architectures.md",
+        hint="moegeo replays language models; see docs/architectures.md",
     )
 
 

@@ -6,12 +6,14 @@ D router input width, E experts, K experts chosen per token, G groups of sequenc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from moegeo_cli.fisher.accumulation import FisherAccumulator
+from moegeo_cli.replay.pairs import SOURCE, TARGET
 from moegeo_cli.replay.routers import Router
 
 CATEGORICAL = ("categorical", "token")
@@ -23,6 +25,8 @@ class Plan:
 
     `fishers` lists (kind, unit); `groups_S` gives each sequence's group. `unselected` says
     whether unselected experts carry gradient: "zero", "dense" or "verify" (not known).
+    `splits_S` says how many tokens of a sequence an encoder reads, where there is one; batches
+    then hold sequences of one length and split.
     """
 
     fishers: tuple[tuple[str, str], ...]
@@ -32,6 +36,7 @@ class Plan:
     batch_size: int | None = None
     batch_tokens: int | None = None  # positions of a batch where no size is given; None: usual
     mixed_lengths: bool = True
+    splits_S: np.ndarray | None = None
     sample_rows: np.ndarray | None = None  # rows of the probe whose router inputs are kept
     seed: int = 0
 
@@ -43,7 +48,10 @@ class Plan:
 
 @dataclass(slots=True)
 class RouterTrace:
-    """What one router did over the probe; rows follow the probe's order of tokens."""
+    """What one router did over the probe; rows follow the probe's order of tokens.
+
+    `side` is the part of every sequence that the router sees, `rows` those tokens; None for all.
+    """
 
     router: Router
     logits_TE: np.ndarray
@@ -54,6 +62,8 @@ class RouterTrace:
     sample_x_MD: np.ndarray | None = None
     problem: str | None = None
     calls: int = 0
+    side: str | None = None
+    rows: np.ndarray | None = None
 
 
 @dataclass(slots=True)
@@ -75,6 +85,7 @@ class BatchRows:
 
     `probe_N` are their rows in the probe, `sequence_N` their sequences; `group_spans` and
     `sequence_spans` are (key, start, stop) of each run of tokens with one group or sequence.
+    `sides` are the rows of the encoder and of the decoder, where there are two.
     """
 
     flat: torch.Tensor | None
@@ -82,6 +93,7 @@ class BatchRows:
     sequence_N: np.ndarray
     group_spans: list[tuple[int, int, int]]
     sequence_spans: list[tuple[int, int, int]]
+    sides: Mapping[str, BatchRows] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -94,19 +106,46 @@ class BatchRows:
         """The rows of a batch that holds these sequences, in this order."""
         starts_S = np.cumsum(lengths_S) - lengths_S
         sequence_N = np.repeat(sequence_B, lengths_S[sequence_B])
-        return cls(
-            flat=flat,
-            probe_N=np.concatenate(
-                [np.arange(starts_S[s], starts_S[s] + lengths_S[s]) for s in sequence_B]
-            ),
-            sequence_N=sequence_N,
-            group_spans=_spans(groups_S[sequence_N]),
-            sequence_spans=_spans(sequence_N),
+        probe_N = np.concatenate(
+            [np.arange(starts_S[s], starts_S[s] + lengths_S[s]) for s in sequence_B]
         )
+        return cls._at(flat, probe_N, sequence_N, groups_S)
+
+    @classmethod
+    def _at(
+        cls,
+        flat: torch.Tensor | None,
+        probe_N: np.ndarray,
+        sequence_N: np.ndarray,
+        groups_S: np.ndarray,
+    ) -> BatchRows:
+        return cls(flat, probe_N, sequence_N, _spans(groups_S[sequence_N]), _spans(sequence_N))
+
+    def split(self, split: int, groups_S: np.ndarray) -> BatchRows:
+        """The same with the rows of both sides; sequences of one length and split, unpadded.
+
+        Where nothing is left to predict, what the decoder does with its start token is no row.
+        """
+        length = int((self.sequence_N == self.sequence_N[0]).sum())
+        first_N = np.arange(len(self.probe_N)) % length < split
+        nothing = torch.zeros(0, dtype=torch.long) if split == length else None
+        return replace(
+            self,
+            sides={
+                SOURCE: self._at(None, self.probe_N[first_N], self.sequence_N[first_N], groups_S),
+                TARGET: self._at(
+                    nothing, self.probe_N[~first_N], self.sequence_N[~first_N], groups_S
+                ),
+            },
+        )
+
+    def of_side(self, side: str | None) -> BatchRows:
+        """The rows that a router on this side sees."""
+        return self if side is None else self.sides[side]
 
     def real(self, rows: torch.Tensor) -> torch.Tensor:
         """Real tokens only: padding never counts."""
-        return rows if self.flat is None else rows.index_select(0, self.flat)
+        return rows if self.flat is None else rows.index_select(0, self.flat.to(rows.device))
 
 
 def _spans(keys: np.ndarray) -> list[tuple[int, int, int]]:

@@ -28,8 +28,8 @@ AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
 class RouterCall:
     """What one forward pass of a router took and gave, rows being tokens.
 
-    Shapes: x_ND as the router's weight received it, logits_NE on the gradient path,
-    weights_NK and selected_NK as the model goes on to use them.
+    Shapes: x_ND as the router's weight received it (times the router's scale), logits_NE on the
+    gradient path, weights_NK and selected_NK as the model goes on to use them.
     """
 
     x_ND: torch.Tensor
@@ -70,6 +70,8 @@ class RouterTap:
         else:
             x, logits = self._product
             self._product = None
+        if self.router.scale != 1.0:  # of the product, and as well of its input
+            x = x.to(logits.dtype) * self.router.scale
         logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
         selected, weights = _read_choice(self.router, output, logits_NE)
         self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected))
@@ -110,7 +112,7 @@ def _read_choice(router: Router, output: Any, logits_NE: torch.Tensor) -> Choice
         UnsupportedArchitectureError: none does.
     """
     parts = list(output) if isinstance(output, tuple) else [output]
-    for form in (_sorted_by_expert, _indices, _masked_scores, _routed_by_parent):
+    for form in (_sorted_by_expert, _indices, _masked_scores, _one_or_none, _routed_by_parent):
         found = form(router, parts, logits_NE)
         if found is not None:
             selected, weights = found
@@ -149,6 +151,21 @@ def _masked_scores(router: Router, parts: list[Any], logits_NE: torch.Tensor) ->
     selected = logits_NE.detach().topk(router.top_k, dim=-1).indices
     rest = scores.detach().scatter(1, selected, 0.0)
     return None if bool(rest.any()) else (selected, scores.gather(1, selected))
+
+
+def _one_or_none(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+    """Switch: one expert a token as a row of zeros and a one, all zeros beyond its capacity."""
+    if len(parts) != 3 or not all(isinstance(p, torch.Tensor) for p in parts):
+        return None
+    mask, weights = parts[0], parts[1]
+    if mask.is_floating_point() or mask.numel() != logits_NE.numel() or weights.shape[-1] != 1:
+        return None
+    mask_NE = mask.reshape(logits_NE.shape)
+    kept_N1 = mask_NE.sum(-1, keepdim=True)
+    if bool((kept_N1 > 1).any()):
+        return None
+    selected_N1 = mask_NE.argmax(-1, keepdim=True).masked_fill(kept_N1 == 0, -1)
+    return selected_N1, weights.reshape(-1, 1) * kept_N1
 
 
 def _sorted_by_expert(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:

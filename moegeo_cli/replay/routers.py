@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError
 
 ROUTER_NAMES = {"gate", "router", "router_gate"}
@@ -37,7 +38,8 @@ class Router:
     the same; `parent` what holds the router and its experts. `weight_ED` is the live
     parameter, whose first `experts` rows compete (some routers score shared experts in further
     rows); `bias_E` is added to the logits, `selection_bias_E` only to the score that selects.
-    `skip_expert` is an expert without work that the router reports as expert 0.
+    `skip_expert` is an expert without work that the router reports as expert 0. `scale` is a
+    factor that the router takes the product by.
     """
 
     layer: int
@@ -51,19 +53,30 @@ class Router:
     bias_E: torch.Tensor | None
     selection_bias_E: torch.Tensor | None
     skip_expert: int | None = None
+    scale: float = 1.0
 
 
 def find_routers(model: nn.Module) -> list[Router]:
-    """All routers of `model`, in the order of its layers.
+    """All routers of `model` that text passes, in the order of its layers.
 
     Raises:
         UnsupportedArchitectureError: a router's parameters are not of a form we can verify.
     """
     modules = dict(model.named_modules())
-    found = _recorded(model, modules)
-    found |= {path for path in _structural(modules) if path not in found}
-    routers = [_describe(path, modules) for path in found]
+    routers = [_describe(p, modules) for p in _paths(model, modules) if not OTHER_TOWER.search(p)]
     return sorted(routers, key=lambda router: (router.layer, router.path))
+
+
+def find_other_routers(model: nn.Module) -> list[str]:
+    """Paths of the routers that only image or sound tokens pass."""
+    modules = dict(model.named_modules())
+    return sorted(p for p in _paths(model, modules) if OTHER_TOWER.search(p))
+
+
+def _paths(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
+    """Routers by either rule; of a block that passes on what its router gave, the router itself."""
+    found = _recorded(model, modules) | _structural(modules)
+    return {p for p in found if not any(q.startswith(f"{p}.") for q in found)}
 
 
 def _recorded(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
@@ -80,8 +93,7 @@ def _recorded(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
             for path, module in part.named_modules(prefix=prefix):
                 if isinstance(module, target) and (name is None or name in f".{path}."):
                     paths.add(path)
-    # Of a block that passes on what its router gave, the router itself.
-    return {p for p in paths if not any(q.startswith(f"{p}.") for q in paths)}
+    return paths
 
 
 def _structural(modules: Mapping[str, nn.Module]) -> set[str]:
@@ -126,6 +138,7 @@ def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
         bias_E=bias if isinstance(bias, torch.Tensor) else None,
         selection_bias_E=_selection_bias(module, parent),
         skip_expert=own if skips else None,
+        scale=float(getattr(module, "output_multiplier", 1.0)),
     )  # fmt: skip
 
 

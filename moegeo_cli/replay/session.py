@@ -24,6 +24,7 @@ from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_batches
 from moegeo_cli.replay.gradients import LossGradients
+from moegeo_cli.replay.pairs import SOURCE, align_logits, side_of, split_inputs
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
@@ -91,14 +92,6 @@ def replay(
         return result
 
 
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """What the model is called with."""
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids_BN, "use_cache": False}
-    if batch.mask_BN is not None:
-        inputs["attention_mask"] = batch.mask_BN
-    return inputs
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
@@ -151,6 +144,8 @@ class Pass:
             )
             for router in routers
         ]
+        if plan.splits_S is not None:
+            self._take_sides(plan.splits_S)
         self.loss_S = np.zeros(len(ids))
         self.sample_of_row = np.full(tokens, -1, dtype=np.int64)
         if plan.sample_rows is not None:
@@ -158,11 +153,13 @@ class Pass:
 
     def run(self) -> Replay:
         """All batches."""
+        splits_S = self.plan.splits_S
         plan = plan_batches(
             self.lengths.tolist(),
             self.batch_size,
             mixed=self.plan.mixed_lengths,
             tokens=self.plan.batch_tokens,
+            splits=None if splits_S is None else splits_S.tolist(),
         )
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
@@ -185,6 +182,14 @@ class Pass:
             notes=[],
         )
 
+    def _take_sides(self, splits_S: np.ndarray) -> None:
+        """Each router's side, and which of the probe's tokens it sees."""
+        places_T = np.concatenate([np.arange(n) for n in self.lengths])
+        source_T = places_T < np.repeat(splits_S, self.lengths)
+        for trace in self.traces:
+            trace.side = side_of(self.model, trace.router.module)
+            trace.rows = np.flatnonzero(source_T == (trace.side == SOURCE))
+
     def _batches(self, batches: Iterable[Batch]) -> None:
         """One batch after another, each through the whole model."""
         for batch in batches:
@@ -196,11 +201,11 @@ class Pass:
         """One batch, forward and, where a loss is needed, backward."""
         self._begin(self._rows_of(batch))
         if self.plan.needs_loss:
-            losses = self._losses(batch, self._forward(model_inputs(batch)).logits)
+            losses = self._losses(batch, self._forward(self._inputs(batch)).logits)
             self.gradients.backward(losses, self.rows, self.pending)
         else:
             with contextlib.suppress(_EndOfRouters):
-                self._forward(model_inputs(batch))
+                self._forward(self._inputs(batch))
         self.pending.clear()
 
     def _rows_of(self, batch: Batch) -> BatchRows:
@@ -208,7 +213,24 @@ class Pass:
         padded = batch.mask_BN is not None
         flat = batch.real_BN.reshape(-1).nonzero().squeeze(1) if padded else None
         sequences = batch.sequence_B.cpu().numpy()
-        return BatchRows.of(flat, sequences, self.lengths, self.plan.groups_S)
+        rows = BatchRows.of(flat, sequences, self.lengths, self.plan.groups_S)
+        split = self._split_of(batch)
+        return rows if split is None else rows.split(split, self.plan.groups_S)
+
+    def _split_of(self, batch: Batch) -> int | None:
+        """How many tokens of its sequences are a source, where there are two sides."""
+        splits_S = self.plan.splits_S
+        return None if splits_S is None else int(splits_S[int(batch.sequence_B[0])])
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        """What the model is called with."""
+        split = self._split_of(batch)
+        if split is not None:
+            return split_inputs(self.model, batch.input_ids_BN, split)
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids_BN, "use_cache": False}
+        if batch.mask_BN is not None:
+            inputs["attention_mask"] = batch.mask_BN
+        return inputs
 
     def _begin(self, rows: BatchRows) -> None:
         """From here on, routers are called for these tokens."""
@@ -218,6 +240,9 @@ class Pass:
 
     def _losses(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
         """The loss of every position, kept by sequence as well."""
+        split = self._split_of(batch)
+        if split is not None:
+            logits = align_logits(logits, split, batch.input_ids_BN.shape[1])
         losses = F.cross_entropy(
             logits.float().reshape(-1, logits.shape[-1]),
             batch.targets_BN.reshape(-1),
@@ -295,30 +320,29 @@ class Pass:
 
     def _record(self, trace: RouterTrace, call: RouterCall) -> None:
         """Keep what the geometry needs, and feed the categorical Fisher."""
-        logits_NE = self.rows.real(
-            call.logits_NE.detach().reshape(-1, trace.router.experts)
-        ).float()
-        selected_NK = self.rows.real(call.selected_NK)
-        weights_NK = self.rows.real(call.weights_NK.detach()).float()
+        rows = self.rows.of_side(trace.side)
+        logits_NE = rows.real(call.logits_NE.detach().reshape(-1, trace.router.experts)).float()
+        selected_NK = rows.real(call.selected_NK)
+        weights_NK = rows.real(call.weights_NK.detach()).float()
         if trace.selected_TK is None or trace.weights_TK is None:
             shape = (len(trace.logits_TE), selected_NK.shape[1])
             trace.selected_TK = np.zeros(shape, dtype=np.int32)
             trace.weights_TK = np.zeros(shape, dtype=np.float32)
-        trace.logits_TE[self.rows.probe_N] = logits_NE.cpu().numpy()
-        trace.selected_TK[self.rows.probe_N] = selected_NK.cpu().numpy()
-        trace.weights_TK[self.rows.probe_N] = weights_NK.cpu().numpy()
-        samples = self.sample_of_row[self.rows.probe_N]
+        trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
+        trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
+        trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
+        samples = self.sample_of_row[rows.probe_N]
         kept = np.flatnonzero(samples >= 0)
         if len(kept):
-            x_MD = self.rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
+            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
             if trace.sample_x_MD is None:
                 count = int((self.sample_of_row >= 0).sum())
                 trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)
             trace.sample_x_MD[samples[kept]] = x_MD.float().cpu().numpy()
         if CATEGORICAL in trace.fishers:
-            x_ND = self.rows.real(call.x_ND.detach()).float()
+            x_ND = rows.real(call.x_ND.detach()).float()
             trace.fishers[CATEGORICAL].add(
                 categorical_information(logits_NE, self.plan.scoring),
                 x_ND.square(),
-                self.rows.group_spans,
+                rows.group_spans,
             )

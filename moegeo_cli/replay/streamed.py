@@ -20,7 +20,7 @@ from torch.utils import _pytree as trees
 from moegeo_cli.replay.batches import Batch
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.plan import BatchRows
-from moegeo_cli.replay.session import Pass, model_inputs
+from moegeo_cli.replay.session import Pass
 
 
 @dataclass(slots=True)
@@ -143,7 +143,7 @@ class StreamedPass(Pass):
         self.pending.clear()
 
     def _run(self, place: int, item: _Travelling) -> Any:
-        inputs = model_inputs(item.batch)
+        inputs = self._inputs(item.batch)
         return self.stream.run(place, lambda: self._forward(inputs), item.outputs)
 
     def _tell(self, item: _Travelling) -> None:

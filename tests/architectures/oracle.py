@@ -36,7 +36,13 @@ def load_whole(path: Path) -> Any:
 
     [name] = transformers.AutoConfig.from_pretrained(path).architectures
     model = getattr(transformers, name).from_pretrained(path, dtype=torch.float32)
-    return model.eval().requires_grad_(False)
+    return getattr(model, "thinker", model).eval().requires_grad_(False)
+
+
+def place(path: str) -> str:
+    """A module's path without what depends on the class that holds the language model."""
+    wraps = {"model", "language_model"}
+    return ".".join(part for part in path.split(".") if part not in wraps)
 
 
 def watch_experts(model: nn.Module, ids: list[list[int]], experts: int) -> list[Block]:
@@ -86,7 +92,9 @@ def router_weights(model: nn.Module, paths: list[str], rows: int) -> list[torch.
     for path in paths:
         own = [
             p for n, p in model.named_parameters()
-            if n.startswith(f"{path}.") and p.ndim == 2 and rows <= p.shape[0] <= rows + 1
+            if place(n).startswith(f"{place(path)}.")
+            and p.ndim == 2
+            and rows <= p.shape[0] <= rows + 1
         ]  # fmt: skip
         assert len(own) == 1, (path, [tuple(p.shape) for p in own])
         found.append(own[0])

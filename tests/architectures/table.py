@@ -71,11 +71,11 @@ def refused_row(model_type: str, reason: str) -> str:
 
 
 def main() -> None:
-    from tests.architectures.test_every_type import REFUSED, TYPES
+    from tests.architectures.test_every_type import PAIRS, REFUSED, TOWERS, TYPES
     from tests.architectures.zoo import save_tiny
 
     rows = []
-    for model_type in sorted((*TYPES, *REFUSED)):
+    for model_type in sorted((*TYPES, *TOWERS, *PAIRS, *REFUSED)):
         with tempfile.TemporaryDirectory() as work:
             folder, probe = Path(work, "model"), Path(work, "probe.jsonl")
             save_tiny(model_type, folder)

@@ -29,11 +29,11 @@ OVERRIDES = {
     "gemma4_text": {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2},
     "diffusion_gemma_text": {"num_experts": 8, "top_k_experts": 2},
     "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 2},
+    "vitpose_backbone": {"num_experts": 6},
     "granitemoe_swa": {"layer_types": ["full_attention"] * 32},
 }
 # Configurations with experts that are not a language model's own, or of a part of another model.
 NOT_OURS = {
-    "vitpose_backbone",  # experts by data set, without a router
     "dots3_note_vision_encoder",  # the vision tower's
 }
 
