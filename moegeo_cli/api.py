@@ -8,19 +8,17 @@ run.verdict.status
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
-from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
+from moegeo_cli.measurement.models import Models, choose_models
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings
@@ -53,6 +51,10 @@ def analyze(
     policy: str = "calibrated",
     framework: str | None = None,
     thresholds: Mapping[str, Any] | Path | None = None,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
     progress: Listener | None = None,
 ) -> RunRecord:
     """Measure the checkpoints of a run, judge the run, and recommend what to change.
@@ -78,6 +80,10 @@ def analyze(
         policy: "calibrated" or "paper".
         framework: whose keys interventions name; None to find it from the checkpoint.
         thresholds: overrides, as a table or a TOML file.
+        model: what builds a model of your own: a callable, or "package.module:name".
+        router: its routers, by a pattern over module names; None to find them by structure.
+        top_k: experts a token, where its config does not say.
+        scoring: softmax, sigmoid or sqrt_softplus, where its config does not say.
         progress: hears how far the work is.
 
     Returns:
@@ -92,10 +98,11 @@ def analyze(
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
     )
+    models = choose_models(model, router, top_k, scoring)
     if max_tokens is None and reference is not None:  # paired: both need the same draw
-        max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
+        max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
     shared: dict[str, Any] = {
-        "settings": settings, "probe": probe, "max_tokens": max_tokens,
+        "models": models, "settings": settings, "probe": probe, "max_tokens": max_tokens,
         "verify_fingerprint": verify_fingerprint, "progress": progress,
     }  # fmt: skip
     measured = _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
@@ -139,6 +146,10 @@ def compare(
     verify_fingerprint: str = "sampled",
     policy: str = "calibrated",
     thresholds: Mapping[str, Any] | Path | None = None,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
     progress: Listener | None = None,
 ) -> ComparisonRecord:
     """Set two runs side by side at matched progress.
@@ -164,6 +175,10 @@ def compare(
         verify_fingerprint: likewise.
         policy: likewise.
         thresholds: likewise.
+        model: likewise.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
         progress: likewise.
 
     Returns:
@@ -177,12 +192,13 @@ def compare(
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
     )
+    models = choose_models(model, router, top_k, scoring)
     if max_tokens is None and probe is None:
-        max_tokens = max(default_tokens(open_run(Path(p))) for p in (run_a, run_b))
+        max_tokens = max(default_tokens(models.open(p), models) for p in (run_a, run_b))
     a, b = (
         _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
                  probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,
-                 progress=progress)
+                 models=models, progress=progress)
         for path in (run_a, run_b)
     )  # fmt: skip
     judged = (
@@ -211,6 +227,10 @@ def invariance(
     batch_size: int | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
     progress: Listener | None = None,
 ) -> dict[str, Any]:
     """Which numbers of a checkpoint survive rewritings that leave its outputs unchanged.
@@ -224,6 +244,10 @@ def invariance(
         batch_size: likewise.
         max_tokens: likewise; None for 8,192.
         seed: also of the rewritings.
+        model: likewise.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
         progress: likewise.
 
     Returns:
@@ -235,18 +259,18 @@ def invariance(
     """
     from moegeo_cli.measurement.invariance import measure_invariance
 
-    folder = open_run(Path(path))
-    config = read_config(folder.newest.path)
-    architecture = describe_architecture(config)
+    models = choose_models(model, router, top_k, scoring)
+    folder = models.open(path)
+    config, architecture = models.describe(folder.newest.path)
     if fisher == "adam":
         raise UsageError(
             "an optimizer's state is of the weights as they were saved",
             found="--fisher adam",
             hint="use --fisher empirical or categorical",
         )
-    loaded = open_probe(folder, probe, max_tokens or MINIMUM_TOKENS)
+    loaded = open_probe(folder, probe, max_tokens or MINIMUM_TOKENS, models)
     settings = Settings(fisher, unit, device, "float32", batch_size, None, seed)
-    check_routers(open_weights(folder.newest.path), architecture)
+    models.check(folder.newest.path, architecture)
     return {
         "name": folder.newest.path.resolve().name,
         "checkpoint": folder.newest.relative,
@@ -254,7 +278,7 @@ def invariance(
         "probe": loaded.describe(),
         "settings": dataclasses.asdict(settings),
         "invariance": measure_invariance(
-            folder.newest, architecture, config, loaded, settings, progress
+            folder.newest, architecture, config, loaded, settings, progress, models
         ),
     }
 
@@ -267,12 +291,14 @@ def _measure(
     baseline: str | None,
     steps: str | None = None,
     latest: bool = False,
+    models: Models,
     **shared: Any,
 ) -> Analysis:
     """Open a run and measure it through its store."""
-    folder = open_run(Path(path))
+    folder = models.open(path)
     store = Store(_store_folder(folder, cache_dir) if cache else None)
-    measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest, **shared)
+    measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
+                           models=models, **shared)  # fmt: skip
     if store.problem is None:
         return measured
     run = measured.record

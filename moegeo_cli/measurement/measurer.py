@@ -20,14 +20,16 @@ from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.routing import measure_routing
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.routers import Router, find_routers
 from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import ModelSource, WholeModels
+from moegeo_cli.replay.standins import StandIn, describe_choice
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
 # Rows of the probe that are kept by value, for distances between checkpoints.
@@ -45,6 +47,7 @@ class Measurer:
         probe: the probe, tokenised.
         groups_S: each sequence's group for resampling.
         settings: how to measure.
+        models: what model this is; None for transformers'.
     """
 
     def __init__(
@@ -54,12 +57,14 @@ class Measurer:
         probe: Probe,
         groups_S: np.ndarray,
         settings: Settings,
+        models: Models | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings = groups_S, settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self.source: ModelSource = WholeModels(self.device, self.dtype)
+        own = None if models is None else models.source(self.device, self.dtype, architecture)
+        self.source: ModelSource = own or WholeModels(self.device, self.dtype)
 
     def measure(
         self, path: Path, progress: Callable[[int], None] | None = None
@@ -95,29 +100,38 @@ class Measurer:
             raise UnsupportedArchitectureError(
                 "no router to measure",
                 found=f"routers in layers {sorted({r.layer for r in routers})}",
-                hint="choose --layers among these",
+                hint="choose --layers among these"
+                if routers
+                else "name the routers by --router PATTERN",
             )
         scoring = self.architecture.scoring
         if scoring is None:
             raise UnsupportedArchitectureError(
                 f"the scoring function of {self.architecture.model_type} is not known",
-                hint="report this model type, with its config.json",
+                hint="--scoring for a model of your own; else report this model type, with its "
+                "config.json",
             )
-        ids = [s.input_ids for s in self.probe.sequences]
+        samples = [s for s in self.probe.sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in self.probe.sequences if not isinstance(s, Sample)]
         labels = [s.labels for s in self.probe.sequences]
-        tokens = sum(len(i) for i in ids)
-        stateful = carries_state(model)
+        tokens = self.probe.tokens
+        own = isinstance(model, StandIn)
+        if isinstance(model, StandIn):
+            model.prepare(asked, samples or ids)
+        stateful = not own and carries_state(model)
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
             unselected=self.architecture.unselected_gradient,
             scoring=scoring,
-            batch_size=self.settings.batch_size,
-            mixed_lengths=not stateful,
+            batch_size=1
+            if isinstance(model, StandIn) and model.alone
+            else self.settings.batch_size,
+            mixed_lengths=not stateful and not own,
             sample_rows=self._input_rows(asked, tokens),
             seed=self.settings.seed,
         )
-        outcome = replay(model, asked, ids, labels, plan, progress=progress)
+        outcome = replay(model, asked, samples or ids, labels, plan, progress=progress)
         adam = self._adam(model, path, asked)
         measured = [self._router(outcome, t, a) for t, a in zip(outcome.traces, adam, strict=True)]
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
@@ -138,7 +152,12 @@ class Measurer:
                 "batch_tokens": None if outcome.batch_size else TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "notes": [*outcome.notes, *([UNPADDED] if stateful else [])],
+                "notes": [
+                    *(model.notes if isinstance(model, StandIn) else ()),
+                    *describe_choice(outcome.traces),
+                    *outcome.notes,
+                    *([UNPADDED] if stateful else []),
+                ],
             },
         )
 

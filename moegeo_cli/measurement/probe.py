@@ -6,43 +6,55 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import describe_architecture, text_config
-from moegeo_cli.checkpoints.discover import RunFolder, read_config
+from moegeo_cli.checkpoints.architecture import Architecture, text_config
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.probes import Probe, load_probe
 
 MINIMUM_TOKENS = 8192
 
 
-def default_tokens(folder: RunFolder) -> int:
+def default_tokens(folder: RunFolder, models: Models) -> int:
     """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
-    architecture = describe_architecture(read_config(folder.newest.path))
+    return _enough_tokens(models.describe(folder.newest.path)[1])
+
+
+def _enough_tokens(architecture: Architecture) -> int:
     routers = len(architecture.moe_layers or range(architecture.layers or 1))
-    if not architecture.top_k:
+    if not architecture.top_k or not architecture.experts:
         return MINIMUM_TOKENS
     return max(MINIMUM_TOKENS, tokens_for_power(architecture.experts, architecture.top_k, routers))
 
 
-def open_probe(folder: RunFolder, probe: Path | str | None, max_tokens: int | None) -> Probe:
+def open_probe(
+    folder: RunFolder, probe: Path | str | None, max_tokens: int | None, models: Models
+) -> Probe:
     """The probe as a run's newest checkpoint reads it.
 
     Args:
         folder: the run.
         probe: a probe file; None for the bundled one.
         max_tokens: at most so many; None for what the dead-expert test needs.
+        models: what model the run is of.
 
     Raises:
         ProbeError: not readable, or not for this model.
     """
-    config = read_config(folder.newest.path)
+    config, architecture = models.describe(folder.newest.path)
     return load_probe(
         Path(probe) if probe is not None else None,
-        vocab_size=vocabulary_of(config),
+        vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
         tokenizer_dir=folder.newest.path,
-        max_tokens=max_tokens or default_tokens(folder),
+        max_tokens=max_tokens or _enough_tokens(architecture),
         max_length=_context(config),
+        samples=models.samples,
     )
+
+
+def _states(config: Mapping[str, Any]) -> bool:
+    return "vocab_size" in text_config(config) or "vocab_size" in config
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

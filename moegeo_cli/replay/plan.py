@@ -42,7 +42,11 @@ class Plan:
 
 @dataclass(slots=True)
 class RouterTrace:
-    """What one router did over the probe; rows follow the probe's order of tokens."""
+    """What one router did over the probe; rows follow the probe's order of tokens.
+
+    `observed` is false where its choice was computed; `confirmed` says that the loss's gradient
+    then reached the computed experts and no others.
+    """
 
     router: Router
     logits_TE: np.ndarray
@@ -53,6 +57,8 @@ class RouterTrace:
     sample_x_MD: np.ndarray | None = None
     problem: str | None = None
     calls: int = 0
+    observed: bool = True
+    confirmed: bool = False
 
 
 @dataclass(slots=True)
@@ -72,11 +78,13 @@ class Replay:
 class BatchRows:
     """Where the real tokens of a batch lie: `flat` among all positions, None without padding.
 
-    `probe_N` are their rows in the probe, `sequence_N` their sequences; `group_spans` and
+    `sequence_B` are the batch's sequences, `probe_N` the tokens' rows in the probe and
+    `sequence_N` their sequences; `group_spans` and
     `sequence_spans` are (key, start, stop) of each run of tokens with one group or sequence.
     """
 
     flat: torch.Tensor | None
+    sequence_B: np.ndarray
     probe_N: np.ndarray
     sequence_N: np.ndarray
     group_spans: list[tuple[int, int, int]]
@@ -95,6 +103,7 @@ class BatchRows:
         sequence_N = np.repeat(sequence_B, lengths_S[sequence_B])
         return cls(
             flat=flat,
+            sequence_B=sequence_B,
             probe_N=np.concatenate(
                 [np.arange(starts_S[s], starts_S[s] + lengths_S[s]) for s in sequence_B]
             ),

@@ -17,16 +17,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from moegeo_cli.errors import MoegeoError, ResourceError, UnsupportedArchitectureError
+from moegeo_cli.errors import (
+    MoegeoError,
+    ProbeError,
+    ResourceError,
+    UnsupportedArchitectureError,
+)
 from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.fisher.categorical import categorical_information
-from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_batches
-from moegeo_cli.replay.gradients import LossGradients
+from moegeo_cli.probes import Sample
+from moegeo_cli.replay.batches import (
+    Batch,
+    count_losses,
+    make_batches,
+    plan_batches,
+)
+from moegeo_cli.replay.gradients import LossGradients, token_losses
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
+from moegeo_cli.replay.samples import SampleBatch, make_sample_batches
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"
@@ -40,13 +51,21 @@ class _EndOfRouters(Exception):  # noqa: N818 - a signal, not an error
 def replay(
     model: nn.Module,
     routers: list[Router],
-    ids: list[np.ndarray],
+    ids: list[np.ndarray] | list[Sample],
     labels: list[np.ndarray | None],
     plan: Plan,
     *,
     progress: Callable[[int], None] | None = None,
 ) -> Replay:
     """Run the probe once, halving the batch where memory runs out.
+
+    Args:
+        model: what is called with each batch.
+        routers: its routers.
+        ids: the token ids of each sequence; or samples, which hold their own labels.
+        labels: of each sequence of token ids; None to predict every next token.
+        plan: what to measure.
+        progress: hears how many tokens were replayed.
 
     Raises:
         ResourceError: not even one sequence at a time fits.
@@ -94,7 +113,7 @@ class _Pass:
         self,
         model: nn.Module,
         routers: list[Router],
-        ids: list[np.ndarray],
+        ids: list[np.ndarray] | list[Sample],
         labels: list[np.ndarray | None],
         plan: Plan,
         batch_size: int | None,
@@ -142,14 +161,10 @@ class _Pass:
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
         with self._hooks(), self._logit_gradients():
-            for batch in make_batches(self.ids, self.labels, plan, self.device):
+            for batch in self._batches(plan):
                 self._step(batch)
                 if self.progress:
-                    self.progress(int(batch.real_BN.sum()))
-        targets = [
-            (len(i) - 1 if y is None else int((y[1:] != IGNORED_LABEL).sum()))
-            for i, y in zip(self.ids, self.labels, strict=True)
-        ]
+                    self.progress(batch.tokens)
         for trace in self.traces:
             if trace.calls == 0 and trace.problem is None:
                 trace.problem = "the router was not called"
@@ -157,34 +172,32 @@ class _Pass:
             traces=self.traces,
             sequence_T=np.repeat(np.arange(len(self.ids)), self.lengths),
             loss_S=self.loss_S if self.plan.needs_loss else None,
-            loss_tokens_S=np.array(targets, dtype=np.int64),
+            loss_tokens_S=count_losses(self.ids, self.labels),
             batch_size=self.batch_size,
             unselected=self.gradients.unselected,
             notes=[],
         )
 
-    def _step(self, batch: Batch) -> None:
+    def _batches(self, plan: list[list[int]]) -> Iterator[Batch | SampleBatch]:
+        samples = [i for i in self.ids if isinstance(i, Sample)]
+        if samples:
+            dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+            return make_sample_batches(samples, plan, self.device, dtype)
+        ids = [i for i in self.ids if not isinstance(i, Sample)]
+        return make_batches(ids, self.labels, plan, self.device)
+
+    def _step(self, batch: Batch | SampleBatch) -> None:
         """One batch, forward and, where a loss is needed, backward."""
-        real_BN = batch.real_BN
-        width = real_BN.shape[1]
-        flat = None if batch.mask_BN is None else real_BN.reshape(-1).nonzero().squeeze(1)
         sequences = batch.sequence_B.cpu().numpy()
-        self.rows = BatchRows.of(flat, sequences, self.lengths, self.plan.groups_S)
+        self.rows = BatchRows.of(batch.flat, sequences, self.lengths, self.plan.groups_S)
+        self.positions, self.samples = batch.positions, len(sequences)
         self.pending: list[tuple[RouterTrace, RouterCall]] = []
         self.called: set[str] = set()
-        inputs = {"input_ids": batch.input_ids_BN, "use_cache": False}
-        if batch.mask_BN is not None:
-            inputs["attention_mask"] = batch.mask_BN
-        if self.plan.needs_loss:
-            logits = self._forward(inputs).logits
-            losses = F.cross_entropy(
-                logits.float().reshape(-1, logits.shape[-1]),
-                batch.targets_BN.reshape(-1),
-                reduction="none",
-                ignore_index=IGNORED_LABEL,
-            )
+        inputs = {**batch.inputs, "use_cache": False}
+        if self.plan.needs_loss and batch.targets is not None:
+            losses = token_losses(self._forward(inputs).logits, batch.targets)
             self.loss_S[sequences] = (
-                losses.detach().double().reshape(-1, width).sum(1).cpu().numpy()
+                losses.detach().double().reshape(len(sequences), -1).sum(1).cpu().numpy()
             )
             self.gradients.backward(losses, self.rows, self.pending)
         else:
@@ -243,6 +256,8 @@ class _Pass:
     def _on_forward(self, trace: RouterTrace) -> Callable[[RouterCall], None]:
         def take(call: RouterCall) -> None:
             trace.calls += 1
+            trace.observed = call.observed
+            self._check_positions(trace.router, len(call.x_ND))
             if trace.calls == 1:
                 trace.problem = verify_call(trace.router, call)
             if trace.problem is None:
@@ -253,6 +268,21 @@ class _Pass:
                 raise _EndOfRouters
 
         return take
+
+    def _check_positions(self, router: Router, seen: int) -> None:
+        """Every position of a batch is a row of the router's input, or rows would be misread."""
+        if seen == self.positions:
+            return
+        each, rest = divmod(seen, self.samples)
+        samples = isinstance(self.ids[0], Sample) and not rest
+        raise ProbeError(
+            f"the router {router.path} sees {seen:,} tokens of a batch that has {self.positions:,}",
+            found=f"{self.samples} samples of {self.positions // self.samples} positions",
+            hint=f"if every router sees so many, say positions = {each} in the probe file's "
+            "metadata; else choose --layers that see equally many"
+            if samples
+            else "moegeo measures routers that see every token once",
+        )
 
     def _record(self, trace: RouterTrace, call: RouterCall) -> None:
         """Keep what the geometry needs, and feed the categorical Fisher."""
