@@ -55,6 +55,7 @@ def analyze(
     router: str | None = None,
     top_k: int | None = None,
     scoring: str | None = None,
+    captures: Path | str | None = None,
     progress: Listener | None = None,
 ) -> RunRecord:
     """Measure the checkpoints of a run, judge the run, and recommend what to change.
@@ -84,6 +85,7 @@ def analyze(
         router: its routers, by a pattern over module names; None to find them by structure.
         top_k: experts a token, where its config does not say.
         scoring: softmax, sigmoid or sqrt_softplus, where its config does not say.
+        captures: router inputs captured earlier; then no model is built, and no probe is read.
         progress: hears how far the work is.
 
     Returns:
@@ -98,7 +100,15 @@ def analyze(
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
     )
-    models = choose_models(model, router, top_k, scoring)
+    models = choose_models(model, router, top_k, scoring, captures)
+    if captures is not None and (fisher == "adam" or baseline == "init"):
+        raise UsageError(
+            "routers alone have neither an optimizer's state nor fresh initialisations",
+            found="--captures with --fisher adam"
+            if fisher == "adam"
+            else "--captures with --baseline init",
+            hint="use --fisher categorical, and --baseline STEP, PATH or none",
+        )
     if max_tokens is None and reference is not None:  # paired: both need the same draw
         max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
     shared: dict[str, Any] = {
@@ -208,13 +218,28 @@ def compare(
     return compare_runs(a, b, judged, settings, by=by, force=force)
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(
+    path: Path | str,
+    *,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+) -> dict[str, Any]:
     """What a checkpoint or a run is, from headers alone; loads no model and imports no torch.
+
+    Args:
+        path: a checkpoint or a run.
+        model: as in `analyze`, as are all that follow; it is named in the answer, not built.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
 
     Raises:
         MoegeoError: no checkpoint there, or a damaged one.
     """
-    return inspect_checkpoint(Path(path))
+    models = choose_models(model, router, top_k, scoring)
+    return inspect_checkpoint(Path(path), None if model is None else models)
 
 
 def invariance(

@@ -62,6 +62,7 @@ class Architecture:
     `top_k` is None where it varies by layer; then `top_k_by_layer` holds it.
     `moe_layers` is None where the config does not tell which layers have a router.
     `unselected_gradient` is "zero", "dense", or "verify" where nothing is known.
+    `own_choice` says why what routers choose does not follow from their logits alone.
     `balance_key` is the config key of the balance loss that transformers applies when
     output_router_logits is true; None where it applies none.
     """
@@ -83,6 +84,7 @@ class Architecture:
     top_k_by_layer: tuple[int, ...] | None = None
     zero_experts: int = 0
     balance_key: str | None = None
+    own_choice: str | None = None
     refused: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -184,6 +186,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         top_k_by_layer=by_layer,
         zero_experts=zero,
         balance_key=facts.get("balance"),
+        own_choice=facts.get("own_choice"),
         refused=refused,
         notes=tuple(notes),
     )

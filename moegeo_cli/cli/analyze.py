@@ -76,6 +76,7 @@ def analyze(
     router: o.RouterOption = None,
     top_k: o.TopKOption = None,
     scoring: o.ScoringOption = None,
+    captures: o.CapturesOption = None,
     fail_on: o.FailOnOption = o.FailOn.never,
     output_format: o.FormatOption = o.Format.rich,
     output: o.OutputOption = None,
@@ -115,6 +116,7 @@ def analyze(
             router=router,
             top_k=top_k,
             scoring=scoring,
+            captures=captures,
             progress=progress,
         )
     emit(record, output_format, output)

@@ -96,6 +96,12 @@ ProbeOption = Annotated[
     typer.Option("--probe", help="Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
+CapturesOption = Annotated[
+    Path | None,
+    typer.Option("--captures", help="Router inputs captured earlier, instead of a probe: no model "
+                 "is built, weights come from the files alone (docs/own-models.md).",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
 FisherOption = Annotated[
     FisherKind,
     typer.Option("--fisher", help="Fisher behind FHS. categorical needs no loss, adam no pass.",

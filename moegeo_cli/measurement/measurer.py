@@ -65,6 +65,8 @@ class Measurer:
         self.dtype = resolve_dtype(settings.dtype, config)
         own = None if models is None else models.source(self.device, self.dtype, architecture)
         self.source: ModelSource = own or WholeModels(self.device, self.dtype)
+        if own is not None:
+            self.dtype = own.dtype
 
     def measure(
         self, path: Path, progress: Callable[[int], None] | None = None
@@ -152,6 +154,7 @@ class Measurer:
                 "batch_tokens": None if outcome.batch_size else TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
+                **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
                 "notes": [
                     *(model.notes if isinstance(model, StandIn) else ()),
                     *describe_choice(outcome.traces),

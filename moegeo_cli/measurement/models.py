@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ from moegeo_cli.checkpoints.architecture import Architecture, describe_architect
 from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
-from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, layer_of
+from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
 from moegeo_cli.errors import UnsupportedLayoutError, UsageError
+from moegeo_cli.probes import Probe
+from moegeo_cli.replay.captures import read_captures
 
+CAPTURED = "captured:routers"  # what stands for a factory where routers alone are measured
 MOST_SOURCES = 5_000  # files of a package that are hashed; beyond that it is no model's
 
 
@@ -32,7 +35,6 @@ class Models:
 
     identity: Mapping[str, Any] | None = None  # part of the key of stored measurements
     samples = False  # whether they take other tensors than token ids
-    initialises = True  # whether a model can be made afresh
 
     def open(self, path: Path | str) -> RunFolder:
         """The run under a path.
@@ -49,12 +51,23 @@ class Models:
         config = read_config(path)
         return config, describe_architecture(config)
 
+    def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
+        """The routers among a checkpoint's tensors.
+
+        Raises: what `check_routers` raises.
+        """
+        return check_routers(index, architecture)
+
     def check(self, path: Path, architecture: Architecture) -> None:
         """See that a checkpoint's files hold the routers that it should have.
 
         Raises: what `check_routers` raises.
         """
         check_routers(open_weights(path), architecture)
+
+    def probe(self) -> Probe | None:
+        """What stands in the place of a probe; None where there is one to be opened."""
+        return None
 
     def source(self, device: Any, dtype: Any, architecture: Architecture) -> Any:
         """The `ModelSource` of these models; None for the usual one."""
@@ -122,6 +135,14 @@ class OwnFactory(Models):
                     found=f"{module}.weight of dtype {index.dtype(f'{module}.weight')}",
                 )
 
+    def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
+        """See `Models`."""
+        return [
+            RouterTensors(layer_of(module), module, f"{module}.weight", shape,
+                          f"{module}.bias" if f"{module}.bias" in index else None)
+            for module, shape in find_own_routers(index, self.router).items()
+        ]  # fmt: skip
+
     def source(self, device: Any, dtype: Any, architecture: Architecture) -> Any:
         """See `Models`.
 
@@ -160,17 +181,66 @@ class OwnFactory(Models):
         return callable_found
 
 
+class CapturedInputs(Models):
+    """Routers alone, with inputs that were captured earlier.
+
+    Args:
+        path: the capture.
+        base: whose routers: transformers' by their config, or others that options describe.
+    """
+
+    def __init__(self, path: Path, base: Models) -> None:
+        self.base, self.captures = base, read_captures(path)
+        self.identity = {"captures": self.captures.sha256, "base": base.identity}
+
+    def open(self, path: Path | str) -> RunFolder:
+        """See `Models`."""
+        return self.base.open(path)
+
+    def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
+        """See `Models`."""
+        return self.base.describe(path)
+
+    def check(self, path: Path, architecture: Architecture) -> None:
+        """See `Models`."""
+        self.base.check(path, architecture)
+
+    def probe(self) -> Probe | None:
+        """See `Models`: the captured sequences."""
+        return self.captures.probe()
+
+    def source(self, device: Any, dtype: Any, architecture: Architecture) -> Any:
+        """See `Models`."""
+        from moegeo_cli.measurement.alone import CapturedModels
+
+        def find(index: WeightIndex) -> Sequence[RouterTensors]:
+            return self.base.routers(index, architecture)
+
+        return CapturedModels(self.captures, architecture, find, device)
+
+
 def choose_models(
     model: str | Callable[..., Any] | None = None,
     router: str | None = None,
     top_k: int | None = None,
     scoring: str | None = None,
+    captures: Path | str | None = None,
 ) -> Models:
     """The models that the options mean.
 
     Raises:
         UsageError: options of an own model without one, or a name of another form.
     """
+    if captures is not None:
+        if model is not None:
+            raise UsageError(
+                "captured router inputs need no model",
+                found="--captures with --model",
+                hint="leave --model out; --router, --top-k and --scoring still count",
+            )
+        given = router is not None or top_k is not None or scoring is not None
+        base = OwnFactory(CAPTURED, router, top_k, scoring) if given else Models()
+        return CapturedInputs(Path(captures), base)
     if model is None:
         options = {"--router": router, "--top-k": top_k, "--scoring": scoring}
         said = [option for option, value in options.items() if value is not None]

@@ -42,6 +42,15 @@ def open_probe(
     Raises:
         ProbeError: not readable, or not for this model.
     """
+    own = models.probe()
+    if own is not None:
+        if probe is not None:
+            raise UsageError(
+                "captured router inputs take the place of a probe",
+                found="--captures with --probe",
+                hint="give one of them",
+            )
+        return own if max_tokens is None else own.take(max_tokens)
     config, architecture = models.describe(folder.newest.path)
     return load_probe(
         Path(probe) if probe is not None else None,

@@ -49,10 +49,13 @@ class RouterTap:
     Args:
         router: the router.
         take: hears of every call, in the hook of the router's module.
+        partial: hand over calls whose choice cannot be read as well, with none.
     """
 
-    def __init__(self, router: Router, take: Callable[[RouterCall], None]) -> None:
-        self.router, self.take = router, take
+    def __init__(
+        self, router: Router, take: Callable[[RouterCall], None], *, partial: bool = False
+    ) -> None:
+        self.router, self.take, self.partial = router, take, partial
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
         self._handles = [router.module.register_forward_hook(self._on_router)]
         if router.linear is not router.module:
@@ -73,7 +76,13 @@ class RouterTap:
             x, logits = self._product
             self._product = None
         logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
-        selected, weights, observed = _read_choice(self.router, output, logits_NE)
+        try:
+            selected, weights, observed = _read_choice(self.router, output, logits_NE)
+        except UnsupportedArchitectureError:
+            if not self.partial:
+                raise
+            weights = logits_NE.detach()[:, :0]
+            selected, observed = weights.long(), False
         self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected, observed))
 
 

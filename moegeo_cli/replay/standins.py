@@ -21,7 +21,10 @@ class StandIn(nn.Module, ABC):
     Attributes:
         notes: what a report must say.
         alone: whether samples must go one at a time.
+        no_loss: why there is no loss; None where there is one.
     """
+
+    no_loss: str | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +52,7 @@ def describe_choice(traces: Sequence[RouterTrace]) -> list[str]:
     )
     sure = sum(trace.confirmed for trace in computed)
     if sure == len(computed):
-        return [f"{words}; the loss's gradient reaches exactly these experts"]
+        return [f"{words}; the loss's gradient reaches these experts and no others"]
     return [f"{words}; the loss's gradient confirms it for {sure}"]
 
 
