@@ -211,7 +211,7 @@ class CapturedInputs(Models):
 
     def source(self, device: Any, dtype: Any, architecture: Architecture) -> Any:
         """See `Models`."""
-        from moegeo_cli.measurement.alone import CapturedModels
+        from moegeo_cli.measurement.captured import CapturedModels
 
         def find(index: WeightIndex) -> Sequence[RouterTensors]:
             return self.base.routers(index, architecture)

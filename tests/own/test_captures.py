@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -419,6 +420,36 @@ def test_megatrons_trace(tiny: Callable[..., Path], tmp_path: Path) -> None:
     file.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(ProbeError, match="not there in every step"):
         of(here, folder)
+
+
+def test_the_documented_callback(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from tests.tiny_models import build_tiny
+
+    page = (Path(__file__).parents[2] / "docs" / "own-models.md").read_text()
+    [code] = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Callback" in c]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    model = build_tiny("mixtral")
+    model.set_experts_implementation("eager")
+    rows = torch.randint(0, 64, (32, 12), generator=torch.Generator().manual_seed(0))
+    arguments = TrainingArguments(
+        tmp_path, max_steps=4, save_steps=2, per_device_train_batch_size=8, use_cpu=True,
+        report_to=[], disable_tqdm=True,
+    )  # fmt: skip
+    data = [{"input_ids": row, "labels": row} for row in rows]
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=data, callbacks=[names["CaptureRouters"]()]
+    )
+    trainer.train()
+    here = tmp_path / "checkpoint-2"
+    run = of(here, here / "captures.safetensors", fisher="categorical")
+    [checkpoint] = run.checkpoints
+    assert run.probe["tokens"] == 96
+    assert checkpoint.coverage.routers_measured == 3
+    assert checkpoint.replay["notes"][0].startswith("router inputs alone, captured at this")
+    assert "in training mode" in checkpoint.replay["notes"][1]
 
 
 def test_captures_are_measured_without_the_model(
