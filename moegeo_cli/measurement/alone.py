@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import ProbeError
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.captures import CapturedRouter, Column
@@ -96,7 +97,9 @@ class LoneRouter(nn.Module):
         logits = self.take("logits", rows_N) if self.own else None
         logits_NE = self.product(x_ND) if logits is None else logits.to(x_ND.device)
         selected = self.take("selected", rows_N) if self.own else None
-        weights = self.take("weights", rows_N) if self.own else None
+        weights = self.take("weights", rows_N) if selected is not None else None
+        if selected is not None:
+            self._check_choice(selected, weights)
         selected_NK = self._select(logits_NE) if selected is None else selected
         selected_NK = selected_NK.to(x_ND.device)
         if weights is None:
@@ -104,6 +107,16 @@ class LoneRouter(nn.Module):
         if logits is not None and self.captured is not None:  # exact: so they were saved
             logits_NE = logits_NE.to(dtype_of(self.captured.columns["logits"]))
         return logits_NE, weights.to(x_ND.device), selected_NK
+
+    def _check_choice(self, selected_NK: torch.Tensor, weights: torch.Tensor | None) -> None:
+        fits = weights is None or weights.shape == selected_NK.shape
+        if not fits or int(selected_NK.min()) < -1 or int(selected_NK.max()) >= self.experts:
+            raise ProbeError(
+                f"the captured choices of {self.router.path} are not of its experts",
+                found=f"experts {int(selected_NK.min())} to {int(selected_NK.max())} of "
+                f"{self.experts}" if fits else "another number of weights",
+                hint="capture at a checkpoint of the same architecture",
+            )  # fmt: skip
 
     def _scores(self, logits_NE: torch.Tensor) -> torch.Tensor:
         if self.architecture.scoring == "softmax":

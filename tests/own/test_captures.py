@@ -294,6 +294,19 @@ def test_options_describe_routers_of_no_library(tmp_path: Path) -> None:
     np.testing.assert_allclose(checkpoint.layers[1].load, load, atol=1e-9)
 
 
+def test_captured_choices_of_no_expert(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    here, file = tiny("mixtral", 0), tmp_path / "c.safetensors"
+    capture(AutoModelForCausalLM.from_pretrained(here).eval(), sequences(), file)
+    tensors = load_file(file)
+    name = next(n for n in tensors if n.endswith(".selected"))
+    for changed in (torch.full_like(tensors[name], 6), tensors[name][:, :1].contiguous()):
+        save_file({**tensors, name: changed}, file, metadata={"moegeo.captures": '{"version": 1}'})
+        with pytest.raises(ProbeError, match="not of its experts"):
+            of(here, file)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
