@@ -14,23 +14,24 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.routing import measure_routing
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
+from moegeo_cli.measurement.fitting import choose_source
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
-from moegeo_cli.replay.memory import free_bytes, held_bytes, peak_bytes, say_memory
+from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
 from moegeo_cli.replay.session import replay
-from moegeo_cli.replay.sources import Manner, ModelSource, StreamedModels, WholeModels
+from moegeo_cli.replay.sources import Manner, ModelSource
+from moegeo_cli.replay.standins import StandIn, describe_choice
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
 PAIRS = (
@@ -43,9 +44,6 @@ SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
 SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
 
-# A model that is loaded whole takes this many times its weights, conversion and all.
-WHOLE_MODEL = 1.3
-
 
 class Measurer:
     """Measures checkpoints of one architecture with one probe.
@@ -56,6 +54,7 @@ class Measurer:
         probe: the probe, tokenised.
         groups_S: each sequence's group for resampling.
         settings: how to measure.
+        models: what model this is; None for transformers'.
     """
 
     def __init__(
@@ -65,12 +64,17 @@ class Measurer:
         probe: Probe,
         groups_S: np.ndarray,
         settings: Settings,
+        models: Models | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings = groups_S, settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self._source: ModelSource | None = None
+        self._source = (
+            None if models is None else models.source(self.device, self.dtype, architecture)
+        )
+        if self._source is not None:
+            self.dtype = self._source.dtype
         self.memory: str | None = None  # what a streamed replay held, in words
 
     def measure(
@@ -89,40 +93,11 @@ class Measurer:
             path: the first checkpoint, which tells how large they are.
         """
         if self._source is None:
-            whole = not self.settings.stream and self._fits(path)
-            self._source = (
-                WholeModels(self.device, self.dtype)
-                if whole
-                else StreamedModels(
-                    self.device,
-                    self.dtype,
-                    [len(s.input_ids) for s in self.probe.sequences],
-                    self.settings.memory,
-                    self._sums,
-                )
+            self._source = choose_source(
+                path, self.settings, self.probe, self.groups_S, self.device, self.dtype
             )
-        return self._source
-
-    def _fits(self, path: Path) -> bool:
-        """Whether a whole model fits what is left on the device, or the bound that was set."""
-        import transformers.modeling_utils  # noqa: F401 - what it takes counts as taken
-
-        size = open_weights(path).parameters * self.dtype.itemsize
-        room = free_bytes(self.device)
-        if self.settings.memory is not None:
-            room = min(room, self.settings.memory - held_bytes(self.device))
-        return size * WHOLE_MODEL <= room
-
-    def _sums(self, model: nn.Module) -> int:
-        """Bytes of what a pass keeps: logits and choices of every token, and Fisher sums."""
-        shapes = [(r.experts, int(r.weight_ED.shape[1])) for r in find_routers(model)]
-        groups, kinds = int(self.groups_S.max()) + 1, len(self.settings.fishers)
-        exact = exact_groups_fit(shapes, kinds, groups)
-        tokens = sum(len(s.input_ids) for s in self.probe.sequences)
-        return sum(
-            sum_bytes(experts, width, groups, kinds, exact_groups=exact) + 12 * tokens * experts
-            for experts, width in shapes
-        )
+        source: ModelSource = self._source
+        return source
 
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
@@ -149,35 +124,46 @@ class Measurer:
             raise UnsupportedArchitectureError(
                 "no router to measure",
                 found=f"routers in layers {sorted({r.layer for r in routers})}",
-                hint="choose --layers among these",
+                hint="choose --layers among these"
+                if routers
+                else "name the routers by --router PATTERN",
             )
         scoring = self.architecture.scoring
         if scoring is None:
             raise UnsupportedArchitectureError(
                 f"the scoring function of {self.architecture.model_type} is not known",
-                hint="report this model type, with its config.json",
+                hint="--scoring for a model of your own; else report this model type, with its "
+                "config.json",
             )
-        ids = [s.input_ids for s in self.probe.sequences]
+        samples = [s for s in self.probe.sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in self.probe.sequences if not isinstance(s, Sample)]
         labels = [s.labels for s in self.probe.sequences]
-        tokens = sum(len(i) for i in ids)
-        stateful = carries_state(model)
+        tokens = self.probe.tokens
+        own = isinstance(model, StandIn)
+        if isinstance(model, StandIn):
+            model.prepare(asked, samples or ids)
+        stateful = not own and carries_state(model)
         manner = self._source.manner if self._source is not None else Manner()
         others = find_other_routers(model)
         pairs = self.architecture.encoder_decoder
-        splits = [s.source for s in self.probe.sequences]
+        splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
             unselected=self.architecture.unselected_gradient,
             scoring=scoring,
-            batch_size=self.settings.batch_size,
+            batch_size=1
+            if isinstance(model, StandIn) and model.alone
+            else self.settings.batch_size,
             batch_tokens=manner.batch_tokens,
-            mixed_lengths=not stateful,
+            mixed_lengths=not stateful and not own,
             splits_S=np.array(splits) if pairs else None,
             sample_rows=self._input_rows(asked, tokens),
             seed=self.settings.seed,
         )
-        outcome = replay(model, asked, ids, labels, plan, progress=progress, kind=manner.kind)
+        outcome = replay(
+            model, asked, samples or ids, labels, plan, progress=progress, kind=manner.kind
+        )
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
@@ -206,8 +192,11 @@ class Measurer:
                 else manner.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
+                **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
                 "notes": [
                     *manner.notes,
+                    *(model.notes if isinstance(model, StandIn) else ()),
+                    *describe_choice(outcome.traces),
                     *outcome.notes,
                     *([UNPADDED] if stateful else []),
                     *([PAIRS.format(sum(splits), tokens - sum(splits))] if pairs else []),

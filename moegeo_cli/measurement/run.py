@@ -20,6 +20,7 @@ from moegeo_cli.errors import FormatError
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.layers import checkpoint_record
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
@@ -75,6 +76,7 @@ class RunMeasurement:
         settings: how to measure.
         store: where entries are kept.
         listener: hears of progress; None for silence.
+        models: what model the run is of.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class RunMeasurement:
         settings: Settings,
         store: Store,
         listener: Listener | None,
+        models: Models,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
+        self.models = models
         self.settings, self.store, self.listener = settings, store, listener
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
         self._measurer: Any = None
@@ -98,6 +102,7 @@ class RunMeasurement:
                 "fingerprint": fingerprint,
                 "probe": self.probe.sha256,
                 "settings": dataclasses.asdict(self.settings),
+                **({"model": self.models.identity} if self.models.identity else {}),
             }
         )
 
@@ -177,8 +182,9 @@ class RunMeasurement:
             from moegeo_cli.measurement.measurer import Measurer
 
             self._measurer = Measurer(
-                self.architecture, self.config, self.probe, self.groups_S, self.settings
-            )
+                self.architecture, self.config, self.probe, self.groups_S, self.settings,
+                self.models,
+            )  # fmt: skip
         return self._measurer
 
     def _keep(

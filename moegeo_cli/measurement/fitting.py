@@ -1,0 +1,69 @@
+"""Whole models where they fit, streamed ones where they do not.
+
+Legend: T probe positions, S sequences, D router input width, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
+from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.probes import Probe
+from moegeo_cli.replay.memory import free_bytes, held_bytes
+from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.replay.sources import ModelSource, StreamedModels, WholeModels
+
+# A model that is loaded whole takes this many times its weights, conversion and all.
+WHOLE_MODEL = 1.3
+
+
+def choose_source(
+    path: Path,
+    settings: Settings,
+    probe: Probe,
+    groups_S: np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> ModelSource:
+    """The source of a run's models.
+
+    Args:
+        path: the first checkpoint, which tells how large they are.
+        settings: whether streaming was asked for, and the bound.
+        probe: the probe.
+        groups_S: each sequence's group for resampling.
+        device: where models compute.
+        dtype: in which dtype.
+    """
+    if not settings.stream and _fits(path, settings.memory, device, dtype):
+        return WholeModels(device, dtype)
+    kinds, groups = len(settings.fishers), int(groups_S.max()) + 1
+
+    def sums(model: nn.Module) -> int:
+        """Bytes of what a pass keeps: logits and choices of every token, and Fisher sums."""
+        shapes = [(r.experts, int(r.weight_ED.shape[1])) for r in find_routers(model)]
+        exact = exact_groups_fit(shapes, kinds, groups)
+        return sum(
+            sum_bytes(experts, width, groups, kinds, exact_groups=exact)
+            + 12 * probe.tokens * experts
+            for experts, width in shapes
+        )
+
+    lengths = [sequence.tokens for sequence in probe.sequences]
+    return StreamedModels(device, dtype, lengths, settings.memory, sums)
+
+
+def _fits(path: Path, memory: int | None, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a whole model fits what is left on the device, or the bound that was set."""
+    import transformers.modeling_utils  # noqa: F401 - what it takes counts as taken
+
+    room = free_bytes(device)
+    if memory is not None:
+        room = min(room, memory - held_bytes(device))
+    return open_weights(path).parameters * dtype.itemsize * WHOLE_MODEL <= room
