@@ -49,7 +49,7 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
     index = open_weights(checkpoint.path)
     digest = hashlib.sha256()
     _update(digest, RECIPE.encode(), mode.encode(), index.layout.encode())
-    _update_whole(digest, checkpoint.path / "config.json")
+    _update_whole(digest, checkpoint.config_folder / "config.json")
     for path in index.files:
         _update(digest, path.name.encode("utf-8", "surrogateescape"))
         if mode == "full":

@@ -6,6 +6,7 @@ pickled files, which have no header.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
 from moegeo_cli.errors import MoegeoError
 
 
-def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
+def inspect_checkpoint(path: Path | str, config: Path | str | None = None) -> dict[str, Any]:
     """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
 
     A dense model and a family that moegeo cannot measure are described all the same, with
@@ -27,7 +28,7 @@ def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
         PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
             `open_run` does.
     """
-    run = open_run(path)
+    run = open_run(path, config)
     found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
     if not run.is_single:
         found["inspected"] = run.newest.relative
@@ -50,7 +51,7 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
 def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
     index = open_weights(checkpoint.path)
-    config = read_config(checkpoint.path)
+    config = read_config(checkpoint.config_folder)
     training = read_training(checkpoint)
     problem = None
     architecture = None
@@ -66,6 +67,8 @@ def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
         "complete": True,
         "files": [path.name for path in index.files],
         "bytes": index.size,
+        "left_out": dict(index.left_out),
+        "config": _config_place(checkpoint),
         "tensors": len(index),
         "parameters": index.parameters,
         "dtypes": index.dtype_counts,
@@ -87,6 +90,12 @@ def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
             for router in routers
         ],
     }
+
+
+def _config_place(checkpoint: CheckpointFolder) -> str:
+    """Where config.json is, from the checkpoint's folder."""
+    place = checkpoint.config_folder.resolve() / "config.json"
+    return Path(os.path.relpath(place, checkpoint.path.resolve())).as_posix()
 
 
 def _list_routers(
