@@ -16,7 +16,7 @@ from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.weights import detect_layout, open_weights
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
@@ -35,6 +35,7 @@ def analyze(
     path: Path | str,
     *,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
@@ -60,6 +61,8 @@ def analyze(
     Args:
         path: one checkpoint, or a folder of them.
         probe: a probe file; None for the bundled one.
+        config: a config.json, or a folder with one and the tokenizer, for checkpoints that have
+            none of their own; None to look beside and above them.
         baseline: what FHS compares with: a step, a path, "init", "none"; None for step 0.
         fisher: kind behind `heterogeneity*` and `fhs*`: empirical, categorical or adam.
         unit: sample unit of the empirical kind: position, sequence or loss_token.
@@ -93,9 +96,9 @@ def analyze(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
     )
     if max_tokens is None and reference is not None:  # paired: both need the same draw
-        max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
+        max_tokens = max(default_tokens(open_run(Path(p), config)) for p in (path, reference))
     shared: dict[str, Any] = {
-        "settings": settings, "probe": probe, "max_tokens": max_tokens,
+        "settings": settings, "probe": probe, "max_tokens": max_tokens, "config": config,
         "verify_fingerprint": verify_fingerprint, "progress": progress,
     }  # fmt: skip
     measured = _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
@@ -125,6 +128,7 @@ def compare(
     by: str | None = None,
     force: bool = False,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
@@ -150,6 +154,7 @@ def compare(
             else step.
         force: compare although the probes or estimators differ; then without intervals.
         probe: as in `analyze`, as are all that follow.
+        config: likewise.
         baseline: likewise.
         fisher: likewise.
         unit: likewise.
@@ -178,11 +183,11 @@ def compare(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed
     )
     if max_tokens is None and probe is None:
-        max_tokens = max(default_tokens(open_run(Path(p))) for p in (run_a, run_b))
+        max_tokens = max(default_tokens(open_run(Path(p), config)) for p in (run_a, run_b))
     a, b = (
         _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
-                 probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,
-                 progress=progress)
+                 config=config, probe=probe, max_tokens=max_tokens,
+                 verify_fingerprint=verify_fingerprint, progress=progress)
         for path in (run_a, run_b)
     )  # fmt: skip
     judged = (
@@ -192,19 +197,24 @@ def compare(
     return compare_runs(a, b, judged, settings, by=by, force=force)
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(path: Path | str, config: Path | str | None = None) -> dict[str, Any]:
     """What a checkpoint or a run is, from headers alone; loads no model and imports no torch.
+
+    Args:
+        path: the checkpoint, or the run.
+        config: as in `analyze`.
 
     Raises:
         MoegeoError: no checkpoint there, or a damaged one.
     """
-    return inspect_checkpoint(Path(path))
+    return inspect_checkpoint(Path(path), config)
 
 
 def invariance(
     path: Path | str,
     *,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
     device: str = "auto",
@@ -218,6 +228,7 @@ def invariance(
     Args:
         path: a checkpoint, or a run: then its newest one.
         probe: as in `analyze`, as are all that follow.
+        config: likewise.
         fisher: likewise.
         unit: likewise.
         device: likewise.
@@ -235,9 +246,9 @@ def invariance(
     """
     from moegeo_cli.measurement.invariance import measure_invariance
 
-    folder = open_run(Path(path))
-    config = read_config(folder.newest.path)
-    architecture = describe_architecture(config)
+    folder = open_run(Path(path), config)
+    document = read_config(folder.newest.config_folder)
+    architecture = describe_architecture(document)
     if fisher == "adam":
         raise UsageError(
             "an optimizer's state is of the weights as they were saved",
@@ -254,7 +265,7 @@ def invariance(
         "probe": loaded.describe(),
         "settings": dataclasses.asdict(settings),
         "invariance": measure_invariance(
-            folder.newest, architecture, config, loaded, settings, progress
+            folder.newest, architecture, document, loaded, settings, progress, folder.config
         ),
     }
 
@@ -265,12 +276,13 @@ def _measure(
     cache: bool,
     cache_dir: Path | str | None,
     baseline: str | None,
+    config: Path | str | None,
     steps: str | None = None,
     latest: bool = False,
     **shared: Any,
 ) -> Analysis:
     """Open a run and measure it through its store."""
-    folder = open_run(Path(path))
+    folder = open_run(Path(path), config)
     store = Store(_store_folder(folder, cache_dir) if cache else None)
     measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest, **shared)
     if store.problem is None:
@@ -287,7 +299,7 @@ def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:
         return Path(cache_dir)
     if folder.is_single:
         above = folder.path.resolve().parent
-        siblings = [p for p in above.glob("*/config.json") if p.parent.name != folder.path.name]
+        siblings = [p for p in above.iterdir() if p != folder.path.resolve() and detect_layout(p)]
         if siblings and folder.newest.step is not None:
             return above / FOLDER
     return folder.path / FOLDER

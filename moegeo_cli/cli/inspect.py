@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from moegeo_cli.cli.console import stdout_console, write_payload
-from moegeo_cli.cli.options import OUTPUT, OutputOption
+from moegeo_cli.cli.options import OUTPUT, ConfigOption, OutputOption
 
 
 class InspectFormat(StrEnum):
@@ -22,6 +22,7 @@ class InspectFormat(StrEnum):
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
+    config: ConfigOption = None,
     output_format: Annotated[
         InspectFormat,
         typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT),
@@ -31,7 +32,7 @@ def inspect(
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
     from moegeo_cli import api
 
-    found = api.inspect(path)
+    found = api.inspect(path, config)
     if output_format is InspectFormat.json or output is not None:
         document = {"format": {"name": "moegeo.inspect", "version": 1}, **found}
         write_payload(json.dumps(document, indent=2), output)

@@ -16,6 +16,7 @@ from moegeo_cli.cli.inspect import InspectFormat
 def invariance(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: then its newest one.")],
     probe: o.ProbeOption = None,
+    config: o.ConfigOption = None,
     fisher: o.FisherOption = o.FisherKind.empirical,
     unit: o.UnitOption = o.Unit.position,
     device: o.DeviceOption = "auto",
@@ -36,7 +37,7 @@ def invariance(
 
     with show_progress() as progress:
         found = api.invariance(
-            path, probe=probe, fisher=fisher.value, unit=unit.value, device=device,
+            path, probe=probe, config=config, fisher=fisher.value, unit=unit.value, device=device,
             batch_size=batch_size, max_tokens=max_tokens, seed=seed, progress=progress,
         )  # fmt: skip
     if output_format is InspectFormat.json or output is not None:

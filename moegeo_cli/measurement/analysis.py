@@ -92,12 +92,14 @@ def measure_run(
         MoegeoError: what opening, loading and replaying raise.
     """
     newest = folder.newest
-    config = read_config(newest.path)
+    config = read_config(newest.config_folder)
     architecture = describe_architecture(config)
     loaded = open_probe(folder, probe, max_tokens)
     chosen = _choose(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline)
-    measurement = RunMeasurement(architecture, config, loaded, settings, store, progress)
+    measurement = RunMeasurement(
+        architecture, config, loaded, settings, store, progress, folder.config
+    )
     wanted = list(chosen)
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
@@ -174,7 +176,7 @@ def _measure_all(
         if progress:
             progress.checkpoint(checkpoint.relative, 0, "already measured")
     for place, checkpoint in enumerate(todo):
-        own = read_config(checkpoint.path)
+        own = read_config(checkpoint.config_folder)
         if describe_architecture(own) != architecture:
             raise BaselineError(
                 f"{checkpoint.relative} is of another architecture than {wanted[-1].relative}",
@@ -277,7 +279,7 @@ def _baseline_folder(
             return None, "the run has no step-0 checkpoint; use --baseline init, STEP or PATH"
         have = ", ".join(str(c.step) for c in folder.checkpoints)
         raise BaselineError(f"the run has no checkpoint of step {step}", found=f"steps {have}")
-    other = open_run(Path(baseline))
+    other = open_run(Path(baseline), folder.config)
     start = other.checkpoints[0]
     name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
     return dataclasses.replace(start, relative=f"baseline:{name}"), None

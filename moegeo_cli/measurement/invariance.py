@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,7 @@ def measure_invariance(
     probe: Probe,
     settings: Settings,
     listener: Listener | None,
+    config_folder: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Measure a checkpoint as it is, and rewritten in each way that its model allows.
 
@@ -55,6 +57,7 @@ def measure_invariance(
         probe: the probe, on which each rewriting is verified.
         settings: how to measure; the dtype is float32 whatever they say.
         listener: hears of progress.
+        config_folder: where `--config` says that config.json is.
 
     Returns:
         One entry a transformation: name, description, applicable, reason, logits_deviation (largest
@@ -65,7 +68,7 @@ def measure_invariance(
     """
     settings = dataclasses.replace(settings, dtype="float32")
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(architecture, config, probe, groups_S, settings)
+    measurer = Measurer(architecture, config, probe, groups_S, settings, config_folder)
 
     def measure(name: str, model: nn.Module) -> Measured:
         if listener:

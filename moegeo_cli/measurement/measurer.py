@@ -45,6 +45,7 @@ class Measurer:
         probe: the probe, tokenised.
         groups_S: each sequence's group for resampling.
         settings: how to measure.
+        config_folder: where `--config` says that config.json is.
     """
 
     def __init__(
@@ -54,12 +55,13 @@ class Measurer:
         probe: Probe,
         groups_S: np.ndarray,
         settings: Settings,
+        config_folder: Path | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings = groups_S, settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self.source: ModelSource = WholeModels(self.device, self.dtype)
+        self.source: ModelSource = WholeModels(self.device, self.dtype, config_folder)
 
     def measure(
         self, path: Path, progress: Callable[[int], None] | None = None

@@ -72,6 +72,7 @@ class RunMeasurement:
         settings: how to measure.
         store: where entries are kept.
         listener: hears of progress; None for silence.
+        config_folder: where `--config` says that config.json is.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class RunMeasurement:
         settings: Settings,
         store: Store,
         listener: Listener | None,
+        config_folder: Path | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.settings, self.store, self.listener = settings, store, listener
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
+        self.config_folder = config_folder
         self._measurer: Any = None
 
     def key(self, fingerprint: str) -> str:
@@ -172,8 +175,9 @@ class RunMeasurement:
             from moegeo_cli.measurement.measurer import Measurer
 
             self._measurer = Measurer(
-                self.architecture, self.config, self.probe, self.groups_S, self.settings
-            )
+                self.architecture, self.config, self.probe, self.groups_S, self.settings,
+                self.config_folder,
+            )  # fmt: skip
         return self._measurer
 
     def _keep(

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.replay.loading import auto_class, load_model, swap_weights
 
 
@@ -36,18 +37,22 @@ class WholeModels:
     Args:
         device: where they compute.
         dtype: in which dtype.
+        config: where `--config` says that config.json is, for checkpoints without their own.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, config: Path | None = None
+    ) -> None:
+        self.device, self.dtype, self.config = device, dtype, config
         self._built: nn.Module | None = None
 
     def load(self, path: Path) -> nn.Module:
         """See `ModelSource`."""
+        place = find_config(path, self.config)
         if self._built is None:
-            self._built = load_model(path, self.device, self.dtype)
+            self._built = load_model(path, self.device, self.dtype, place)
         else:
-            self._built = swap_weights(self._built, path, self.device)
+            self._built = swap_weights(self._built, path, self.device, place)
         return self._built
 
     def initialise(self, path: Path, seed: int) -> nn.Module:
@@ -55,7 +60,9 @@ class WholeModels:
         from transformers import AutoConfig
 
         torch.manual_seed(seed)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            find_config(path, self.config), trust_remote_code=False, local_files_only=True
+        )
         model = auto_class(config)[0].from_config(config, dtype=self.dtype)
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
