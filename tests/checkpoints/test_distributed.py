@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 
-from moegeo_cli.checkpoints.discover import CheckpointFolder, open_run
+from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
@@ -145,8 +145,8 @@ def test_torchtitan_saves_into_the_step_itself(tmp_path: Path) -> None:
     with pytest.raises(IncompleteCheckpointError, match="none of the 1") as caught:
         open_run(tmp_path / "run")
     assert "--config" in caught.value.hint
-    for given in (tmp_path / "base", tmp_path / "base" / "config.json"):
-        found = open_run(tmp_path / "run", given)
+    for config in (tmp_path / "base", tmp_path / "base" / "config.json"):
+        found = open_run(tmp_path / "run", config)
         assert found.newest.step == 7
         assert found.newest.config_folder == tmp_path / "base"
     described = inspect_checkpoint(tmp_path / "run", tmp_path / "base")
@@ -486,4 +486,3 @@ def test_routers_are_found_by_name(saved: Path) -> None:
     assert [router.weight for router in routers] == [
         f"model.layers.{layer}.mlp.gate.weight" for layer in range(3)
     ]
-    assert isinstance(CheckpointFolder(saved, None, "."), CheckpointFolder)
