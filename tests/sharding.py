@@ -1,7 +1,7 @@
 """torch.distributed checkpoints of tiny models, saved by one process or by two.
 
-`python -m tests.sharding OUT` saves what two ranks of FSDP save: OUT/TYPE is what accelerate
-writes, a folder pytorch_model_fsdp_0, and OUT/titan what torchtitan does, a training state.
+`python -m tests.sharding OUT` saves what two ranks of FSDP save: OUT/TYPE by accelerate itself,
+as the Trainer calls it, and OUT/titan as torchtitan does, the model beside the optimizer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tests.tiny_models import build_tiny
@@ -52,9 +53,11 @@ def _quiet() -> Iterator[None]:
 def _rank(rank: int, out: str) -> None:
     import torch
     import torch.distributed as dist
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_state_dict
+    from accelerate import PartialState
+    from accelerate.utils.fsdp_utils import save_fsdp_model
+    from torch.distributed.checkpoint.state_dict import get_state_dict
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import StateDictType, fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
     torch.set_num_threads(1)
@@ -63,12 +66,18 @@ def _rank(rank: int, out: str) -> None:
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
     )
     mesh = init_device_mesh("cpu", (RANKS,))
+    plugin = SimpleNamespace(
+        state_dict_type=StateDictType.SHARDED_STATE_DICT, fsdp_version=2, state_dict_config=None
+    )
+    PartialState(cpu=True)  # accelerate's logger asks for it
+    accelerator = SimpleNamespace(num_processes=RANKS, process_index=rank)
     for model_type in TYPES:
         model = build_tiny(model_type)
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        save_state({"model": get_model_state_dict(model)}, folder / model_type)
+        with _quiet():
+            save_fsdp_model(plugin, accelerator, model, folder / model_type)
     model = build_tiny("qwen3_moe")
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.arange(8)[None]).logits.sum().backward()

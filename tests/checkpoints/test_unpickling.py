@@ -55,6 +55,12 @@ def write(path: Path, raw: bytes) -> Path:
     return path
 
 
+def test_the_file_that_the_fuzzer_damages_is_such_a_one(tmp_path: Path) -> None:
+    stored = Path(__file__).parents[1] / "faults" / "two-pieces.metadata"
+    fresh = write(tmp_path / ".metadata", pickle.dumps(honest()))
+    assert read_metadata(stored) == read_metadata(fresh)
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_protocol_is_read(tmp_path: Path, protocol: int) -> None:
     state = read_metadata(write(tmp_path / ".metadata", pickle.dumps(honest(), protocol)))

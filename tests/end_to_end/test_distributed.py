@@ -48,7 +48,7 @@ def test_two_ranks_give_the_numbers_of_save_pretrained(
     plain = tmp_path / "a" / "run" / "checkpoint-3"
     shutil.copytree(tiny(model_type), plain)
     sharded = tmp_path / "b" / "run" / "checkpoint-3"
-    shutil.copytree(ranks / model_type, sharded / "pytorch_model_fsdp_0")
+    shutil.copytree(ranks / model_type, sharded)
     options = ("--probe", probe, "--format", "json", "--baseline", "none")
     expected = moegeo("analyze", plain, *options)
     lost = moegeo("analyze", sharded, *options)
