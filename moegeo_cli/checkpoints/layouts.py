@@ -69,6 +69,13 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
         "AutoBridge.from_hf_pretrained('HF_MODEL').export_ckpt('{path}', 'OUT')\"",
     ),
     ForeignLayout(
+        "a checkpoint of safetensors shards, one a rank, that torch has not consolidated",
+        (("shard-*-model-*-of-*.safetensors",),),
+        "consolidate it with consolidate_safetensors_files of "
+        "torch.distributed.checkpoint._consolidate_hf_safetensors, or save with "
+        "HuggingFaceStorageWriter(..., save_distributed=True, enable_consolidation=True)",
+    ),
+    ForeignLayout(
         "an FSDP checkpoint of one file a rank",
         (("pytorch_model_fsdp*_rank*.bin",),),
         "load it with accelerate's load_state where it was trained, and save it there with "

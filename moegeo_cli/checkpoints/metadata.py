@@ -21,7 +21,7 @@ from moegeo_cli.checkpoints.unpickling import Allowed, Name, Record, unpickle
 from moegeo_cli.checkpoints.weights import check_shard_name
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
-# A model of a thousand tensors over a thousand ranks needs about half of it.
+# A model of a thousand tensors over 600 ranks needs about two thirds of it.
 MAX_METADATA_BYTES = 256 * 2**20
 # The dimensions along which one tensor may be cut; training cuts along one or two.
 MAX_CUT_DIMENSIONS = 6

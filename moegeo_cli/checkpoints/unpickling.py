@@ -17,9 +17,9 @@ from typing import Any
 
 from moegeo_cli.errors import IncompleteCheckpointError, UnsafeFileError
 
-# About the metadata of half a million tensor pieces. What a program of so many instructions
-# can build stays under 2 GB, however it is made.
-MAX_INSTRUCTIONS = 20_000_000
+# A piece of a tensor takes about a hundred: a thousand tensors over 600 ranks. What the worst
+# program of so many instructions builds stays under 5 GB.
+MAX_INSTRUCTIONS = 60_000_000
 # Honest programs keep some thousand values waiting: they add to containers in batches.
 MAX_WAITING = 100_000
 

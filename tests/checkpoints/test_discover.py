@@ -247,6 +247,7 @@ FOREIGN = {
     "Megatron": (["mp_rank_00/model_optim_rng.pt"], "export_ckpt"),
     "Megatron-dist": (["metadata.json", "common.pt", ".metadata", "__0_0.distcp"], "export_ckpt"),
     "FSDP by rank": (["pytorch_model_fsdp_0_rank0.bin"], "SHARDED_STATE_DICT"),
+    "rank shards": (["shard-00001-model-00001-of-00002.safetensors"], "enable_consolidation"),
     "OLMo-core": (["model_and_optim/.metadata"], "convert_checkpoint_to_hf.py"),
     "NeMo": (["model.nemo"], "exporter"),
     "original": (["consolidated.00.pth", "params.json"], "conversion script"),

@@ -365,6 +365,20 @@ def test_compressed_by_an_extension_is_refused(part: Path) -> None:
         open_weights(part)
 
 
+def test_safetensors_that_torch_distributed_writes_are_read(run: Path, tmp_path: Path) -> None:
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    model = build_tiny("mixtral")
+    for name, options in {"plain": {}, "whole": {"enable_consolidation": True}}.items():
+        folder = tmp_path / name
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=bool(options), **options)
+        save_state(model.state_dict(), folder, storage_writer=writer)
+        found = open_run(folder, run)
+        assert (found.newest.layout, found.newest.config_folder) == ("safetensors-sharded", run)
+        index = open_weights(folder)
+        np.testing.assert_array_equal(index.read(GATE), model.state_dict()[GATE].numpy())
+
+
 def test_megatrons_own_is_still_refused_by_name(part: Path) -> None:
     (part / "metadata.json").write_text("{}")
     with pytest.raises(UnsupportedLayoutError, match="Megatron"):
