@@ -1,4 +1,4 @@
-"""Layouts that are recognised by their file names and cannot be read, with the way out."""
+"""Layouts told by file names: torch.distributed's, and those that must be converted first."""
 
 from __future__ import annotations
 

@@ -77,7 +77,8 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
     raise ProbeError(
         "the probe is text, and the checkpoint has no tokenizer",
         found=f"a vocabulary of {vocab_size:,} and no {FAST}",
-        hint="put the tokenizer's files into the checkpoint, or give a --probe of input_ids",
+        hint="put the tokenizer's files into the checkpoint or the run (or beside the config.json "
+        "that --config names), or give a --probe of input_ids",
     )
 
 

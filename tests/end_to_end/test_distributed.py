@@ -8,22 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.probes.tokenizing import tokenizer_sha256
 from moegeo_cli.replay.loading import load_model, swap_weights
 from tests.end_to_end.conftest import Outcome
+from tests.probes.conftest import CORPUS, save_tokenizer
 from tests.sharding import TYPES, save_fsdp, save_ranks, save_state
 from tests.tiny_models import build_tiny
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks saved, by model type."""
-    return save_ranks(tmp_path_factory.mktemp("ranks"))
 
 
 def numbers(document: Any) -> Any:
@@ -36,28 +33,28 @@ def numbers(document: Any) -> Any:
     return document
 
 
-@pytest.mark.parametrize("model_type", TYPES)
 def test_two_ranks_give_the_numbers_of_save_pretrained(
-    model_type: str,
-    ranks: Path,
-    tiny: Callable[..., Path],
-    probe: Path,
-    tmp_path: Path,
-    moegeo: Callable[..., Outcome],
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    plain = tmp_path / "a" / "run" / "checkpoint-3"
-    shutil.copytree(tiny(model_type), plain)
-    sharded = tmp_path / "b" / "run" / "checkpoint-3"
-    shutil.copytree(ranks / model_type, sharded)
+    ranks = save_ranks(tmp_path / "ranks")
     options = ("--probe", probe, "--format", "json", "--baseline", "none")
-    expected = moegeo("analyze", plain, *options)
-    lost = moegeo("analyze", sharded, *options)
-    assert lost.code == 2
-    assert "--config" in lost.err
-    found = moegeo("analyze", sharded, *options, "--config", plain)
-    assert expected.code == found.code == 0, found.err
-    assert found.document["run"]["layout"] == "torch-distributed"
-    assert numbers(found.document) == numbers(expected.document)
+    for model_type in TYPES:
+        plain, sharded = (tmp_path / n / model_type / "checkpoint-3" for n in ("plain", "sharded"))
+        shutil.copytree(tiny(model_type), plain)
+        shutil.copytree(ranks / model_type, sharded)
+        expected = moegeo("analyze", plain, *options)
+        lost = moegeo("analyze", sharded, *options)
+        assert (lost.code, "--config" in lost.err) == (2, True)
+        found = moegeo("analyze", sharded, *options, "--config", plain)
+        assert expected.code == found.code == 0, found.err
+        assert found.document["run"]["layout"] == "torch-distributed"
+        assert numbers(found.document) == numbers(expected.document), model_type
+    index = open_weights(ranks / "titan")
+    state = torch.load(ranks / "titan.pt", weights_only=True)
+    assert set(index.names()) == set(state)
+    assert set(index.left_out) == {"optimizer", "train_state"}
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(index.read(name), tensor.numpy())
 
 
 def test_a_run_is_measured_compared_and_rewritten(
@@ -110,6 +107,24 @@ def test_a_tensor_that_is_missing_is_never_a_random_one(
         outcome = moegeo("analyze", tmp_path / lost, "--probe", probe)
         assert outcome.code == 2
         assert lost in outcome.err
+
+
+def test_the_tokenizer_may_lie_with_the_config(
+    tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    model = build_tiny("mixtral", vocab_size=300)
+    save_fsdp(model, tmp_path / "run" / "checkpoint-1")
+    base = tmp_path / "base"
+    model.config.save_pretrained(base)
+    words = tmp_path / "words.txt"
+    words.write_text("\n\n".join(CORPUS * 8))
+    command = ("analyze", tmp_path / "run", "--probe", words, "--format", "json", "--config", base)
+    lost = moegeo(*command)
+    assert (lost.code, "no tokenizer" in lost.err) == (2, True)
+    save_tokenizer(base)
+    found = moegeo(*command)
+    assert found.code == 0, found.err
+    assert found.document["probe"]["tokenizer"] == tokenizer_sha256(base)
 
 
 # -- torchtitan's names, by version, as its own adapters map them
