@@ -1,7 +1,8 @@
 """Damaged files against every reader: `python -m benchmarks.fuzz --cases 1000000`.
 
-Takes real files (a checkpoint's header, index, config and trainer state, a probe, a stored
-record with its measurements, both JSON reports), damages them, and reads them. Allowed are a
+Takes real files (a checkpoint's header, index, config and trainer state, the metadata of a
+torch.distributed one, a probe, a stored record with its measurements, both JSON reports),
+damages them, and reads them. Allowed are a
 value or one of our errors; anything else is kept under --keep and counted. Prints the cases,
 the slowest one and how far memory grew. Deterministic by seed; 16 damaged bytes or fewer a case.
 """
@@ -23,6 +24,7 @@ from pathlib import Path
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import open_run, read_config
 from moegeo_cli.checkpoints.headers import read_header
+from moegeo_cli.checkpoints.metadata import read_metadata
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import MoegeoError
@@ -32,6 +34,7 @@ from moegeo_cli.store.cache import Store
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = ROOT / "sample_checkpoints" / "healthy-qwen3-moe" / "checkpoint-400"
+METADATA = ROOT / "tests" / "faults" / "two-pieces.metadata"
 REPORTS = ROOT / "tests" / "reports" / "golden"
 TOKENS = [b"null", b"-1", b"1e999", b"NaN", b"99999999999999999999", b"{", b"[", b'"', b"\\u0000",
           b"\xff", b"\x00", b"..", b"/", b"[" * 50, b'{"a":' * 50, b"true", b"[]", b"{}", b"0.5",
@@ -64,6 +67,13 @@ def prepare(work: Path) -> list[Target]:
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(
         tensors, "model-00001-of-00001.safetensors")}  # fmt: skip
     (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    distributed = work / "distributed"
+    distributed.mkdir()
+    metadata = METADATA.read_bytes()
+    (distributed / ".metadata").write_bytes(metadata)
+    for name, spans in read_metadata(distributed / ".metadata").spans.items():
+        with (distributed / name).open("wb") as file:
+            file.truncate(sum(spans[-1]))
     probe = work / "probe.jsonl"
     probe.write_text('{"input_ids": [1, 2, 3], "domain": "a"}\n{"text": "words", "domain": "b"}\n')
     run, comparison = work / "run.json", work / "comparison.json"
@@ -79,6 +89,7 @@ def prepare(work: Path) -> list[Target]:
         Target("header", checkpoint / "model.safetensors",
                lambda: read_header(checkpoint / "model.safetensors")),
         Target("index", sharded / "model.safetensors.index.json", lambda: open_weights(sharded)),
+        Target("metadata", distributed / ".metadata", lambda: open_weights(distributed)),
         Target("config", checkpoint / "config.json",
                lambda: describe_architecture(read_config(checkpoint))),
         Target("trainer state", checkpoint / "trainer_state.json",

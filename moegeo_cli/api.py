@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
-from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
+from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
-from moegeo_cli.measurement.models import Models, choose_models
+from moegeo_cli.measurement.models import choose_models
+from moegeo_cli.measurement.opening import measure_path
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes
 from moegeo_cli.records import Metric, RunRecord
-from moegeo_cli.store.cache import FOLDER, Store
 from moegeo_cli.verdict import judge, load_thresholds, recommend
 
 POLICIES = ("calibrated", "paper")
@@ -33,6 +32,7 @@ def analyze(
     path: Path | str,
     *,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
@@ -65,6 +65,8 @@ def analyze(
     Args:
         path: one checkpoint, or a folder of them.
         probe: a probe file; None for the bundled one.
+        config: a config.json, or a folder with one and the tokenizer, for checkpoints that have
+            none of their own; None to look beside and above them.
         baseline: what FHS compares with: a step, a path, "init", "none"; None for step 0.
         fisher: kind behind `heterogeneity*` and `fhs*`: empirical, categorical or adam.
         unit: sample unit of the empirical kind: position, sequence or loss_token.
@@ -105,7 +107,7 @@ def analyze(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
         stream, parse_bytes(memory),
     )  # fmt: skip
-    models = choose_models(model, router, top_k, scoring, captures)
+    models = choose_models(model, router, top_k, scoring, captures, config)
     if captures is not None and (fisher == "adam" or baseline == "init"):
         raise UsageError(
             "routers alone have neither an optimizer's state nor fresh initialisations",
@@ -120,13 +122,13 @@ def analyze(
         "models": models, "settings": settings, "probe": probe, "max_tokens": max_tokens,
         "verify_fingerprint": verify_fingerprint, "progress": progress,
     }  # fmt: skip
-    measured = _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
+    measured = measure_path(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
                         latest=latest, **shared)  # fmt: skip
     run = measured.record
     other: RunRecord | None = None
     losses: dict[str, Metric] = {}
     if reference is not None:
-        healthy = _measure(reference, cache=cache, cache_dir=cache_dir, baseline=None, **shared)
+        healthy = measure_path(reference, cache=cache, cache_dir=cache_dir, baseline=None, **shared)
         other = judge(healthy.record, policy=policy, thresholds=limits)
         losses = pair_losses(measured, healthy, settings)
     settings_said = {
@@ -147,6 +149,7 @@ def compare(
     by: str | None = None,
     force: bool = False,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
@@ -178,6 +181,7 @@ def compare(
             else step.
         force: compare although the probes or estimators differ; then without intervals.
         probe: as in `analyze`, as are all that follow.
+        config: likewise.
         baseline: likewise.
         fisher: likewise.
         unit: likewise.
@@ -212,11 +216,11 @@ def compare(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
         stream, parse_bytes(memory),
     )  # fmt: skip
-    models = choose_models(model, router, top_k, scoring)
+    models = choose_models(model, router, top_k, scoring, config=config)
     if max_tokens is None and probe is None:
         max_tokens = max(default_tokens(models.open(p), models) for p in (run_a, run_b))
     a, b = (
-        _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
+        measure_path(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
                  probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,
                  models=models, progress=progress)
         for path in (run_a, run_b)
@@ -230,6 +234,7 @@ def compare(
 
 def inspect(
     path: Path | str,
+    config: Path | str | None = None,
     *,
     model: str | Callable[..., Any] | None = None,
     router: str | None = None,
@@ -240,7 +245,8 @@ def inspect(
 
     Args:
         path: a checkpoint or a run.
-        model: as in `analyze`, as are all that follow; it is named in the answer, not built.
+        config: as in `analyze`, as are all that follow.
+        model: likewise; it is named in the answer, not built.
         router: likewise.
         top_k: likewise.
         scoring: likewise.
@@ -248,14 +254,15 @@ def inspect(
     Raises:
         MoegeoError: no checkpoint there, or a damaged one.
     """
-    models = choose_models(model, router, top_k, scoring)
-    return inspect_checkpoint(Path(path), None if model is None else models)
+    models = choose_models(model, router, top_k, scoring, config=config)
+    return inspect_checkpoint(Path(path), None if model is None else models, config)
 
 
 def invariance(
     path: Path | str,
     *,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
     device: str = "auto",
@@ -273,6 +280,7 @@ def invariance(
     Args:
         path: a checkpoint, or a run: then its newest one.
         probe: as in `analyze`, as are all that follow.
+        config: likewise.
         fisher: likewise.
         unit: likewise.
         device: likewise.
@@ -294,9 +302,9 @@ def invariance(
     """
     from moegeo_cli.measurement.invariance import measure_invariance
 
-    models = choose_models(model, router, top_k, scoring)
+    models = choose_models(model, router, top_k, scoring, config=config)
     folder = models.open(path)
-    config, architecture = models.describe(folder.newest.path)
+    document, architecture = models.describe(folder.newest.path)
     if fisher == "adam":
         raise UsageError(
             "an optimizer's state is of the weights as they were saved",
@@ -313,42 +321,6 @@ def invariance(
         "probe": loaded.describe(),
         "settings": dataclasses.asdict(settings),
         "invariance": measure_invariance(
-            folder.newest, architecture, config, loaded, settings, progress, models
+            folder.newest, architecture, document, loaded, settings, progress, models
         ),
     }
-
-
-def _measure(
-    path: Path | str,
-    *,
-    cache: bool,
-    cache_dir: Path | str | None,
-    baseline: str | None,
-    steps: str | None = None,
-    latest: bool = False,
-    models: Models,
-    **shared: Any,
-) -> Analysis:
-    """Open a run and measure it through its store."""
-    folder = models.open(path)
-    store = Store(_store_folder(folder, cache_dir) if cache else None)
-    measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
-                           models=models, **shared)  # fmt: skip
-    if store.problem is None:
-        return measured
-    run = measured.record
-    notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
-    run = dataclasses.replace(run, run={**run.run, "notes": notes})
-    return dataclasses.replace(measured, record=run)
-
-
-def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:
-    """Where measurements are kept: with the run, so that a checkpoint and its run share them."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if folder.is_single:
-        above = folder.path.resolve().parent
-        siblings = [p for p in above.glob("*/config.json") if p.parent.name != folder.path.name]
-        if siblings and folder.newest.step is not None:
-            return above / FOLDER
-    return folder.path / FOLDER

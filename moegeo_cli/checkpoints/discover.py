@@ -15,13 +15,15 @@ from typing import Any
 
 from moegeo_cli.checkpoints.folders import (
     check_complete,
+    find_config,
+    given_config,
     list_folder,
     parse_step,
     read_config,
     read_trainer_state,
 )
 from moegeo_cli.checkpoints.headers import is_there
-from moegeo_cli.checkpoints.layouts import recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
 from moegeo_cli.checkpoints.weights import detect_layout, open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -43,15 +45,27 @@ __all__ = [
 
 _TEMPORARY_NAME = re.compile(r"(?:tmp|temp)[-_.].*|.*[-_.](?:tmp|temp|partial|incomplete|lock)")
 
+# parts of one checkpoint, accelerate's and others', which are no checkpoints themselves
+_PART_NAME = re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+|model_and_optim|model")
+
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFolder:
-    """One complete checkpoint; `relative` is its path within the run ("." for a single one)."""
+    """One complete checkpoint; `relative` is its path within the run ("." for a single one).
+
+    `config` is the folder of its config.json where that is not its own.
+    """
 
     path: Path
     step: int | None
     relative: str
     layout: str = "safetensors"
+    config: Path | None = None
+
+    @property
+    def config_folder(self) -> Path:
+        """The folder of its config.json."""
+        return self.config or self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,8 @@ class Skipped:
 class RunFolder:
     """A run: its complete checkpoints by step, and what was left out.
 
-    `trainer_state` is that of the newest checkpoint, where there is one.
+    `trainer_state` is that of the newest checkpoint, where there is one. `config` is the
+    folder that `--config` gave for checkpoints that have no config.json of their own.
     """
 
     name: str
@@ -75,6 +90,7 @@ class RunFolder:
     checkpoints: tuple[CheckpointFolder, ...]
     skipped: tuple[Skipped, ...] = ()
     trainer_state: dict[str, Any] | None = None
+    config: Path | None = None
 
     @property
     def newest(self) -> CheckpointFolder:
@@ -82,27 +98,32 @@ class RunFolder:
         return self.checkpoints[-1]
 
 
-def open_run(path: Path | str) -> RunFolder:
+def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
     """Find the checkpoints under `path`, which is one checkpoint or a folder of them.
 
+    Args:
+        path: the checkpoint, or the run.
+        config: a config.json, or a folder with one, for checkpoints without one of their own.
+
     Raises:
-        PathError: `path` does not exist, is a file, or is unreadable.
+        PathError: `path` does not exist, is a file, or is unreadable; or no config in `config`.
         NoCheckpointError: no checkpoint in it.
         IncompleteCheckpointError: the one checkpoint, or every one of the run, is incomplete.
         UnsupportedLayoutError: a layout that must be converted first.
     """
     folder = Path(path).expanduser()
+    given = None if config is None else given_config(config)
     entries = list_folder(folder)
     name = folder.resolve().name or str(folder)
     children = [entry for entry in entries if _is_candidate(entry)]
     own_layout = detect_layout(folder)
     if own_layout is not None and not any(detect_layout(child) for child in children):
-        return _open_single(folder, name)
+        return _open_single(folder, name, given)
     if not children:
         raise _no_checkpoint(folder, entries)
-    kept, skipped, errors = _judge(folder, children)
+    kept, skipped, errors = _judge(folder, children, given)
     if own_layout is not None:
-        final = _judge_root(folder, kept)
+        final = _judge_root(folder, kept, given)
         if isinstance(final, Skipped):
             skipped.append(final)
         else:
@@ -110,7 +131,7 @@ def open_run(path: Path | str) -> RunFolder:
     if not kept:
         raise _none_usable(folder, errors)
     state = read_trainer_state(kept[-1].path)
-    return RunFolder(name, folder, False, tuple(kept), tuple(skipped), state)
+    return RunFolder(name, folder, False, tuple(kept), tuple(skipped), state, given)
 
 
 def _is_candidate(entry: Path) -> bool:
@@ -118,18 +139,22 @@ def _is_candidate(entry: Path) -> bool:
     try:
         if not entry.is_dir():
             return False
+        layout = detect_layout(entry)
+        if layout == DISTRIBUTED and _PART_NAME.fullmatch(entry.name):
+            return False
         return (
             parse_step(entry.name) is not None
             or _TEMPORARY_NAME.fullmatch(entry.name) is not None
-            or detect_layout(entry) is not None
+            or layout is not None
         )
     except OSError:
         return False
 
 
-def _open_single(folder: Path, name: str) -> RunFolder:
+def _open_single(folder: Path, name: str, given: Path | None) -> RunFolder:
     """A run of one checkpoint, which must be complete."""
-    layout = check_complete(folder)
+    config = find_config(folder, given)
+    layout = check_complete(folder, config)
     state = read_trainer_state(folder)
     step = _step_of(folder, state)
     if state is None and step is not None and parse_step(folder.resolve().name) is not None:
@@ -144,8 +169,8 @@ def _open_single(folder: Path, name: str) -> RunFolder:
                 found="no trainer_state.json, which the run's other checkpoints have",
                 hint="wait until it is written, or give an earlier checkpoint",
             )
-    checkpoint = CheckpointFolder(folder, step, ".", layout)
-    return RunFolder(name, folder, True, (checkpoint,), (), state)
+    checkpoint = CheckpointFolder(folder, step, ".", layout, config)
+    return RunFolder(name, folder, True, (checkpoint,), (), state, given)
 
 
 def _list_quietly(folder: Path) -> list[Path]:
@@ -178,7 +203,7 @@ def _step_of(folder: Path, state: dict[str, Any] | None) -> int | None:
 
 
 def _judge(
-    run: Path, children: Sequence[Path]
+    run: Path, children: Sequence[Path], given: Path | None
 ) -> tuple[list[CheckpointFolder], list[Skipped], list[MoegeoError]]:
     """Sort a run's candidates into complete checkpoints and skipped ones."""
     kept: list[CheckpointFolder] = []
@@ -186,7 +211,7 @@ def _judge(
     errors: list[MoegeoError] = []
     for child in children:
         try:
-            kept.append(_open_member(child, children))
+            kept.append(_open_member(child, children, given))
         except MoegeoError as error:
             errors.append(error)
             found = f" ({error.found})" if error.found else ""
@@ -218,11 +243,12 @@ def _judge(
     return kept, sorted(skipped, key=lambda item: item.path), errors
 
 
-def _open_member(child: Path, siblings: Sequence[Path]) -> CheckpointFolder:
+def _open_member(child: Path, siblings: Sequence[Path], given: Path | None) -> CheckpointFolder:
     """One checkpoint of a run; raises where it must be skipped."""
     if _TEMPORARY_NAME.fullmatch(child.name):
         raise IncompleteCheckpointError("a temporary name: still being written, or left over")
-    layout = check_complete(child)
+    config = find_config(child, given)
+    layout = check_complete(child, config)
     state = read_trainer_state(child)
     step = _step_of(child, state)
     if state is None and step is not None:
@@ -231,10 +257,12 @@ def _open_member(child: Path, siblings: Sequence[Path]) -> CheckpointFolder:
             raise IncompleteCheckpointError(
                 "still being written: no trainer_state.json, which the others have"
             )
-    return CheckpointFolder(child, step, child.name, layout)
+    return CheckpointFolder(child, step, child.name, layout, config)
 
 
-def _judge_root(folder: Path, kept: Sequence[CheckpointFolder]) -> CheckpointFolder | Skipped:
+def _judge_root(
+    folder: Path, kept: Sequence[CheckpointFolder], given: Path | None
+) -> CheckpointFolder | Skipped:
     """The model that a run saved in its own folder: its last checkpoint, or why not."""
     try:
         state = read_trainer_state(folder)
@@ -246,7 +274,8 @@ def _judge_root(folder: Path, kept: Sequence[CheckpointFolder]) -> CheckpointFol
         match = next((c.relative for c in kept if c.step is not None and c.step >= step), None)
         if match:
             return Skipped(".", f"the run's final model, not newer than {match}")
-        return CheckpointFolder(folder, step, ".", check_complete(folder))
+        config = find_config(folder, given)
+        return CheckpointFolder(folder, step, ".", check_complete(folder, config), config)
     except MoegeoError as error:
         return Skipped(".", error.message)
 

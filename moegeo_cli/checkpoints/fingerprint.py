@@ -50,7 +50,7 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
     index = open_weights(checkpoint.path)
     digest = hashlib.sha256()
     _update(digest, RECIPE.encode(), mode.encode(), index.layout.encode())
-    config = config_file(checkpoint.path)
+    config = config_file(checkpoint.config_folder)
     if is_there(config) or not checkpoint.path.is_file():
         _update_whole(digest, config)
     for path in index.files:

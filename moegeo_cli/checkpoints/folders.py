@@ -6,8 +6,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import is_there
-from moegeo_cli.checkpoints.layouts import recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.layouts import (
+    DISTRIBUTED,
+    FSDP_PART,
+    recognise_foreign,
+    refuse_foreign,
+)
 from moegeo_cli.checkpoints.weights import detect_layout, open_weights, read_json
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -30,6 +35,44 @@ def config_file(checkpoint: Path) -> Path:
     return (checkpoint.parent if checkpoint.is_file() else checkpoint) / "config.json"
 
 
+def given_config(path: Path | str) -> Path:
+    """The folder of the config.json that `--config` names: that file, or its folder.
+
+    Raises:
+        PathError: neither.
+    """
+    given = Path(path).expanduser()
+    folder = given.parent if given.name == "config.json" else given
+    if not is_there(folder / "config.json"):
+        raise PathError(
+            f"--config {given} is neither a config.json nor a folder with one",
+            found=", ".join(list_names(folder)[:8]) or "nothing",
+            hint="give the folder of the model that the training started from, for instance",
+        )
+    return folder
+
+
+def find_config(folder: Path, given: Path | None = None) -> Path:
+    """The folder in which a checkpoint's config.json is.
+
+    That is the checkpoint's own folder; else the one that `--config` gave; else, for a
+    torch.distributed checkpoint, to which nobody adds a config, the run's folder above it.
+    Where there is none, the checkpoint's own folder, in which it will be missed.
+
+    Args:
+        folder: the checkpoint.
+        given: the folder that `--config` gave.
+    """
+    if is_there(folder / "config.json"):
+        return folder
+    if given is not None:
+        return given
+    if detect_layout(folder) == DISTRIBUTED:
+        above = folder.absolute().parents[: 1 + folder.name.startswith(FSDP_PART)]
+        return next((place for place in above if is_there(place / "config.json")), folder)
+    return folder
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's config.json; a checkpoint that is one file may do without.
 
@@ -42,7 +85,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             return {}
         raise IncompleteCheckpointError(
             f"{folder.name} has no config.json",
-            hint="copy the model's config.json beside the weights",
+            hint="copy the model's config.json beside the weights, or give one with --config",
             context={"path": str(folder)},
         )
     document = read_json(path, MAX_CONFIG_BYTES)
@@ -70,8 +113,12 @@ def read_trainer_state(folder: Path) -> dict[str, Any] | None:
     return document
 
 
-def check_complete(folder: Path) -> str:
+def check_complete(folder: Path, config: Path | None = None) -> str:
     """Check a checkpoint's config and weight files, and give its layout.
+
+    Args:
+        folder: the checkpoint.
+        config: the folder of its config.json; None for `folder`.
 
     Raises:
         IncompleteCheckpointError, UnsafeFileError, PathError, UnsupportedLayoutError: why not.
@@ -80,7 +127,7 @@ def check_complete(folder: Path) -> str:
         foreign = recognise_foreign(folder)
         if foreign is not None:
             raise refuse_foreign(folder, foreign)
-    read_config(folder)
+    read_config(config or folder)
     try:
         return open_weights(folder).layout
     except NoCheckpointError as error:

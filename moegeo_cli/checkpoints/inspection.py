@@ -6,6 +6,7 @@ pickled files, which have no header.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +32,9 @@ class Describer(Protocol):
         """The routers among a checkpoint's tensors."""
 
 
-def inspect_checkpoint(path: Path | str, models: Describer | None = None) -> dict[str, Any]:
+def inspect_checkpoint(
+    path: Path | str, models: Describer | None = None, config: Path | str | None = None
+) -> dict[str, Any]:
     """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
 
     Args:
@@ -40,12 +43,13 @@ def inspect_checkpoint(path: Path | str, models: Describer | None = None) -> dic
 
     A dense model and a family that moegeo cannot measure are described all the same, with
     `problem` saying what measuring would raise.
+        config: a config.json, or a folder with one, for checkpoints without their own.
 
     Raises:
         PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
             `open_run` does.
     """
-    run = open_run(path) if models is None else models.open(path)
+    run = open_run(path, config) if models is None else models.open(path)
     found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
     if not run.is_single:
         found["inspected"] = run.newest.relative
@@ -68,7 +72,7 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
 def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
     index = open_weights(checkpoint.path)
-    config = read_config(checkpoint.path)
+    config = read_config(checkpoint.config_folder)
     training = read_training(checkpoint)
     problem = None
     architecture = None
@@ -89,6 +93,8 @@ def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None)
         "complete": True,
         "files": [path.name for path in index.files],
         "bytes": index.size,
+        "left_out": dict(index.left_out),
+        "config": _config_place(checkpoint),
         "tensors": len(index),
         "parameters": index.parameters,
         "dtypes": index.dtype_counts,
@@ -110,6 +116,12 @@ def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None)
             for router in routers
         ],
     }
+
+
+def _config_place(checkpoint: CheckpointFolder) -> str:
+    """Where config.json is, from the checkpoint's folder."""
+    place = checkpoint.config_folder.resolve() / "config.json"
+    return Path(os.path.relpath(place, checkpoint.path.resolve())).as_posix()
 
 
 def _list_routers(

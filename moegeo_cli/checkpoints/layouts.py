@@ -1,4 +1,4 @@
-"""Layouts that are recognised by their file names and cannot be read, with the way out."""
+"""Layouts told by file names: torch.distributed's, and those that must be converted first."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moegeo_cli.checkpoints.headers import list_names
+from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.errors import UnsupportedLayoutError
+
+# What `distributed` reads: torch.distributed.checkpoint, as FSDP and torchtitan write it.
+DISTRIBUTED = "torch-distributed"
+FSDP_PART = "pytorch_model_fsdp_0"  # in which accelerate, and with it the Trainer, saves a model
+# Megatron's and NeMo's own layouts hold a `.metadata` too, with names that need their converters.
+_OTHERS_WITH_METADATA = ("metadata.json", "common.pt", "run_config.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +69,24 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
         "AutoBridge.from_hf_pretrained('HF_MODEL').export_ckpt('{path}', 'OUT')\"",
     ),
     ForeignLayout(
-        "a sharded FSDP checkpoint",
-        (("pytorch_model_fsdp_*",),),
-        "merge it: accelerate merge-weights {path}/pytorch_model_fsdp_0 OUT, "
-        "and copy config.json and the tokenizer into OUT",
+        "a checkpoint of safetensors shards, one a rank, that torch has not consolidated",
+        (("shard-*-model-*-of-*.safetensors",),),
+        "consolidate it with consolidate_safetensors_files of "
+        "torch.distributed.checkpoint._consolidate_hf_safetensors, or save with "
+        "HuggingFaceStorageWriter(..., save_distributed=True, enable_consolidation=True)",
     ),
     ForeignLayout(
-        "a torch.distributed checkpoint (FSDP, torchtitan, OLMo-core)",
-        (("*.distcp",), (".metadata",), ("model_and_optim/.metadata",), ("model/.metadata",)),
-        "convert it: accelerate merge-weights {path} OUT for FSDP, or the framework's own "
-        "export (torchtitan: scripts/checkpoint_conversion/convert_to_hf.py)",
+        "an FSDP checkpoint of one file a rank",
+        (("pytorch_model_fsdp*_rank*.bin",),),
+        "load it with accelerate's load_state where it was trained, and save it there with "
+        "state_dict_type SHARDED_STATE_DICT, which moegeo reads",
+    ),
+    ForeignLayout(
+        "a checkpoint of OLMo-core, or a torch.distributed checkpoint in a folder of its own",
+        (("model_and_optim/.metadata",), ("model/.metadata",)),
+        "export it to Hugging Face format (OLMo-core: src/examples/huggingface/"
+        "convert_checkpoint_to_hf.py); or, where the model is of transformers, give the folder "
+        "that holds .metadata, with --config",
     ),
     ForeignLayout(
         "NeMo's own format",
@@ -96,6 +110,16 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
         "side by side",
     ),
 )
+
+
+def find_distributed(folder: Path) -> Path | None:
+    """Where in a checkpoint's folder a torch.distributed checkpoint of a model lies, by names."""
+    if any(is_there(folder / name) for name in _OTHERS_WITH_METADATA):
+        return None
+    for place in (folder, folder / FSDP_PART):
+        if is_there(place / ".metadata") or any(n.endswith(".distcp") for n in list_names(place)):
+            return place
+    return folder / FSDP_PART if is_there(folder / FSDP_PART) else None
 
 
 def recognise_foreign(folder: Path) -> ForeignLayout | None:

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from moegeo_cli.checkpoints.headers import TensorInfo, open_regular
 from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsafeFileError
@@ -23,6 +23,12 @@ TORCH_DTYPES: Mapping[str, str] = {
     "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16",
     "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
     "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
+}  # fmt: skip
+# Those that are recognised as well, and not read as numbers.
+ALL_DTYPES: Mapping[str, str] = {
+    **TORCH_DTYPES, "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
+    "torch.float8_e8m0fnu": "F8_E8M0", "torch.uint16": "U16", "torch.uint32": "U32",
+    "torch.uint64": "U64", "torch.complex64": "C64",
 }  # fmt: skip
 
 
@@ -53,18 +59,38 @@ def load_pickled(path: Path) -> dict[str, Any]:
         UnsafeFileError: the pickle asks for code to run.
         IncompleteCheckpointError: cut, or not a state dict.
     """
+    import torch
+
+    check_pickled(path)
+    with open_regular(path) as (file, _):
+        is_zip = file.read(4) == b"PK\x03\x04"
+    loaded = load_weights_only(path, path, mmap=is_zip)
+    for state in (*_nested(loaded), loaded):
+        tensors = {
+            name: value
+            for name, value in state.items()
+            if isinstance(name, str) and isinstance(value, torch.Tensor)
+        } if isinstance(state, dict) else {}  # fmt: skip
+        if tensors:
+            return tensors
+    raise _broken_pickle(path, f"a {type(loaded).__name__} without named tensors")
+
+
+def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> Any:
+    """What torch loads where nothing but tensors may be built; `path` is for errors.
+
+    Raises:
+        UnsafeFileError: the pickle asks for code to run.
+        IncompleteCheckpointError: cut, or not a pickle of tensors.
+    """
     import pickle
 
     import torch
 
-    check_pickled(path)
-    loaded: Any = None
     try:
-        with path.open("rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; the outcome says enough
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         refused = _REFUSED.search(str(error))
         if refused is not None:
@@ -80,15 +106,6 @@ def load_pickled(path: Path) -> dict[str, Any]:
         raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise _broken_pickle(path, f"{type(error).__name__}: {error}") from None
-    for state in (*_nested(loaded), loaded):
-        tensors = {
-            name: value
-            for name, value in state.items()
-            if isinstance(name, str) and isinstance(value, torch.Tensor)
-        } if isinstance(state, dict) else {}  # fmt: skip
-        if tensors:
-            return tensors
-    raise _broken_pickle(path, f"a {type(loaded).__name__} without named tensors")
 
 
 def _nested(loaded: Any) -> list[Any]:
@@ -98,7 +115,7 @@ def _nested(loaded: Any) -> list[Any]:
 
 def describe_tensor(tensor: Any) -> TensorInfo:
     """TensorInfo of a torch tensor."""
-    dtype = TORCH_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
+    dtype = ALL_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
     return TensorInfo(dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
 
 

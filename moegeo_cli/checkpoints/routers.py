@@ -107,8 +107,10 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
     Raises:
         IncompleteCheckpointError: a router's tensor is missing, by name.
         ShapeError: a router whose shape contradicts the config.
-        UnsupportedLayoutError: quantised routers.
+        UnsupportedLayoutError: quantised routers, or tensors that no model can be given.
     """
+    if index.obstacle is not None:
+        raise index.obstacle
     found = find_router_tensors(index, architecture)
     routers = tuple(router for router in found if router.main)
     present = {router.layer for router in routers}

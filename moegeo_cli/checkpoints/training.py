@@ -71,7 +71,7 @@ def read_training(checkpoint: CheckpointFolder) -> TrainingLog:
     Raises:
         IncompleteCheckpointError: config.json or trainer_state.json is cut.
     """
-    config = read_config(checkpoint.path)
+    config = read_config(checkpoint.config_folder)
     state = read_trainer_state(checkpoint.path) or {}
     log = _read_log(state)
     step = _natural(state.get("global_step"))

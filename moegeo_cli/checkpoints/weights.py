@@ -1,8 +1,9 @@
 """The tensors of one checkpoint by name, whichever files they lie in.
 
-Four layouts are read: one safetensors file or several with an index, and the same two in
-torch's pickled format. Safetensors are opened by their headers alone; pickled files are
-opened by torch on first use, restricted to weights and mapped instead of read.
+Five layouts are read: one safetensors file or several with an index, the same two in torch's
+pickled format, and torch.distributed.checkpoint (`distributed`). Safetensors are opened by their
+headers alone; pickled files are opened by torch on first use, restricted to weights and mapped
+instead of read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from moegeo_cli.checkpoints.headers import (
     read_header,
     read_tensor,
 )
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
 from moegeo_cli.checkpoints.pickles import (
     TORCH_DTYPES,
     check_pickled,
@@ -34,6 +37,7 @@ from moegeo_cli.checkpoints.pickles import (
 )
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
+    MoegeoError,
     NoCheckpointError,
     UnsafeFileError,
     UnsupportedLayoutError,
@@ -53,9 +57,14 @@ class WeightIndex:
 
     Attributes:
         folder: the checkpoint's folder.
-        layout: a value of `LAYOUT_FILES`.
+        layout: a value of `LAYOUT_FILES`, or `DISTRIBUTED`.
         files: the weight files, sorted by name.
+        obstacle: why no model can be given these tensors; None where nothing is known against it.
+        left_out: how much else lies in the files (an optimizer's state), by its first name.
     """
+
+    obstacle: MoegeoError | None = None
+    left_out: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, folder: Path, layout: str, files: Mapping[Path, tuple[str, ...] | None]):
         """Open the files' headers.
@@ -119,17 +128,21 @@ class WeightIndex:
         path, info = self._entry(name)
         if path in self._headers:
             return read_tensor(path, info)
-        tensor = self._pickled[path][name]
+        tensor = self._tensor(path, name)
         if info.dtype in {"BF16", "F16"}:
             tensor = tensor.float()
         elif info.dtype not in TORCH_DTYPES.values():
             raise UnsupportedLayoutError(f"{name} has dtype {info.dtype}, which is not read")
         return np.array(tensor.detach().cpu().numpy())
 
-    def mapped(self, name: str) -> Any:
-        """A tensor of a pickled layout as torch has mapped it, not yet read."""
-        path, _ = self._entry(name)
+    def _tensor(self, path: Path, name: str) -> Any:
+        """A tensor as torch holds it, of a file that has no header."""
         return self._pickled[path][name]
+
+    def mapped(self, name: str) -> Any:
+        """A tensor of a layout without headers, as torch holds it."""
+        path, _ = self._entry(name)
+        return self._tensor(path, name)
 
     def read_bytes(self, name: str) -> bytes:
         """The stored bytes of a tensor, of any dtype."""
@@ -208,7 +221,7 @@ def detect_layout(folder: Path) -> str | None:
     for name, layout in LAYOUT_FILES.items():
         if is_there(folder / name):
             return layout
-    return None
+    return DISTRIBUTED if find_distributed(folder) is not None else None
 
 
 def open_weights(folder: Path) -> WeightIndex:
@@ -239,6 +252,10 @@ def open_weights(folder: Path) -> WeightIndex:
             found=", ".join(list_names(folder)[:8]) or "nothing",
             hint="give a folder with model.safetensors or its shards and index",
         )
+    if layout == DISTRIBUTED:
+        from moegeo_cli.checkpoints.distributed import DistributedWeights
+
+        return DistributedWeights(folder)
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
     if layout.endswith("sharded"):
         return WeightIndex(folder, layout, read_index(file))
@@ -264,7 +281,7 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
             raise IncompleteCheckpointError(f"{path.name} gives no file for the tensor {name}")
         shards.setdefault(shard, []).append(name)
     for shard in shards:
-        _check_shard_name(path, shard)
+        check_shard_name(path, shard)
     missing = sorted(shard for shard in shards if not is_there(path.parent / shard))
     if missing:
         raise IncompleteCheckpointError(
@@ -290,7 +307,7 @@ def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> Any:
     return parse_json(raw, path)
 
 
-def _check_shard_name(index: Path, shard: str) -> None:
+def check_shard_name(index: Path, shard: str) -> None:
     """Refuse a shard name that leads out of the index's folder."""
     parts = PurePosixPath(shard.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in shard or "\0" in shard or not shard:

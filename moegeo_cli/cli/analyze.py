@@ -27,6 +27,7 @@ def analyze(
         Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")
     ],
     probe: o.ProbeOption = None,
+    config: o.ConfigOption = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +97,7 @@ def analyze(
         record = api.analyze(
             path,
             probe=probe,
+            config=config,
             baseline=baseline,
             fisher=fisher.value,
             unit=o.Unit.loss_token.value if exact else unit.value,

@@ -42,6 +42,7 @@ def compare(
         ),
     ] = False,
     probe: o.ProbeOption = None,
+    config: o.ConfigOption = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -85,6 +86,7 @@ def compare(
             by=by.value if by else None,
             force=force,
             probe=probe,
+            config=config,
             baseline=baseline,
             fisher=fisher.value,
             unit=unit.value,

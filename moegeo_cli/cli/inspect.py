@@ -13,6 +13,7 @@ from moegeo_cli.cli.console import stdout_console, write_payload
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.options import (
     OUTPUT,
+    ConfigOption,
     ModelOption,
     OutputOption,
     RouterOption,
@@ -30,6 +31,7 @@ class InspectFormat(StrEnum):
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
+    config: ConfigOption = None,
     model: ModelOption = None,
     router: RouterOption = None,
     top_k: TopKOption = None,
@@ -43,7 +45,9 @@ def inspect(
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
     from moegeo_cli import api
 
-    found = api.inspect(path, model=own_model(model), router=router, top_k=top_k, scoring=scoring)
+    found = api.inspect(
+        path, config, model=own_model(model), router=router, top_k=top_k, scoring=scoring
+    )
     if output_format is InspectFormat.json or output is not None:
         document = {"format": {"name": "moegeo.inspect", "version": 1}, **found}
         write_payload(json.dumps(document, indent=2), output)

@@ -17,6 +17,7 @@ from moegeo_cli.cli.models import own_model
 def invariance(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: then its newest one.")],
     probe: o.ProbeOption = None,
+    config: o.ConfigOption = None,
     fisher: o.FisherOption = o.FisherKind.empirical,
     unit: o.UnitOption = o.Unit.position,
     device: o.DeviceOption = "auto",
@@ -41,7 +42,7 @@ def invariance(
 
     with show_progress() as progress:
         found = api.invariance(
-            path, probe=probe, fisher=fisher.value, unit=unit.value, device=device,
+            path, probe=probe, config=config, fisher=fisher.value, unit=unit.value, device=device,
             batch_size=batch_size, max_tokens=max_tokens, seed=seed, model=own_model(model),
             router=router, top_k=top_k, scoring=scoring, progress=progress,
         )  # fmt: skip

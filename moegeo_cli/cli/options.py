@@ -102,6 +102,12 @@ CapturesOption = Annotated[
                  "is built, weights come from the files alone (docs/own-models.md).",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="A config.json, or a folder with one and the tokenizer, for "
+                 "checkpoints without their own: FSDP's and torchtitan's, for instance.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
 FisherOption = Annotated[
     FisherKind,
     typer.Option("--fisher", help="Fisher behind FHS. categorical needs no loss, adam no pass.",

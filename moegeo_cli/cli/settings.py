@@ -15,9 +15,9 @@ from moegeo_cli.errors import UsageError
 
 COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
 SHARED = {
-    "probe", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework", "device",
-    "dtype", "batch_size", "max_tokens", "layers", "stream", "memory", "steps", "latest", "seed",
-    "format", "output", "fail_on", "no_cache", "cache_dir", "verify_fingerprint",
+    "probe", "config", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework",
+    "device", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory", "steps", "latest",
+    "seed", "format", "output", "fail_on", "no_cache", "cache_dir", "verify_fingerprint",
     "by", "force", "thresholds", "model", "router", "top_k", "scoring", "captures",
 }  # fmt: skip
 

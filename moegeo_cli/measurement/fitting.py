@@ -30,6 +30,7 @@ def choose_source(
     groups_S: np.ndarray,
     device: torch.device,
     dtype: torch.dtype,
+    config: Path | None = None,
 ) -> ModelSource:
     """The source of a run's models.
 
@@ -40,9 +41,10 @@ def choose_source(
         groups_S: each sequence's group for resampling.
         device: where models compute.
         dtype: in which dtype.
+        config: the folder of config.json that was given for checkpoints without their own.
     """
     if not settings.stream and _fits(path, settings.memory, device, dtype):
-        return WholeModels(device, dtype)
+        return WholeModels(device, dtype, config)
     kinds, groups = len(settings.fishers), int(groups_S.max()) + 1
 
     def sums(model: nn.Module) -> int:
@@ -56,7 +58,7 @@ def choose_source(
         )
 
     lengths = [sequence.tokens for sequence in probe.sequences]
-    return StreamedModels(device, dtype, lengths, settings.memory, sums)
+    return StreamedModels(device, dtype, lengths, settings.memory, sums, config)
 
 
 def _fits(path: Path, memory: int | None, device: torch.device, dtype: torch.dtype) -> bool:

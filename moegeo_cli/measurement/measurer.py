@@ -70,6 +70,7 @@ class Measurer:
         self.groups_S, self.settings = groups_S, settings
         self.device = resolve_device(settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
+        self._config = None if models is None else models.config
         self._source = (
             None if models is None else models.source(self.device, self.dtype, architecture)
         )
@@ -94,7 +95,13 @@ class Measurer:
         """
         if self._source is None:
             self._source = choose_source(
-                path, self.settings, self.probe, self.groups_S, self.device, self.dtype
+                path,
+                self.settings,
+                self.probe,
+                self.groups_S,
+                self.device,
+                self.dtype,
+                self._config,
             )
         source: ModelSource = self._source
         return source

@@ -18,6 +18,7 @@ from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.folders import find_config, given_config
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, layer_of
@@ -35,20 +36,24 @@ class Models:
 
     identity: Mapping[str, Any] | None = None  # part of the key of stored measurements
     samples = False  # whether they take other tensors than token ids
+    config: Path | None = None  # the folder that --config gave
+
+    def __init__(self, config: Path | str | None = None) -> None:
+        self.config = None if config is None else given_config(config)
 
     def open(self, path: Path | str) -> RunFolder:
         """The run under a path.
 
         Raises: what opening raises.
         """
-        return open_run(Path(path))
+        return open_run(Path(path), self.config)
 
     def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
         """The config of a checkpoint and what it says of the routers.
 
         Raises: what reading the config raises, and a family that cannot be measured.
         """
-        config = read_config(path)
+        config = read_config(find_config(path, self.config))
         return config, describe_architecture(config)
 
     def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
@@ -225,6 +230,7 @@ def choose_models(
     top_k: int | None = None,
     scoring: str | None = None,
     captures: Path | str | None = None,
+    config: Path | str | None = None,
 ) -> Models:
     """The models that the options mean.
 
@@ -239,7 +245,7 @@ def choose_models(
                 hint="leave --model out; --router, --top-k and --scoring still count",
             )
         given = router is not None or top_k is not None or scoring is not None
-        base = OwnFactory(CAPTURED, router, top_k, scoring) if given else Models()
+        base = OwnFactory(CAPTURED, router, top_k, scoring) if given else Models(config)
         return CapturedInputs(Path(captures), base)
     if model is None:
         options = {"--router": router, "--top-k": top_k, "--scoring": scoring}
@@ -248,7 +254,7 @@ def choose_models(
             raise UsageError(
                 f"{said[0]} goes with --model", hint="a known model type says it by its config.json"
             )
-        return Models()
+        return Models(config)
     if isinstance(model, str):
         module, _, name = model.partition(":")
         if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture, text_config
-from moegeo_cli.checkpoints.discover import RunFolder
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.probes import Probe, load_probe
+from moegeo_cli.probes.tokenizing import find_tokenizer
 
 MINIMUM_TOKENS = 8192
 
@@ -61,7 +62,7 @@ def open_probe(
     loaded = load_probe(
         Path(probe) if probe is not None else None,
         vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
-        tokenizer_dir=folder.newest.path,
+        tokenizer_dir=_tokenizer_place(folder.newest),
         max_tokens=max_tokens or _enough_tokens(folder, architecture),
         max_length=_context(config),
         samples=models.samples,
@@ -71,6 +72,12 @@ def open_probe(
 
 def _states(config: Mapping[str, Any]) -> bool:
     return "vocab_size" in text_config(config) or "vocab_size" in config
+
+
+def _tokenizer_place(checkpoint: CheckpointFolder) -> Path:
+    """Where a checkpoint's tokenizer is looked for: with it, else with its config."""
+    places = (checkpoint.path, checkpoint.config_folder)
+    return next((place for place in places if find_tokenizer(place)), checkpoint.path)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

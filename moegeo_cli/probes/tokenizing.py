@@ -78,7 +78,8 @@ def open_tokenizer(folder: Path, vocab_size: int | None) -> Tokenizer:
         "the probe is text, and the checkpoint has no tokenizer",
         found=f"a vocabulary of {'unknown size' if vocab_size is None else f'{vocab_size:,}'} "
         f"and no {FAST}",
-        hint="put the tokenizer's files into the checkpoint, or give a --probe of input_ids",
+        hint="put the tokenizer's files into the checkpoint or the run (or beside the config.json "
+        "that --config names), or give a --probe of input_ids",
     )
 
 

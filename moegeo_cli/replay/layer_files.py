@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers, trace_sources
@@ -32,6 +33,8 @@ class LayerFiles:
     def __init__(self, model: Any, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.model, self.device, self.dtype = model, device, dtype
         self.index, self.name = open_weights(path), path.name
+        if isinstance(self.index, DistributedWeights):
+            self.index.check_type(str(model.config.model_type))
         with quiet_transformers():
             self.sources = trace_sources(model, self.index.names())
 

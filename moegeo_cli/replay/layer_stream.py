@@ -36,7 +36,7 @@ class LayerStream:
     """The model of a checkpoint, a layer at a time.
 
     Args:
-        path: the checkpoint, for its config.json.
+        path: the folder of config.json.
         device: where it computes.
         dtype: in which dtype.
 

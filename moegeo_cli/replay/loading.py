@@ -4,23 +4,25 @@ transformers opens every model. What it would pass over in silence is an error h
 parameter that the files lack gets a random value there, visible only in its loading
 report, so a report with missing keys ends the analysis.
 
-Swapping weights uses one function of transformers that is not public, behind the single
-seam `_convert_into`. Where it is absent or fails, the model is built again: slower, never wrong.
+Swapping weights uses what is not public in transformers, behind the seam of conversion.py.
+Where that is absent or fails, the model is built again: slower, never wrong.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.distributed import DistributedWeights
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED
+from moegeo_cli.checkpoints.weights import detect_layout
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -29,6 +31,7 @@ from moegeo_cli.errors import (
     UnsafeFileError,
     UnsupportedArchitectureError,
 )
+from moegeo_cli.replay.conversion import convert_into, quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,34 +69,50 @@ def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
     return DTYPES.get(name, torch.float32)
 
 
-def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_model(
+    path: Path, device: torch.device, dtype: torch.dtype, config_folder: Path | None = None
+) -> nn.Module:
     """Build the causal language model that lies in `path`, frozen and in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        device: where the model computes.
+        dtype: in which dtype.
+        config_folder: the folder of its config.json; None for `path`.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.
         ShapeError: a tensor's shape contradicts the config.
         UnsafeFileError: a pickle that would run code.
         UnsupportedArchitectureError: transformers cannot open this model type.
+        UnsupportedLayoutError: a torch.distributed checkpoint with names of another framework.
     """
     from transformers import AutoConfig
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(
-                path, trust_remote_code=False, local_files_only=True
+                config_folder or path, trust_remote_code=False, local_files_only=True
             )
             config = language_config(config)
             auto, architecture = auto_class(config)
-            model, report = auto.from_pretrained(
-                path,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                trust_remote_code=False,
-                local_files_only=True,
+            options: dict[str, Any] = {
+                "dtype": dtype,
+                "output_loading_info": True,
+                "trust_remote_code": False,
+                "local_files_only": True,
                 # the kernel is left to transformers where it declares no SDPA support
-                attn_implementation="sdpa" if architecture._supports_sdpa else None,
-            )
+                "attn_implementation": "sdpa" if architecture._supports_sdpa else None,
+            }
+            state = distributed_state(path, config.model_type)
+            if state is None:
+                model, report = auto.from_pretrained(path, config=config, **options)
+            else:
+                if architecture.config_class is config.sub_configs.get("text_config"):
+                    config = config.get_text_config()  # as auto does, which wants a path
+                model, report = architecture.from_pretrained(
+                    None, config=config, state_dict=state, **options
+                )
     except MoegeoError:
         raise
     except Exception as error:
@@ -136,7 +155,9 @@ def auto_class(config: Any) -> tuple[Any, Any]:
     )
 
 
-def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Module:
+def swap_weights(
+    model: nn.Module, path: Path, device: torch.device, config_folder: Path | None = None
+) -> nn.Module:
     """Give `model` the weights that lie in `path`; the same model, or a new one where needed.
 
     The config of `path` must equal the one that `model` was built with: the caller sees to it.
@@ -144,49 +165,61 @@ def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Modul
     Raises: as `load_model`.
     """
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    try:
+        with quiet_transformers(), contextlib.ExitStack() as stack:
+            state = distributed_state(path, str(model.config.model_type))  # type: ignore[union-attr]
+            if state is None:
+                state = _safetensors_state(path, stack)
+            report = convert_into(model, state, device, dtype) if state else None
+            model.tie_weights()  # type: ignore[operator]
+    except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
+        report = None
+    if report is None or report.mismatched_keys or report.error_msgs:
+        return load_model(path, device, dtype, config_folder)
+    if set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {}):
+        return load_model(path, device, dtype, config_folder)
+    return _ready(model, device)
+
+
+def distributed_state(path: Path, model_type: str) -> dict[str, Any] | None:
+    """The tensors of a torch.distributed checkpoint, each read when it is taken; None elsewhere.
+
+    Raises:
+        UnsupportedLayoutError: their names are not those of a model of this type.
+    """
+    if detect_layout(path) != DISTRIBUTED:
+        return None
+    index = DistributedWeights(path)
+    index.check_type(model_type)
+    return {name: _Unread(index, name) for name in index.names()}
+
+
+class _Unread:
+    """A tensor that is read when it is sliced, as transformers does with safetensors' own."""
+
+    def __init__(self, index: DistributedWeights, name: str) -> None:
+        self._index, self._name = index, name
+
+    def __getitem__(self, place: Any) -> torch.Tensor:
+        values: torch.Tensor = self._index.tensor(self._name)[place]
+        return values
+
+
+def _safetensors_state(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The tensors of a safetensors checkpoint, unread; the files stay open with `stack`."""
+    from safetensors import safe_open
+
     files = sorted(path.glob("*.safetensors"))
     index = path / "model.safetensors.index.json"
     if index.is_file():
         files = sorted(
             {path / name for name in json.loads(index.read_text())["weight_map"].values()}
         )
-    if not files:
-        return load_model(path, device, dtype)
-    try:
-        with _quiet_transformers():
-            report = _convert_into(model, files, device, dtype)
-    except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
-        return load_model(path, device, dtype)
-    missing = set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {})
-    if missing or report.mismatched_keys or report.error_msgs:
-        return load_model(path, device, dtype)
-    return _ready(model, device)
-
-
-def _convert_into(model: Any, files: list[Path], device: torch.device, dtype: torch.dtype) -> Any:
-    """The seam: transformers' own conversion of saved tensors into a model that stands."""
-    from safetensors import safe_open
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import convert_and_load_state_dict_in_model
-    from transformers.modeling_utils import LoadStateDictConfig
-
-    with contextlib.ExitStack() as stack:
-        state = {}
-        for file in files:
-            opened = stack.enter_context(safe_open(file, framework="pt"))
-            state.update({key: opened.get_slice(key) for key in opened.keys()})  # noqa: SIM118
-        report, _ = convert_and_load_state_dict_in_model(
-            model=model,
-            state_dict=state,
-            load_config=LoadStateDictConfig(
-                device_map={"": device},
-                dtype=dtype,
-                dtype_plan=model._get_dtype_plan(dtype),
-                weight_mapping=get_model_conversion_mapping(model, None, None),
-            ),
-        )
-    model.tie_weights()
-    return report
+    state: dict[str, Any] = {}
+    for file in files:
+        opened = stack.enter_context(safe_open(file, framework="pt"))
+        state.update({key: opened.get_slice(key) for key in opened.keys()})  # noqa: SIM118
+    return state
 
 
 def _ready(model: Any, device: torch.device) -> nn.Module:
@@ -239,23 +272,6 @@ def _explain(path: Path, error: Exception) -> MoegeoError:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ResourceError(f"{path.name}: not enough memory to load", found=first)
     return IncompleteCheckpointError(f"{path.name}: the model cannot be loaded", found=first)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Its progress bars and loading report would spoil our streams; we read the report itself."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def read_ahead(paths: list[Path]) -> threading.Thread:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import auto_class, language_config, load_model, swap_weights
@@ -65,19 +66,23 @@ class WholeModels:
     Args:
         device: where they compute.
         dtype: in which dtype.
+        config: where `--config` says that config.json is, for checkpoints without their own.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, config: Path | None = None
+    ) -> None:
+        self.device, self.dtype, self.config = device, dtype, config
         self.manner = Manner()
         self._built: nn.Module | None = None
 
     def load(self, path: Path) -> nn.Module:
         """See `ModelSource`."""
+        place = find_config(path, self.config)
         if self._built is None:
-            self._built = load_model(path, self.device, self.dtype)
+            self._built = load_model(path, self.device, self.dtype, place)
         else:
-            self._built = swap_weights(self._built, path, self.device)
+            self._built = swap_weights(self._built, path, self.device, place)
         return self._built
 
     def initialise(self, path: Path, seed: int) -> nn.Module:
@@ -85,7 +90,9 @@ class WholeModels:
         from transformers import AutoConfig
 
         torch.manual_seed(seed)
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            find_config(path, self.config), trust_remote_code=False, local_files_only=True
+        )
         config = language_config(config)
         model = auto_class(config)[0].from_config(config, dtype=self.dtype)
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
@@ -102,6 +109,7 @@ class StreamedModels:
         lengths: of the probe's sequences.
         memory: bytes that the process should stay within; None for as little as is sensible.
         sums: bytes of what is measured, by the model's sizes.
+        config: the folder of config.json that was given for checkpoints without their own.
     """
 
     def __init__(
@@ -111,9 +119,10 @@ class StreamedModels:
         lengths: list[int],
         memory: int | None,
         sums: Callable[[nn.Module], int],
+        config: Path | None = None,
     ) -> None:
         self.device, self.dtype, self.lengths = device, dtype, lengths
-        self.memory, self.sums = memory, sums
+        self.memory, self.sums, self.config = memory, sums, config
         self.manner = Manner()
         self._stream: LayerStream | None = None
         self._held = 0
@@ -126,7 +135,7 @@ class StreamedModels:
         """
         if self._stream is None:
             return_freed_blocks()
-            self._stream = LayerStream(path, self.device, self.dtype)
+            self._stream = LayerStream(find_config(path, self.config), self.device, self.dtype)
             self._held = held_bytes(self.device)
         stream = self._stream
         stream.attach(path)

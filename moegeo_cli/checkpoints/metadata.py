@@ -1,0 +1,297 @@
+"""The `.metadata` of torch.distributed.checkpoint: the saved tensors, their pieces, their places.
+
+torch writes it last, by a rename, as a pickle of a few classes of its own; torch also reads it
+back as a pickle, which runs whatever a tampered file asks for. Here it is read by
+`unpickling`, without torch: the classes below become records, and anything else is refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from moegeo_cli.checkpoints.headers import DTYPE_BITS, MAX_DIMENSIONS, open_regular, read_exactly
+from moegeo_cli.checkpoints.pickles import ALL_DTYPES
+from moegeo_cli.checkpoints.unpickling import Allowed, Name, Record, unpickle
+from moegeo_cli.checkpoints.weights import check_shard_name
+from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
+
+# A model of a thousand tensors over 600 ranks needs about two thirds of it.
+MAX_METADATA_BYTES = 256 * 2**20
+# The dimensions along which one tensor may be cut; training cuts along one or two.
+MAX_CUT_DIMENSIONS = 6
+
+_MODULE = "torch.distributed.checkpoint.metadata"
+_OLD_MODULE = "torch.distributed._shard.sharded_tensor.metadata"  # of older versions of torch
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a tensor, and the bytes of a file in which its torch.save archive lies."""
+
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """One tensor, and the pieces that tile it without gap or overlap; dtype as in safetensors."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """What a `.metadata` says.
+
+    `tensors` and `objects` (pickled values, never loaded) go by the flat name that they were
+    saved under. `paths` are their places in the nested state dict, empty where torch did not
+    flatten it. `spans` are the bytes that each file must hold: (start, length), by start.
+    """
+
+    tensors: Mapping[str, SavedTensor]
+    objects: tuple[str, ...]
+    paths: Mapping[str, tuple[str | int, ...]]
+    spans: Mapping[str, tuple[tuple[int, int], ...]]
+
+
+def read_metadata(path: Path) -> SavedState:
+    """Read and check a `.metadata`, without torch and without running anything.
+
+    Raises:
+        UnsafeFileError: it asks for code to run, or names a file outside its folder.
+        IncompleteCheckpointError: cut or damaged, or pieces that do not make up a tensor.
+        UnsupportedLayoutError: compressed or encrypted pieces, or dtypes that are not known.
+    """
+    with open_regular(path) as (file, size):
+        if size > MAX_METADATA_BYTES:
+            raise damaged(path, f"{size} bytes, more than any that moegeo reads")
+        raw = read_exactly(file, size, path)
+    state = _fields(path, unpickle(raw, path, ALLOWED), "Metadata")
+    described, stored = state.get("state_dict_metadata"), state.get("storage_data")
+    if not isinstance(described, dict) or not isinstance(stored, dict):
+        raise damaged(path, "no list of tensors or of their places")
+    places, spans = _places(path, stored)
+    tensors: dict[str, SavedTensor] = {}
+    objects = []
+    for name, entry in described.items():
+        if not isinstance(name, str):
+            raise damaged(path, "a tensor whose name is no text")
+        if isinstance(entry, Record) and entry.kind == "BytesStorageMetadata":
+            objects.append(name)
+        else:
+            tensors[name] = _tensor(
+                path, name, _fields(path, entry, "TensorStorageMetadata"), places
+            )
+    return SavedState(tensors, tuple(objects), _paths(path, state.get("planner_data")), spans)
+
+
+def tiles(shape: tuple[int, ...], boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
+    """Whether boxes (offsets, shape) fill a box of `shape` exactly, without gap or overlap.
+
+    Each box adds +1 or -1 at its corners, alternating: the mixed derivative of its indicator.
+    The boxes tile the whole exactly if these sum to those of the whole. Linear in the boxes,
+    and only dimensions along which something is cut count.
+    """
+    if 0 in shape:
+        return all(0 in sizes for _, sizes in boxes)
+    cut = [
+        axis
+        for axis, extent in enumerate(shape)
+        if any(offsets[axis] != 0 or sizes[axis] != extent for offsets, sizes in boxes)
+    ]
+    if len(cut) > MAX_CUT_DIMENSIONS:
+        return False
+    corners: Counter[tuple[int, ...]] = Counter()
+    whole = ((0,) * len(shape), shape)
+    for sign, (offsets, sizes) in [(-1, whole), *((1, box) for box in boxes if 0 not in box[1])]:
+        for ends in itertools.product((0, 1), repeat=len(cut)):
+            corner = tuple(
+                offsets[axis] + end * sizes[axis] for axis, end in zip(cut, ends, strict=True)
+            )
+            corners[corner] += sign * (-1) ** sum(ends)
+    return not any(corners.values())
+
+
+def damaged(path: Path, found: str) -> IncompleteCheckpointError:
+    """The error for a `.metadata` that cannot be right."""
+    return IncompleteCheckpointError(
+        f"{path.name} is truncated or damaged",
+        found=found[:500],
+        hint="copy or save the checkpoint again; if it is still being written, wait",
+        context={"path": str(path)},
+    )
+
+
+def _places(
+    path: Path, stored: dict[Any, Any]
+) -> tuple[dict[tuple[str, tuple[int, ...] | None], Piece], dict[str, tuple[tuple[int, int], ...]]]:
+    """Where each piece lies by (name, offsets), and what every file must hold."""
+    places: dict[tuple[str, tuple[int, ...] | None], Piece] = {}
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for index, info in stored.items():
+        key, place = _fields(path, index, "MetadataIndex"), _fields(path, info, "_StorageInfo")
+        name, offsets = key.get("fqn"), key.get("offset")
+        file, span = place.get("relative_path"), (place.get("offset"), place.get("length"))
+        if not isinstance(name, str) or not (offsets is None or _is_naturals(offsets)):
+            raise damaged(path, "a piece without a usable name or offset")
+        if not isinstance(file, str) or not _is_naturals(span):
+            raise damaged(path, f"no usable place for {name!r}")
+        start, length = span
+        if place.get("transform_descriptors"):
+            raise UnsupportedLayoutError(
+                f"{path.parent.name} was saved compressed or encrypted, which moegeo does not read",
+                found=f"{name} in {file}",
+                hint="load it with its extension and save it without",
+            )
+        check_shard_name(path, file)
+        places[name, offsets] = Piece(offsets or (), (), file, start, length)
+        spans.setdefault(file, []).append((start, length))
+    ordered = {file: tuple(sorted(found)) for file, found in sorted(spans.items())}
+    for file, found in ordered.items():
+        for (start, length), (following, _) in itertools.pairwise(found):
+            if start + length > following:
+                raise damaged(path, f"two pieces that overlap in {file} at byte {following}")
+    return places, ordered
+
+
+def _tensor(
+    path: Path,
+    name: str,
+    state: dict[str, Any],
+    places: Mapping[tuple[str, tuple[int, ...] | None], Piece],
+) -> SavedTensor:
+    """One tensor, its pieces checked against its shape and against the bytes that they have."""
+    properties, shape, chunks = (state.get(key) for key in ("properties", "size", "chunks"))
+    dtype = None
+    if isinstance(properties, Record) and properties.kind == "TensorProperties":
+        held = properties.state
+        dtype = held[0] if isinstance(held, tuple) and held else None
+    if (
+        not isinstance(dtype, str)
+        or dtype not in DTYPE_BITS
+        or not _is_naturals(shape)
+        or not isinstance(chunks, list)
+    ):
+        raise damaged(path, f"tensor {name!r} without a usable dtype, shape or list of pieces")
+    pieces = []
+    for chunk in chunks:
+        box = _fields(path, chunk, "ChunkStorageMetadata")
+        offsets, sizes = box.get("offsets"), box.get("sizes")
+        if not _is_naturals(offsets) or not _is_naturals(sizes):
+            raise damaged(path, f"tensor {name!r} with a piece of no usable shape")
+        if not len(offsets) == len(sizes) == len(shape):
+            raise damaged(path, f"tensor {name!r} of shape {list(shape)}, a piece {list(sizes)}")
+        place = places.get((name, offsets))
+        if place is None:
+            raise damaged(path, f"no place for the piece of {name!r} at {list(offsets)}")
+        if math.prod(sizes) * DTYPE_BITS[dtype] > place.length * 8:
+            raise damaged(path, f"{dtype} {list(sizes)} of {name!r} in {place.length} bytes")
+        pieces.append(Piece(offsets, sizes, place.file, place.start, place.length))
+    if not tiles(shape, [(piece.offsets, piece.shape) for piece in pieces]):
+        covered = sum(math.prod(piece.shape) for piece in pieces)
+        raise damaged(
+            path,
+            f"{len(pieces)} pieces of {name!r} with {covered} elements that do not make up its "
+            f"shape {list(shape)}",
+        )
+    return SavedTensor(dtype, shape, tuple(sorted(pieces, key=lambda piece: piece.offsets)))
+
+
+def _paths(path: Path, planner: Any) -> dict[str, tuple[str | int, ...]]:
+    """The places in the nested state dict, as torch's planner noted them."""
+    if planner is None:
+        return {}
+    if not isinstance(planner, dict):
+        raise damaged(path, "places in the state dict that are no table")
+    for name, keys in planner.items():
+        if (
+            not isinstance(name, str)
+            or not isinstance(keys, tuple)
+            or not keys
+            or not all(isinstance(key, str | int) for key in keys)
+        ):
+            raise damaged(path, "a place in the state dict that is no list of keys")
+    return planner
+
+
+def _fields(path: Path, value: Any, kind: str) -> dict[str, Any]:
+    """The attributes of a record of that kind."""
+    if not isinstance(value, Record) or value.kind != kind or not isinstance(value.state, dict):
+        raise damaged(path, f"something else where a {kind} was expected")
+    return value.state
+
+
+def _is_naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
+    """Whether `value` is a tuple of a few integers from 0 to 2**63 (a bool is none)."""
+    return (
+        isinstance(value, tuple)
+        and len(value) <= MAX_DIMENSIONS
+        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+    )
+
+
+def _size(arguments: tuple[Any, ...]) -> tuple[int, ...]:
+    """torch.Size of a tuple of integers: that tuple."""
+    if len(arguments) == 1 and _is_naturals(arguments[0]):
+        return arguments[0]
+    raise ValueError
+
+
+def _text(arguments: tuple[Any, ...]) -> None:
+    """What is called with text alone and does not matter here: a memory layout, a path."""
+    if not all(isinstance(part, str) for part in arguments):
+        raise ValueError
+
+
+def _memory_format(arguments: tuple[Any, ...]) -> None:
+    """A member of torch's enumeration of memory formats: by number."""
+    if len(arguments) != 1 or type(arguments[0]) is not int:
+        raise ValueError
+
+
+def _member(arguments: tuple[Any, ...]) -> None:
+    """The same by name: some versions of Python pickle a member as an attribute of its class."""
+    # the type first: to look up a tuple nested without end would take forever
+    if len(arguments) != 2 or not isinstance(arguments[0], Name) or arguments[0] not in _FORMATS:
+        raise ValueError
+    _text(arguments[1:])
+
+
+_FORMATS = frozenset(
+    {Name(_MODULE, "_MEM_FORMAT_ENCODING"), Name(_OLD_MODULE, "MEM_FORMAT_ENCODING")}
+)
+ALLOWED = Allowed(
+    classes=frozenset(
+        {
+            *(
+                Name(_MODULE, name)
+                for name in (
+                    "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties",
+                    "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
+                )
+            ),
+            Name(_OLD_MODULE, "TensorProperties"),
+            Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        }
+    ),
+    constants={Name(*text.split(".")): code for text, code in ALL_DTYPES.items()},
+    calls={
+        Name("torch", "Size"): _size,
+        Name("torch.serialization", "_get_layout"): _text,
+        **dict.fromkeys(_FORMATS, _memory_format),
+        Name("builtins", "getattr"): _member,
+        **{Name(m, name): _text for m in ("pathlib", "pathlib._local") for name in _PATHS},
+    },
+)  # fmt: skip

@@ -1,0 +1,63 @@
+"""A run from its path to what was measured of it, through the store that is kept with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.discover import RunFolder
+from moegeo_cli.checkpoints.weights import detect_layout
+from moegeo_cli.measurement.analysis import Analysis, measure_run
+from moegeo_cli.measurement.models import Models
+from moegeo_cli.store.cache import FOLDER, Store
+
+
+def measure_path(
+    path: Path | str,
+    *,
+    cache: bool,
+    cache_dir: Path | str | None,
+    baseline: str | None,
+    steps: str | None = None,
+    latest: bool = False,
+    models: Models,
+    **shared: Any,
+) -> Analysis:
+    """Open a run and measure it through its store.
+
+    Args:
+        path: the run, or one checkpoint.
+        cache: read and keep measurements.
+        cache_dir: where; None for with the run.
+        baseline: as `measure_run` takes it, as are all that follow.
+        steps: likewise.
+        latest: likewise.
+        models: likewise.
+        shared: likewise.
+
+    Raises:
+        MoegeoError: what opening and measuring raise.
+    """
+    folder = models.open(path)
+    store = Store(_store_folder(folder, cache_dir) if cache else None)
+    measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
+                           models=models, **shared)  # fmt: skip
+    if store.problem is None:
+        return measured
+    run = measured.record
+    notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
+    run = dataclasses.replace(run, run={**run.run, "notes": notes})
+    return dataclasses.replace(measured, record=run)
+
+
+def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:
+    """Where measurements are kept: with the run, so that a checkpoint and its run share them."""
+    if cache_dir is not None:
+        return Path(cache_dir)
+    if folder.is_single:
+        above = folder.path.resolve().parent
+        siblings = [p for p in above.iterdir() if p != folder.path.resolve() and detect_layout(p)]
+        if siblings and folder.newest.step is not None:
+            return above / FOLDER
+    return folder.path / FOLDER
