@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
@@ -27,6 +27,9 @@ from moegeo_cli.measurement.settings import Settings, parse_bytes
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.store.cache import FOLDER, Store
 from moegeo_cli.verdict import judge, load_thresholds, recommend
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 POLICIES = ("calibrated", "paper")
 
@@ -56,6 +59,7 @@ def analyze(
     framework: str | None = None,
     thresholds: Mapping[str, Any] | Path | None = None,
     progress: Listener | None = None,
+    ranks: Ranks | None = None,
 ) -> RunRecord:
     """Measure the checkpoints of a run, judge the run, and recommend what to change.
 
@@ -83,6 +87,7 @@ def analyze(
         framework: whose keys interventions name; None to find it from the checkpoint.
         thresholds: overrides, as a table or a TOML file.
         progress: hears how far the work is.
+        ranks: who shares the probe, on rank 0 (the others serve); None for this process alone.
 
     Returns:
         The run with its checkpoints, verdict and interventions.
@@ -101,7 +106,7 @@ def analyze(
         max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
     shared: dict[str, Any] = {
         "settings": settings, "probe": probe, "max_tokens": max_tokens,
-        "verify_fingerprint": verify_fingerprint, "progress": progress,
+        "verify_fingerprint": verify_fingerprint, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     measured = _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
                         latest=latest, **shared)  # fmt: skip
@@ -147,6 +152,7 @@ def compare(
     policy: str = "calibrated",
     thresholds: Mapping[str, Any] | Path | None = None,
     progress: Listener | None = None,
+    ranks: Ranks | None = None,
 ) -> ComparisonRecord:
     """Set two runs side by side at matched progress.
 
@@ -174,6 +180,7 @@ def compare(
         policy: likewise.
         thresholds: likewise.
         progress: likewise.
+        ranks: likewise.
 
     Returns:
         Differences, b minus a, with intervals paired by probe sequence; which run is
@@ -192,7 +199,7 @@ def compare(
     a, b = (
         _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
                  probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,
-                 progress=progress)
+                 progress=progress, ranks=ranks)
         for path in (run_a, run_b)
     )  # fmt: skip
     judged = (

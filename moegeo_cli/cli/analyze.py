@@ -22,6 +22,7 @@ EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
 
 
 def analyze(
+    context: typer.Context,
     path: Annotated[
         Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")
     ],
@@ -111,6 +112,7 @@ def analyze(
             framework=framework,
             thresholds=threshold_overrides(),
             progress=progress,
+            ranks=context.obj,
         )
     emit(record, output_format, output)
     return gate(record, fail_on)

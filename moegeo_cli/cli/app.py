@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
@@ -20,8 +21,12 @@ from moegeo_cli.cli.compare import compare
 from moegeo_cli.cli.inspect import inspect
 from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
+from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
 from moegeo_cli.cli.settings import load_defaults
 from moegeo_cli.errors import MoegeoError
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 2, 70, 130, 141
 
@@ -64,18 +69,24 @@ def main(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback reaches a user."""
+    return run_among_ranks(partial(_run, arguments), _report)
+
+
+def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, standalone_mode=False, obj=ranks)
         if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt
         sys.stdout.flush()  # here, where a closed pipe has its answer
         return result if isinstance(result, int) else 0
     except MoegeoError as error:
-        _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
-        return error.exit_code
+        return _report(error)
     except Exit as leave:
         return int(leave.exit_code)
     except TyperException as error:
+        kind = UNOFFERED.get(str(getattr(error, "option_name", "")))
+        if kind is not None:
+            return _report(refuse_parallelism(kind))
         _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
         return EXIT_USAGE
     except (KeyboardInterrupt, Abort):
@@ -94,6 +105,11 @@ def run(arguments: list[str] | None = None) -> int:
         if os.environ.get("MOEGEO_DEBUG"):
             traceback.print_exc(file=sys.stderr)
         return EXIT_BUG
+
+
+def _report(error: MoegeoError) -> int:
+    _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
+    return error.exit_code
 
 
 def _say(message: str, *, found: str | None = None, hint: str | None = None) -> None:

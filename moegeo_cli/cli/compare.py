@@ -22,6 +22,7 @@ class Axis(StrEnum):
 
 
 def compare(
+    context: typer.Context,
     run_a: Annotated[Path, typer.Argument(help="A run, or one checkpoint.")],
     run_b: Annotated[Path, typer.Argument(help="The other.")],
     by: Annotated[
@@ -97,6 +98,7 @@ def compare(
             policy=policy.value,
             thresholds=threshold_overrides(),
             progress=progress,
+            ranks=context.obj,
         )
     from moegeo_cli.reports import print_comparison, render
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import (
@@ -29,6 +29,9 @@ from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 # Rotation, gradient and kernel details differ between these: results name them.
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
@@ -73,6 +76,7 @@ def measure_run(
     verify_fingerprint: str,
     progress: Listener | None,
     baseline: str | None,
+    ranks: Ranks | None = None,
 ) -> Analysis:
     """Everything but judging: the run's record as far as it rests on measurements.
 
@@ -87,6 +91,7 @@ def measure_run(
         verify_fingerprint: "sampled" or "full".
         progress: hears how far the work is.
         baseline: a step, a path, "init", "none"; None for step 0.
+        ranks: who shares the probe; None for this process alone.
 
     Raises:
         MoegeoError: what opening, loading and replaying raise.
@@ -97,7 +102,7 @@ def measure_run(
     loaded = open_probe(folder, probe, max_tokens)
     chosen = _choose(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline)
-    measurement = RunMeasurement(architecture, config, loaded, settings, store, progress)
+    measurement = RunMeasurement(architecture, config, loaded, settings, store, progress, ranks)
     wanted = list(chosen)
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)

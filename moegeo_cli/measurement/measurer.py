@@ -6,6 +6,7 @@ Legend: T real probe positions, S sequences, D router input width, E experts, G 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,23 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.weights import open_weights
-from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.routing import measure_routing
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
+from moegeo_cli.measurement.placing import choose_source
+from moegeo_cli.measurement.ready import Ready, digest, prepare
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
-from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
+from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
-from moegeo_cli.replay.memory import free_bytes, held_bytes, peak_bytes, say_memory
+from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
-from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
+from moegeo_cli.replay.ranks import Ranks
+from moegeo_cli.replay.routers import Router, find_other_routers
 from moegeo_cli.replay.session import replay
-from moegeo_cli.replay.sources import Manner, ModelSource, StreamedModels, WholeModels
+from moegeo_cli.replay.sources import Manner, ModelSource
 
 UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
 PAIRS = (
@@ -43,9 +44,6 @@ SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
 SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
 
-# A model that is loaded whole takes this many times its weights, conversion and all.
-WHOLE_MODEL = 1.3
-
 
 class Measurer:
     """Measures checkpoints of one architecture with one probe.
@@ -56,6 +54,10 @@ class Measurer:
         probe: the probe, tokenised.
         groups_S: each sequence's group for resampling.
         settings: how to measure.
+        ranks: who shares the probe; None for this process alone.
+
+    Raises:
+        ResourceError: the device is not there.
     """
 
     def __init__(
@@ -65,10 +67,11 @@ class Measurer:
         probe: Probe,
         groups_S: np.ndarray,
         settings: Settings,
+        ranks: Ranks | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
-        self.groups_S, self.settings = groups_S, settings
-        self.device = resolve_device(settings.device)
+        self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
+        self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
         self._source: ModelSource | None = None
         self.memory: str | None = None  # what a streamed replay held, in words
@@ -80,55 +83,34 @@ class Measurer:
 
         Raises: what loading and replaying raise.
         """
-        return self.measure_model(self.source(path).load(path), path, progress)
+        if self.ranks:
+            self.ranks.tell("load", path=str(path))
+        return self._measure(partial(self.load, path), path, progress)
+
+    def load(self, path: Path) -> nn.Module:
+        """A checkpoint's model."""
+        return self.source(path).load(path)
+
+    def initialise(self, path: Path, seed: int) -> nn.Module:
+        """A fresh model by a checkpoint's config."""
+        return self.source(path).initialise(path, seed)
 
     def source(self, path: Path) -> ModelSource:
-        """Where models come from: whole ones where they fit, else streamed from the files.
-
-        Args:
-            path: the first checkpoint, which tells how large they are.
-        """
+        """Where models come from; `path`, the first checkpoint, tells how large they are."""
         if self._source is None:
-            whole = not self.settings.stream and self._fits(path)
-            self._source = (
-                WholeModels(self.device, self.dtype)
-                if whole
-                else StreamedModels(
-                    self.device,
-                    self.dtype,
-                    [len(s.input_ids) for s in self.probe.sequences],
-                    self.settings.memory,
-                    self._sums,
-                )
-            )
+            self._source = choose_source(
+                path, self.settings, self.device, self.dtype, self.probe, self.groups_S,
+                shared=self.ranks is not None,
+            )  # fmt: skip
         return self._source
-
-    def _fits(self, path: Path) -> bool:
-        """Whether a whole model fits what is left on the device, or the bound that was set."""
-        import transformers.modeling_utils  # noqa: F401 - what it takes counts as taken
-
-        size = open_weights(path).parameters * self.dtype.itemsize
-        room = free_bytes(self.device)
-        if self.settings.memory is not None:
-            room = min(room, self.settings.memory - held_bytes(self.device))
-        return size * WHOLE_MODEL <= room
-
-    def _sums(self, model: nn.Module) -> int:
-        """Bytes of what a pass keeps: logits and choices of every token, and Fisher sums."""
-        shapes = [(r.experts, int(r.weight_ED.shape[1])) for r in find_routers(model)]
-        groups, kinds = int(self.groups_S.max()) + 1, len(self.settings.fishers)
-        exact = exact_groups_fit(shapes, kinds, groups)
-        tokens = sum(len(s.input_ids) for s in self.probe.sequences)
-        return sum(
-            sum_bytes(experts, width, groups, kinds, exact_groups=exact) + 12 * tokens * experts
-            for experts, width in shapes
-        )
 
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
-        return self.measure_model(self.source(path).initialise(path, seed), path, progress)
+        if self.ranks:
+            self.ranks.tell("initialise", path=str(path), seed=seed)
+        return self._measure(partial(self.initialise, path, seed), path, progress)
 
     def measure_model(
         self, model: nn.Module, path: Path, progress: Callable[[int], None] | None = None
@@ -142,42 +124,23 @@ class Measurer:
 
         Raises: what replaying raises.
         """
-        routers = find_routers(model)
-        wanted = self.settings.layers
-        asked = [r for r in routers if wanted is None or r.layer in wanted]
-        if not asked:
-            raise UnsupportedArchitectureError(
-                "no router to measure",
-                found=f"routers in layers {sorted({r.layer for r in routers})}",
-                hint="choose --layers among these",
-            )
-        scoring = self.architecture.scoring
-        if scoring is None:
-            raise UnsupportedArchitectureError(
-                f"the scoring function of {self.architecture.model_type} is not known",
-                hint="report this model type, with its config.json",
-            )
-        ids = [s.input_ids for s in self.probe.sequences]
-        labels = [s.labels for s in self.probe.sequences]
-        tokens = sum(len(i) for i in ids)
-        stateful = carries_state(model)
-        manner = self._source.manner if self._source is not None else Manner()
+        return self._measure(lambda: model, path, progress)
+
+    def take_part(self, give: Callable[[], nn.Module]) -> None:
+        """Replay this rank's share of the probe, for rank 0.
+
+        Raises: what loading and replaying raise, on any rank.
+        """
+        self._replay(give, None)
+
+    def _measure(
+        self, give: Callable[[], nn.Module], path: Path, progress: Callable[[int], None] | None
+    ) -> CheckpointArrays:
+        ready, outcome = self._replay(give, progress)
+        model, routers, asked = ready.model, ready.routers, ready.asked
+        tokens, manner, pairs = self.probe.tokens, self._manner, self.architecture.encoder_decoder
         others = find_other_routers(model)
-        pairs = self.architecture.encoder_decoder
-        splits = [s.source for s in self.probe.sequences]
-        plan = Plan(
-            fishers=self.settings.fishers,
-            groups_S=self.groups_S,
-            unselected=self.architecture.unselected_gradient,
-            scoring=scoring,
-            batch_size=self.settings.batch_size,
-            batch_tokens=manner.batch_tokens,
-            mixed_lengths=not stateful,
-            splits_S=np.array(splits) if pairs else None,
-            sample_rows=self._input_rows(asked, tokens),
-            seed=self.settings.seed,
-        )
-        outcome = replay(model, asked, ids, labels, plan, progress=progress, kind=manner.kind)
+        sources = sum(s.source for s in self.probe.sequences)
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
@@ -209,12 +172,59 @@ class Measurer:
                 "notes": [
                     *manner.notes,
                     *outcome.notes,
-                    *([UNPADDED] if stateful else []),
-                    *([PAIRS.format(sum(splits), tokens - sum(splits))] if pairs else []),
+                    *([UNPADDED] if ready.stateful else []),
+                    *(
+                        [PAIRS.format(sources, tokens - sources)]
+                        if self.architecture.encoder_decoder
+                        else []
+                    ),
                     *([OTHERS.format(len(others))] if others else []),
                 ],
             },
         )
+
+    @property
+    def _manner(self) -> Manner:
+        return self._source.manner if self._source is not None else Manner()
+
+    def _replay(
+        self, give: Callable[[], nn.Module], progress: Callable[[int], None] | None
+    ) -> tuple[Ready, Replay]:
+        """The model that `give` gives, and the probe's pass through it."""
+        if self.ranks is None:
+            ready = self._prepare(give)
+        else:
+            ready = self.ranks.together(partial(self._prepare, give))
+            self.ranks.require_same("the routers' weights", digest(ready.routers))
+        sequences, manner = self.probe.sequences, self._manner
+        assert self.architecture.scoring is not None
+        plan = Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            unselected=self.architecture.unselected_gradient,
+            scoring=self.architecture.scoring,
+            batch_size=self.settings.batch_size,
+            batch_tokens=manner.batch_tokens,
+            mixed_lengths=not ready.stateful,
+            splits_S=np.array([s.source for s in sequences])
+            if self.architecture.encoder_decoder
+            else None,
+            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            seed=self.settings.seed,
+        )
+        return ready, replay(
+            ready.model,
+            ready.asked,
+            [s.input_ids for s in sequences],
+            [s.labels for s in sequences],
+            plan,
+            progress=progress,
+            kind=manner.kind,
+            ranks=self.ranks,
+        )
+
+    def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
+        return prepare(give(), self.architecture, self.settings.layers)
 
     def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
         width = sum(int(r.weight_ED.shape[1]) for r in routers)

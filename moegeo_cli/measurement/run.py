@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
 from moegeo_cli.store.cache import Store, entry_key
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 FRESH_INITIALISATIONS = 8
 
@@ -75,6 +78,7 @@ class RunMeasurement:
         settings: how to measure.
         store: where entries are kept.
         listener: hears of progress; None for silence.
+        ranks: who shares the probe; None for this process alone.
     """
 
     def __init__(
@@ -85,7 +89,9 @@ class RunMeasurement:
         settings: Settings,
         store: Store,
         listener: Listener | None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.architecture, self.config, self.probe = architecture, config, probe
         self.settings, self.store, self.listener = settings, store, listener
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
@@ -175,8 +181,10 @@ class RunMeasurement:
         """The measurer, made when the first model is needed: a rerun imports no torch."""
         if self._measurer is None:
             from moegeo_cli.measurement.measurer import Measurer
+            from moegeo_cli.measurement.serving import start
 
-            self._measurer = Measurer(
+            make = Measurer if self.ranks is None else partial(start, self.ranks)
+            self._measurer = make(
                 self.architecture, self.config, self.probe, self.groups_S, self.settings
             )
         return self._measurer

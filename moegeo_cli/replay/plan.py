@@ -77,6 +77,7 @@ class Replay:
     batch_size: int | None
     unselected: str
     notes: list[str]
+    shares: list[list[list[int]]] = field(default_factory=list)  # batches of each rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,10 @@ from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_b
 from moegeo_cli.replay.gradients import LossGradients
 from moegeo_cli.replay.pairs import SOURCE, align_logits, side_of, split_inputs
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
+from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
+from moegeo_cli.replay.sharing import collect, share_batches
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"
@@ -47,6 +50,7 @@ def replay(
     *,
     progress: Callable[[int], None] | None = None,
     kind: Callable[..., Pass] | None = None,
+    ranks: Ranks | None = None,
 ) -> Replay:
     """Run the probe once, halving the batch where memory runs out.
 
@@ -58,6 +62,8 @@ def replay(
         plan: what is measured.
         progress: hears of tokens replayed.
         kind: how a pass goes about it; None for batch after batch through the whole model.
+        ranks: who shares the probe, all calling this alike: rank 0 has the whole outcome, the
+            others their own part. None for this process alone.
 
     Raises:
         ResourceError: not even one sequence at a time fits.
@@ -68,8 +74,10 @@ def replay(
     notes = [EAGER] if getattr(model, "_moegeo_eager", False) else []
     while True:
         try:
-            attempt = kind(model, routers, ids, labels, plan, size, progress)
-            result = attempt.run()
+            once = partial(
+                _run_once, kind, ranks, model, routers, ids, labels, plan, size, progress
+            )
+            result = once() if ranks is None else ranks.together(once)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if UNGROUPED in str(error) and EAGER not in notes:
                 model.set_experts_implementation("eager")  # type: ignore[operator]
@@ -89,7 +97,15 @@ def replay(
             notes.append(f"batch size halved to {size}: out of memory")
             continue
         result.notes = notes + result.notes
+        if ranks is not None:
+            collect(ranks, result, plan)
         return result
+
+
+def _run_once(kind: Callable[..., Pass], ranks: Ranks | None, *arguments: Any) -> Replay:
+    attempt = kind(*arguments)
+    attempt.ranks = ranks
+    return attempt.run()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -101,6 +117,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 class Pass:
     """One attempt at a pass, with one batch size."""
+
+    ranks: Ranks | None = None
 
     def __init__(
         self,
@@ -163,6 +181,11 @@ class Pass:
         )
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
+        shares = [plan]
+        if self.ranks is not None:
+            shares = share_batches(plan, self.lengths.tolist(), self.ranks.world)
+            plan = shares[self.ranks.rank]
+        self.own_tokens = sum(int(self.lengths[members].sum()) for members in plan)
         with self._hooks(), self._logit_gradients():
             self._batches(make_batches(self.ids, self.labels, plan, self.device))
         targets = [
@@ -180,6 +203,7 @@ class Pass:
             batch_size=self.batch_size,
             unselected=self.gradients.unselected,
             notes=[],
+            shares=shares,
         )
 
     def _take_sides(self, splits_S: np.ndarray) -> None:
@@ -195,7 +219,8 @@ class Pass:
         for batch in batches:
             self._step(batch)
             if self.progress:
-                self.progress(int(batch.real_BN.sum()))
+                done = int(batch.real_BN.sum())
+                self.progress(done * int(self.lengths.sum()) // self.own_tokens)
 
     def _step(self, batch: Batch) -> None:
         """One batch, forward and, where a loss is needed, backward."""
