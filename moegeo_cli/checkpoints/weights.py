@@ -48,6 +48,12 @@ LAYOUT_FILES: Mapping[str, str] = {
 }
 
 
+_PAIRS = (
+    ("model.safetensors", "model.safetensors.index.json"),
+    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+
+
 class WeightIndex:
     """The tensors of one checkpoint: names, shapes and dtypes at once, values on request.
 
@@ -193,6 +199,17 @@ class WeightIndex:
             expected = self._expected[path]
             for name in held if expected is None else expected:
                 if name not in held:
+                    owner = next(
+                        (p for p in self._headers if name in self._headers[p].tensors), None
+                    )
+                    if owner is not None:
+                        raise IncompleteCheckpointError(
+                            f"{name} lies in {owner.name}, and the index promises it in "
+                            f"{path.name}: shards were exchanged, or the index is of another save",
+                            found=f"{len(held)} other tensors in {path.name}",
+                            hint="download or copy the shards and their index again",
+                            context={"tensor": name, "path": str(path)},
+                        )
                     raise IncompleteCheckpointError(
                         f"{path.name} lacks the tensor {name} that the index promises",
                         found=f"{len(held)} other tensors",
@@ -233,10 +250,32 @@ def open_weights(folder: Path) -> WeightIndex:
             found=", ".join(list_names(folder)[:8]) or "nothing",
             hint="give a folder with model.safetensors or its shards and index",
         )
+    _refuse_two(folder)
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
     if layout.endswith("sharded"):
         return WeightIndex(folder, layout, read_index(file))
     return WeightIndex(folder, layout, {file: None})
+
+
+def _refuse_two(folder: Path) -> None:
+    """Weights saved whole and in shards: one of the two is stale, and no file says which.
+
+    transformers reads the whole ones. An index without shards is a leftover that nobody reads.
+    """
+    for whole, index in _PAIRS:
+        if not (is_there(folder / whole) and is_there(folder / index)):
+            continue
+        document = read_json(folder / index)
+        named = document.get("weight_map") if isinstance(document, dict) else None
+        shards = sorted({str(v) for v in named.values()}) if isinstance(named, dict) else []
+        there = [s for s in shards if s != whole and "/" not in s and is_there(folder / s)]
+        if there:
+            raise UnsupportedLayoutError(
+                f"{folder.name} holds its weights twice: {whole}, which transformers reads, "
+                f"and the shards of {index}",
+                found=f"{whole}, {', '.join(there[:3])}",
+                hint="move the stale ones away: of an earlier save, or of a merge",
+            )
 
 
 def read_index(path: Path) -> dict[Path, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
 from moegeo_cli.checkpoints.weights import open_weights
-from moegeo_cli.errors import BaselineError, UsageError
+from moegeo_cli.errors import BaselineError, MoegeoError, UsageError
 from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.history import add_history
@@ -186,11 +186,19 @@ def _measure_all(
                 hint="analyze the two apart",
             )
         check_routers(open_weights(checkpoint.path), architecture)
-        upcoming = sorted(todo[place + 1].path.glob("*.safetensors")) if todo[place + 1 :] else []
+        upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
             checkpoint, prints[checkpoint.path], reached[checkpoint.path], upcoming
         )
     return measured
+
+
+def _files(upcoming: list[CheckpointFolder]) -> list[Path]:
+    """The weight files of the next checkpoint; damage is met when it is its turn."""
+    try:
+        return list(open_weights(upcoming[0].path).files) if upcoming else []
+    except MoegeoError:
+        return []
 
 
 def _progress(log: TrainingLog) -> Progress:

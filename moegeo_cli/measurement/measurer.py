@@ -25,6 +25,7 @@ from moegeo_cli.measurement.ready import Ready, digest, prepare
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
+from moegeo_cli.replay.damage import find_damage
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
@@ -173,11 +174,7 @@ class Measurer:
                     *manner.notes,
                     *outcome.notes,
                     *([UNPADDED] if ready.stateful else []),
-                    *(
-                        [PAIRS.format(sources, tokens - sources)]
-                        if self.architecture.encoder_decoder
-                        else []
-                    ),
+                    *([PAIRS.format(sources, tokens - sources)] if pairs else []),
                     *([OTHERS.format(len(others))] if others else []),
                 ],
             },
@@ -302,6 +299,7 @@ class Measurer:
             )
         if adam is not None and not hashes:
             fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
+        damage = find_damage(router)
         rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, self.settings.seed)
         inputs_ND, places = trace.sample_x_MD, {}
         if trace.rows is not None:
@@ -326,6 +324,8 @@ class Measurer:
             sample_selected_MK=trace.selected_TK[rows],
             sample_x_ND=inputs_ND,
             **places,
+            experts_nonfinite=None if damage is None else damage.nonfinite,
+            experts_zero=None if damage is None else damage.zero,
         )
 
 

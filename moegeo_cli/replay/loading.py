@@ -11,7 +11,6 @@ seam `_convert_into`. Where it is absent or fails, the model is built again: slo
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -144,17 +144,12 @@ def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Modul
     Raises: as `load_model`.
     """
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
-    files = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(
-            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
-        )
-    if not files:
+    weights = open_weights(path)
+    if not weights.layout.startswith("safetensors"):
         return load_model(path, device, dtype)
     try:
         with _quiet_transformers():
-            report = _convert_into(model, files, device, dtype)
+            report = _convert_into(model, list(weights.files), device, dtype)
     except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
         return load_model(path, device, dtype)
     missing = set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {})
