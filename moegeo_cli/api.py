@@ -23,7 +23,7 @@ from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
-from moegeo_cli.measurement.settings import Settings, parse_bytes
+from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.store.cache import FOLDER, Store
 from moegeo_cli.verdict import judge, load_thresholds, recommend
@@ -45,6 +45,7 @@ def analyze(
     steps: str | None = None,
     latest: bool = False,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
@@ -73,6 +74,8 @@ def analyze(
         steps: only these steps, like "0,100-500".
         latest: only the newest checkpoint, and the baseline.
         device: auto, cpu, cuda, …
+        device_map: a model in parts, placed by accelerate: auto, cpu, disk, a JSON object of
+            module and device, or a file of it; None for one device.
         dtype: auto (as saved), float32, bfloat16 or float16.
         batch_size: sequences a batch; None for about 2,048 tokens.
         max_tokens: probe tokens; None for what the dead-expert test needs, at least 8,192.
@@ -100,7 +103,7 @@ def analyze(
         raise UsageError(f"--policy is not one of {', '.join(POLICIES)}", found=repr(policy))
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
-        stream, parse_bytes(memory),
+        stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
     if max_tokens is None and reference is not None:  # paired: both need the same draw
         max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
@@ -140,6 +143,7 @@ def compare(
     unit: str = "position",
     layers: str | None = None,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
@@ -168,6 +172,7 @@ def compare(
         unit: likewise.
         layers: likewise.
         device: likewise.
+        device_map: likewise.
         dtype: likewise.
         batch_size: likewise.
         max_tokens: likewise; None for what the larger need of the two runs is.
@@ -192,7 +197,7 @@ def compare(
     limits = load_thresholds(thresholds)
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
-        stream, parse_bytes(memory),
+        stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
     if max_tokens is None and probe is None:
         max_tokens = max(default_tokens(open_run(Path(p))) for p in (run_a, run_b))
@@ -287,6 +292,8 @@ def _measure(
     **shared: Any,
 ) -> Analysis:
     """Open a run and measure it through its store."""
+    if shared["settings"].device_map is not None:
+        _refuse_with_parts(baseline, shared["ranks"])
     folder = open_run(Path(path))
     store = Store(_store_folder(folder, cache_dir) if cache else None)
     measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest, **shared)
@@ -296,6 +303,17 @@ def _measure(
     notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
     run = dataclasses.replace(run, run={**run.run, "notes": notes})
     return dataclasses.replace(measured, record=run)
+
+
+def _refuse_with_parts(baseline: str | None, ranks: Ranks | None) -> None:
+    """What a model in parts does not go with."""
+    other = "--baseline init" if baseline == "init" else "torchrun" if ranks is not None else None
+    if other is not None:
+        raise UsageError(
+            "a model in parts is read from its files, by one process",
+            found=f"--device-map with {other}",
+            hint="leave one of the two out",
+        )
 
 
 def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:

@@ -16,8 +16,8 @@ from moegeo_cli.errors import UsageError
 COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
 SHARED = {
     "probe", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework", "device",
-    "dtype", "batch_size", "max_tokens", "layers", "stream", "memory", "steps", "latest", "seed",
-    "format", "output", "fail_on", "no_cache", "cache_dir", "verify_fingerprint",
+    "device_map", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory", "steps",
+    "latest", "seed", "format", "output", "fail_on", "no_cache", "cache_dir", "verify_fingerprint",
     "by", "force", "thresholds",
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Where a run's models are put: whole where they fit, else streamed from their files.
+"""Where a run's models are put: in one piece, in parts, or streamed from their files.
 
 Legend: G groups of sequences.
 """
@@ -18,6 +18,7 @@ from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.memory import free_bytes, held_bytes
+from moegeo_cli.replay.offloading import PartedModels
 from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.sources import ModelSource, StreamedModels, WholeModels
 
@@ -35,7 +36,7 @@ def choose_source(
     *,
     shared: bool,
 ) -> ModelSource:
-    """Where models come from: whole ones where they fit, else streamed from the files.
+    """Where models come from: placed as asked, whole where they fit, else streamed.
 
     Args:
         path: the first checkpoint, which tells how large they are.
@@ -50,6 +51,8 @@ def choose_source(
     Raises:
         UsageError: streaming was asked for, and ranks share the probe.
     """
+    if settings.device_map is not None:
+        return PartedModels(settings.device_map, device, dtype)
     if shared and (settings.stream or settings.memory is not None):
         raise UsageError(
             "under torchrun each rank holds the whole model",

@@ -66,8 +66,20 @@ def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
     return DTYPES.get(name, torch.float32)
 
 
-def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_model(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    placed: Mapping[str, Any] | None = None,
+) -> nn.Module:
     """Build the causal language model that lies in `path`, frozen and in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        device: where it goes.
+        dtype: in which dtype it computes.
+        placed: transformers' arguments that put its parts elsewhere; then `device` is not used.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.
@@ -78,7 +90,7 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Modul
     from transformers import AutoConfig
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(
                 path, trust_remote_code=False, local_files_only=True
             )
@@ -93,13 +105,14 @@ def load_model(path: Path, device: torch.device, dtype: torch.dtype) -> nn.Modul
                 local_files_only=True,
                 # the kernel is left to transformers where it declares no SDPA support
                 attn_implementation="sdpa" if architecture._supports_sdpa else None,
+                **(placed or {}),
             )
     except MoegeoError:
         raise
     except Exception as error:
-        raise _explain(path, error) from error
+        raise explain(path, error) from error
     _refuse_incomplete(path, report)
-    return _ready(model, device)
+    return _ready(model, None if placed else device)
 
 
 def language_config(config: Any) -> Any:
@@ -148,7 +161,7 @@ def swap_weights(model: nn.Module, path: Path, device: torch.device) -> nn.Modul
     if not weights.layout.startswith("safetensors"):
         return load_model(path, device, dtype)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             report = _convert_into(model, list(weights.files), device, dtype)
     except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
         return load_model(path, device, dtype)
@@ -184,12 +197,12 @@ def _convert_into(model: Any, files: list[Path], device: torch.device, dtype: to
     return report
 
 
-def _ready(model: Any, device: torch.device) -> nn.Module:
-    """Frozen, in evaluation mode (so no jitter, no dropout), on its device."""
+def _ready(model: Any, device: torch.device | None) -> nn.Module:
+    """Frozen, in evaluation mode (so no jitter, no dropout), on its device if it has one."""
     model.eval()
     model.requires_grad_(False)
     try:
-        ready: nn.Module = model.to(device)
+        ready: nn.Module = model if device is None else model.to(device)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"the model does not fit on {device}", hint="use --device cpu, or --dtype bfloat16"
@@ -214,7 +227,7 @@ def _refuse_incomplete(path: Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def _explain(path: Path, error: Exception) -> MoegeoError:
+def explain(path: Path, error: Exception) -> MoegeoError:
     """What transformers said, as one of our errors."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
@@ -237,7 +250,7 @@ def _explain(path: Path, error: Exception) -> MoegeoError:
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Its progress bars and loading report would spoil our streams; we read the report itself."""
     from transformers.utils import logging as transformers_logging
 

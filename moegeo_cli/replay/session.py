@@ -154,7 +154,7 @@ class Pass:
                         int(router.weight_ED.shape[1]),
                         self.groups,
                         exact_groups=exact,
-                        device=self.device,
+                        device=router.weight_ED.device,
                         seed=plan.seed,
                     )
                     for key in plan.fishers
@@ -270,7 +270,7 @@ class Pass:
             logits = align_logits(logits, split, batch.input_ids_BN.shape[1])
         losses = F.cross_entropy(
             logits.float().reshape(-1, logits.shape[-1]),
-            batch.targets_BN.reshape(-1),
+            batch.targets_BN.reshape(-1).to(logits.device),
             reduction="none",
             ignore_index=IGNORED_LABEL,
         )
@@ -359,7 +359,7 @@ class Pass:
         samples = self.sample_of_row[rows.probe_N]
         kept = np.flatnonzero(samples >= 0)
         if len(kept):
-            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
+            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(call.x_ND.device)]
             if trace.sample_x_MD is None:
                 count = int((self.sample_of_row >= 0).sum())
                 trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)

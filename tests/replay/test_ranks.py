@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from moegeo_cli import api
 from moegeo_cli.replay.sharing import share_batches
 from moegeo_cli.reports import render
 from tests.end_to_end.conftest import random_ids, write_probe
+from tests.replay.documents import assert_equal
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
@@ -35,32 +35,6 @@ def test_whole_batches_are_shared_out_evenly_and_none_is_lost() -> None:
 
 def test_fewer_batches_than_ranks_leave_the_last_ranks_idle() -> None:
     assert share_batches([[0, 1]], [5, 5], 3) == [[[0, 1]], [], []]
-
-
-def numbers(found: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a document with its path."""
-    if isinstance(found, dict):
-        for key, value in found.items():
-            yield from numbers(value, f"{path}.{key}")
-    elif isinstance(found, list):
-        for place, value in enumerate(found):
-            yield from numbers(value, f"{path}[{place}]")
-    else:
-        yield path, found
-
-
-def assert_equal(one: Any, two: Any) -> None:
-    """Equal within 1e-6; what ranks are said to have done apart."""
-    for record in (*one["checkpoints"], *two["checkpoints"]):
-        record["replay"].pop("notes")
-    ours, theirs = dict(numbers(one)), dict(numbers(two))
-    assert ours.keys() == theirs.keys()
-    assert len(ours) > 200
-    for path, value in ours.items():
-        if isinstance(value, float):
-            assert math.isclose(value, theirs[path], rel_tol=1e-6, abs_tol=1e-12), path
-        else:
-            assert value == theirs[path], path
 
 
 def start(rank: int, world: int, port: int, *arguments: object, folder: Path) -> subprocess.Popen:
