@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moegeo_cli.cli import options as o
-from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.settings import threshold_overrides
 from moegeo_cli.errors import OutputError, UsageError
 
@@ -88,6 +88,7 @@ def analyze(
 
     if exact and unit is o.Unit.sequence:
         raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")
+    check_output(output)
     with show_progress() as progress:
         record = api.analyze(
             path,
@@ -116,16 +117,16 @@ def analyze(
             progress=progress,
             ranks=context.obj,
         )
-    emit(record, output_format, output)
+    emit(record, output_format, output, path)
     return gate(record, fail_on)
 
 
-def emit(record: RunRecord, output_format: o.Format, output: Path | None) -> None:
+def emit(record: RunRecord, output_format: o.Format, output: Path | None, path: Path) -> None:
     """The report, in the format asked for."""
     from moegeo_cli.reports import print_run, render, step_summary
 
     if output_format is o.Format.rich and output is None:
-        print_run(record, stdout_console())
+        print_run(record, stdout_console(), str(path))
         return
     write_payload(render(record, output_format.value), output)
     if output_format is o.Format.github and os.environ.get("GITHUB_STEP_SUMMARY"):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moegeo_cli.cli import options as o
-from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.settings import threshold_overrides
 
 
@@ -75,6 +75,7 @@ def compare(
     """
     from moegeo_cli import api
 
+    check_output(output)
     with show_progress() as progress:
         record = api.compare(
             run_a,
@@ -108,4 +109,5 @@ def compare(
         print_comparison(record, stdout_console())
         return
     write_payload(render(record, output_format.value), output)
-    say(f"healthier: {record.healthier or 'no difference shown'}; {record.reason}")
+    healthier = record.healthier.upper() if record.healthier else "no difference shown"
+    say(f"healthier: {healthier}; {record.reason}")
