@@ -8,7 +8,7 @@ run.verdict.status
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,8 @@ def analyze(
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
-    layers: str | None = None,
-    steps: str | None = None,
+    layers: str | Sequence[int] | None = None,
+    steps: str | Sequence[int] | None = None,
     latest: bool = False,
     device: str = "auto",
     device_map: str | None = None,
@@ -70,7 +70,7 @@ def analyze(
         baseline: what FHS compares with: a step, a path, "init", "none"; None for step 0.
         fisher: kind behind `heterogeneity*` and `fhs*`: empirical, categorical or adam.
         unit: sample unit of the empirical kind: position, sequence or loss_token.
-        layers: only these decoder layers, like "0,4-7".
+        layers: only these decoder layers, like "0,4-7" or [0, 4].
         steps: only these steps, like "0,100-500".
         latest: only the newest checkpoint, and the baseline.
         device: auto, cpu, cuda, …
@@ -99,6 +99,7 @@ def analyze(
         MoegeoError: bad input, by its subclasses; `errors.py` lists them.
     """
     limits = load_thresholds(thresholds)
+    _refuse_no_tokens(max_tokens)
     if policy not in POLICIES:
         raise UsageError(f"--policy is not one of {', '.join(POLICIES)}", found=repr(policy))
     settings = Settings(
@@ -141,7 +142,7 @@ def compare(
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
-    layers: str | None = None,
+    layers: str | Sequence[int] | None = None,
     device: str = "auto",
     device_map: str | None = None,
     dtype: str = "auto",
@@ -195,6 +196,7 @@ def compare(
         MoegeoError: bad input, or runs that cannot be compared.
     """
     limits = load_thresholds(thresholds)
+    _refuse_no_tokens(max_tokens)
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
         stream, parse_bytes(memory), read_device_map(device_map),
@@ -257,6 +259,7 @@ def invariance(
     """
     from moegeo_cli.measurement.invariance import measure_invariance
 
+    _refuse_no_tokens(max_tokens)
     folder = open_run(Path(path))
     config = read_config(folder.newest.path)
     architecture = describe_architecture(config)
@@ -287,7 +290,7 @@ def _measure(
     cache: bool,
     cache_dir: Path | str | None,
     baseline: str | None,
-    steps: str | None = None,
+    steps: str | Sequence[int] | None = None,
     latest: bool = False,
     **shared: Any,
 ) -> Analysis:
@@ -303,6 +306,11 @@ def _measure(
     notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
     run = dataclasses.replace(run, run={**run.run, "notes": notes})
     return dataclasses.replace(measured, record=run)
+
+
+def _refuse_no_tokens(max_tokens: int | None) -> None:
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError("at least one probe token is needed", found=f"max_tokens {max_tokens}")
 
 
 def _refuse_with_parts(baseline: str | None, ranks: Ranks | None) -> None:

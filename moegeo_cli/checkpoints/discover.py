@@ -117,7 +117,8 @@ def _is_candidate(entry: Path) -> bool:
     """Whether an entry of a run folder may be a checkpoint."""
     try:
         if not entry.is_dir():
-            return False
+            # A link to a checkpoint that is gone is missed, not overlooked.
+            return entry.is_symlink() and not entry.exists() and parse_step(entry.name) is not None
         return (
             parse_step(entry.name) is not None
             or _TEMPORARY_NAME.fullmatch(entry.name) is not None

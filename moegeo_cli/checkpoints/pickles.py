@@ -56,7 +56,7 @@ def load_pickled(path: Path) -> dict[str, Any]:
     import torch
 
     check_pickled(path)
-    loaded: Any = None
+    loaded, is_zip = None, None
     try:
         with path.open("rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
@@ -73,6 +73,13 @@ def load_pickled(path: Path) -> dict[str, Any]:
                 context={"path": str(path)},
             ) from None
         # torch's own text goes on to advise loading without protection: not passed on
+        if is_zip is False:
+            raise IncompleteCheckpointError(
+                f"{path.name} is not a file that torch.save wrote, or it is damaged",
+                found="neither a zip archive nor torch's older format",
+                hint="save the model with save_pretrained, or torch.save(model.state_dict(), FILE)",
+                context={"path": str(path)},
+            ) from None
         raise _broken_pickle(path, "a pickle that torch cannot read as weights") from None
     except OSError as error:
         raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None

@@ -24,6 +24,7 @@ from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
 from moegeo_cli.cli.settings import load_defaults
 from moegeo_cli.errors import MoegeoError
+from moegeo_cli.reports.escaping import clean
 
 if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
@@ -87,7 +88,8 @@ def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
         kind = UNOFFERED.get(str(getattr(error, "option_name", "")))
         if kind is not None:
             return _report(refuse_parallelism(kind))
-        _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
+        if error.format_message():  # without a command, its help was printed
+            _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
         return EXIT_USAGE
     except (KeyboardInterrupt, Abort):
         _say("interrupted; what was already measured is kept")
@@ -113,10 +115,10 @@ def _report(error: MoegeoError) -> int:
 
 
 def _say(message: str, *, found: str | None = None, hint: str | None = None) -> None:
-    """An error on stderr, in plain words."""
-    lines = [message]
+    """An error on stderr, in plain words: names of foreign things may hold escape characters."""
+    lines = [clean(message)]
     if found:
-        lines.append(f"  found: {found}")
+        lines.append(f"  found: {clean(found)}")
     if hint:
-        lines.append(f"  hint: {hint}")
+        lines.append(f"  hint: {clean(hint)}")
     print("\n".join(lines), file=sys.stderr)

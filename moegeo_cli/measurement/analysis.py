@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,13 @@ from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.history import add_history
 from moegeo_cli.measurement.probe import open_probe
-from moegeo_cli.measurement.run import Listener, Measured, Progress, RunMeasurement
+from moegeo_cli.measurement.run import (
+    FRESH_INITIALISATIONS,
+    Listener,
+    Measured,
+    Progress,
+    RunMeasurement,
+)
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import RunRecord, from_dict, to_dict
@@ -71,7 +77,7 @@ def measure_run(
     settings: Settings,
     probe: Path | str | None,
     max_tokens: int | None,
-    steps: str | None,
+    steps: str | Sequence[int] | None,
     latest: bool,
     verify_fingerprint: str,
     progress: Listener | None,
@@ -129,7 +135,8 @@ def measure_run(
         history, baseline_keys = from_dict(RunRecord, kept["run"]), tuple(kept["baseline"])
     else:
         if progress:
-            progress.begin(folder.name, len(wanted))
+            draws_wanted = FRESH_INITIALISATIONS if initial else 0
+            progress.begin(folder.name, len(wanted) + draws_wanted)
         measured = _measure_all(measurement, wanted, prints, reached, architecture, progress)
         if initial:
             draws = measurement.initial(chosen[-1].path, prints[chosen[-1].path])
@@ -265,7 +272,9 @@ def _first_class(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def _choose(folder: RunFolder, steps: str | None, latest: bool) -> list[CheckpointFolder]:
+def _choose(
+    folder: RunFolder, steps: str | Sequence[int] | None, latest: bool
+) -> list[CheckpointFolder]:
     """The checkpoints that were asked for, oldest first."""
     wanted = parse_ranges(steps, "--steps")
     chosen = [c for c in folder.checkpoints if wanted is None or c.step in wanted]
@@ -307,14 +316,19 @@ def _refuse_other_architecture(newest: Measured, base: Measured) -> None:
         )
 
 
-def parse_ranges(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Numbers out of "0,4-7"; None for all.
+def parse_ranges(text: str | Sequence[int] | None, option: str) -> tuple[int, ...] | None:
+    """Numbers out of "0,4-7", or given as such; None for all.
 
     Raises:
         UsageError: not of that form.
     """
     if text is None:
         return None
+    if not isinstance(text, str):
+        given = [n for n in text if type(n) is int and n >= 0] if isinstance(text, Sequence) else []
+        if not given or len(given) < len(text):
+            raise UsageError(f"{option} is not a list of numbers", found=repr(text)[:80])
+        return tuple(sorted(set(given)))
     numbers: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)

@@ -33,9 +33,11 @@ def prepare(model: nn.Module, architecture: Architecture, layers: Sequence[int] 
     """
     routers = find_routers(model)
     asked = [r for r in routers if layers is None or r.layer in layers]
-    if not asked:
+    lacking = sorted(set(layers or ()) - {r.layer for r in routers})
+    if not asked or lacking:
+        where = f"layer {', '.join(map(str, lacking[:8]))}" if lacking else "the model"
         raise UnsupportedArchitectureError(
-            "no router to measure",
+            f"no router is in {where}",
             found=f"routers in layers {sorted({r.layer for r in routers})}",
             hint="choose --layers among these",
         )

@@ -34,8 +34,8 @@ FRESH_INITIALISATIONS = 8
 class Listener(Protocol):
     """Whoever wants to know how far the work is."""
 
-    def begin(self, title: str, checkpoints: int) -> None:
-        """A run starts."""
+    def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
+        """A run starts: so many checkpoints, or whatever else is measured."""
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
         """A checkpoint starts; `tokens` is 0 where nothing is replayed."""
@@ -167,6 +167,8 @@ class RunMeasurement:
             key = self.key(name)
             found = self._stored(key)
             if found is not None:
+                if self.listener:
+                    self.listener.checkpoint(f"initialisation {seed}", 0, "already measured")
                 draws.append(found)
                 continue
             if self.listener:

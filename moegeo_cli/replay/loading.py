@@ -11,9 +11,8 @@ seam `_convert_into`. Where it is absent or fails, the model is built again: slo
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from moegeo_cli.errors import (
     UnsafeFileError,
     UnsupportedArchitectureError,
 )
+from moegeo_cli.replay.conversion import quiet_transformers
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,6 +101,7 @@ def load_model(
                 config=config,
                 dtype=dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported by name, and refused below
                 trust_remote_code=False,
                 local_files_only=True,
                 # the kernel is left to transformers where it declares no SDPA support
@@ -230,7 +231,11 @@ def _refuse_incomplete(path: Path, report: Mapping[str, Any]) -> None:
 def explain(path: Path, error: Exception) -> MoegeoError:
     """What transformers said, as one of our errors."""
     text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
+    # A headline that ends with a colon says what is wrong in the lines that follow.
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, KeyError):
+        first = f"transformers does not know {first}"
     low = text.lower()
     if "weights_only" in low or "unpickl" in low or "unsafe" in low:
         return UnsafeFileError(
@@ -246,24 +251,12 @@ def explain(path: Path, error: Exception) -> MoegeoError:
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ResourceError(f"{path.name}: not enough memory to load", found=first)
+    if "validation error" in low or isinstance(error, KeyError | TypeError | ValueError):
+        return ShapeError(
+            f"{path.name}: no model can be built from its config.json", found=first[:300],
+            hint="compare config.json with that of the run's other checkpoints",
+        )  # fmt: skip
     return IncompleteCheckpointError(f"{path.name}: the model cannot be loaded", found=first)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Its progress bars and loading report would spoil our streams; we read the report itself."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def read_ahead(paths: list[Path]) -> threading.Thread:

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from moegeo_cli.errors import MoegeoError, ResourceError, UsageError
-from moegeo_cli.replay.loading import auto_class, explain, load_model, quiet_transformers
+from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers
+from moegeo_cli.replay.loading import explain, load_model
 from moegeo_cli.replay.routers import LAYER_INDEX, find_routers
 from moegeo_cli.replay.sources import Manner
 
@@ -80,14 +81,9 @@ class PartedModels:
             return found
         if self.device_map != "disk":
             return self.device_map
-        from transformers import AutoConfig
-
         try:
-            with quiet_transformers(), torch.device("meta"):
-                config = AutoConfig.from_pretrained(
-                    path, trust_remote_code=False, local_files_only=True
-                )
-                skeleton = auto_class(config)[0].from_config(config)
+            with quiet_transformers():
+                skeleton = build_skeleton(path, self.dtype, self.device)
         except MoegeoError:
             raise
         except Exception as error:
