@@ -21,12 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from moegeo_cli.errors import MoegeoError, ResourceError, UnsupportedArchitectureError
-from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_batches
 from moegeo_cli.replay.gradients import LossGradients
+from moegeo_cli.replay.memory import is_out_of_memory
 from moegeo_cli.replay.pairs import SOURCE, align_logits, side_of, split_inputs
-from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
+from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace, make_traces
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
@@ -84,7 +84,7 @@ def replay(
                 model._moegeo_eager = True  # type: ignore[assignment]
                 notes.append(EAGER)
                 continue
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             current = size or max(1, 2048 // max(len(i) for i in ids))
             if current == 1:
@@ -106,13 +106,6 @@ def _run_once(kind: Callable[..., Pass], ranks: Ranks | None, *arguments: Any) -
     attempt = kind(*arguments)
     attempt.ranks = ranks
     return attempt.run()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
-    )
 
 
 class Pass:
@@ -138,30 +131,7 @@ class Pass:
         self.groups = int(plan.groups_S.max()) + 1
         self.gradients = LossGradients(plan)
         tokens = int(self.lengths.sum())
-        exact = exact_groups_fit(
-            [tuple(r.weight_ED.shape) for r in routers],  # type: ignore[misc]
-            len(plan.fishers),
-            self.groups,
-        )
-        self.traces = [
-            RouterTrace(
-                router=router,
-                logits_TE=np.zeros((tokens, router.experts), dtype=np.float32),
-                dispatched_GE=np.zeros((self.groups, router.experts)),
-                fishers={
-                    key: FisherAccumulator(
-                        router.experts,
-                        int(router.weight_ED.shape[1]),
-                        self.groups,
-                        exact_groups=exact,
-                        device=router.weight_ED.device,
-                        seed=plan.seed,
-                    )
-                    for key in plan.fishers
-                },
-            )
-            for router in routers
-        ]
+        self.traces = make_traces(routers, plan, tokens, self.groups)
         if plan.splits_S is not None:
             self._take_sides(plan.splits_S)
         self.loss_S = np.zeros(len(ids))
@@ -289,7 +259,7 @@ class Pass:
         except (MoegeoError, _EndOfRouters, MemoryError):
             raise
         except Exception as error:
-            if _is_out_of_memory(error) or UNGROUPED in str(error):
+            if is_out_of_memory(error) or UNGROUPED in str(error):
                 raise
             raise UnsupportedArchitectureError(
                 f"the forward pass of {type(self.model).__name__} fails in the model's own code",
