@@ -25,6 +25,7 @@ def scripts(tmp_path: Path) -> list[Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_jobs_that_share_a_store_give_what_one_call_gives(
     tmp_path: Path, scripts: list[Path]
 ) -> None:

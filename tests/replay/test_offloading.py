@@ -35,7 +35,13 @@ def document(path: Path, **keywords: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["mixtral", "deepseek_v3", *(pytest.param(t, marks=SLOW) for t in ("qwen3_moe", "gpt_oss"))],
+)
 @pytest.mark.parametrize("device_map", ["cpu", "disk", json.dumps(MAP)], ids=["cpu", "disk", "map"])
 def test_parts_give_the_numbers_of_the_whole(
     model_type: str, device_map: str, probe: Path, tiny: Callable[..., Path]
@@ -89,6 +95,7 @@ def test_a_missing_accelerate_is_named_with_its_command(
     [
         (["--device-map", "auto", "--device", "cpu"], "leave one of the two out"),
         (["--device-map", "disk", "--baseline", "init"], "leave one of the two out"),
+        (["--device-map", "disk", "--stream"], "leave one of the two out"),
         (["--device-map", "tp"], "tensor parallelism is not offered"),
         (["--device-map", "nowhere.json"], "neither a word nor JSON"),
         (["--device-map", "{"], "neither a word nor JSON"),

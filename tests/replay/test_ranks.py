@@ -16,6 +16,7 @@ import pytest
 from moegeo_cli import api
 from moegeo_cli.replay.sharing import share_batches
 from moegeo_cli.reports import render
+from tests.architectures.zoo import save_tiny
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.replay.documents import assert_equal
 
@@ -76,6 +77,8 @@ def cases(
     wanted: dict[str, dict[str, Any]] = {
         name: {"path": str(tiny(name)), "probe": str(odd), "batch_size": 3} for name in TYPES
     }
+    save_tiny("switch_transformers", folder / "switch")
+    wanted["encoder-decoder"] = {**wanted["mixtral"], "path": str(folder / "switch")}
     wanted["one sequence"] = {"path": str(tiny("mixtral")), "probe": str(single)}
     wanted["sequence unit"] = {**wanted["mixtral"], "unit": "sequence", "layers": "1-2"}
     wanted["categorical, initialisations"] = {
@@ -94,7 +97,8 @@ def cases(
 
 
 @pytest.mark.parametrize(
-    "name", [*TYPES, "one sequence", "sequence unit", "categorical, initialisations"]
+    "name",
+    [*TYPES, "encoder-decoder", "one sequence", "sequence unit", "categorical, initialisations"],
 )
 def test_two_ranks_give_the_numbers_of_one(
     cases: dict[str, tuple[dict[str, Any], Path]], name: str
@@ -144,6 +148,7 @@ def two_places(tmp_path: Path, tiny: Callable[..., Path]) -> list[Path]:
 ANALYZE = ("-m", "moegeo_cli", "analyze", "run", "--probe", "probe.jsonl", "--no-cache")
 
 
+@pytest.mark.slow
 def test_ranks_that_read_other_weights_are_refused(
     two_places: list[Path], tiny: Callable[..., Path]
 ) -> None:
@@ -152,6 +157,13 @@ def test_ranks_that_read_other_weights_are_refused(
     assert [code for code, _, _ in outcomes] == [2, 2]
     assert "the routers' weights of rank 1 differ from those of rank 0" in outcomes[0][2]
     assert outcomes[1][1:] == ("", "")
+
+
+@pytest.mark.slow
+def test_streaming_is_refused_among_ranks(two_places: list[Path]) -> None:
+    outcomes = run_ranks(two_places[:1] * 2, *ANALYZE, "--stream")
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    assert "each rank holds the whole model" in outcomes[0][2]
 
 
 @pytest.mark.slow
