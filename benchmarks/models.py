@@ -14,6 +14,7 @@ from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.measurer import Measurer
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
@@ -72,7 +73,7 @@ def open_sample(run: Path, tokens: Sequence[int]) -> tuple[Any, list[Probe]]:
     """The newest model of a run, and the bundled probe at each of these sizes."""
     folder = open_run(run)
     model = load_model(folder.newest.path, torch.device("cpu"), torch.float32)
-    return model, [open_probe(folder, None, n) for n in tokens]
+    return model, [open_probe(folder, None, n, Models()) for n in tokens]
 
 
 def build_measurer(model: Any, probe: Probe, settings: Settings) -> Measurer:

@@ -12,8 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moegeo_cli.api import analyze, compare, inspect, invariance
+    from moegeo_cli.measurement.capturing import capture_routers
 
-__all__ = ["__version__", "analyze", "compare", "inspect", "invariance"]
+__all__ = ["__version__", "analyze", "capture_routers", "compare", "inspect", "invariance"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from moegeo_cli import api
 
         return getattr(api, name)
+    if name == "capture_routers":
+        from moegeo_cli.measurement import capturing
+
+        return capturing.capture_routers
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,19 +8,17 @@ run.verdict.status
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
-from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run, parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
+from moegeo_cli.measurement.models import Models, choose_models
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
@@ -59,6 +57,11 @@ def analyze(
     policy: str = "calibrated",
     framework: str | None = None,
     thresholds: Mapping[str, Any] | Path | None = None,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+    captures: Path | str | None = None,
     progress: Listener | None = None,
     ranks: Ranks | None = None,
 ) -> RunRecord:
@@ -89,6 +92,11 @@ def analyze(
         policy: "calibrated" or "paper".
         framework: whose keys interventions name; None to find it from the checkpoint.
         thresholds: overrides, as a table or a TOML file.
+        model: what builds a model of your own: a callable, or "package.module:name".
+        router: its routers, by a pattern over module names; None to find them by structure.
+        top_k: experts a token, where its config does not say.
+        scoring: softmax, sigmoid or sqrt_softplus, where its config does not say.
+        captures: router inputs captured earlier; then no model is built, and no probe is read.
         progress: hears how far the work is.
         ranks: who shares the probe, on rank 0 (the others serve); None for this process alone.
 
@@ -106,10 +114,19 @@ def analyze(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
         stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
+    models = choose_models(model, router, top_k, scoring, captures)
+    if captures is not None and (fisher == "adam" or baseline == "init"):
+        raise UsageError(
+            "routers alone have neither an optimizer's state nor fresh initialisations",
+            found="--captures with --fisher adam"
+            if fisher == "adam"
+            else "--captures with --baseline init",
+            hint="use --fisher categorical, and --baseline STEP, PATH or none",
+        )
     if max_tokens is None and reference is not None:  # paired: both need the same draw
-        max_tokens = max(default_tokens(open_run(Path(p))) for p in (path, reference))
+        max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
     shared: dict[str, Any] = {
-        "settings": settings, "probe": probe, "max_tokens": max_tokens,
+        "models": models, "settings": settings, "probe": probe, "max_tokens": max_tokens,
         "verify_fingerprint": verify_fingerprint, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     measured = _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
@@ -156,6 +173,10 @@ def compare(
     verify_fingerprint: str = "sampled",
     policy: str = "calibrated",
     thresholds: Mapping[str, Any] | Path | None = None,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
     progress: Listener | None = None,
     ranks: Ranks | None = None,
 ) -> ComparisonRecord:
@@ -185,6 +206,10 @@ def compare(
         verify_fingerprint: likewise.
         policy: likewise.
         thresholds: likewise.
+        model: likewise.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
         progress: likewise.
         ranks: likewise.
 
@@ -201,12 +226,13 @@ def compare(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
         stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
+    models = choose_models(model, router, top_k, scoring)
     if max_tokens is None and probe is None:
-        max_tokens = max(default_tokens(open_run(Path(p))) for p in (run_a, run_b))
+        max_tokens = max(default_tokens(models.open(p), models) for p in (run_a, run_b))
     a, b = (
         _measure(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
                  probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,
-                 progress=progress, ranks=ranks)
+                 models=models, progress=progress, ranks=ranks)
         for path in (run_a, run_b)
     )  # fmt: skip
     judged = (
@@ -216,13 +242,28 @@ def compare(
     return compare_runs(a, b, judged, settings, by=by, force=force)
 
 
-def inspect(path: Path | str) -> dict[str, Any]:
+def inspect(
+    path: Path | str,
+    *,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+) -> dict[str, Any]:
     """What a checkpoint or a run is, from headers alone; loads no model and imports no torch.
+
+    Args:
+        path: a checkpoint or a run.
+        model: as in `analyze`, as are all that follow; it is named in the answer, not built.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
 
     Raises:
         MoegeoError: no checkpoint there, or a damaged one.
     """
-    return inspect_checkpoint(Path(path))
+    models = choose_models(model, router, top_k, scoring)
+    return inspect_checkpoint(Path(path), None if model is None else models)
 
 
 def invariance(
@@ -235,6 +276,10 @@ def invariance(
     batch_size: int | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
     progress: Listener | None = None,
 ) -> dict[str, Any]:
     """Which numbers of a checkpoint survive rewritings that leave its outputs unchanged.
@@ -248,6 +293,10 @@ def invariance(
         batch_size: likewise.
         max_tokens: likewise; None for 8,192.
         seed: also of the rewritings.
+        model: likewise.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
         progress: likewise.
 
     Returns:
@@ -260,18 +309,18 @@ def invariance(
     from moegeo_cli.measurement.invariance import measure_invariance
 
     _refuse_no_tokens(max_tokens)
-    folder = open_run(Path(path))
-    config = read_config(folder.newest.path)
-    architecture = describe_architecture(config)
+    models = choose_models(model, router, top_k, scoring)
+    folder = models.open(path)
+    config, architecture = models.describe(folder.newest.path)
     if fisher == "adam":
         raise UsageError(
             "an optimizer's state is of the weights as they were saved",
             found="--fisher adam",
             hint="use --fisher empirical or categorical",
         )
-    loaded = open_probe(folder, probe, max_tokens or MINIMUM_TOKENS)
+    loaded = open_probe(folder, probe, max_tokens or MINIMUM_TOKENS, models)
     settings = Settings(fisher, unit, device, "float32", batch_size, None, seed)
-    check_routers(open_weights(folder.newest.path), architecture)
+    models.check(folder.newest.path, architecture)
     return {
         "name": folder.newest.path.resolve().name,
         "checkpoint": folder.newest.relative,
@@ -279,7 +328,7 @@ def invariance(
         "probe": loaded.describe(),
         "settings": dataclasses.asdict(settings),
         "invariance": measure_invariance(
-            folder.newest, architecture, config, loaded, settings, progress
+            folder.newest, architecture, config, loaded, settings, progress, models
         ),
     }
 
@@ -292,14 +341,15 @@ def _measure(
     baseline: str | None,
     steps: str | Sequence[int] | None = None,
     latest: bool = False,
+    models: Models,
     **shared: Any,
 ) -> Analysis:
     """Open a run and measure it through its store."""
-    if shared["settings"].device_map is not None:
-        _refuse_with_parts(baseline, shared["ranks"])
-    folder = open_run(Path(path))
+    _refuse_together(shared["settings"], models, baseline, shared["ranks"])
+    folder = models.open(path)
     store = Store(_store_folder(folder, cache_dir) if cache else None)
-    measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest, **shared)
+    measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
+                           models=models, **shared)  # fmt: skip
     if store.problem is None:
         return measured
     run = measured.record
@@ -313,15 +363,21 @@ def _refuse_no_tokens(max_tokens: int | None) -> None:
         raise UsageError("at least one probe token is needed", found=f"max_tokens {max_tokens}")
 
 
-def _refuse_with_parts(baseline: str | None, ranks: Ranks | None) -> None:
-    """What a model in parts does not go with."""
-    other = "--baseline init" if baseline == "init" else "torchrun" if ranks is not None else None
-    if other is not None:
-        raise UsageError(
-            "a model in parts is read from its files, by one process",
-            found=f"--device-map with {other}",
-            hint="leave one of the two out",
-        )
+def _refuse_together(
+    settings: Settings, models: Models, baseline: str | None, ranks: Ranks | None
+) -> None:
+    """What does not go together: how a model is placed, what it is, and who shares the probe."""
+    own = "a model of your own, or captured inputs" if models.identity is not None else None
+    parts = "--device-map" if settings.device_map is not None else None
+    others = "torchrun" if ranks is not None else None
+    init = "--baseline init" if baseline == "init" else None
+    for one, other in ((parts, own), (parts, others), (parts, init), (others, own)):
+        if one is not None and other is not None:
+            raise UsageError(
+                "two options do not go together",
+                found=f"{one} with {other}",
+                hint="leave one of the two out",
+            )
 
 
 def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:

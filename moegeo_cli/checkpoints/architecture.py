@@ -63,6 +63,7 @@ class Architecture:
     `moe_layers` is None where the config does not tell which layers have a router.
     `unselected_gradient` is "zero", "dense", or "verify" where nothing is known.
     `encoder_decoder`: one part reads a source, another writes a target.
+    `own_choice` says why what routers choose does not follow from their logits alone.
     `balance_key` is the config key of the balance loss that transformers applies when
     output_router_logits is true; None where it applies none.
     """
@@ -85,6 +86,7 @@ class Architecture:
     zero_experts: int = 0
     balance_key: str | None = None
     encoder_decoder: bool = False
+    own_choice: str | None = None
     refused: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -104,7 +106,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     text, text_type = _find_text(config, model_type)
     family = _families().get(text_type)
     facts: Mapping[str, Any] = family or {}
-    experts = _first(text, EXPERT_KEYS)
+    experts = first_value(text, EXPERT_KEYS)
     if isinstance(experts, list):  # one number per layer; routers of one width are needed
         experts = max((n for n in experts if type(n) is int), default=0)
     needs = facts.get("needs")
@@ -140,7 +142,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         )
     moe_layers, hash_layers = list_moe_layers(text, layers, rule)
     top_k, by_layer = _top_k(text, facts)
-    asked = _first(text, TOP_K_KEYS)
+    asked = first_value(text, TOP_K_KEYS)
     chosen = [top_k] if top_k is not None else list(by_layer or ())
     if (type(asked) is int and asked < 1) or any(k > experts + zero for k in chosen):
         raise ShapeError(
@@ -191,6 +193,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         zero_experts=zero,
         balance_key=facts.get("balance"),
         encoder_decoder=bool(facts.get("pairs", config.get("is_encoder_decoder") is True)),
+        own_choice=facts.get("own_choice"),
         refused=refused,
         notes=tuple(notes),
     )
@@ -217,7 +220,7 @@ def _find_text(
     config: Mapping[str, Any], model_type: str, depth: int = 3
 ) -> tuple[Mapping[str, Any], str]:
     """The (nested) config that holds the experts, and its type."""
-    if _first(config, EXPERT_KEYS) is None and depth:
+    if first_value(config, EXPERT_KEYS) is None and depth:
         for key in NESTED_KEYS:
             nested = config.get(key)
             if isinstance(nested, Mapping):
@@ -225,7 +228,7 @@ def _find_text(
                     (t for t in (f"{model_type}_text", model_type) if t in _families()), model_type
                 )
                 found, kind = _find_text(nested, str(nested.get("model_type") or guess), depth - 1)
-                if _first(found, EXPERT_KEYS) is not None:
+                if first_value(found, EXPERT_KEYS) is not None:
                     return found, kind
     return config, model_type
 
@@ -240,12 +243,13 @@ def _look_up(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+def first_value(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
+    """The value of the first of some keys that a config has; None where it has none."""
     return next((v for key in keys if (v := _look_up(config, key)) is not None), None)
 
 
 def _first_integer(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    value = _first(config, keys)
+    value = first_value(config, keys)
     return value if type(value) is int and value > 0 else None
 
 
@@ -264,7 +268,7 @@ def _flag(config: Mapping[str, Any], rule: Any) -> bool | None:
     if isinstance(rule, list):
         key, default = rule
         # bailing and kimi rename the flag
-        value = _first(config, (key, "moe_renormalize"))
+        value = first_value(config, (key, "moe_renormalize"))
         return bool(default if value is None else value)
     return rule if isinstance(rule, bool) else None
 
@@ -277,7 +281,7 @@ def _bias_rule(facts: Mapping[str, Any]) -> Any:
 def _top_k(
     config: Mapping[str, Any], facts: Mapping[str, Any]
 ) -> tuple[int | None, tuple[int, ...] | None]:
-    value = facts.get("top_k") or _first(config, TOP_K_KEYS)
+    value = facts.get("top_k") or first_value(config, TOP_K_KEYS)
     if isinstance(value, list) and value and all(type(k) is int and k > 0 for k in value):
         return (value[0], None) if len(set(value)) == 1 else (None, tuple(value))
     return (value if type(value) is int and value > 0 else None), None

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.headers import open_regular, read_exactly
+from moegeo_cli.checkpoints.folders import config_file
+from moegeo_cli.checkpoints.headers import is_there, open_regular, read_exactly
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
 from moegeo_cli.errors import UsageError
@@ -49,7 +50,9 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
     index = open_weights(checkpoint.path)
     digest = hashlib.sha256()
     _update(digest, RECIPE.encode(), mode.encode(), index.layout.encode())
-    _update_whole(digest, checkpoint.path / "config.json")
+    config = config_file(checkpoint.path)
+    if is_there(config) or not checkpoint.path.is_file():
+        _update_whole(digest, config)
     for path in index.files:
         _update(digest, path.name.encode("utf-8", "surrogateescape"))
         if mode == "full":

@@ -25,14 +25,21 @@ _STEP_NAME = re.compile(
 )
 
 
+def config_file(checkpoint: Path) -> Path:
+    """Where a checkpoint's config.json is: in its folder, or beside its one file."""
+    return (checkpoint.parent if checkpoint.is_file() else checkpoint) / "config.json"
+
+
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's config.json.
+    """Read a checkpoint's config.json; a checkpoint that is one file may do without.
 
     Raises:
         IncompleteCheckpointError: absent, cut, or not an object.
     """
-    path = folder / "config.json"
+    path = config_file(folder)
     if not is_there(path):
+        if folder.is_file():
+            return {}
         raise IncompleteCheckpointError(
             f"{folder.name} has no config.json",
             hint="copy the model's config.json beside the weights",

@@ -34,7 +34,7 @@ DTYPE_BITS: Mapping[str, int] = {
     "U64": 64, "I64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 
-_NUMPY_DTYPES: Mapping[str, str] = {
+NUMPY_DTYPES: Mapping[str, str] = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4",
     "I32": "<i4", "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8",
     "BF16": "<u2", "C64": "<c8",
@@ -110,7 +110,7 @@ def read_tensor(path: Path, info: TensorInfo) -> np.ndarray[Any, Any]:
         IncompleteCheckpointError: the file is shorter than when its header was read.
         UnsupportedLayoutError: a quantised dtype, whose bytes alone are not the values.
     """
-    code = _NUMPY_DTYPES.get(info.dtype)
+    code = NUMPY_DTYPES.get(info.dtype)
     if code is None:
         raise UnsupportedLayoutError(
             f"a tensor of dtype {info.dtype} cannot be read as numbers",

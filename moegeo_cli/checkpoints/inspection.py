@@ -6,8 +6,9 @@ pickled files, which have no header.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
@@ -17,8 +18,25 @@ from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
 from moegeo_cli.errors import MoegeoError
 
 
-def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
+class Describer(Protocol):
+    """Who says what a model is that its config.json does not describe."""
+
+    def open(self, path: Path | str) -> RunFolder:
+        """The run under a path."""
+
+    def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
+        """A checkpoint's config, and its routers."""
+
+    def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
+        """The routers among a checkpoint's tensors."""
+
+
+def inspect_checkpoint(path: Path | str, models: Describer | None = None) -> dict[str, Any]:
     """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
+
+    Args:
+        path: a checkpoint or a run.
+        models: says what a user's own model is; None for transformers'.
 
     A dense model and a family that moegeo cannot measure are described all the same, with
     `problem` saying what measuring would raise.
@@ -27,11 +45,11 @@ def inspect_checkpoint(path: Path | str) -> dict[str, Any]:
         PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
             `open_run` does.
     """
-    run = open_run(path)
+    run = open_run(path) if models is None else models.open(path)
     found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
     if not run.is_single:
         found["inspected"] = run.newest.relative
-    found |= _describe_checkpoint(run.newest)
+    found |= _describe_checkpoint(run.newest, models)
     if not run.is_single:
         found |= _list_run(run)
     return found
@@ -47,7 +65,7 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
+def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
     index = open_weights(checkpoint.path)
     config = read_config(checkpoint.path)
@@ -56,8 +74,13 @@ def _describe_checkpoint(checkpoint: CheckpointFolder) -> dict[str, Any]:
     architecture = None
     routers: tuple[RouterTensors, ...] = ()
     try:
-        architecture = describe_architecture(config, refuse=False)
-        routers, problem = _list_routers(index, architecture)
+        if models is None:
+            architecture = describe_architecture(config, refuse=False)
+            routers, problem = _list_routers(index, architecture)
+        else:
+            architecture = models.describe(checkpoint.path)[1]
+            routers = tuple(models.routers(index, architecture))
+            problem = None if routers else "no router among the tensors: see --router"
     except MoegeoError as error:
         problem = f"{error.code}: {error.message}"
     return {
@@ -105,13 +128,13 @@ def _describe_model(
     config: dict[str, Any], architecture: Architecture | None, routers: tuple[RouterTensors, ...]
 ) -> dict[str, Any]:
     """The architecture's keys; all None for a dense model."""
+    a = architecture
     classes = config.get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else None
-    a = architecture
     selection = a.selection if a else None
     expected = a.moe_layers if a else None
     return {
-        "model_type": str(config.get("model_type") or "unknown"),
+        "model_type": str(config.get("model_type") or (a.model_type if a else "unknown")),
         "architecture": first if isinstance(first, str) else None,
         "known": a.known if a else None,
         "layers": a.layers if a else None,

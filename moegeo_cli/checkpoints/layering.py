@@ -16,7 +16,7 @@ def list_moe_layers(
     if layers is None or layers > 10_000:
         return None, ()
     if isinstance(types, list) and len(types) >= layers:
-        kinds = list(enumerate(types[:layers]))
+        kinds = [(i, kind) for i, kind in enumerate(types[:layers]) if isinstance(kind, str)]
         hashed = tuple(i for i, kind in kinds if kind == "hash_moe")
         return tuple(i for i, kind in kinds if kind in {"sparse", "moe", "hash_moe"}), hashed
     has = LAYER_RULES.get(rule, _guess)(config)

@@ -17,6 +17,8 @@ from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsafeFileEr
 
 # How torch names what it refused to build: a class or function outside its allow-list.
 _REFUSED = re.compile(r"GLOBAL \S+|Trying to \w+ \S+|Unsupported (?:global|class)[^\n]*")
+# Keys under which a training script may keep the state dict, in this order.
+STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 TORCH_DTYPES: Mapping[str, str] = {
     "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16",
     "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
@@ -85,15 +87,20 @@ def load_pickled(path: Path) -> dict[str, Any]:
         raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None
     except Exception as error:  # a damaged pickle can fail in any way
         raise _broken_pickle(path, f"{type(error).__name__}: {error}") from None
-    if isinstance(loaded, dict):
+    for state in (*_nested(loaded), loaded):
         tensors = {
             name: value
-            for name, value in loaded.items()
+            for name, value in state.items()
             if isinstance(name, str) and isinstance(value, torch.Tensor)
-        }
+        } if isinstance(state, dict) else {}  # fmt: skip
         if tensors:
             return tensors
     raise _broken_pickle(path, f"a {type(loaded).__name__} without named tensors")
+
+
+def _nested(loaded: Any) -> list[Any]:
+    """Where training scripts put the model's state dict among other things, first match first."""
+    return [loaded[key] for key in STATE_KEYS if key in loaded] if isinstance(loaded, dict) else []
 
 
 def describe_tensor(tensor: Any) -> TensorInfo:

@@ -75,7 +75,7 @@ def find_router_tensors(
         if match is None or len(index.shape(name)) != 2 or _OTHER_GATE.search(name):
             continue
         module = match["module"] or match["flat"]
-        layer = _layer_of(module)
+        layer = layer_of(module)
         beyond = (
             architecture is not None
             and architecture.layers is not None
@@ -158,7 +158,7 @@ def _layer_path(name: str) -> str:
     return name[:end]
 
 
-def _layer_of(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
     """The last layer number in a name."""
     path = _layer_path(name)
     return int(path.rpartition(".")[2]) if path else None

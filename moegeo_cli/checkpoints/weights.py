@@ -231,11 +231,17 @@ def detect_layout(folder: Path) -> str | None:
 def open_weights(folder: Path) -> WeightIndex:
     """Open a checkpoint's weights; for safetensors this reads every header and nothing else.
 
+    Args:
+        folder: a folder in transformers' layout, or one file that holds a state dict.
+
     Raises:
         NoCheckpointError: no weights in the folder.
         IncompleteCheckpointError: a file truncated, a shard or an index missing.
         UnsafeFileError: an index that points outside the folder.
     """
+    if folder.is_file():
+        kind = "safetensors" if folder.suffix == ".safetensors" else "pytorch"
+        return WeightIndex(folder.parent, kind, {folder: None})
     layout = detect_layout(folder)
     if layout is None:
         shards = sorted(path.name for path in folder.glob("*-of-*.safetensors"))

@@ -10,6 +10,7 @@ import typer
 
 from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
 from moegeo_cli.errors import OutputError, UsageError
 
@@ -75,6 +76,11 @@ def analyze(
     ] = None,
     policy: o.PolicyOption = o.Policy.calibrated,
     framework: o.FrameworkOption = None,
+    model: o.ModelOption = None,
+    router: o.RouterOption = None,
+    top_k: o.TopKOption = None,
+    scoring: o.ScoringOption = None,
+    captures: o.CapturesOption = None,
     fail_on: o.FailOnOption = o.FailOn.never,
     output_format: o.FormatOption = o.Format.rich,
     output: o.OutputOption = None,
@@ -114,6 +120,11 @@ def analyze(
             policy=policy.value,
             framework=framework,
             thresholds=threshold_overrides(),
+            model=own_model(model),
+            router=router,
+            top_k=top_k,
+            scoring=scoring,
+            captures=captures,
             progress=progress,
             ranks=context.obj,
         )

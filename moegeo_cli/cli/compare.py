@@ -10,6 +10,7 @@ import typer
 
 from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
 
 
@@ -65,6 +66,10 @@ def compare(
     cache_dir: o.CacheDirOption = None,
     verify_fingerprint: o.VerifyFingerprintOption = o.Verification.sampled,
     policy: o.PolicyOption = o.Policy.calibrated,
+    model: o.ModelOption = None,
+    router: o.RouterOption = None,
+    top_k: o.TopKOption = None,
+    scoring: o.ScoringOption = None,
     output_format: o.FormatOption = o.Format.rich,
     output: o.OutputOption = None,
 ) -> None:
@@ -100,6 +105,10 @@ def compare(
             verify_fingerprint=verify_fingerprint.value,
             policy=policy.value,
             thresholds=threshold_overrides(),
+            model=own_model(model),
+            router=router,
+            top_k=top_k,
+            scoring=scoring,
             progress=progress,
             ranks=context.obj,
         )

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from moegeo_cli.cli.console import stdout_console, write_payload
-from moegeo_cli.cli.options import OUTPUT, OutputOption
+from moegeo_cli.cli.models import own_model
+from moegeo_cli.cli.options import (
+    OUTPUT,
+    ModelOption,
+    OutputOption,
+    RouterOption,
+    ScoringOption,
+    TopKOption,
+)
 
 
 class InspectFormat(StrEnum):
@@ -22,6 +30,10 @@ class InspectFormat(StrEnum):
 
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
+    model: ModelOption = None,
+    router: RouterOption = None,
+    top_k: TopKOption = None,
+    scoring: ScoringOption = None,
     output_format: Annotated[
         InspectFormat,
         typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT),
@@ -31,7 +43,7 @@ def inspect(
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
     from moegeo_cli import api
 
-    found = api.inspect(path)
+    found = api.inspect(path, model=own_model(model), router=router, top_k=top_k, scoring=scoring)
     if output_format is InspectFormat.json or output is not None:
         document = {"format": {"name": "moegeo.inspect", "version": 1}, **found}
         write_payload(json.dumps(document, indent=2), output)

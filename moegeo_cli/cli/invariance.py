@@ -11,6 +11,7 @@ import typer
 from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import check_output, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.inspect import InspectFormat
+from moegeo_cli.cli.models import own_model
 
 
 def invariance(
@@ -22,6 +23,10 @@ def invariance(
     batch_size: o.BatchSizeOption = None,
     max_tokens: o.MaxTokensOption = None,
     seed: o.SeedOption = 0,
+    model: o.ModelOption = None,
+    router: o.RouterOption = None,
+    top_k: o.TopKOption = None,
+    scoring: o.ScoringOption = None,
     output_format: Annotated[
         InspectFormat,
         typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=o.OUTPUT),
@@ -38,7 +43,8 @@ def invariance(
     with show_progress() as progress:
         found = api.invariance(
             path, probe=probe, fisher=fisher.value, unit=unit.value, device=device,
-            batch_size=batch_size, max_tokens=max_tokens, seed=seed, progress=progress,
+            batch_size=batch_size, max_tokens=max_tokens, seed=seed, model=own_model(model),
+            router=router, top_k=top_k, scoring=scoring, progress=progress,
         )  # fmt: skip
     if output_format is InspectFormat.json or output is not None:
         document = {"format": {"name": "moegeo.invariance", "version": 1}, **found}

@@ -68,10 +68,38 @@ class Dtype(StrEnum):
 
 
 MEASURING, JUDGING, OUTPUT = "What to measure, and how", "How to judge", "Output"
+OWN = "A model of your own (docs/own-models.md)"
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="What builds your model: PACKAGE.MODULE:CALLABLE, called with the "
+                 "parsed config.json. Your code, run as such.", rich_help_panel=OWN),
+]  # fmt: skip
+RouterOption = Annotated[
+    str | None,
+    typer.Option("--router", help="Its routers, by module name: a glob like 'blocks.*.router', or "
+                 "a regex after 're:'. Default: found by structure.", rich_help_panel=OWN),
+]  # fmt: skip
+TopKOption = Annotated[
+    int | None,
+    typer.Option("--top-k", min=1, help="Experts a token, where neither its config nor the router "
+                 "says.", rich_help_panel=OWN),
+]  # fmt: skip
+ScoringOption = Annotated[
+    str | None,
+    typer.Option("--scoring", help="softmax, sigmoid or sqrt_softplus. Default: scoring_func in "
+                 "config.json.", rich_help_panel=OWN),
+]  # fmt: skip
 
 ProbeOption = Annotated[
     Path | None,
     typer.Option("--probe", help="Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.",
+                 rich_help_panel=MEASURING),
+]  # fmt: skip
+CapturesOption = Annotated[
+    Path | None,
+    typer.Option("--captures", help="Router inputs captured earlier, instead of a probe: no model "
+                 "is built, weights come from the files alone (docs/own-models.md).",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
 FisherOption = Annotated[

@@ -18,7 +18,7 @@ SHARED = {
     "probe", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework", "device",
     "device_map", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory", "steps",
     "latest", "seed", "format", "output", "fail_on", "no_cache", "cache_dir", "verify_fingerprint",
-    "by", "force", "thresholds",
+    "by", "force", "thresholds", "model", "router", "top_k", "scoring", "captures",
 }  # fmt: skip
 
 FLAGS = {"exact", "latest", "no_cache", "force"}

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moegeo_cli import __version__
-from moegeo_cli.checkpoints.architecture import (
-    Architecture,
-    describe_architecture,
-)
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
-from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import BaselineError, MoegeoError, UsageError
 from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.history import add_history
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import (
     FRESH_INITIALISATIONS,
@@ -82,6 +79,7 @@ def measure_run(
     verify_fingerprint: str,
     progress: Listener | None,
     baseline: str | None,
+    models: Models,
     ranks: Ranks | None = None,
 ) -> Analysis:
     """Everything but judging: the run's record as far as it rests on measurements.
@@ -97,18 +95,20 @@ def measure_run(
         verify_fingerprint: "sampled" or "full".
         progress: hears how far the work is.
         baseline: a step, a path, "init", "none"; None for step 0.
+        models: what model the run is of.
         ranks: who shares the probe; None for this process alone.
 
     Raises:
         MoegeoError: what opening, loading and replaying raise.
     """
     newest = folder.newest
-    config = read_config(newest.path)
-    architecture = describe_architecture(config)
-    loaded = open_probe(folder, probe, max_tokens)
+    config, architecture = models.describe(newest.path)
+    loaded = open_probe(folder, probe, max_tokens, models)
     chosen = _choose(folder, steps, latest)
-    base_folder, base_reason = _baseline_folder(folder, baseline)
-    measurement = RunMeasurement(architecture, config, loaded, settings, store, progress, ranks)
+    base_folder, base_reason = _baseline_folder(folder, baseline, models)
+    measurement = RunMeasurement(
+        architecture, config, loaded, settings, store, progress, models, ranks
+    )
     wanted = list(chosen)
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
@@ -137,7 +137,7 @@ def measure_run(
         if progress:
             draws_wanted = FRESH_INITIALISATIONS if initial else 0
             progress.begin(folder.name, len(wanted) + draws_wanted)
-        measured = _measure_all(measurement, wanted, prints, reached, architecture, progress)
+        measured = _measure_all(measurement, wanted, prints, reached, models, progress)
         if initial:
             draws = measurement.initial(chosen[-1].path, prints[chosen[-1].path])
         elif base_folder is not None:
@@ -171,7 +171,7 @@ def _measure_all(
     wanted: list[CheckpointFolder],
     prints: Mapping[Path, str],
     reached: Mapping[Path, Progress],
-    architecture: Architecture,
+    models: Models,
     progress: Listener | None,
 ) -> dict[Path, Measured]:
     """Every wanted checkpoint, from the store where it is there."""
@@ -186,13 +186,13 @@ def _measure_all(
         if progress:
             progress.checkpoint(checkpoint.relative, 0, "already measured")
     for place, checkpoint in enumerate(todo):
-        own = read_config(checkpoint.path)
-        if describe_architecture(own) != architecture:
+        architecture = models.describe(checkpoint.path)[1]
+        if architecture != measurement.architecture:
             raise BaselineError(
                 f"{checkpoint.relative} is of another architecture than {wanted[-1].relative}",
                 hint="analyze the two apart",
             )
-        check_routers(open_weights(checkpoint.path), architecture)
+        models.check(checkpoint.path, architecture)
         upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
             checkpoint, prints[checkpoint.path], reached[checkpoint.path], upcoming
@@ -247,7 +247,7 @@ def _fill(
             "model_type": architecture.model_type,
             "architecture": _first_class(config),
             "framework": trained.framework,
-            "experts": architecture.experts,
+            "experts": architecture.experts or None,
             "top_k": architecture.top_k,
             "scoring": architecture.scoring,
             "checkpoints_found": len(folder.checkpoints),
@@ -285,7 +285,7 @@ def _choose(
 
 
 def _baseline_folder(
-    folder: RunFolder, baseline: str | None
+    folder: RunFolder, baseline: str | None, models: Models
 ) -> tuple[CheckpointFolder | None, str | None]:
     """The checkpoint that FHS compares with, or why there is none."""
     if baseline in ("none", "init"):
@@ -299,7 +299,7 @@ def _baseline_folder(
             return None, "the run has no step-0 checkpoint; use --baseline init, STEP or PATH"
         have = ", ".join(str(c.step) for c in folder.checkpoints)
         raise BaselineError(f"the run has no checkpoint of step {step}", found=f"steps {have}")
-    other = open_run(Path(baseline))
+    other = models.open(Path(baseline))
     start = other.checkpoints[0]
     name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
     return dataclasses.replace(start, relative=f"baseline:{name}"), None

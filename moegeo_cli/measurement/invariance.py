@@ -20,12 +20,14 @@ from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.history import add_history
 from moegeo_cli.measurement.layers import checkpoint_record
 from moegeo_cli.measurement.measurer import Measurer
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.run import Listener, Measured
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.records import CheckpointRecord, RunRecord
 from moegeo_cli.replay.residual import NotApplicable
 from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.replay.samples import as_batch
 from moegeo_cli.replay.transformations import TRANSFORMATIONS
 from moegeo_cli.verdict import judge
 
@@ -46,6 +48,7 @@ def measure_invariance(
     probe: Probe,
     settings: Settings,
     listener: Listener | None,
+    models: Models,
 ) -> list[dict[str, Any]]:
     """Measure a checkpoint as it is, and rewritten in each way that its model allows.
 
@@ -56,6 +59,7 @@ def measure_invariance(
         probe: the probe, on which each rewriting is verified.
         settings: how to measure; the dtype is float32 whatever they say.
         listener: hears of progress.
+        models: what model this is.
 
     Returns:
         One entry a transformation: name, description, applicable, reason, logits_deviation (largest
@@ -73,7 +77,7 @@ def measure_invariance(
         )
     settings = dataclasses.replace(settings, dtype="float32")
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(architecture, config, probe, groups_S, settings)
+    measurer = Measurer(architecture, config, probe, groups_S, settings, models)
 
     def measure(name: str, model: nn.Module) -> Measured:
         if listener:
@@ -115,15 +119,17 @@ def measure_invariance(
 
 
 def _output_logits(model: nn.Module, probe: Probe) -> torch.Tensor:
-    """Logits of the first few hundred tokens, one sequence at a time."""
+    """Logits of the first few hundred tokens, one sequence or sample at a time."""
     parts: list[torch.Tensor] = []
     left = VERIFIED_TOKENS
-    device = next(model.parameters()).device
+    weight = next(p for p in model.parameters() if p.is_floating_point())
     with torch.inference_mode():
         for sequence in probe.sequences:
-            ids = torch.from_numpy(sequence.input_ids[:left]).to(device)[None]
-            parts.append(model(input_ids=ids, use_cache=False).logits[0].double().cpu())
-            left -= ids.shape[1]
+            own = sequence if isinstance(sequence, Sample) else sequence.input_ids[:left]
+            inputs = as_batch(own, weight.device, weight.dtype)
+            logits = model(**inputs, use_cache=False).logits[0].double().cpu()
+            parts.append(logits.reshape(-1, logits.shape[-1]))
+            left -= len(own)
             if left <= 0:
                 break
     return torch.cat(parts)

@@ -68,18 +68,21 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
             missing(HASHED) if router.sums.hashed else router_cosine(router.weight_ED)
         )
         routing.append(found)
+    no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
     fishers = {
         kind: [
             heterogeneity_estimates(r.fishers[kind], draws)
             if kind in r.fishers
-            else dict.fromkeys(FISHER_NAMES, missing(HASHED if r.sums.hashed else NO_LOSS))
+            else dict.fromkeys(FISHER_NAMES, missing(HASHED if r.sums.hashed else no_loss))
             for r in arrays.routers
         ]
         for kind in kinds
     }
-    loss = missing("no loss pass was run: the Fisher kind needs none")
-    if arrays.loss_S is not None:
+    loss = missing(no_loss)
+    if arrays.loss_S is None:
+        loss = missing("no loss pass was run: the Fisher kind needs none")
+    elif arrays.loss_tokens_S.any():
         loss = ratio_of_sums(arrays.loss_S, arrays.loss_tokens_S, draws)
     paths = [r.path for r in arrays.routers]
     return CheckpointEstimates(draws, paths, routing, fishers, dead, loss)

@@ -20,26 +20,22 @@ from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.routing import measure_routing
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
-from moegeo_cli.measurement.placing import choose_source
-from moegeo_cli.measurement.ready import Ready, digest, prepare
+from moegeo_cli.measurement.fitting import choose_source
+from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.damage import find_damage
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.ranks import Ranks
-from moegeo_cli.replay.routers import Router, find_other_routers
+from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import Manner, ModelSource
+from moegeo_cli.replay.standins import StandIn
 
-UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
-PAIRS = (
-    "each sequence is a source (its first half, or what comes before its labels) and a target: "
-    "{:,} tokens for the encoder's routers, {:,} for the decoder's"
-)
-OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
@@ -55,6 +51,7 @@ class Measurer:
         probe: the probe, tokenised.
         groups_S: each sequence's group for resampling.
         settings: how to measure.
+        models: what model this is; None for transformers'.
         ranks: who shares the probe; None for this process alone.
 
     Raises:
@@ -68,13 +65,18 @@ class Measurer:
         probe: Probe,
         groups_S: np.ndarray,
         settings: Settings,
+        models: Models | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
         self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self._source: ModelSource | None = None
+        self._source = (
+            None if models is None else models.source(self.device, self.dtype, architecture)
+        )
+        if self._source is not None:
+            self.dtype = self._source.dtype
         self.memory: str | None = None  # what a streamed replay held, in words
 
     def measure(
@@ -100,10 +102,11 @@ class Measurer:
         """Where models come from; `path`, the first checkpoint, tells how large they are."""
         if self._source is None:
             self._source = choose_source(
-                path, self.settings, self.device, self.dtype, self.probe, self.groups_S,
+                path, self.settings, self.probe, self.groups_S, self.device, self.dtype,
                 shared=self.ranks is not None,
             )  # fmt: skip
-        return self._source
+        source: ModelSource = self._source
+        return source
 
     def measure_initial(
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
@@ -139,9 +142,7 @@ class Measurer:
     ) -> CheckpointArrays:
         ready, outcome = self._replay(give, progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
-        tokens, manner, pairs = self.probe.tokens, self._manner, self.architecture.encoder_decoder
-        others = find_other_routers(model)
-        sources = sum(s.source for s in self.probe.sequences)
+        tokens, manner = self.probe.tokens, self._manner
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
@@ -170,13 +171,8 @@ class Measurer:
                 else manner.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "notes": [
-                    *manner.notes,
-                    *outcome.notes,
-                    *([UNPADDED] if ready.stateful else []),
-                    *([PAIRS.format(sources, tokens - sources)] if pairs else []),
-                    *([OTHERS.format(len(others))] if others else []),
-                ],
+                **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
+                "notes": say_notes(ready, manner, outcome, self.probe),
             },
         )
 
@@ -193,32 +189,31 @@ class Measurer:
         else:
             ready = self.ranks.together(partial(self._prepare, give))
             self.ranks.require_same("the routers' weights", digest(ready.routers))
-        sequences, manner = self.probe.sequences, self._manner
+        sequences, manner, model = self.probe.sequences, self._manner, ready.model
+        samples = [s for s in sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in sequences if not isinstance(s, Sample)]
+        own, alone = isinstance(model, StandIn), False
+        if isinstance(model, StandIn):
+            model.prepare(ready.asked, samples or ids)
+            alone = model.alone
+        splits = [s.source for s in sequences if not isinstance(s, Sample)]
         assert self.architecture.scoring is not None
         plan = Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
             unselected=self.architecture.unselected_gradient,
             scoring=self.architecture.scoring,
-            batch_size=self.settings.batch_size,
+            batch_size=1 if alone else self.settings.batch_size,
             batch_tokens=manner.batch_tokens,
-            mixed_lengths=not ready.stateful,
-            splits_S=np.array([s.source for s in sequences])
-            if self.architecture.encoder_decoder
-            else None,
+            mixed_lengths=not ready.stateful and not own,
+            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
             sample_rows=self._input_rows(ready.asked, self.probe.tokens),
             seed=self.settings.seed,
         )
         return ready, replay(
-            ready.model,
-            ready.asked,
-            [s.input_ids for s in sequences],
-            [s.labels for s in sequences],
-            plan,
-            progress=progress,
-            kind=manner.kind,
-            ranks=self.ranks,
-        )
+            model, ready.asked, samples or ids, [s.labels for s in sequences], plan,
+            progress=progress, kind=manner.kind, ranks=self.ranks,
+        )  # fmt: skip
 
     def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
         return prepare(give(), self.architecture, self.settings.layers)

@@ -6,22 +6,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import describe_architecture, text_config
-from moegeo_cli.checkpoints.discover import RunFolder, read_config
+from moegeo_cli.checkpoints.architecture import Architecture, text_config
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.routers import check_routers
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.probes import Probe, load_probe
 
 MINIMUM_TOKENS = 8192
 
 
-def default_tokens(folder: RunFolder) -> int:
+def default_tokens(folder: RunFolder, models: Models) -> int:
     """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
-    architecture = describe_architecture(read_config(folder.newest.path))
+    return _enough_tokens(folder, models.describe(folder.newest.path)[1])
+
+
+def _enough_tokens(folder: RunFolder, architecture: Architecture) -> int:
     routers = len(architecture.moe_layers or range(architecture.layers or 1))
-    if not architecture.top_k:
+    if not architecture.top_k or not architecture.experts:
         return MINIMUM_TOKENS
     if architecture.encoder_decoder:
         routers = len(check_routers(open_weights(folder.newest.path), architecture))
@@ -30,26 +34,43 @@ def default_tokens(folder: RunFolder) -> int:
     return max(MINIMUM_TOKENS, needed * (2 if architecture.encoder_decoder else 1))
 
 
-def open_probe(folder: RunFolder, probe: Path | str | None, max_tokens: int | None) -> Probe:
+def open_probe(
+    folder: RunFolder, probe: Path | str | None, max_tokens: int | None, models: Models
+) -> Probe:
     """The probe as a run's newest checkpoint reads it.
 
     Args:
         folder: the run.
         probe: a probe file; None for the bundled one.
         max_tokens: at most so many; None for what the dead-expert test needs.
+        models: what model the run is of.
 
     Raises:
         ProbeError: not readable, or not for this model.
     """
-    config = read_config(folder.newest.path)
+    own = models.probe()
+    if own is not None:
+        if probe is not None:
+            raise UsageError(
+                "captured router inputs take the place of a probe",
+                found="--captures with --probe",
+                hint="give one of them",
+            )
+        return own if max_tokens is None else own.take(max_tokens)
+    config, architecture = models.describe(folder.newest.path)
     loaded = load_probe(
         Path(probe) if probe is not None else None,
-        vocab_size=vocabulary_of(config),
+        vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
         tokenizer_dir=folder.newest.path,
-        max_tokens=max_tokens or default_tokens(folder),
+        max_tokens=max_tokens or _enough_tokens(folder, architecture),
         max_length=_context(config),
+        samples=models.samples,
     )
-    return loaded.as_pairs() if describe_architecture(config).encoder_decoder else loaded
+    return loaded.as_pairs() if architecture.encoder_decoder else loaded
+
+
+def _states(config: Mapping[str, Any]) -> bool:
+    return "vocab_size" in text_config(config) or "vocab_size" in config
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from moegeo_cli.errors import FormatError
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.layers import checkpoint_record
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
@@ -78,6 +79,7 @@ class RunMeasurement:
         settings: how to measure.
         store: where entries are kept.
         listener: hears of progress; None for silence.
+        models: what model the run is of.
         ranks: who shares the probe; None for this process alone.
     """
 
@@ -89,10 +91,12 @@ class RunMeasurement:
         settings: Settings,
         store: Store,
         listener: Listener | None,
+        models: Models,
         ranks: Ranks | None = None,
     ) -> None:
         self.ranks = ranks
         self.architecture, self.config, self.probe = architecture, config, probe
+        self.models = models
         self.settings, self.store, self.listener = settings, store, listener
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
         self._measurer: Any = None
@@ -104,6 +108,7 @@ class RunMeasurement:
                 "fingerprint": fingerprint,
                 "probe": self.probe.sha256,
                 "settings": dataclasses.asdict(self.settings),
+                **({"model": self.models.identity} if self.models.identity else {}),
             }
         )
 
@@ -185,9 +190,13 @@ class RunMeasurement:
             from moegeo_cli.measurement.measurer import Measurer
             from moegeo_cli.measurement.serving import start
 
-            make = Measurer if self.ranks is None else partial(start, self.ranks)
-            self._measurer = make(
+            arguments = (
                 self.architecture, self.config, self.probe, self.groups_S, self.settings
+            )  # fmt: skip
+            self._measurer = (
+                Measurer(*arguments, self.models)
+                if self.ranks is None
+                else start(self.ranks, *arguments)
             )
         return self._measurer
 

@@ -17,7 +17,7 @@ from moegeo_cli.checkpoints.architecture import Architecture, describe_architect
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.measurer import Measurer
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.probes.dataset import Sequence
 from moegeo_cli.replay.ranks import Ranks
 
@@ -42,9 +42,10 @@ def start(
         probe=[
             [s.input_ids.tolist(), None if s.labels is None else s.labels.tolist(), s.domain]
             for s in probe.sequences
+            if not isinstance(s, Sample)  # those are of models of one's own, in one process
         ],
     )
-    make = partial(Measurer, architecture, config, probe, groups_S, settings, ranks)
+    make = partial(Measurer, architecture, config, probe, groups_S, settings, ranks=ranks)
     measurer = ranks.together(make)
     ranks.require_same("the probe's sequences", probe.sha256)
     return measurer
@@ -89,7 +90,7 @@ def _follow(ranks: Ranks, order: dict[str, Any]) -> Measurer:
         config = order["config"]
         return Measurer(
             describe_architecture(config), config, probe,
-            group_sequences(len(probe.sequences), settings.seed), settings, ranks,
+            group_sequences(len(probe.sequences), settings.seed), settings, ranks=ranks,
         )  # fmt: skip
 
     probe = Probe.of(

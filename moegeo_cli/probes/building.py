@@ -81,6 +81,12 @@ def _read_sources(
     made: dict[str | None, Header] = {}
     for domain, path in sources:
         file = read_file(path)
+        if file.rows[0].inputs is not None:
+            raise ProbeError(
+                f"{printable(path.name)} holds other inputs than text or token ids",
+                found=", ".join(sorted(file.rows[0].inputs))[:200],
+                hint="give such a file to --probe as it is",
+            )
         if any(row.input_ids is not None for row in file.rows):
             header = file.header or Header()
             made[header.tokenizer] = replace(header, sha256=None)

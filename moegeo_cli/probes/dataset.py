@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,11 @@ class Sequence:
     input_ids: np.ndarray  # (N,), int64
     labels: np.ndarray | None = None
     domain: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many positions it has."""
+        return len(self.input_ids)
 
     @property
     def loss_tokens(self) -> int:
@@ -58,6 +63,46 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of a model that takes other tensors than token ids, an image for instance.
+
+    `inputs` are the tensors that the model is called with, by name, without their first axis.
+    `labels` stand at the outputs that they judge, one number for a sample or one a position,
+    −100 for no loss; nothing is shifted. `positions` are the tokens that a router sees of it.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    positions: int
+    labels: np.ndarray | None = None
+    domain: str | None = None
+
+    def __len__(self) -> int:
+        return self.positions
+
+    @property
+    def tokens(self) -> int:
+        """How many positions a router sees."""
+        return self.positions
+
+    @property
+    def loss_tokens(self) -> int:
+        """How many losses it has."""
+        return 0 if self.labels is None else int((self.labels != IGNORED_LABEL).sum())
+
+    def cut(self, start: int, end: int) -> Sample:
+        """A sample is whole or not there: this one is refused.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "not even one sample of the probe fits",
+            found=f"{end:,} tokens against {self.positions:,} positions a sample",
+            hint="raise --max-tokens",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Probe:
     """A probe dataset, tokenised.
 
@@ -66,12 +111,12 @@ class Probe:
     """
 
     name: str
-    sequences: tuple[Sequence, ...]
+    sequences: tuple[Sequence | Sample, ...]
     sha256: str
     tokenizer: str = "ids"
 
     @classmethod
-    def of(cls, sequences: Iterable[Sequence], name: str, tokenizer: str = "ids") -> Probe:
+    def of(cls, sequences: Iterable[Sequence | Sample], name: str, tokenizer: str = "ids") -> Probe:
         """A probe of these sequences, with the hash of their content."""
         found = tuple(sequences)
         return cls(name, found, _digest(found), tokenizer)
@@ -79,7 +124,7 @@ class Probe:
     @property
     def tokens(self) -> int:
         """All tokens of all sequences."""
-        return sum(len(s.input_ids) for s in self.sequences)
+        return sum(s.tokens for s in self.sequences)
 
     @property
     def loss_tokens(self) -> int:
@@ -97,13 +142,13 @@ class Probe:
         found: Counter[str] = Counter()
         for sequence in self.sequences:
             if sequence.domain:
-                found[sequence.domain] += len(sequence.input_ids)
+                found[sequence.domain] += sequence.tokens
         return dict(sorted(found.items()))
 
     @property
     def lengths(self) -> dict[str, int]:
         """The shortest, the median and the longest sequence, in tokens."""
-        return spread(len(s.input_ids) for s in self.sequences)
+        return spread(s.tokens for s in self.sequences)
 
     def describe(self) -> dict[str, Any]:
         """What a result says of its probe."""
@@ -119,7 +164,8 @@ class Probe:
 
     def as_pairs(self) -> Probe:
         """The same as sources and targets, for an encoder with a decoder."""
-        return Probe.of((s.as_pair() for s in self.sequences), self.name, self.tokenizer)
+        pairs = (s.as_pair() if isinstance(s, Sequence) else s for s in self.sequences)
+        return Probe.of(pairs, self.name, self.tokenizer)
 
     def take(self, max_tokens: int, seed: int = 0) -> Probe:
         """At most so many tokens, by whole sequences, balanced between the domains.
@@ -143,8 +189,8 @@ def spread(sizes: Iterable[int]) -> dict[str, int]:
 
 
 def draw_balanced(
-    documents: Iterable[tuple[str | None, Iterable[Sequence]]], max_tokens: int, seed: int
-) -> list[Sequence]:
+    documents: Iterable[tuple[str | None, Iterable[Sequence | Sample]]], max_tokens: int, seed: int
+) -> list[Sequence | Sample]:
     """Draw whole sequences so that every domain gets as many tokens as the others.
 
     The domain with the fewest tokens is next; it is done when it has no further sequence or
@@ -164,7 +210,7 @@ def draw_balanced(
     """
     if max_tokens < 1:
         raise UsageError("at least one probe token is needed", found=f"max_tokens {max_tokens}")
-    columns: dict[str | None, list[tuple[int, Iterable[Sequence]]]] = {}
+    columns: dict[str | None, list[tuple[int, Iterable[Sequence | Sample]]]] = {}
     for place, (domain, pieces) in enumerate(documents):
         columns.setdefault(domain, []).append((place, pieces))
     generator = np.random.default_rng(seed)
@@ -173,12 +219,12 @@ def draw_balanced(
         for domain, column in columns.items()
     }
     taken = dict.fromkeys(waiting, 0)
-    chosen: list[tuple[int, int, Sequence]] = []
-    too_long: Sequence | None = None
+    chosen: list[tuple[int, int, Sequence | Sample]] = []
+    too_long: Sequence | Sample | None = None
     while waiting:
         domain = min(waiting, key=lambda d: taken[d])
         found = next(waiting[domain], None)
-        size = len(found[2].input_ids) if found else 0
+        size = found[2].tokens if found else 0
         if found is None or size > max_tokens - sum(taken.values()):
             del waiting[domain]
             too_long = too_long or (found[2] if found else None)
@@ -191,20 +237,31 @@ def draw_balanced(
 
 
 def _in_order(
-    column: list[tuple[int, Iterable[Sequence]]],
-) -> Iterator[tuple[int, int, Sequence]]:
+    column: list[tuple[int, Iterable[Sequence | Sample]]],
+) -> Iterator[tuple[int, int, Sequence | Sample]]:
     for place, pieces in column:
         for number, sequence in enumerate(pieces):
             yield place, number, sequence
 
 
-def _digest(sequences: tuple[Sequence, ...]) -> str:
+def _digest(sequences: tuple[Sequence | Sample, ...]) -> str:
     """Hash of ids, labels and domains: the same content has the same hash, whatever its file."""
     digest = hashlib.sha256()
     for sequence in sequences:
-        for array in (sequence.input_ids, sequence.labels):
-            digest.update(b"none" if array is None else np.int64(len(array)).tobytes())
+        arrays = [sequence.labels]
+        if isinstance(sequence, Sample):
+            _feed_inputs(digest, sequence)
+        else:
+            arrays.insert(0, sequence.input_ids)
+        for array in arrays:
+            digest.update(b"none" if array is None else np.int64(array.size).tobytes())
             if array is not None:
                 digest.update(np.ascontiguousarray(array, dtype="<i8").tobytes())
         digest.update(repr(sequence.domain).encode())
     return digest.hexdigest()
+
+
+def _feed_inputs(digest: hashlib._Hash, sample: Sample) -> None:
+    for name, array in sorted(sample.inputs.items()):
+        digest.update(f"{name} {array.dtype.str} {array.shape} {sample.positions} ".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sequence, draw_balanced
+from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sample, Sequence, draw_balanced
 from moegeo_cli.probes.reading import Header, Row, printable, read_file
+from moegeo_cli.probes.tensors import INPUTS
 from moegeo_cli.probes.tokenizing import (
     BYTE_LEVEL,
     BYTES,
@@ -25,29 +26,33 @@ REBUILD = "build it again from text: moegeo probe build TEXT --tokenizer CHECKPO
 def load_probe(
     path: Path | None,
     *,
-    vocab_size: int,
+    vocab_size: int | None,
     tokenizer_dir: Path,
     max_tokens: int | None = None,
     seed: int = 0,
     max_length: int | None = None,
+    samples: bool = False,
 ) -> Probe:
     """Read, tokenise and check a probe.
 
     Args:
         path: a probe file; None for the bundled one.
-        vocab_size: of the model.
+        vocab_size: of the model; None where it is not known, and then ids go unchecked.
         tokenizer_dir: the checkpoint, for its tokenizer.
         max_tokens: at most so many, by whole sequences, balanced between domains.
         seed: of which ones, where there are more.
         max_length: the model's context; longer sequences are cut into pieces.
+        samples: whether the model takes other tensors than token ids.
 
     Raises:
-        ProbeError: not readable, made with another tokenizer, ids outside the vocabulary,
-            or no token.
+        ProbeError: not readable, of inputs that the model does not take, made with another
+            tokenizer, ids outside the vocabulary, or no token.
         UsageError: less than one token asked for.
     """
     file = read_file(BUNDLED if path is None else path)
     name = "bundled" if path is None else printable(path.name)
+    if file.rows[0].inputs is not None:
+        return _load_samples(file.rows, name, max_tokens, seed, taken=samples)
     check_header(file.header, name, vocab_size, tokenizer_dir)
     tokenizer = "ids"
     encode: Callable[[str], np.ndarray] | None = None
@@ -71,7 +76,7 @@ def load_probe(
 
     documents = [(row.domain, sequences_of(row)) for row in file.rows]
     if max_tokens is None:
-        sequences = [s for _, pieces in documents for s in pieces]
+        sequences: list[Sequence | Sample] = [s for _, pieces in documents for s in pieces]
     else:
         sequences = draw_balanced(documents, max_tokens, seed)
     if not sequences:
@@ -79,7 +84,26 @@ def load_probe(
     return Probe.of(sequences, name, tokenizer)
 
 
-def check_header(header: Header | None, name: str, vocab_size: int, tokenizer_dir: Path) -> None:
+def _load_samples(
+    rows: tuple[Row, ...], name: str, max_tokens: int | None, seed: int, *, taken: bool
+) -> Probe:
+    """Samples as they are, or so many of them as fit."""
+    if not taken:
+        raise ProbeError(
+            f"the probe {name} holds other inputs than token ids, which a language model needs",
+            found=", ".join(sorted(rows[0].inputs or ()))[:200],
+            hint=f"give {INPUTS}; or name your own model with --model",
+        )
+    found = [Sample(row.inputs or {}, row.positions, row.labels, row.domain) for row in rows]
+    if max_tokens is None:
+        return Probe.of(found, name, "inputs")
+    drawn = draw_balanced([(sample.domain, (sample,)) for sample in found], max_tokens, seed)
+    return Probe.of(drawn, name, "inputs")
+
+
+def check_header(
+    header: Header | None, name: str, vocab_size: int | None, tokenizer_dir: Path
+) -> None:
     """Refuse ids that another tokenizer made; what names no tokenizer passes.
 
     Raises:
@@ -96,7 +120,7 @@ def check_header(header: Header | None, name: str, vocab_size: int, tokenizer_di
             found=f"{header.tokenizer[:12]} against {own[:12]}",
             hint=REBUILD,
         )
-    if own is None and header.vocab_size not in (None, vocab_size):
+    if own is None and vocab_size and header.vocab_size not in (None, vocab_size):
         raise ProbeError(
             f"the probe {name} was made for another vocabulary than the checkpoint's",
             found=f"{header.vocab_size:,} ids against {vocab_size:,}",
@@ -104,14 +128,14 @@ def check_header(header: Header | None, name: str, vocab_size: int, tokenizer_di
         )
 
 
-def check_vocabulary(ids_N: np.ndarray, row: Row, name: str, vocab_size: int) -> None:
+def check_vocabulary(ids_N: np.ndarray, row: Row, name: str, vocab_size: int | None) -> None:
     """Refuse ids and labels that the model has no row for.
 
     Raises:
         ProbeError: naming the first one, its line and the vocabulary's size.
     """
     for values_N, kind, free in ((ids_N, "token id", None), (row.labels, "label", IGNORED_LABEL)):
-        if values_N is None:
+        if values_N is None or vocab_size is None:
             continue
         outside = (values_N < 0) | (values_N >= vocab_size)
         if free is not None:

@@ -19,14 +19,13 @@ import numpy as np
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.dataset import spread
 from moegeo_cli.probes.passages import read_passages
-from moegeo_cli.probes.rows import FORMATS, Row, is_text, printable
+from moegeo_cli.probes.rows import FORMATS, MAX_DOMAIN, Row, is_domain, is_text, printable
 from moegeo_cli.probes.tensors import read_tensors
 
-__all__ = ["Header", "ProbeFile", "Row", "printable", "read_file"]
+__all__ = ["Header", "ProbeFile", "Row", "is_domain", "printable", "read_file"]
 
 MAX_BYTES = 256 * 2**20
 MAX_LINE_BYTES = 16 * 2**20  # of JSON, which takes up to forty times as much memory
-MAX_DOMAIN = 80
 HEADER_KEY = "moegeo.probe"
 HEADER_VERSION = 1
 
@@ -100,18 +99,11 @@ def read_file(path: Path) -> ProbeFile:
     return found
 
 
-def is_domain(name: Any) -> bool:
-    """Whether this is a short printable name."""
-    return isinstance(name, str) and 0 < len(name) <= MAX_DOMAIN and name.isprintable()
-
-
 def describe_rows(file: ProbeFile) -> dict[str, Any]:
     """What is known of a probe file without a model: ids in tokens, text in bytes."""
-    sizes = [
-        len((r.text or "").encode()) if r.input_ids is None else len(r.input_ids) for r in file.rows
-    ]
-    kinds = {"text" if r.input_ids is None else "input_ids" for r in file.rows}
-    unit = "bytes" if kinds == {"text"} else "tokens" if kinds == {"input_ids"} else "size"
+    sizes = [_size(row) for row in file.rows]
+    text = [row.text is not None for row in file.rows]
+    unit = "bytes" if all(text) else "size" if any(text) else "tokens"
     domains = Counter(r.domain for r in file.rows if r.domain is not None)
     return {
         "sha256": file.sha256,
@@ -121,6 +113,12 @@ def describe_rows(file: ProbeFile) -> dict[str, Any]:
         "domains": dict(sorted(domains.items())),
         "tokenizer": file.header.tokenizer if file.header else None,
     }
+
+
+def _size(row: Row) -> int:
+    if row.text is not None:
+        return len(row.text.encode())
+    return row.positions if row.input_ids is None else len(row.input_ids)
 
 
 def _read_lines(path: Path) -> ProbeFile:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-FORMATS = "a .jsonl of input_ids or text, a .txt, or a .safetensors with input_ids"
+MAX_DOMAIN = 80
+FORMATS = "a .jsonl of input_ids or text, a .txt, or a .safetensors of named inputs"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Either ids or text. `line` counts from 1; of a table it is the row."""
+    """One of ids, text, and the inputs of a model that takes something else.
+
+    `line` counts from 1; of a table it is the row. `positions` goes with `inputs`.
+    """
 
     line: int
     input_ids: np.ndarray | None = None
     text: str | None = None
     labels: np.ndarray | None = None
     domain: str | None = None
+    inputs: Mapping[str, np.ndarray] | None = None
+    positions: int = 1
 
 
 def is_text(text: str) -> bool:
@@ -27,6 +35,11 @@ def is_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def is_domain(name: Any) -> bool:
+    """Whether this is a short printable name."""
+    return isinstance(name, str) and 0 < len(name) <= MAX_DOMAIN and name.isprintable()
 
 
 def printable(text: str) -> str:

@@ -1,28 +1,34 @@
-"""Named model inputs in a safetensors file.
+"""Named model inputs in a safetensors file: a table of token ids, or whatever a model takes.
 
-Legend: S sequences, N tokens of a sequence with padding.
+With `input_ids` the file is a table of token ids. Without, it holds samples: every tensor but
+`labels` and `domains` is an input of the model, its first axis being the samples. The file's
+metadata may say `positions`, how many tokens a router sees of a sample (1 where it does not),
+and `domains`, a JSON list of names that the numbers in `domains` count through.
+
+Legend: S sequences or samples, N tokens of a sequence with padding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.rows import Row, printable
+from moegeo_cli.probes.rows import Row, is_domain, printable
 
 NAMES = ("input_ids", "attention_mask", "labels")
 INPUTS = "input_ids, and optionally attention_mask and labels, each (sequences, tokens)"
+MAX_POSITIONS = 2**24  # tokens of one sample: far beyond any image or recording
 
 
 def read_tensors(path: Path) -> Iterator[Row]:
-    """The rows of a table of input_ids without their padding.
+    """The rows of a table of input_ids without their padding, or the samples of a file.
 
     Raises:
-        ProbeError: damaged, other inputs than those of a language model, or shapes that
-            contradict each other.
+        ProbeError: damaged, or shapes that contradict each other.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -30,12 +36,26 @@ def read_tensors(path: Path) -> Iterator[Row]:
     try:
         with safe_open(path, framework="numpy") as file:
             names = sorted(file.keys())
-            _refuse_others(names, name)
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in names}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProbeError(
-            f"{name} cannot be read as safetensors of integers", found=str(error)[:200]
+            f"{name} cannot be read as safetensors of numbers",
+            found=str(error)[:200],
+            hint="write it with safetensors.numpy or safetensors.torch; bfloat16 is not read",
         ) from error
+    if "input_ids" in tensors:
+        yield from _read_ids(tensors, name)
+    else:
+        yield from _read_samples(tensors, metadata, name)
+
+
+def _read_ids(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[Row]:
+    others = [printable(key) for key in tensors if key not in NAMES]
+    if others:
+        raise ProbeError(
+            f"{name} holds inputs beside its input_ids", found=", ".join(others)[:200], hint=INPUTS
+        )
     ids_SN = tensors["input_ids"]
     for key, array in tensors.items():
         kinds = "iub" if key == "attention_mask" else "iu"
@@ -61,12 +81,73 @@ def read_tensors(path: Path) -> Iterator[Row]:
         yield Row(place + 1, input_ids=ids_SN[place][kept].astype(np.int64), labels=labels_N)
 
 
-def _refuse_others(names: list[str], file: str) -> None:
-    others = [printable(n) for n in names if n not in NAMES]
-    if "input_ids" in names and not others:
-        return
-    raise ProbeError(
-        f"{file} holds inputs that are not yet supported" if others else f"{file} has no input_ids",
-        found=", ".join(others or names)[:200] or "no tensor",
-        hint=f"moegeo measures language models so far: {INPUTS}",
-    )
+def _read_samples(
+    tensors: dict[str, np.ndarray], metadata: Mapping[str, str], name: str
+) -> Iterator[Row]:
+    labels, domains = tensors.pop("labels", None), tensors.pop("domains", None)
+    if not tensors:
+        raise ProbeError(f"{name} holds no input of a model", hint=INPUTS)
+    sizes = {key: array.shape[0] if array.ndim else 0 for key, array in tensors.items()}
+    for key, array in (("labels", labels), ("domains", domains)):
+        if array is None:
+            continue
+        sizes[key] = array.shape[0] if array.ndim else 0
+        if array.dtype.kind not in "iu" or (key == "domains" and array.ndim != 1):
+            raise ProbeError(f"{key} in {name} are not integers, one a sample or one a position",
+                             found=f"{array.dtype} {array.shape}")  # fmt: skip
+    if len(set(sizes.values())) != 1:
+        found = ", ".join(f"{printable(key)} has {size}" for key, size in sizes.items())
+        raise ProbeError(f"the tensors in {name} do not agree on the number of samples",
+                         found=found[:200])  # fmt: skip
+    for key, array in tensors.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ProbeError(f"{printable(key)} in {name} holds NaN or infinite values")
+    positions = _positions(metadata, name)
+    names = _domain_names(metadata, domains, name)
+    for place in range(next(iter(sizes.values()))):
+        yield Row(
+            place + 1,
+            labels=None if labels is None else np.asarray(labels[place], dtype=np.int64),
+            domain=None if domains is None else names[int(domains[place])],
+            inputs={key: array[place] for key, array in tensors.items()},
+            positions=positions,
+        )
+
+
+def _positions(metadata: Mapping[str, str], name: str) -> int:
+    text = metadata.get("positions", "1")
+    if not (text.isdecimal() and text.isascii() and len(text) < 9):
+        text = "0"
+    if not 0 < int(text) <= MAX_POSITIONS:
+        raise ProbeError(
+            f"positions in the metadata of {name} is not a number of tokens",
+            found=ascii(metadata.get("positions"))[:80],
+            hint="say how many tokens a router sees of one sample",
+        )
+    return int(text)
+
+
+def _domain_names(
+    metadata: Mapping[str, str], domains: np.ndarray | None, name: str
+) -> Mapping[int, str]:
+    """The name of each number in `domains`: from the metadata, else the number itself."""
+    if domains is None:
+        return {}
+    found: object = None
+    try:
+        found = json.loads(metadata["domains"]) if "domains" in metadata else None
+    except (ValueError, RecursionError):
+        found = ()
+    numbers = sorted({int(d) for d in domains})
+    if found is None:
+        return {number: str(number) for number in numbers}
+    valid = isinstance(found, list) and all(is_domain(n) for n in found)
+    if not isinstance(found, list) or not valid or (numbers and numbers[-1] >= len(found)) or (
+        numbers and numbers[0] < 0
+    ):  # fmt: skip
+        raise ProbeError(
+            f"domains in the metadata of {name} do not name the numbers in its tensor",
+            found=ascii(metadata.get("domains"))[:80],
+            hint="a JSON list of short names, one for each number from 0",
+        )
+    return dict(enumerate(found))

@@ -57,7 +57,7 @@ def tokenizer_sha256(folder: Path) -> str | None:
     return digest.hexdigest()
 
 
-def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+def open_tokenizer(folder: Path, vocab_size: int | None) -> Tokenizer:
     """The tokenizer of a checkpoint; bytes where its vocabulary is bytes.
 
     Args:
@@ -76,7 +76,8 @@ def open_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         return Tokenizer(BYTE_LEVEL, _bytes)
     raise ProbeError(
         "the probe is text, and the checkpoint has no tokenizer",
-        found=f"a vocabulary of {vocab_size:,} and no {FAST}",
+        found=f"a vocabulary of {'unknown size' if vocab_size is None else f'{vocab_size:,}'} "
+        f"and no {FAST}",
         hint="put the tokenizer's files into the checkpoint, or give a --probe of input_ids",
     )
 

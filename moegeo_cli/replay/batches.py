@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
+from moegeo_cli.probes import Sample
 
 IGNORED_LABEL = -100
 STATEFUL = re.compile(r"Mamba|Delta(Net|Attention)|Lightning|ShortConv")
@@ -35,6 +36,33 @@ class Batch:
     sequence_B: torch.Tensor
 
     @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What the model is called with."""
+        if self.mask_BN is None:
+            return {"input_ids": self.input_ids_BN}
+        return {"input_ids": self.input_ids_BN, "attention_mask": self.mask_BN}
+
+    @property
+    def targets(self) -> torch.Tensor | None:
+        """The label of each position."""
+        return self.targets_BN
+
+    @property
+    def flat(self) -> torch.Tensor | None:
+        """Where the real tokens lie among all positions; None where nothing is padded."""
+        return None if self.mask_BN is None else self.real_BN.reshape(-1).nonzero().squeeze(1)
+
+    @property
+    def tokens(self) -> int:
+        """Real tokens."""
+        return int(self.real_BN.sum())
+
+    @property
+    def positions(self) -> int:
+        """All positions, padding included."""
+        return self.input_ids_BN.numel()
+
+    @property
     def real_BN(self) -> torch.Tensor:
         """True at real positions."""
         if self.mask_BN is not None:
@@ -48,6 +76,20 @@ def next_token_targets(input_ids: np.ndarray, labels: np.ndarray | None) -> np.n
     targets = np.full(len(input_ids), IGNORED_LABEL, dtype=np.int64)
     targets[:-1] = source[1:]
     return targets
+
+
+def count_losses(
+    ids: list[np.ndarray] | list[Sample], labels: Sequence[np.ndarray | None]
+) -> np.ndarray:
+    """How many losses each sequence has, shape (S,)."""
+    counts = []
+    for place, labels_N in enumerate(labels):
+        own = ids[place]
+        if isinstance(own, Sample):
+            counts.append(own.loss_tokens)
+        else:
+            counts.append(int((next_token_targets(own, labels_N) != IGNORED_LABEL).sum()))
+    return np.array(counts, dtype=np.int64)
 
 
 def carries_state(model: nn.Module) -> bool:

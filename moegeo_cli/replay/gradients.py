@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional as F
 
-from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
+from moegeo_cli.replay.batches import IGNORED_LABEL
 from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
 from moegeo_cli.replay.reading import RouterCall
 
+# A computed choice is held against the gradient where at least this share of the tokens has the
+# same number of experts with gradient; share of tokens at which it may reach another expert.
+COMMON, UNEXPLAINED = 0.5, 0.01
+ROUNDING = 1e-6  # of the batch's largest gradient: below it nothing counts as one
 # Below this share of the selected rms, an unselected expert's gradient is rounding noise.
 NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -42,7 +48,8 @@ class LossGradients:
         """Add one batch to the routers' Fisher sums.
 
         Args:
-            losses: loss of every position, padded ones included, 0 where there is none.
+            losses: loss of every position, padded ones included, 0 where there is none; or one
+                loss a sample.
             rows: where the batch's real tokens lie.
             calls: what each router saw and gave.
         """
@@ -119,13 +126,14 @@ class LossGradients:
         """The exact unit: one backward per loss token. Slow by a factor of the token count."""
         wanted = [call.logits_NE for _, call in targets]
         positions = range(len(losses)) if rows.flat is None else rows.flat.tolist()
-        for place, position in enumerate(positions):
+        width = len(losses) // len(rows.sequence_B)
+        for position in positions:
             if float(losses[position].detach()) == 0.0 and not losses[position].requires_grad:
                 continue
             gradients = torch.autograd.grad(
                 losses[position], wanted, allow_unused=True, retain_graph=True
             )
-            group = int(self.plan.groups_S[rows.sequence_N[place]])
+            group = int(self.plan.groups_S[rows.sequence_B[position // width]])
             for (trace, call), gradient in zip(targets, gradients, strict=True):
                 if gradient is None:
                     continue
@@ -145,15 +153,18 @@ class LossGradients:
         magnitude and never decided entry by entry.
         """
         delta_NE = rows.real(gradient.reshape(-1, trace.router.experts)).float()
-        if self.unselected == "dense":
+        if self.unselected == "dense" and call.observed:
             return delta_NE
         selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool)
         selected_NE.scatter_(1, rows.real(call.selected_NK).clamp_min(0), True)
-        if trace.router.path not in self._verified or self.unselected == "verify":
-            self._verified.add(trace.router.path)
+        first = trace.router.path not in self._verified
+        self._verified.add(trace.router.path)
+        if first and not call.observed:
+            _confirm_choice(trace, delta_NE, selected_NE)
+        if self.unselected != "dense" and (first or self.unselected == "verify"):
             self._verify_unselected(trace, delta_NE, selected_NE, call.x_ND.dtype)
-            if self.unselected == "dense":
-                return delta_NE
+        if self.unselected == "dense":
+            return delta_NE
         return delta_NE.where(selected_NE, 0.0)
 
     def _verify_unselected(
@@ -186,3 +197,58 @@ def _reachable(
 ) -> list[tuple[RouterTrace, RouterCall]]:
     """Calls whose logits the loss can reach."""
     return [(t, c) for t, c in calls if c.logits_NE.requires_grad and not t.problem]
+
+
+def _confirm_choice(trace: RouterTrace, delta_NE: torch.Tensor, selected_NE: torch.Tensor) -> None:
+    """Hold a computed choice against where the gradient goes, where that tells anything.
+
+    Combine weights that sum to 1 leave unselected experts without gradient; then an expert that
+    has one was chosen. A chosen one may lack it (a saturated score, an expert that gives zero),
+    but not at every token. Elsewhere all experts have it.
+
+    Raises:
+        UnsupportedArchitectureError: the model chose other experts.
+    """
+    largest_N1 = delta_NE.abs().amax(1, keepdim=True)
+    rows_N = (largest_N1[:, 0] > 0) & torch.isfinite(largest_N1[:, 0])
+    noise_N1 = (NOISE[torch.float32] * largest_N1).clamp_min(ROUNDING * float(largest_N1.max()))
+    reached_NE = (delta_NE.abs() > noise_N1)[rows_N]
+    if not len(reached_NE):
+        return
+    counts_N = reached_NE.sum(1)
+    most = int(counts_N.max())
+    if most == trace.router.experts or float((counts_N == most).float().mean()) < COMMON:
+        return  # no number of experts that tokens share: all of them have gradient
+    chosen_NE = selected_NE[rows_N]
+    beyond = float((reached_NE & ~chosen_NE).any(1).float().mean())
+    if beyond > UNEXPLAINED or most < int(chosen_NE.sum(1).max()):
+        raise UnsupportedArchitectureError(
+            f"the router {trace.router.path} does not choose the top {trace.router.top_k} of its "
+            f"{trace.router.computed} scores",
+            found=f"the loss's gradient reaches {most} experts of a token, others than the "
+            f"computed ones at {beyond:.0%} of the tokens",
+            hint="check --top-k and --scoring, or let the router return "
+            "(logits, weights, indices) of its choice",
+        )
+    trace.confirmed = True
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each target in nats, flat; 0 where there is none.
+
+    Raises:
+        ProbeError: the labels are not of the logits' form.
+    """
+    if logits.shape[:-1] != targets.shape or int(targets.max()) >= logits.shape[-1]:
+        raise ProbeError(
+            "the probe's labels do not fit what the model returns",
+            found=f"labels {tuple(targets.shape)} up to {int(targets.max())}, "
+            f"logits {tuple(logits.shape)}",
+            hint="one label a sample or one a position, counted from 0; -100 for no loss",
+        )
+    return F.cross_entropy(
+        logits.float().reshape(-1, logits.shape[-1]),
+        targets.reshape(-1).to(logits.device),
+        reduction="none",
+        ignore_index=IGNORED_LABEL,
+    )

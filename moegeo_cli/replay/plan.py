@@ -51,6 +51,8 @@ class RouterTrace:
     """What one router did over the probe; rows follow the probe's order of tokens.
 
     `side` is the part of every sequence that the router sees, `rows` those tokens; None for all.
+    `observed` is false where its choice was computed; `confirmed` says that the loss's gradient
+    then reached the computed experts and no others.
     """
 
     router: Router
@@ -64,6 +66,8 @@ class RouterTrace:
     calls: int = 0
     side: str | None = None
     rows: np.ndarray | None = None
+    observed: bool = True
+    confirmed: bool = False
 
 
 def make_traces(
@@ -118,12 +122,14 @@ class Replay:
 class BatchRows:
     """Where the real tokens of a batch lie: `flat` among all positions, None without padding.
 
-    `probe_N` are their rows in the probe, `sequence_N` their sequences; `group_spans` and
-    `sequence_spans` are (key, start, stop) of each run of tokens with one group or sequence.
+    `sequence_B` are the batch's sequences, `probe_N` the tokens' rows in the probe, `sequence_N`
+    their sequences; `group_spans` and `sequence_spans` are (key, start, stop) of each run of
+    tokens with one group or sequence.
     `sides` are the rows of the encoder and of the decoder, where there are two.
     """
 
     flat: torch.Tensor | None
+    sequence_B: np.ndarray
     probe_N: np.ndarray
     sequence_N: np.ndarray
     group_spans: list[tuple[int, int, int]]
@@ -144,17 +150,19 @@ class BatchRows:
         probe_N = np.concatenate(
             [np.arange(starts_S[s], starts_S[s] + lengths_S[s]) for s in sequence_B]
         )
-        return cls._at(flat, probe_N, sequence_N, groups_S)
+        return cls._at(flat, sequence_B, probe_N, sequence_N, groups_S)
 
     @classmethod
     def _at(
         cls,
         flat: torch.Tensor | None,
+        sequence_B: np.ndarray,
         probe_N: np.ndarray,
         sequence_N: np.ndarray,
         groups_S: np.ndarray,
     ) -> BatchRows:
-        return cls(flat, probe_N, sequence_N, _spans(groups_S[sequence_N]), _spans(sequence_N))
+        spans = _spans(groups_S[sequence_N]), _spans(sequence_N)
+        return cls(flat, sequence_B, probe_N, sequence_N, *spans)
 
     def split(self, split: int, groups_S: np.ndarray) -> BatchRows:
         """The same with the rows of both sides; sequences of one length and split, unpadded.
@@ -164,15 +172,12 @@ class BatchRows:
         length = int((self.sequence_N == self.sequence_N[0]).sum())
         first_N = np.arange(len(self.probe_N)) % length < split
         nothing = torch.zeros(0, dtype=torch.long) if split == length else None
-        return replace(
-            self,
-            sides={
-                SOURCE: self._at(None, self.probe_N[first_N], self.sequence_N[first_N], groups_S),
-                TARGET: self._at(
-                    nothing, self.probe_N[~first_N], self.sequence_N[~first_N], groups_S
-                ),
-            },
-        )
+
+        def at(flat: torch.Tensor | None, chosen_N: np.ndarray) -> BatchRows:
+            rows = self.probe_N[chosen_N], self.sequence_N[chosen_N]
+            return self._at(flat, self.sequence_B, *rows, groups_S)
+
+        return replace(self, sides={SOURCE: at(None, first_N), TARGET: at(nothing, ~first_N)})
 
     def of_side(self, side: str | None) -> BatchRows:
         """The rows that a router on this side sees."""

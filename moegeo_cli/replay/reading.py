@@ -29,13 +29,15 @@ class RouterCall:
     """What one forward pass of a router took and gave, rows being tokens.
 
     Shapes: x_ND as the router's weight received it (times the router's scale), logits_NE on the
-    gradient path, weights_NK and selected_NK as the model goes on to use them.
+    gradient path, weights_NK and selected_NK as the model goes on to use them, or, where not
+    `observed`, as they were computed from the logits.
     """
 
     x_ND: torch.Tensor
     logits_NE: torch.Tensor
     weights_NK: torch.Tensor
     selected_NK: torch.Tensor
+    observed: bool = True
 
 
 Choice = tuple[torch.Tensor, torch.Tensor]  # selected_NK, weights_NK
@@ -47,10 +49,13 @@ class RouterTap:
     Args:
         router: the router.
         take: hears of every call, in the hook of the router's module.
+        partial: hand over calls whose choice cannot be read as well, with none.
     """
 
-    def __init__(self, router: Router, take: Callable[[RouterCall], None]) -> None:
-        self.router, self.take = router, take
+    def __init__(
+        self, router: Router, take: Callable[[RouterCall], None], *, partial: bool = False
+    ) -> None:
+        self.router, self.take, self.partial = router, take, partial
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
         self._handles = [router.module.register_forward_hook(self._on_router)]
         if router.linear is not router.module:
@@ -73,8 +78,14 @@ class RouterTap:
         if self.router.scale != 1.0:  # of the product, and as well of its input
             x = x.to(logits.dtype) * self.router.scale
         logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
-        selected, weights = _read_choice(self.router, output, logits_NE)
-        self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected))
+        try:
+            selected, weights, observed = _read_choice(self.router, output, logits_NE)
+        except UnsupportedArchitectureError:
+            if not self.partial:
+                raise
+            weights = logits_NE.detach()[:, :0]
+            selected, observed = weights.long(), False
+        self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected, observed))
 
 
 def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
@@ -105,20 +116,25 @@ def _masks(scores_NE: torch.Tensor) -> bool:
     return bool((scores_NE == 0).any())
 
 
-def _read_choice(router: Router, output: Any, logits_NE: torch.Tensor) -> Choice:
-    """Selected experts and their weights: the first form that fits.
+def _read_choice(
+    router: Router, output: Any, logits_NE: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Selected experts, their weights, whether the model said so: the first form that fits.
 
     Raises:
         UnsupportedArchitectureError: none does.
     """
     parts = list(output) if isinstance(output, tuple) else [output]
-    for form in (_sorted_by_expert, _indices, _masked_scores, _one_or_none, _routed_by_parent):
+    forms = (
+        _sorted_by_expert, _indices, _masked_scores, _one_or_none, _routed_by_parent, _computed,
+    )  # fmt: skip
+    for form in forms:
         found = form(router, parts, logits_NE)
         if found is not None:
             selected, weights = found
             if router.skip_expert is not None:  # reported as expert 0 with no weight
                 selected = selected.masked_fill(weights == 0, router.skip_expert)
-            return selected, weights
+            return selected, weights, form is not _computed
     raise _unreadable(router, output)
 
 
@@ -193,6 +209,19 @@ def _routed_by_parent(router: Router, parts: list[Any], logits_NE: torch.Tensor)
     return selected, weights
 
 
+def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+    """A router that gives logits alone, its scoring and K known: top-k of the scores."""
+    if router.computed is None or router.top_k is None or len(parts) != 1:
+        return None
+    logits_NE = logits_NE.detach().float()
+    scores = logits_NE.softmax(-1) if router.computed == "softmax" else logits_NE.sigmoid()
+    if router.computed == "sqrt_softplus":
+        scores = F.softplus(logits_NE).sqrt()
+    bias = router.selection_bias_E
+    selected = (scores if bias is None else scores + bias.float()).topk(router.top_k, -1).indices
+    return selected, scores.gather(1, selected)
+
+
 def _unreadable(router: Router, output: Any) -> UnsupportedArchitectureError:
     parts = output if isinstance(output, tuple) else (output,)
     shapes = [str(tuple(p.shape)) for p in parts if isinstance(p, torch.Tensor)]
@@ -200,7 +229,8 @@ def _unreadable(router: Router, output: Any) -> UnsupportedArchitectureError:
         f"the router {router.path} ({type(router.module).__name__}) returns its choice in a form "
         "that moegeo cannot read",
         found=", ".join(shapes) or type(output).__name__,
-        hint="report this model type; see docs/architectures.md",
+        hint="for a model of your own whose block chooses say --scoring and --top-k; "
+        "else report this model type",
     )
 
 

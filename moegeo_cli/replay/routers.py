@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
-from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.errors import UnsupportedArchitectureError, UsageError
 
 ROUTER_NAMES = {"gate", "router", "router_gate"}
 ROUTER_CLASS = re.compile(r"(Router|Gate|Gating)$")
@@ -39,7 +40,9 @@ class Router:
     parameter, whose first `experts` rows compete (some routers score shared experts in further
     rows); `bias_E` is added to the logits, `selection_bias_E` only to the score that selects.
     `skip_expert` is an expert without work that the router reports as expert 0. `scale` is a
-    factor that the router takes the product by.
+    factor that the router takes the product by. `computed` is the scoring by which a choice is
+    computed where the router gives logits alone; None where only what the model says of its
+    choice counts.
     """
 
     layer: int
@@ -54,16 +57,41 @@ class Router:
     selection_bias_E: torch.Tensor | None
     skip_expert: int | None = None
     scale: float = 1.0
+    computed: str | None = None
 
 
-def find_routers(model: nn.Module) -> list[Router]:
+def find_routers(
+    model: nn.Module,
+    *,
+    pattern: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+) -> list[Router]:
     """All routers of `model` that text passes, in the order of its layers.
+
+    Args:
+        model: the model; one that has a `find_routers` of its own answers for itself.
+        pattern: of the routers' module names; None for the two ways above.
+        top_k: experts a token; None for what the modules say.
+        scoring: by which a choice is computed where routers give logits alone; None for never.
 
     Raises:
         UnsupportedArchitectureError: a router's parameters are not of a form we can verify.
+        UsageError: the pattern fits no module.
     """
+    own = getattr(model, "find_routers", None)
+    if own is not None:
+        found_own: list[Router] = own()
+        return found_own
     modules = dict(model.named_modules())
-    routers = [_describe(p, modules) for p in _paths(model, modules) if not OTHER_TOWER.search(p)]
+    if pattern is not None:
+        found = _picked(pattern, modules)
+    else:
+        found = {p for p in _paths(model, modules) if not OTHER_TOWER.search(p)}
+    routers = [_describe(path, modules) for path in found]
+    for router in routers:
+        router.top_k = top_k or router.top_k
+        router.computed = scoring
     return sorted(routers, key=lambda router: (router.layer, router.path))
 
 
@@ -77,6 +105,20 @@ def _paths(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
     """Routers by either rule; of a block that passes on what its router gave, the router itself."""
     found = _recorded(model, modules) | _structural(modules)
     return {p for p in found if not any(q.startswith(f"{p}.") for q in found)}
+
+
+def _picked(pattern: str, modules: Mapping[str, nn.Module]) -> set[str]:
+    """The modules whose names fit a user's pattern."""
+    fits = compile_pattern(pattern)
+    found = {path for path in modules if path and fits(path)}
+    if not found:
+        linear = [path for path, module in modules.items() if isinstance(module, nn.Linear)]
+        raise UsageError(
+            f"--router {pattern!r} fits no module of the model",
+            found=f"linear layers: {', '.join(linear[:8])}{' …' if len(linear) > 8 else ''}",
+            hint="a glob over module names like 'blocks.*.router', or a regex after 're:'",
+        )
+    return found
 
 
 def _recorded(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
@@ -126,7 +168,7 @@ def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
     own = getattr(module, "num_experts", None)
     skips = getattr(module, "num_router_classes", None) == rows == (own or 0) + 1
     return Router(
-        layer=int(layer.group(1)) if layer else 0,
+        layer=int(layer.group(1)) if layer else _any_number(path),
         path=path,
         module=module,
         linear=linear,
@@ -140,6 +182,11 @@ def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
         skip_expert=own if skips else None,
         scale=float(getattr(module, "output_multiplier", 1.0)),
     )  # fmt: skip
+
+
+def _any_number(path: str) -> int:
+    """The first number in a path that has no layer by one of the usual names, else 0."""
+    return next((int(part) for part in path.split(".") if part.isdecimal()), 0)
 
 
 def _product(path: str, module: nn.Module) -> nn.Module:

@@ -18,14 +18,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from moegeo_cli.errors import MoegeoError, ResourceError, UnsupportedArchitectureError
+from moegeo_cli.errors import (
+    MoegeoError,
+    ProbeError,
+    ResourceError,
+    UnsupportedArchitectureError,
+)
 from moegeo_cli.fisher.categorical import categorical_information
-from moegeo_cli.replay.batches import IGNORED_LABEL, Batch, make_batches, plan_batches
+from moegeo_cli.probes import Sample
+from moegeo_cli.replay.batches import count_losses, plan_batches
+from moegeo_cli.replay.feeding import (
+    AnyBatch,
+    batch_losses,
+    call_inputs,
+    find_rows,
+    list_batches,
+    take_sides,
+)
 from moegeo_cli.replay.gradients import LossGradients
 from moegeo_cli.replay.memory import is_out_of_memory
-from moegeo_cli.replay.pairs import SOURCE, align_logits, side_of, split_inputs
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace, make_traces
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
@@ -44,7 +56,7 @@ class _EndOfRouters(Exception):  # noqa: N818 - a signal, not an error
 def replay(
     model: nn.Module,
     routers: list[Router],
-    ids: list[np.ndarray],
+    ids: list[np.ndarray] | list[Sample],
     labels: list[np.ndarray | None],
     plan: Plan,
     *,
@@ -55,12 +67,12 @@ def replay(
     """Run the probe once, halving the batch where memory runs out.
 
     Args:
-        model: the model.
+        model: what is called with each batch.
         routers: those of its routers that are measured.
-        ids: the probe's sequences.
-        labels: what each predicts; None where that is its own next token.
+        ids: the token ids of each sequence; or samples, which hold their own labels.
+        labels: of each sequence of token ids; None to predict every next token.
         plan: what is measured.
-        progress: hears of tokens replayed.
+        progress: hears how many tokens were replayed.
         kind: how a pass goes about it; None for batch after batch through the whole model.
         ranks: who shares the probe, all calling this alike: rank 0 has the whole outcome, the
             others their own part. None for this process alone.
@@ -117,7 +129,7 @@ class Pass:
         self,
         model: nn.Module,
         routers: list[Router],
-        ids: list[np.ndarray],
+        ids: list[np.ndarray] | list[Sample],
         labels: list[np.ndarray | None],
         plan: Plan,
         batch_size: int | None,
@@ -133,7 +145,7 @@ class Pass:
         tokens = int(self.lengths.sum())
         self.traces = make_traces(routers, plan, tokens, self.groups)
         if plan.splits_S is not None:
-            self._take_sides(plan.splits_S)
+            take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
         self.sample_of_row = np.full(tokens, -1, dtype=np.int64)
         if plan.sample_rows is not None:
@@ -157,11 +169,7 @@ class Pass:
             plan = shares[self.ranks.rank]
         self.own_tokens = sum(int(self.lengths[members].sum()) for members in plan)
         with self._hooks(), self._logit_gradients():
-            self._batches(make_batches(self.ids, self.labels, plan, self.device))
-        targets = [
-            (len(i) - 1 if y is None else int((y[1:] != IGNORED_LABEL).sum()))
-            for i, y in zip(self.ids, self.labels, strict=True)
-        ]
+            self._batches(list_batches(self.model, self.ids, self.labels, plan, self.device))
         for trace in self.traces:
             if trace.calls == 0 and trace.problem is None:
                 trace.problem = "the router was not called"
@@ -169,82 +177,43 @@ class Pass:
             traces=self.traces,
             sequence_T=np.repeat(np.arange(len(self.ids)), self.lengths),
             loss_S=self.loss_S if self.plan.needs_loss else None,
-            loss_tokens_S=np.array(targets, dtype=np.int64),
+            loss_tokens_S=count_losses(self.ids, self.labels),
             batch_size=self.batch_size,
             unselected=self.gradients.unselected,
             notes=[],
             shares=shares,
         )
 
-    def _take_sides(self, splits_S: np.ndarray) -> None:
-        """Each router's side, and which of the probe's tokens it sees."""
-        places_T = np.concatenate([np.arange(n) for n in self.lengths])
-        source_T = places_T < np.repeat(splits_S, self.lengths)
-        for trace in self.traces:
-            trace.side = side_of(self.model, trace.router.module)
-            trace.rows = np.flatnonzero(source_T == (trace.side == SOURCE))
-
-    def _batches(self, batches: Iterable[Batch]) -> None:
+    def _batches(self, batches: Iterable[AnyBatch]) -> None:
         """One batch after another, each through the whole model."""
         for batch in batches:
             self._step(batch)
             if self.progress:
-                done = int(batch.real_BN.sum())
-                self.progress(done * int(self.lengths.sum()) // self.own_tokens)
+                self.progress(batch.tokens * int(self.lengths.sum()) // self.own_tokens)
 
-    def _step(self, batch: Batch) -> None:
+    def _step(self, batch: AnyBatch) -> None:
         """One batch, forward and, where a loss is needed, backward."""
-        self._begin(self._rows_of(batch))
-        if self.plan.needs_loss:
-            losses = self._losses(batch, self._forward(self._inputs(batch)).logits)
+        self._begin(batch, find_rows(batch, self.lengths, self.plan))
+        if self.plan.needs_loss and batch.targets is not None:
+            losses = self._losses(
+                batch, self._forward(call_inputs(self.model, batch, self.plan)).logits
+            )
             self.gradients.backward(losses, self.rows, self.pending)
         else:
             with contextlib.suppress(_EndOfRouters):
-                self._forward(self._inputs(batch))
+                self._forward(call_inputs(self.model, batch, self.plan))
         self.pending.clear()
 
-    def _rows_of(self, batch: Batch) -> BatchRows:
-        """Where the batch's real tokens lie."""
-        padded = batch.mask_BN is not None
-        flat = batch.real_BN.reshape(-1).nonzero().squeeze(1) if padded else None
-        sequences = batch.sequence_B.cpu().numpy()
-        rows = BatchRows.of(flat, sequences, self.lengths, self.plan.groups_S)
-        split = self._split_of(batch)
-        return rows if split is None else rows.split(split, self.plan.groups_S)
-
-    def _split_of(self, batch: Batch) -> int | None:
-        """How many tokens of its sequences are a source, where there are two sides."""
-        splits_S = self.plan.splits_S
-        return None if splits_S is None else int(splits_S[int(batch.sequence_B[0])])
-
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        """What the model is called with."""
-        split = self._split_of(batch)
-        if split is not None:
-            return split_inputs(self.model, batch.input_ids_BN, split)
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids_BN, "use_cache": False}
-        if batch.mask_BN is not None:
-            inputs["attention_mask"] = batch.mask_BN
-        return inputs
-
-    def _begin(self, rows: BatchRows) -> None:
-        """From here on, routers are called for these tokens."""
-        self.rows = rows
+    def _begin(self, batch: AnyBatch, rows: BatchRows) -> None:
+        """From here on, routers are called for the tokens of this batch."""
+        self.rows, self.positions, self.samples = rows, batch.positions, len(batch.sequence_B)
         self.pending: list[tuple[RouterTrace, RouterCall]] = []
         self.called: set[str] = set()
 
-    def _losses(self, batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+    def _losses(self, batch: AnyBatch, logits: torch.Tensor) -> torch.Tensor:
         """The loss of every position, kept by sequence as well."""
-        split = self._split_of(batch)
-        if split is not None:
-            logits = align_logits(logits, split, batch.input_ids_BN.shape[1])
-        losses = F.cross_entropy(
-            logits.float().reshape(-1, logits.shape[-1]),
-            batch.targets_BN.reshape(-1).to(logits.device),
-            reduction="none",
-            ignore_index=IGNORED_LABEL,
-        )
-        by_sequence = losses.detach().double().reshape(batch.real_BN.shape).sum(1)
+        losses = batch_losses(batch, logits, self.plan)
+        by_sequence = losses.detach().double().reshape(len(batch.sequence_B), -1).sum(1)
         self.loss_S[batch.sequence_B.cpu().numpy()] = by_sequence.cpu().numpy()
         return losses
 
@@ -302,6 +271,8 @@ class Pass:
                 self.pending.append((trace, call))
                 return
             trace.calls += 1
+            trace.observed = call.observed
+            self._check_positions(trace.router, len(call.x_ND))
             if trace.calls == 1:
                 trace.problem = verify_call(trace.router, call)
             if trace.problem is None:
@@ -312,6 +283,21 @@ class Pass:
                 raise _EndOfRouters
 
         return take
+
+    def _check_positions(self, router: Router, seen: int) -> None:
+        """Every position of a batch is a row of the router's input, or rows would be misread."""
+        if seen == self.positions or self.rows.sides:  # each side sees a part of them
+            return
+        each, rest = divmod(seen, self.samples)
+        samples = isinstance(self.ids[0], Sample) and not rest
+        raise ProbeError(
+            f"the router {router.path} sees {seen:,} tokens of a batch that has {self.positions:,}",
+            found=f"{self.samples} samples of {self.positions // self.samples} positions",
+            hint=f"if every router sees so many, say positions = {each} in the probe file's "
+            "metadata; else choose --layers that see equally many"
+            if samples
+            else "moegeo measures routers that see every token once",
+        )
 
     def _record(self, trace: RouterTrace, call: RouterCall) -> None:
         """Keep what the geometry needs, and feed the categorical Fisher."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as trees
 
-from moegeo_cli.replay.batches import Batch
+from moegeo_cli.replay.feeding import AnyBatch, call_inputs, find_rows
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.plan import BatchRows
 from moegeo_cli.replay.session import Pass
@@ -27,7 +27,7 @@ from moegeo_cli.replay.session import Pass
 class _Travelling:
     """A batch on its way: outputs of the layers so far, and the loss's gradient there."""
 
-    batch: Batch
+    batch: AnyBatch
     rows: BatchRows
     outputs: list[Any] = field(default_factory=list)
     gradients: list[list[torch.Tensor | None]] = field(default_factory=list)
@@ -53,23 +53,23 @@ class StreamedPass(Pass):
         rounds = self.last + (self.last - self.first + 1 if self.plan.needs_loss else 0)
         self._share, self._told = 1 / rounds, 0.0
 
-    def _batches(self, batches: Iterable[Batch]) -> None:
+    def _batches(self, batches: Iterable[AnyBatch]) -> None:
         for together in self._companies(batches):
             self._forward_all(together)
             if self.plan.needs_loss:
                 self._backward_all(together)
 
-    def _companies(self, batches: Iterable[Batch]) -> Iterator[list[_Travelling]]:
+    def _companies(self, batches: Iterable[AnyBatch]) -> Iterator[list[_Travelling]]:
         """Batches that travel together."""
         each = self.stream.boundary
         company: list[_Travelling] = []
         held = 0
         for batch in batches:
-            size = each * batch.input_ids_BN.numel()
+            size = each * batch.positions
             if company and held + size > self.boundary_bytes:
                 yield company
                 company, held = [], 0
-            company.append(_Travelling(batch, self._rows_of(batch)))
+            company.append(_Travelling(batch, find_rows(batch, self.lengths, self.plan)))
             held += size
         if company:
             yield company
@@ -79,7 +79,7 @@ class StreamedPass(Pass):
             with self.stream.layer(place), torch.no_grad():
                 self.stream.announce(place + 1)
                 for item in together:
-                    self._begin(item.rows)
+                    self._begin(item.batch, item.rows)
                     output = self._run(place, item)
                     item.outputs.append(trees.tree_map_only(torch.Tensor, torch.detach, output))
                     self._tell(item)
@@ -89,7 +89,7 @@ class StreamedPass(Pass):
             for tensor in _leaves(item.outputs[max(self.first - 1, 0) :]):
                 tensor.requires_grad_(True)
             item.gradients = [[None] * len(_leaves([output])) for output in item.outputs]
-            self._begin(item.rows)
+            self._begin(item.batch, item.rows)
             losses = self._losses(item.batch, self._run(len(self.stream.layers), item).logits)
             self._pull(item, len(self.stream.layers), [losses.sum()], None)
             self._tell(item)
@@ -107,7 +107,7 @@ class StreamedPass(Pass):
         item.outputs.pop()
         if all(gradient is None for gradient in gradients):
             return
-        self._begin(item.rows)
+        self._begin(item.batch, item.rows)
         self.recomputing = True
         try:
             outputs = _leaves([self._run(place, item)])
@@ -143,14 +143,14 @@ class StreamedPass(Pass):
         self.pending.clear()
 
     def _run(self, place: int, item: _Travelling) -> Any:
-        inputs = self._inputs(item.batch)
+        inputs = call_inputs(self.model, item.batch, self.plan)
         return self.stream.run(place, lambda: self._forward(inputs), item.outputs)
 
     def _tell(self, item: _Travelling) -> None:
         """A layer of a batch is its share of the batch's tokens."""
         if self.progress:
             before = int(self._told)
-            self._told += int(item.batch.real_BN.sum()) * self._share
+            self._told += item.batch.tokens * self._share
             self.progress(int(self._told + 1e-6) - before)
 
 

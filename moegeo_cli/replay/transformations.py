@@ -28,11 +28,9 @@ def permute_experts(
 ) -> None:
     """Give experts other numbers, with their router rows and biases; groups stay together."""
     generator = torch.Generator().manual_seed(seed)
-    modules = dict(model.named_modules())
     for router in routers:
         order_E = _order(router.experts, groups[0] if groups else 1, generator)
-        block = modules[router.path.rpartition(".")[0]]
-        experts = getattr(block, "experts", None)
+        experts = getattr(router.parent, "experts", None)
         if experts is None:
             raise NotApplicable(f"the experts beside {router.path} were not found")
         if isinstance(experts, nn.ModuleList):

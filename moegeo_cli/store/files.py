@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from moegeo_cli.errors import OutputError
@@ -17,22 +18,33 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         OutputError: the folder or the file cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
+    write_atomic_by(path, lambda temporary: temporary.write_bytes(data))
+
+
+def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name in the same folder, flush it, rename it.
+
+    Raises:
+        OutputError: the folder or the file cannot be written.
+    """
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(
             prefix=f".{path.name}.", suffix=".tmp", dir=path.parent
         )
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        os.close(handle)
+        write(Path(temporary))
+        with Path(temporary).open("rb") as file:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except OSError as error:
+    except (OSError, OutputError) as error:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 Path(temporary).unlink()
+        if isinstance(error, OutputError):
+            raise
         raise OutputError(
             f"{path} cannot be written",
             found=error.strerror or str(error),

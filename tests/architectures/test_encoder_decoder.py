@@ -18,6 +18,7 @@ from moegeo_cli.api import invariance
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedArchitectureError
 from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.probe import default_tokens
 from tests.architectures import oracle
 from tests.architectures.table import PAGE, row, write_probe
@@ -186,7 +187,7 @@ def test_a_router_missing_from_one_side_is_named(switch: Path, tmp_path: Path) -
 
 
 def test_the_probe_is_large_enough_for_half_of_it_a_router(switch: Path) -> None:
-    assert default_tokens(open_run(switch)) == max(8192, 2 * tokens_for_power(8, 1, 4))
+    assert default_tokens(open_run(switch), Models()) == max(8192, 2 * tokens_for_power(8, 1, 4))
 
 
 def test_no_rewriting_of_an_encoder_decoder_is_claimed(switch: Path, tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_a_missing_accelerate_is_named_with_its_command(
         (["--device-map", "auto", "--device", "cpu"], "leave one of the two out"),
         (["--device-map", "disk", "--baseline", "init"], "leave one of the two out"),
         (["--device-map", "disk", "--stream"], "leave one of the two out"),
+        (["--device-map", "disk", "--model", "json:loads"], "leave one of the two out"),
         (["--device-map", "tp"], "tensor parallelism is not offered"),
         (["--device-map", "nowhere.json"], "neither a word nor JSON"),
         (["--device-map", "{"], "neither a word nor JSON"),

@@ -1,11 +1,10 @@
-"""Where a run's models are put: in one piece, in parts, or streamed from their files.
+"""Whole models where they fit, streamed ones where they do not, parts where they are asked for.
 
-Legend: G groups of sequences.
+Legend: T probe positions, S sequences, D router input width, E experts, G groups.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,27 +28,28 @@ WHOLE_MODEL = 1.3
 def choose_source(
     path: Path,
     settings: Settings,
-    device: torch.device,
-    dtype: torch.dtype,
     probe: Probe,
     groups_S: np.ndarray,
+    device: torch.device,
+    dtype: torch.dtype,
     *,
-    shared: bool,
+    shared: bool = False,
 ) -> ModelSource:
-    """Where models come from: placed as asked, whole where they fit, else streamed.
+    """The source of a run's models.
 
     Args:
         path: the first checkpoint, which tells how large they are.
-        settings: how to measure.
-        device: where they compute.
+        settings: whether streaming was asked for, and the bound.
+        probe: the probe.
+        groups_S: each sequence's group for resampling.
+        device: where models compute.
         dtype: in which dtype.
-        probe: what is replayed.
-        groups_S: each sequence's group.
         shared: whether ranks share the probe: each then holds a whole model, since batches that
             go by the memory that each finds free would not be the same on all.
 
     Raises:
         UsageError: streaming was asked for, and ranks share the probe.
+        ResourceError: parts were asked for, and accelerate is not installed.
     """
     if settings.device_map is not None:
         return PartedModels(settings.device_map, device, dtype)
@@ -59,34 +59,29 @@ def choose_source(
             found="--stream or --memory",
             hint="stream in a single process, or leave both out",
         )
-    if shared or (not settings.stream and _fits(path, settings, device, dtype)):
+    if shared or (not settings.stream and _fits(path, settings.memory, device, dtype)):
         return WholeModels(device, dtype)
-    return StreamedModels(
-        device,
-        dtype,
-        [len(s.input_ids) for s in probe.sequences],
-        settings.memory,
-        partial(_sums, settings, probe, groups_S),
-    )
+    kinds, groups = len(settings.fishers), int(groups_S.max()) + 1
+
+    def sums(model: nn.Module) -> int:
+        """Bytes of what a pass keeps: logits and choices of every token, and Fisher sums."""
+        shapes = [(r.experts, int(r.weight_ED.shape[1])) for r in find_routers(model)]
+        exact = exact_groups_fit(shapes, kinds, groups)
+        return sum(
+            sum_bytes(experts, width, groups, kinds, exact_groups=exact)
+            + 12 * probe.tokens * experts
+            for experts, width in shapes
+        )
+
+    lengths = [sequence.tokens for sequence in probe.sequences]
+    return StreamedModels(device, dtype, lengths, settings.memory, sums)
 
 
-def _fits(path: Path, settings: Settings, device: torch.device, dtype: torch.dtype) -> bool:
+def _fits(path: Path, memory: int | None, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a whole model fits what is left on the device, or the bound that was set."""
     import transformers.modeling_utils  # noqa: F401 - what it takes counts as taken
 
-    size = open_weights(path).parameters * dtype.itemsize
     room = free_bytes(device)
-    if settings.memory is not None:
-        room = min(room, settings.memory - held_bytes(device))
-    return size * WHOLE_MODEL <= room
-
-
-def _sums(settings: Settings, probe: Probe, groups_S: np.ndarray, model: nn.Module) -> int:
-    """Bytes of what a pass keeps: logits and choices of every token, and Fisher sums."""
-    shapes = [(r.experts, int(r.weight_ED.shape[1])) for r in find_routers(model)]
-    groups, kinds = int(groups_S.max()) + 1, len(settings.fishers)
-    exact = exact_groups_fit(shapes, kinds, groups)
-    return sum(
-        sum_bytes(experts, width, groups, kinds, exact_groups=exact) + 12 * probe.tokens * experts
-        for experts, width in shapes
-    )
+    if memory is not None:
+        room = min(room, memory - held_bytes(device))
+    return open_weights(path).parameters * dtype.itemsize * WHOLE_MODEL <= room

@@ -1,0 +1,210 @@
+"""Checkpoints of a user's own model: state dicts in any file, and what is known of the routers.
+
+A checkpoint is a weights file (`.safetensors`, or a state dict of torch in `.pt`, `.pth`, `.bin`,
+`.ckpt`), or a folder with one of them, or a folder in the layout of transformers. A config.json
+beside the weights is read where there is one. Steps are the last number in a name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.architecture import (
+    EXPERT_KEYS,
+    SCORINGS,
+    TOP_K_KEYS,
+    Architecture,
+    Selection,
+    first_value,
+)
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, Skipped
+from moegeo_cli.checkpoints.folders import list_folder, read_trainer_state
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.patterns import compile_pattern
+from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.checkpoints.weights import WeightIndex, detect_layout, open_weights
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, NoCheckpointError, UsageError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+# Files of a training's state that are no model.
+_OTHERS = re.compile(
+    r"(?:.*[-_.])?(?:optim(?:izer)?|sched(?:uler)?|rng|scaler|training_args|args|probe|captures?)"
+    r"(?:[-_.].*)?"
+)
+_NUMBER = re.compile(r"(\d{1,15})(?!.*\d)")
+
+
+def open_own_run(path: Path | str) -> RunFolder:
+    """Find the checkpoints of a user's own model under `path`.
+
+    Raises:
+        PathError: `path` does not exist or is unreadable.
+        NoCheckpointError: no weights in it, or several without an order.
+        IncompleteCheckpointError: none is whole.
+    """
+    root = Path(path).expanduser()
+    if root.is_file():
+        return _single(root, root.parent, root.stem)
+    entries = list_folder(root)
+    name = root.resolve().name or str(root)
+    members = [entry for entry in entries if entry.is_dir() and _weights_of(entry)]
+    files = [entry for entry in entries if _is_weights(entry)]
+    if detect_layout(root) is not None and not members:
+        return _single(_weights_of(root) or root, root, name)
+    if len(files) == 1 and not members:
+        return _single(files[0], root, name)
+    found: list[tuple[Path, Path]] = [(entry, _weights_of(entry) or entry) for entry in members]
+    found += [(file, file) for file in files]
+    if not found:
+        raise NoCheckpointError(
+            f"{root} holds no weights",
+            found=", ".join(entry.name for entry in entries[:8]) or "an empty folder",
+            hint=f"give a state dict ({', '.join(SUFFIXES)}), or a folder of them",
+        )
+    return _run(root, name, found)
+
+
+def _single(weights: Path, folder: Path, name: str) -> RunFolder:
+    layout = open_weights(weights).layout
+    state = read_trainer_state(folder)
+    checkpoint = CheckpointFolder(weights, _step(name), ".", layout)
+    return RunFolder(name, folder, True, (checkpoint,), (), state)
+
+
+def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder:
+    """Checkpoints by step; what is not whole or has no step is left out with a word."""
+    kept: list[CheckpointFolder] = []
+    skipped: list[Skipped] = []
+    for entry, weights in found:
+        step = _step(entry.stem if entry.is_file() else entry.name)
+        try:
+            layout = open_weights(weights).layout
+        except MoegeoError as error:
+            skipped.append(Skipped(entry.name, error.message))
+            continue
+        same = [c.relative for c in kept if c.step == step]
+        if step is None or same:
+            reason = "no step in its name" if step is None else f"the same step as {same[0]}"
+            skipped.append(Skipped(entry.name, reason))
+            continue
+        kept.append(CheckpointFolder(weights, step, entry.name, layout))
+    if not kept:
+        words = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:4])
+        kind = NoCheckpointError if "no step" in words else IncompleteCheckpointError
+        raise kind(
+            f"none of the {len(skipped)} checkpoints in {root} can be used",
+            found=words,
+            hint="give one of them, or put the step into its name",
+        )
+    kept.sort(key=lambda checkpoint: checkpoint.step or 0)
+    state = read_trainer_state(kept[-1].path)
+    return RunFolder(name, root, False, tuple(kept), tuple(skipped), state)
+
+
+def _weights_of(folder: Path) -> Path | None:
+    """What to open for a folder: itself in transformers' layout, else its one weights file."""
+    try:
+        layout = detect_layout(folder)
+        if layout is not None and (layout.endswith("sharded") or is_there(folder / "config.json")):
+            return folder
+        files = [entry for entry in folder.iterdir() if _is_weights(entry)]
+    except OSError:
+        return None
+    return files[0] if len(files) == 1 else None
+
+
+def _is_weights(path: Path) -> bool:
+    return (
+        path.suffix in SUFFIXES
+        and not path.name.startswith(".")
+        and _OTHERS.fullmatch(path.stem) is None
+        and path.is_file()
+    )
+
+
+def _step(name: str) -> int | None:
+    match = _NUMBER.search(name)
+    return int(match[1]) if match else None
+
+
+def find_own_routers(index: WeightIndex, pattern: str | None) -> dict[str, tuple[int, ...]]:
+    """Router weights among the tensors: module path -> shape of its 2-D weight.
+
+    Args:
+        index: the checkpoint's tensors.
+        pattern: of module names; None for the names that families use. A module that fits and
+            holds its matrix one level below counts as well.
+    """
+    if pattern is None:
+        return {r.module: r.shape for r in find_router_tensors(index) if r.main}
+    fits = compile_pattern(pattern)
+    found = {}
+    for name in index.names():
+        module = name.rpartition(".")[0]
+        plain = strip_wrappers(module)
+        if len(index.shape(name)) == 2 and (fits(plain) or fits(plain.rpartition(".")[0])):
+            found[module] = index.shape(name)
+    return found
+
+
+def strip_wrappers(name: str) -> str:
+    """A name without what wrappers put before it: `module.` (DDP), `_orig_mod.` (compile)."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    return name
+
+
+def describe_own(
+    name: str,
+    config: Mapping[str, Any],
+    index: WeightIndex,
+    *,
+    pattern: str | None,
+    top_k: int | None,
+    scoring: str | None,
+) -> Architecture:
+    """What the options, the config and the files say of a user's own model.
+
+    Args:
+        name: of the factory.
+        config: the parsed config.json, empty where there is none.
+        index: the checkpoint's tensors.
+        pattern: of the routers' module names.
+        top_k: experts a token, where the user says it.
+        scoring: likewise.
+
+    Raises:
+        UsageError: a scoring that is not known, or more experts chosen than there are.
+    """
+    routers = find_own_routers(index, pattern)
+    stated = first_value(config, EXPERT_KEYS)
+    experts = stated if type(stated) is int and stated > 1 else 0
+    experts = experts or min((shape[0] for shape in routers.values()), default=0)
+    chosen = top_k if top_k is not None else first_value(config, TOP_K_KEYS)
+    chosen = chosen if type(chosen) is int and chosen > 0 else None
+    if top_k is not None and (top_k < 1 or (experts and top_k > experts)):
+        raise UsageError("--top-k is impossible", found=f"{top_k} of {experts} experts")
+    said = scoring if scoring is not None else config.get("scoring_func")
+    if said is not None and said not in SCORINGS and said not in SCORINGS.values():
+        raise UsageError(
+            f"the scoring {said!r} is not known",
+            hint=f"--scoring, or scoring_func in config.json: {', '.join(SCORINGS)}",
+        )
+    return Architecture(
+        model_type=name,
+        text_type=name,
+        known=False,
+        experts=experts,
+        top_k=chosen,
+        hidden=None,
+        layers=len(routers) or None,
+        moe_layers=None,
+        scoring=None if said is None else SCORINGS.get(said, said),
+        selection=Selection(),
+        unselected_gradient="verify",
+        router_rows=experts,
+        notes=(f"a model of your own, built by {name}",),
+    )
