@@ -58,6 +58,8 @@ def prepare(work: Path) -> list[Target]:
         shutil.copy(SAMPLE / name, checkpoint / name)
     from safetensors.numpy import save_file
 
+    from moegeo_cli.records import CheckpointRecord, from_dict
+
     tensors = {f"model.layers.{i}.mlp.gate.weight": _numbers(8 * 4).reshape(8, 4) for i in range(3)}
     save_file(tensors, checkpoint / "model.safetensors")
     sharded = work / "sharded"
@@ -80,11 +82,9 @@ def prepare(work: Path) -> list[Target]:
     shutil.copy(REPORTS / "run.json", run)
     shutil.copy(REPORTS / "comparison.json", comparison)
     entry = work / "store" / "key"
-    entry.mkdir(parents=True)
-    save_file({"a": _numbers(4)}, entry / "measurements.safetensors")
-    first = json.loads(run.read_text())["checkpoints"][0]
-    (entry / "record.json").write_text(json.dumps(first))
     store = Store(work / "store")
+    first = json.loads(run.read_text())["checkpoints"][0]
+    store.save("key", from_dict(CheckpointRecord, first), {"a": _numbers(4)})
     return [
         Target("header", checkpoint / "model.safetensors",
                lambda: read_header(checkpoint / "model.safetensors")),

@@ -8,9 +8,9 @@ run.verdict.status
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.comparison import ComparisonRecord
@@ -21,9 +21,12 @@ from moegeo_cli.measurement.models import choose_models
 from moegeo_cli.measurement.opening import measure_path
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
-from moegeo_cli.measurement.settings import Settings, parse_bytes
+from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.verdict import judge, load_thresholds, recommend
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 POLICIES = ("calibrated", "paper")
 
@@ -36,10 +39,11 @@ def analyze(
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
-    layers: str | None = None,
-    steps: str | None = None,
+    layers: str | Sequence[int] | None = None,
+    steps: str | Sequence[int] | None = None,
     latest: bool = False,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
@@ -59,6 +63,7 @@ def analyze(
     scoring: str | None = None,
     captures: Path | str | None = None,
     progress: Listener | None = None,
+    ranks: Ranks | None = None,
 ) -> RunRecord:
     """Measure the checkpoints of a run, judge the run, and recommend what to change.
 
@@ -70,10 +75,12 @@ def analyze(
         baseline: what FHS compares with: a step, a path, "init", "none"; None for step 0.
         fisher: kind behind `heterogeneity*` and `fhs*`: empirical, categorical or adam.
         unit: sample unit of the empirical kind: position, sequence or loss_token.
-        layers: only these decoder layers, like "0,4-7".
+        layers: only these decoder layers, like "0,4-7" or [0, 4].
         steps: only these steps, like "0,100-500".
         latest: only the newest checkpoint, and the baseline.
         device: auto, cpu, cuda, …
+        device_map: a model in parts, placed by accelerate: auto, cpu, disk, a JSON object of
+            module and device, or a file of it; None for one device.
         dtype: auto (as saved), float32, bfloat16 or float16.
         batch_size: sequences a batch; None for about 2,048 tokens.
         max_tokens: probe tokens; None for what the dead-expert test needs, at least 8,192.
@@ -93,6 +100,7 @@ def analyze(
         scoring: softmax, sigmoid or sqrt_softplus, where its config does not say.
         captures: router inputs captured earlier; then no model is built, and no probe is read.
         progress: hears how far the work is.
+        ranks: who shares the probe, on rank 0 (the others serve); None for this process alone.
 
     Returns:
         The run with its checkpoints, verdict and interventions.
@@ -101,11 +109,12 @@ def analyze(
         MoegeoError: bad input, by its subclasses; `errors.py` lists them.
     """
     limits = load_thresholds(thresholds)
+    _refuse_no_tokens(max_tokens)
     if policy not in POLICIES:
         raise UsageError(f"--policy is not one of {', '.join(POLICIES)}", found=repr(policy))
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
-        stream, parse_bytes(memory),
+        stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
     models = choose_models(model, router, top_k, scoring, captures, config)
     if captures is not None and (fisher == "adam" or baseline == "init"):
@@ -120,7 +129,7 @@ def analyze(
         max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
     shared: dict[str, Any] = {
         "models": models, "settings": settings, "probe": probe, "max_tokens": max_tokens,
-        "verify_fingerprint": verify_fingerprint, "progress": progress,
+        "verify_fingerprint": verify_fingerprint, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     measured = measure_path(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
                         latest=latest, **shared)  # fmt: skip
@@ -153,8 +162,9 @@ def compare(
     baseline: str | None = None,
     fisher: str = "empirical",
     unit: str = "position",
-    layers: str | None = None,
+    layers: str | Sequence[int] | None = None,
     device: str = "auto",
+    device_map: str | None = None,
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
@@ -171,6 +181,7 @@ def compare(
     top_k: int | None = None,
     scoring: str | None = None,
     progress: Listener | None = None,
+    ranks: Ranks | None = None,
 ) -> ComparisonRecord:
     """Set two runs side by side at matched progress.
 
@@ -187,6 +198,7 @@ def compare(
         unit: likewise.
         layers: likewise.
         device: likewise.
+        device_map: likewise.
         dtype: likewise.
         batch_size: likewise.
         max_tokens: likewise; None for what the larger need of the two runs is.
@@ -203,6 +215,7 @@ def compare(
         top_k: likewise.
         scoring: likewise.
         progress: likewise.
+        ranks: likewise.
 
     Returns:
         Differences, b minus a, with intervals paired by probe sequence; which run is
@@ -212,9 +225,10 @@ def compare(
         MoegeoError: bad input, or runs that cannot be compared.
     """
     limits = load_thresholds(thresholds)
+    _refuse_no_tokens(max_tokens)
     settings = Settings(
         fisher, unit, device, dtype, batch_size, parse_ranges(layers, "--layers"), seed,
-        stream, parse_bytes(memory),
+        stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
     models = choose_models(model, router, top_k, scoring, config=config)
     if max_tokens is None and probe is None:
@@ -222,7 +236,7 @@ def compare(
     a, b = (
         measure_path(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
                  probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,
-                 models=models, progress=progress)
+                 models=models, progress=progress, ranks=ranks)
         for path in (run_a, run_b)
     )  # fmt: skip
     judged = (
@@ -302,6 +316,7 @@ def invariance(
     """
     from moegeo_cli.measurement.invariance import measure_invariance
 
+    _refuse_no_tokens(max_tokens)
     models = choose_models(model, router, top_k, scoring, config=config)
     folder = models.open(path)
     document, architecture = models.describe(folder.newest.path)
@@ -324,3 +339,8 @@ def invariance(
             folder.newest, architecture, document, loaded, settings, progress, models
         ),
     }
+
+
+def _refuse_no_tokens(max_tokens: int | None) -> None:
+    if max_tokens is not None and max_tokens < 1:
+        raise UsageError("at least one probe token is needed", found=f"max_tokens {max_tokens}")

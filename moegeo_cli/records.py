@@ -65,6 +65,8 @@ class LayerRecord:
     `fisher_trace` is null for an expert without a Fisher. `fisher` holds the
     heterogeneity metrics of every kind and unit computed: fisher[kind][unit][name].
     `state` is "ok", "nonfinite" (NaN or Inf in the router) or "zero" (all rows zero).
+    `zero_rows` are experts whose row of the router is zero; `experts_nonfinite` and `experts_zero`
+    experts with NaN or Inf, or with zeros, in their weights: null where those were not in memory.
     """
 
     layer: int
@@ -82,6 +84,9 @@ class LayerRecord:
     dead_in_all_domains: tuple[int, ...] | None = None
     domain_load: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     state: str = "ok"
+    zero_rows: tuple[int, ...] = ()
+    experts_nonfinite: tuple[int, ...] | None = None
+    experts_zero: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

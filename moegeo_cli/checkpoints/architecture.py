@@ -111,6 +111,10 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         experts = max((n for n in experts if type(n) is int), default=0)
     needs = facts.get("needs")
     off = needs is not None and needs in text and not text[needs]
+    if isinstance(experts, str | float):
+        raise ShapeError(
+            "the number of experts in config.json is not a whole number", found=repr(experts)[:80]
+        )
     if type(experts) is not int or experts < 2 or off:
         raise DenseModelError(
             f"{model_type} is a dense model: its config asks for no routed experts",

@@ -138,7 +138,8 @@ def _is_candidate(entry: Path) -> bool:
     """Whether an entry of a run folder may be a checkpoint."""
     try:
         if not entry.is_dir():
-            return False
+            # A link to a checkpoint that is gone is missed, not overlooked.
+            return entry.is_symlink() and not entry.exists() and parse_step(entry.name) is not None
         layout = detect_layout(entry)
         if layout == DISTRIBUTED and _PART_NAME.fullmatch(entry.name):
             return False

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.layouts import (
     DISTRIBUTED,
     FSDP_PART,
     recognise_foreign,
     refuse_foreign,
 )
-from moegeo_cli.checkpoints.weights import detect_layout, open_weights, read_json
+from moegeo_cli.checkpoints.weights import detect_layout, open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moegeo_cli.checkpoints.headers import DTYPE_BITS, MAX_DIMENSIONS, open_regular, read_exactly
+from moegeo_cli.checkpoints.indexes import check_shard_name
 from moegeo_cli.checkpoints.pickles import ALL_DTYPES
 from moegeo_cli.checkpoints.unpickling import Allowed, Name, Record, unpickle
-from moegeo_cli.checkpoints.weights import check_shard_name
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
 # A model of a thousand tensors over 600 ranks needs about two thirds of it.

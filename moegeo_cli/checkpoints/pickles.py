@@ -101,6 +101,13 @@ def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> An
                 context={"path": str(path)},
             ) from None
         # torch's own text goes on to advise loading without protection: not passed on
+        if isinstance(source, Path) and not mmap:
+            raise IncompleteCheckpointError(
+                f"{path.name} is not a file that torch.save wrote, or it is damaged",
+                found="neither a zip archive nor torch's older format",
+                hint="save the model with save_pretrained, or torch.save(model.state_dict(), FILE)",
+                context={"path": str(path)},
+            ) from None
         raise _broken_pickle(path, "a pickle that torch cannot read as weights") from None
     except OSError as error:
         raise PathError(f"{path} cannot be read", found=str(error)[:200]) from None

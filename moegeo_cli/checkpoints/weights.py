@@ -10,24 +10,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from moegeo_cli.checkpoints.headers import (
-    MAX_HEADER_BYTES,
     Header,
     TensorInfo,
     is_there,
     list_names,
     open_regular,
-    parse_json,
     read_exactly,
     read_header,
     read_tensor,
 )
+from moegeo_cli.checkpoints.indexes import read_index, refuse_two
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
 from moegeo_cli.checkpoints.pickles import (
     TORCH_DTYPES,
@@ -39,7 +38,6 @@ from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
     NoCheckpointError,
-    UnsafeFileError,
     UnsupportedLayoutError,
 )
 
@@ -206,6 +204,17 @@ class WeightIndex:
             expected = self._expected[path]
             for name in held if expected is None else expected:
                 if name not in held:
+                    owner = next(
+                        (p for p in self._headers if name in self._headers[p].tensors), None
+                    )
+                    if owner is not None:
+                        raise IncompleteCheckpointError(
+                            f"{name} lies in {owner.name}, and the index promises it in "
+                            f"{path.name}: shards were exchanged, or the index is of another save",
+                            found=f"{len(held)} other tensors in {path.name}",
+                            hint="download or copy the shards and their index again",
+                            context={"tensor": name, "path": str(path)},
+                        )
                     raise IncompleteCheckpointError(
                         f"{path.name} lacks the tensor {name} that the index promises",
                         found=f"{len(held)} other tensors",
@@ -256,63 +265,8 @@ def open_weights(folder: Path) -> WeightIndex:
         from moegeo_cli.checkpoints.distributed import DistributedWeights
 
         return DistributedWeights(folder)
+    refuse_two(folder)
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
     if layout.endswith("sharded"):
         return WeightIndex(folder, layout, read_index(file))
     return WeightIndex(folder, layout, {file: None})
-
-
-def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
-    """Read a shard index: file -> the tensors that it should hold.
-
-    Raises:
-        IncompleteCheckpointError: not an index, or shards that are not there, by name.
-        UnsafeFileError: a shard outside the checkpoint's folder.
-    """
-    document = read_json(path)
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise IncompleteCheckpointError(
-            f"{path.name} names no tensors", hint="save or download the index again"
-        )
-    shards: dict[str, list[str]] = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str):
-            raise IncompleteCheckpointError(f"{path.name} gives no file for the tensor {name}")
-        shards.setdefault(shard, []).append(name)
-    for shard in shards:
-        check_shard_name(path, shard)
-    missing = sorted(shard for shard in shards if not is_there(path.parent / shard))
-    if missing:
-        raise IncompleteCheckpointError(
-            f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing[:8])}",
-            found=", ".join(sorted(set(shards) - set(missing))[:8]) or "none of them",
-            hint="copy or download the missing files; if it is still being written, wait",
-            context={"missing": missing},
-        )
-    return {path.parent / shard: tuple(names) for shard, names in shards.items()}
-
-
-def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> Any:
-    """Read a JSON file of at most `limit` bytes.
-
-    Raises:
-        PathError: absent or unreadable.
-        IncompleteCheckpointError: not JSON, or longer than `limit`.
-    """
-    with open_regular(path) as (file, size):
-        if size > limit:
-            raise IncompleteCheckpointError(f"{path.name} has {size} bytes, too long to be right")
-        raw = read_exactly(file, size, path)
-    return parse_json(raw, path)
-
-
-def check_shard_name(index: Path, shard: str) -> None:
-    """Refuse a shard name that leads out of the index's folder."""
-    parts = PurePosixPath(shard.replace("\\", "/"))
-    if parts.is_absolute() or ".." in parts.parts or ":" in shard or "\0" in shard or not shard:
-        raise UnsafeFileError(
-            f"{index.name} points outside the checkpoint's folder, and is refused",
-            found=repr(shard)[:200],
-            hint="get the checkpoint from a source that you trust",
-        )

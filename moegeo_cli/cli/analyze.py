@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moegeo_cli.cli import options as o
-from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
 from moegeo_cli.errors import OutputError, UsageError
@@ -23,6 +23,7 @@ EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
 
 
 def analyze(
+    context: typer.Context,
     path: Annotated[
         Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")
     ],
@@ -60,6 +61,7 @@ def analyze(
         ),
     ] = False,
     device: o.DeviceOption = "auto",
+    device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = o.Dtype.auto,
     batch_size: o.BatchSizeOption = None,
     max_tokens: o.MaxTokensOption = None,
@@ -93,6 +95,7 @@ def analyze(
 
     if exact and unit is o.Unit.sequence:
         raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")
+    check_output(output)
     with show_progress() as progress:
         record = api.analyze(
             path,
@@ -105,6 +108,7 @@ def analyze(
             steps=steps,
             latest=latest,
             device=device,
+            device_map=device_map,
             dtype=dtype.value,
             batch_size=batch_size,
             max_tokens=max_tokens,
@@ -124,17 +128,18 @@ def analyze(
             scoring=scoring,
             captures=captures,
             progress=progress,
+            ranks=context.obj,
         )
-    emit(record, output_format, output)
+    emit(record, output_format, output, path)
     return gate(record, fail_on)
 
 
-def emit(record: RunRecord, output_format: o.Format, output: Path | None) -> None:
+def emit(record: RunRecord, output_format: o.Format, output: Path | None, path: Path) -> None:
     """The report, in the format asked for."""
     from moegeo_cli.reports import print_run, render, step_summary
 
     if output_format is o.Format.rich and output is None:
-        print_run(record, stdout_console())
+        print_run(record, stdout_console(), str(path))
         return
     write_payload(render(record, output_format.value), output)
     if output_format is o.Format.github and os.environ.get("GITHUB_STEP_SUMMARY"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
@@ -20,8 +21,13 @@ from moegeo_cli.cli.compare import compare
 from moegeo_cli.cli.inspect import inspect
 from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
+from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
 from moegeo_cli.cli.settings import load_defaults
 from moegeo_cli.errors import MoegeoError
+from moegeo_cli.reports.escaping import clean
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 2, 70, 130, 141
 
@@ -64,19 +70,26 @@ def main(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback reaches a user."""
+    return run_among_ranks(partial(_run, arguments), _report)
+
+
+def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, standalone_mode=False, obj=ranks)
         if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt
         sys.stdout.flush()  # here, where a closed pipe has its answer
         return result if isinstance(result, int) else 0
     except MoegeoError as error:
-        _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
-        return error.exit_code
+        return _report(error)
     except Exit as leave:
         return int(leave.exit_code)
     except TyperException as error:
-        _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
+        kind = UNOFFERED.get(str(getattr(error, "option_name", "")))
+        if kind is not None:
+            return _report(refuse_parallelism(kind))
+        if error.format_message():  # without a command, its help was printed
+            _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
         return EXIT_USAGE
     except (KeyboardInterrupt, Abort):
         _say("interrupted; what was already measured is kept")
@@ -96,11 +109,16 @@ def run(arguments: list[str] | None = None) -> int:
         return EXIT_BUG
 
 
+def _report(error: MoegeoError) -> int:
+    _say(f"error[{error.code}]: {error.message}", found=error.found, hint=error.hint)
+    return error.exit_code
+
+
 def _say(message: str, *, found: str | None = None, hint: str | None = None) -> None:
-    """An error on stderr, in plain words."""
-    lines = [message]
+    """An error on stderr, in plain words: names of foreign things may hold escape characters."""
+    lines = [clean(message)]
     if found:
-        lines.append(f"  found: {found}")
+        lines.append(f"  found: {clean(found)}")
     if hint:
-        lines.append(f"  hint: {hint}")
+        lines.append(f"  hint: {clean(hint)}")
     print("\n".join(lines), file=sys.stderr)

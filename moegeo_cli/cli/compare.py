@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moegeo_cli.cli import options as o
-from moegeo_cli.cli.console import say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
 
@@ -23,6 +23,7 @@ class Axis(StrEnum):
 
 
 def compare(
+    context: typer.Context,
     run_a: Annotated[Path, typer.Argument(help="A run, or one checkpoint.")],
     run_b: Annotated[Path, typer.Argument(help="The other.")],
     by: Annotated[
@@ -55,6 +56,7 @@ def compare(
     unit: o.UnitOption = o.Unit.position,
     layers: o.LayersOption = None,
     device: o.DeviceOption = "auto",
+    device_map: o.DeviceMapOption = None,
     dtype: o.DtypeOption = o.Dtype.auto,
     batch_size: o.BatchSizeOption = None,
     max_tokens: o.MaxTokensOption = None,
@@ -79,6 +81,7 @@ def compare(
     """
     from moegeo_cli import api
 
+    check_output(output)
     with show_progress() as progress:
         record = api.compare(
             run_a,
@@ -92,6 +95,7 @@ def compare(
             unit=unit.value,
             layers=layers,
             device=device,
+            device_map=device_map,
             dtype=dtype.value,
             batch_size=batch_size,
             max_tokens=max_tokens,
@@ -108,6 +112,7 @@ def compare(
             top_k=top_k,
             scoring=scoring,
             progress=progress,
+            ranks=context.obj,
         )
     from moegeo_cli.reports import print_comparison, render
 
@@ -115,4 +120,5 @@ def compare(
         print_comparison(record, stdout_console())
         return
     write_payload(render(record, output_format.value), output)
-    say(f"healthier: {record.healthier or 'no difference shown'}; {record.reason}")
+    healthier = record.healthier.upper() if record.healthier else "no difference shown"
+    say(f"healthier: {healthier}; {record.reason}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.errors import OutputError
+from moegeo_cli.reports.escaping import clean
 from moegeo_cli.store.files import write_atomic
 
 if TYPE_CHECKING:
@@ -71,6 +73,31 @@ def write_output(path: Path, text: str) -> None:
     write_atomic(path, text)
 
 
+def check_output(path: Path | None) -> None:
+    """See before hours of work that its result can be written.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    if path is None:
+        return
+    target = path.resolve()
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder", hint="name a file in it")
+    if target.exists() and not target.is_file():
+        return  # a device or a pipe
+    folder = next(parent for parent in target.parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written",
+            found=error.strerror or str(error),
+            hint="choose another --output",
+        ) from error
+
+
 def say(text: str) -> None:
     """A line on stderr."""
     print(text, file=sys.stderr, flush=True)
@@ -83,15 +110,15 @@ class LineProgress:
         self.done = 0
         self.total = 0
 
-    def begin(self, title: str, checkpoints: int) -> None:
+    def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
         """A run starts."""
-        self.done, self.total = 0, checkpoints
-        say(f"{title}: {checkpoints} checkpoint{'s' if checkpoints != 1 else ''}")
+        self.done, self.total = 0, count
+        say(f"{clean(title)}: {count} {noun}{'s' if count != 1 else ''}")
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
         """A checkpoint starts."""
         self.done += 1
-        say(f"  [{self.done}/{self.total}] {name}: {note}")
+        say(f"  [{self.done}/{self.total}] {clean(name)}: {note}")
 
     def advance(self, tokens: int) -> None:
         """Tokens were replayed: not worth a line."""
@@ -109,9 +136,9 @@ class BarProgress:
         self.run: Any = None
         self.current: Any = None
 
-    def begin(self, title: str, checkpoints: int) -> None:
+    def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
         """A run starts."""
-        self.run = self.bar.add_task(title, total=checkpoints)
+        self.run = self.bar.add_task(clean(title), total=count)
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
         """A checkpoint starts; the one before it is done."""
@@ -120,7 +147,7 @@ class BarProgress:
             self.current = None
         self.bar.advance(self.run)
         if tokens:
-            self.current = self.bar.add_task(f"  {name}: {note}", total=tokens)
+            self.current = self.bar.add_task(f"  {clean(name)}: {note}", total=tokens)
 
     def advance(self, tokens: int) -> None:
         """Tokens were replayed."""
@@ -148,7 +175,9 @@ def show_progress() -> Iterator[Listener]:
     )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        # A run's name is text, whatever brackets it has.
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         yield BarProgress(bar)

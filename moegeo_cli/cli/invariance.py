@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moegeo_cli.cli import options as o
-from moegeo_cli.cli.console import show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.inspect import InspectFormat
 from moegeo_cli.cli.models import own_model
 
@@ -40,6 +40,7 @@ def invariance(
     """
     from moegeo_cli import api
 
+    check_output(output)
     with show_progress() as progress:
         found = api.invariance(
             path, probe=probe, config=config, fisher=fisher.value, unit=unit.value, device=device,

@@ -125,6 +125,11 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …",
                       rich_help_panel=MEASURING),
 ]  # fmt: skip
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option("--device-map", help="A model in parts: auto, cpu, disk, or JSON of module and "
+                 "device. Needs moegeo[offload].", rich_help_panel=MEASURING),
+]  # fmt: skip
 DtypeOption = Annotated[
     Dtype, typer.Option("--dtype", help="auto: the dtype that was saved.",
                         rich_help_panel=MEASURING),

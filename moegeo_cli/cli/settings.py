@@ -16,10 +16,13 @@ from moegeo_cli.errors import UsageError
 COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
 SHARED = {
     "probe", "config", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework",
-    "device", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory", "steps", "latest",
-    "seed", "format", "output", "fail_on", "no_cache", "cache_dir", "verify_fingerprint",
+    "device", "device_map", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory",
+    "steps", "latest", "seed", "format", "output", "fail_on", "no_cache", "cache_dir",
+    "verify_fingerprint",
     "by", "force", "thresholds", "model", "router", "top_k", "scoring", "captures",
 }  # fmt: skip
+
+FLAGS = {"exact", "latest", "no_cache", "force"}
 
 
 def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
@@ -84,10 +87,29 @@ def load_defaults(start: Path | None = None) -> dict[str, Any]:
         own = {key.replace("-", "_"): value for key, value in own.items()}
         _refuse_unknown(path, set(own))
         own = {**shared, **own}
+        _refuse_misplaced(path, own)
         if "format" in own:  # a word that Python has for something else
             own["output_format"] = own.pop("format")
         defaults[command] = own
     return defaults
+
+
+def _refuse_misplaced(path: Path, own: dict[str, Any]) -> None:
+    """What an option would take for something else: true is 1, and a table is no value."""
+    for name, value in own.items():
+        if isinstance(value, bool) and name not in FLAGS:
+            raise UsageError(
+                f"{name.replace('_', '-')} in {path.name} is not a yes or no",
+                found=str(value).lower(),
+            )
+        if isinstance(value, dict | list):
+            raise UsageError(
+                f"{name.replace('_', '-')} in {path.name} is not one value",
+                found=repr(value)[:80],
+                hint="thresholds stand at the top, in [tool.moegeo.thresholds]"
+                if name == "thresholds"
+                else None,
+            )
 
 
 def threshold_overrides(start: Path | None = None) -> dict[str, Any]:

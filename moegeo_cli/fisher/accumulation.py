@@ -76,6 +76,12 @@ class FisherAccumulator:
             self._trace_GE[group] += wide.sum(-1)
             self.group_sums_GEP[group] += (sum_ED @ self._projection_DP).to(wide.dtype)
 
+    def sums(self) -> list[torch.Tensor]:
+        """The sums themselves, so that those of other ranks can be added to them."""
+        if self.exact_groups:
+            return [self.group_sums_GEP]
+        return [self.total_ED, self._trace_GE, self.group_sums_GEP]
+
     def totals(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(total_ED, group_sums_GEP, trace_GE) as float64 arrays."""
         total, trace = self.total_ED, self._trace_GE

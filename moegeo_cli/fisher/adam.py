@@ -72,8 +72,10 @@ def _read(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UnsafeFileError(
-            f"{path.name} cannot be read as plain tensors", found=str(error).splitlines()[0]
-        ) from error
+            f"{path.name} cannot be read as plain tensors, and is refused",
+            found=type(error).__name__,
+            hint="use --fisher empirical",
+        ) from None
     if not isinstance(state, dict) or not {"state", "param_groups"} <= set(state):
         raise ShapeError(f"{path.name} is not an optimizer state", found=type(state).__name__)
     return state

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
-from moegeo_cli.errors import BaselineError, UsageError
+from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.errors import BaselineError, MoegeoError, UsageError
 from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.history import add_history
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.probe import open_probe
-from moegeo_cli.measurement.run import Listener, Measured, Progress, RunMeasurement
+from moegeo_cli.measurement.run import (
+    FRESH_INITIALISATIONS,
+    Listener,
+    Measured,
+    Progress,
+    RunMeasurement,
+)
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 # Rotation, gradient and kernel details differ between these: results name them.
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
@@ -64,12 +74,13 @@ def measure_run(
     settings: Settings,
     probe: Path | str | None,
     max_tokens: int | None,
-    steps: str | None,
+    steps: str | Sequence[int] | None,
     latest: bool,
     verify_fingerprint: str,
     progress: Listener | None,
     baseline: str | None,
     models: Models,
+    ranks: Ranks | None = None,
 ) -> Analysis:
     """Everything but judging: the run's record as far as it rests on measurements.
 
@@ -85,6 +96,7 @@ def measure_run(
         progress: hears how far the work is.
         baseline: a step, a path, "init", "none"; None for step 0.
         models: what model the run is of.
+        ranks: who shares the probe; None for this process alone.
 
     Raises:
         MoegeoError: what opening, loading and replaying raise.
@@ -94,7 +106,9 @@ def measure_run(
     loaded = open_probe(folder, probe, max_tokens, models)
     chosen = _choose(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline, models)
-    measurement = RunMeasurement(architecture, config, loaded, settings, store, progress, models)
+    measurement = RunMeasurement(
+        architecture, config, loaded, settings, store, progress, models, ranks
+    )
     wanted = list(chosen)
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
@@ -121,7 +135,8 @@ def measure_run(
         history, baseline_keys = from_dict(RunRecord, kept["run"]), tuple(kept["baseline"])
     else:
         if progress:
-            progress.begin(folder.name, len(wanted))
+            draws_wanted = FRESH_INITIALISATIONS if initial else 0
+            progress.begin(folder.name, len(wanted) + draws_wanted)
         measured = _measure_all(measurement, wanted, prints, reached, models, progress)
         if initial:
             draws = measurement.initial(chosen[-1].path, prints[chosen[-1].path])
@@ -178,11 +193,19 @@ def _measure_all(
                 hint="analyze the two apart",
             )
         models.check(checkpoint.path, architecture)
-        upcoming = sorted(todo[place + 1].path.glob("*.safetensors")) if todo[place + 1 :] else []
+        upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
             checkpoint, prints[checkpoint.path], reached[checkpoint.path], upcoming
         )
     return measured
+
+
+def _files(upcoming: list[CheckpointFolder]) -> list[Path]:
+    """The weight files of the next checkpoint; damage is met when it is its turn."""
+    try:
+        return list(open_weights(upcoming[0].path).files) if upcoming else []
+    except MoegeoError:
+        return []
 
 
 def _progress(log: TrainingLog) -> Progress:
@@ -249,7 +272,9 @@ def _first_class(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def _choose(folder: RunFolder, steps: str | None, latest: bool) -> list[CheckpointFolder]:
+def _choose(
+    folder: RunFolder, steps: str | Sequence[int] | None, latest: bool
+) -> list[CheckpointFolder]:
     """The checkpoints that were asked for, oldest first."""
     wanted = parse_ranges(steps, "--steps")
     chosen = [c for c in folder.checkpoints if wanted is None or c.step in wanted]
@@ -291,14 +316,19 @@ def _refuse_other_architecture(newest: Measured, base: Measured) -> None:
         )
 
 
-def parse_ranges(text: str | None, option: str) -> tuple[int, ...] | None:
-    """Numbers out of "0,4-7"; None for all.
+def parse_ranges(text: str | Sequence[int] | None, option: str) -> tuple[int, ...] | None:
+    """Numbers out of "0,4-7", or given as such; None for all.
 
     Raises:
         UsageError: not of that form.
     """
     if text is None:
         return None
+    if not isinstance(text, str):
+        given = [n for n in text if type(n) is int and n >= 0] if isinstance(text, Sequence) else []
+        if not given or len(given) < len(text):
+            raise UsageError(f"{option} is not a list of numbers", found=repr(text)[:80])
+        return tuple(sorted(set(given)))
     numbers: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)

@@ -9,7 +9,7 @@ chosen per token, M sampled tokens, N sampled router inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +42,9 @@ class RouterArrays:
     sample_x_ND: np.ndarray | None
     sample_rows: np.ndarray | None = None
     input_rows: np.ndarray | None = None
+    # experts whose weights are not finite, and those with zeros; None: not looked at
+    experts_nonfinite: tuple[int, ...] | None = None
+    experts_zero: tuple[int, ...] | None = None
 
     @property
     def state(self) -> str:
@@ -49,6 +52,11 @@ class RouterArrays:
         if not np.isfinite(self.weight_ED).all():
             return "nonfinite"
         return "ok" if self.weight_ED.any() else "zero"
+
+    @property
+    def zero_rows(self) -> tuple[int, ...]:
+        """Experts whose row of the router is zero."""
+        return tuple(int(e) for e in np.flatnonzero(~self.weight_ED.any(axis=1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,8 @@ class CheckpointArrays:
         """What the arrays alone do not say of each router."""
         return [
             {"layer": r.layer, "path": r.path, "experts": r.experts, "top_k": r.top_k,
-             "scoring": r.scoring, "fishers": [list(key) for key in r.fishers]}
+             "scoring": r.scoring, "fishers": [list(key) for key in r.fishers],
+             "experts_nonfinite": r.experts_nonfinite, "experts_zero": r.experts_zero}
             for r in self.routers
         ]  # fmt: skip
 
@@ -134,6 +143,8 @@ class CheckpointArrays:
                     sample_x_ND=own.get("sample_x"),
                     sample_rows=own.get("sample_rows"),
                     input_rows=own.get("input_rows"),
+                    experts_nonfinite=_numbers(facts["experts_nonfinite"]),
+                    experts_zero=_numbers(facts["experts_zero"]),
                 )
             )
         return cls(
@@ -145,6 +156,10 @@ class CheckpointArrays:
             input_rows=arrays["input_rows"],
             **rest,
         )
+
+
+def _numbers(values: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if values is None else tuple(values)
 
 
 def _under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

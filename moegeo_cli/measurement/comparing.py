@@ -134,7 +134,7 @@ def _choose_healthier(
     gap = loss.difference if loss is not None else None
     if gap is None or gap.value is None or gap.ci_low is None or gap.ci_high is None:
         return None, f"{routing}, and the loss difference has no interval: no difference shown"
-    said = f"{gap.value:+.4f} nats per token [{gap.ci_low:+.4f}, {gap.ci_high:+.4f}], b minus a"
+    said = f"{gap.value:+.4f} nats per token [{gap.ci_low:+.4f}, {gap.ci_high:+.4f}], B minus A"
     if gap.ci_low <= 0.0 <= gap.ci_high:
         return None, f"{routing}, and the paired loss difference holds 0 ({said})"
     better = "a" if gap.value > 0 else "b"
@@ -147,7 +147,7 @@ def _by_how_much(pairs: tuple[MatchedPair, ...]) -> str:
     if found is None or found.a.value is None or found.b.value is None:
         return ""
     gap = found.difference
-    words = f"; collapse of the worst router is {found.a.value:.3f} in a, {found.b.value:.3f} in b"
+    words = f"; collapse of the worst router is {found.a.value:.3f} in A, {found.b.value:.3f} in B"
     if gap.value is None or gap.ci_low is None or gap.ci_high is None:
         return words
     return f"{words}: {gap.value:+.3f} [{gap.ci_low:+.3f}, {gap.ci_high:+.3f}]"

@@ -1,4 +1,4 @@
-"""Whole models where they fit, streamed ones where they do not.
+"""Whole models where they fit, streamed ones where they do not, parts where they are asked for.
 
 Legend: T probe positions, S sequences, D router input width, E experts, G groups.
 """
@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.memory import free_bytes, held_bytes
+from moegeo_cli.replay.offloading import PartedModels
 from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.sources import ModelSource, StreamedModels, WholeModels
 
@@ -31,6 +33,8 @@ def choose_source(
     device: torch.device,
     dtype: torch.dtype,
     config: Path | None = None,
+    *,
+    shared: bool = False,
 ) -> ModelSource:
     """The source of a run's models.
 
@@ -42,8 +46,22 @@ def choose_source(
         device: where models compute.
         dtype: in which dtype.
         config: the folder of config.json that was given for checkpoints without their own.
+        shared: whether ranks share the probe: each then holds a whole model, since batches that
+            go by the memory that each finds free would not be the same on all.
+
+    Raises:
+        UsageError: streaming was asked for, and ranks share the probe.
+        ResourceError: parts were asked for, and accelerate is not installed.
     """
-    if not settings.stream and _fits(path, settings.memory, device, dtype):
+    if settings.device_map is not None:
+        return PartedModels(settings.device_map, device, dtype, config)
+    if shared and (settings.stream or settings.memory is not None):
+        raise UsageError(
+            "under torchrun each rank holds the whole model",
+            found="--stream or --memory",
+            hint="stream in a single process, or leave both out",
+        )
+    if shared or (not settings.stream and _fits(path, settings.memory, device, dtype)):
         return WholeModels(device, dtype, config)
     kinds, groups = len(settings.fishers), int(groups_S.max()) + 1
 

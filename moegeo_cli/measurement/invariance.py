@@ -92,7 +92,7 @@ def measure_invariance(
         return Measured("", record, lambda: arrays)
 
     if listener:
-        listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS))
+        listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS), "measurement")
     original = measurer.source(checkpoint.path).load(checkpoint.path)
     logits_NV = _output_logits(original, probe)
     base = measure("as it is", original)

@@ -172,6 +172,9 @@ def _layer(
             if (load_E := router.sums.subset(chosen).load_E) is not None
         },
         state="nonfinite" if router.sums.nonfinite_tokens else router.state,
+        zero_rows=router.zero_rows,
+        experts_nonfinite=router.experts_nonfinite,
+        experts_zero=router.experts_zero,
     )
 
 

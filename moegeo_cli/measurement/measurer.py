@@ -6,6 +6,7 @@ Legend: T real probe positions, S sequences, D router input width, E experts, G 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.routing import measure_routing
@@ -22,23 +22,20 @@ from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.fitting import choose_source
 from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe, Sample
-from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state
+from moegeo_cli.replay.batches import TOKENS_PER_BATCH
+from moegeo_cli.replay.damage import find_damage
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
-from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
+from moegeo_cli.replay.ranks import Ranks
+from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import Manner, ModelSource
-from moegeo_cli.replay.standins import StandIn, describe_choice
+from moegeo_cli.replay.standins import StandIn
 
-UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
-PAIRS = (
-    "each sequence is a source (its first half, or what comes before its labels) and a target: "
-    "{:,} tokens for the encoder's routers, {:,} for the decoder's"
-)
-OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
@@ -55,6 +52,10 @@ class Measurer:
         groups_S: each sequence's group for resampling.
         settings: how to measure.
         models: what model this is; None for transformers'.
+        ranks: who shares the probe; None for this process alone.
+
+    Raises:
+        ResourceError: the device is not there.
     """
 
     def __init__(
@@ -65,10 +66,11 @@ class Measurer:
         groups_S: np.ndarray,
         settings: Settings,
         models: Models | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
-        self.groups_S, self.settings = groups_S, settings
-        self.device = resolve_device(settings.device)
+        self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
+        self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
         self._config = None if models is None else models.config
         self._source = (
@@ -85,24 +87,25 @@ class Measurer:
 
         Raises: what loading and replaying raise.
         """
-        return self.measure_model(self.source(path).load(path), path, progress)
+        if self.ranks:
+            self.ranks.tell("load", path=str(path))
+        return self._measure(partial(self.load, path), path, progress)
+
+    def load(self, path: Path) -> nn.Module:
+        """A checkpoint's model."""
+        return self.source(path).load(path)
+
+    def initialise(self, path: Path, seed: int) -> nn.Module:
+        """A fresh model by a checkpoint's config."""
+        return self.source(path).initialise(path, seed)
 
     def source(self, path: Path) -> ModelSource:
-        """Where models come from: whole ones where they fit, else streamed from the files.
-
-        Args:
-            path: the first checkpoint, which tells how large they are.
-        """
+        """Where models come from; `path`, the first checkpoint, tells how large they are."""
         if self._source is None:
             self._source = choose_source(
-                path,
-                self.settings,
-                self.probe,
-                self.groups_S,
-                self.device,
-                self.dtype,
-                self._config,
-            )
+                path, self.settings, self.probe, self.groups_S, self.device, self.dtype,
+                self._config, shared=self.ranks is not None,
+            )  # fmt: skip
         source: ModelSource = self._source
         return source
 
@@ -110,7 +113,9 @@ class Measurer:
         self, path: Path, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
-        return self.measure_model(self.source(path).initialise(path, seed), path, progress)
+        if self.ranks:
+            self.ranks.tell("initialise", path=str(path), seed=seed)
+        return self._measure(partial(self.initialise, path, seed), path, progress)
 
     def measure_model(
         self, model: nn.Module, path: Path, progress: Callable[[int], None] | None = None
@@ -124,53 +129,21 @@ class Measurer:
 
         Raises: what replaying raises.
         """
-        routers = find_routers(model)
-        wanted = self.settings.layers
-        asked = [r for r in routers if wanted is None or r.layer in wanted]
-        if not asked:
-            raise UnsupportedArchitectureError(
-                "no router to measure",
-                found=f"routers in layers {sorted({r.layer for r in routers})}",
-                hint="choose --layers among these"
-                if routers
-                else "name the routers by --router PATTERN",
-            )
-        scoring = self.architecture.scoring
-        if scoring is None:
-            raise UnsupportedArchitectureError(
-                f"the scoring function of {self.architecture.model_type} is not known",
-                hint="--scoring for a model of your own; else report this model type, with its "
-                "config.json",
-            )
-        samples = [s for s in self.probe.sequences if isinstance(s, Sample)]
-        ids = [s.input_ids for s in self.probe.sequences if not isinstance(s, Sample)]
-        labels = [s.labels for s in self.probe.sequences]
-        tokens = self.probe.tokens
-        own = isinstance(model, StandIn)
-        if isinstance(model, StandIn):
-            model.prepare(asked, samples or ids)
-        stateful = not own and carries_state(model)
-        manner = self._source.manner if self._source is not None else Manner()
-        others = find_other_routers(model)
-        pairs = self.architecture.encoder_decoder
-        splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
-        plan = Plan(
-            fishers=self.settings.fishers,
-            groups_S=self.groups_S,
-            unselected=self.architecture.unselected_gradient,
-            scoring=scoring,
-            batch_size=1
-            if isinstance(model, StandIn) and model.alone
-            else self.settings.batch_size,
-            batch_tokens=manner.batch_tokens,
-            mixed_lengths=not stateful and not own,
-            splits_S=np.array(splits) if pairs else None,
-            sample_rows=self._input_rows(asked, tokens),
-            seed=self.settings.seed,
-        )
-        outcome = replay(
-            model, asked, samples or ids, labels, plan, progress=progress, kind=manner.kind
-        )
+        return self._measure(lambda: model, path, progress)
+
+    def take_part(self, give: Callable[[], nn.Module]) -> None:
+        """Replay this rank's share of the probe, for rank 0.
+
+        Raises: what loading and replaying raise, on any rank.
+        """
+        self._replay(give, None)
+
+    def _measure(
+        self, give: Callable[[], nn.Module], path: Path, progress: Callable[[int], None] | None
+    ) -> CheckpointArrays:
+        ready, outcome = self._replay(give, progress)
+        model, routers, asked = ready.model, ready.routers, ready.asked
+        tokens, manner = self.probe.tokens, self._manner
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
@@ -200,17 +173,51 @@ class Measurer:
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
                 **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
-                "notes": [
-                    *manner.notes,
-                    *(model.notes if isinstance(model, StandIn) else ()),
-                    *describe_choice(outcome.traces),
-                    *outcome.notes,
-                    *([UNPADDED] if stateful else []),
-                    *([PAIRS.format(sum(splits), tokens - sum(splits))] if pairs else []),
-                    *([OTHERS.format(len(others))] if others else []),
-                ],
+                "notes": say_notes(ready, manner, outcome, self.probe),
             },
         )
+
+    @property
+    def _manner(self) -> Manner:
+        return self._source.manner if self._source is not None else Manner()
+
+    def _replay(
+        self, give: Callable[[], nn.Module], progress: Callable[[int], None] | None
+    ) -> tuple[Ready, Replay]:
+        """The model that `give` gives, and the probe's pass through it."""
+        if self.ranks is None:
+            ready = self._prepare(give)
+        else:
+            ready = self.ranks.together(partial(self._prepare, give))
+            self.ranks.require_same("the routers' weights", digest(ready.routers))
+        sequences, manner, model = self.probe.sequences, self._manner, ready.model
+        samples = [s for s in sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in sequences if not isinstance(s, Sample)]
+        own, alone = isinstance(model, StandIn), False
+        if isinstance(model, StandIn):
+            model.prepare(ready.asked, samples or ids)
+            alone = model.alone
+        splits = [s.source for s in sequences if not isinstance(s, Sample)]
+        assert self.architecture.scoring is not None
+        plan = Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            unselected=self.architecture.unselected_gradient,
+            scoring=self.architecture.scoring,
+            batch_size=1 if alone else self.settings.batch_size,
+            batch_tokens=manner.batch_tokens,
+            mixed_lengths=not ready.stateful and not own,
+            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
+            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            seed=self.settings.seed,
+        )
+        return ready, replay(
+            model, ready.asked, samples or ids, [s.labels for s in sequences], plan,
+            progress=progress, kind=manner.kind, ranks=self.ranks,
+        )  # fmt: skip
+
+    def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
+        return prepare(give(), self.architecture, self.settings.layers)
 
     def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
         width = sum(int(r.weight_ED.shape[1]) for r in routers)
@@ -288,6 +295,7 @@ class Measurer:
             )
         if adam is not None and not hashes:
             fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
+        damage = find_damage(router)
         rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, self.settings.seed)
         inputs_ND, places = trace.sample_x_MD, {}
         if trace.rows is not None:
@@ -312,6 +320,8 @@ class Measurer:
             sample_selected_MK=trace.selected_TK[rows],
             sample_x_ND=inputs_ND,
             **places,
+            experts_nonfinite=None if damage is None else damage.nonfinite,
+            experts_zero=None if damage is None else damage.zero,
         )
 
 

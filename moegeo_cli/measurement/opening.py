@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.weights import detect_layout
+from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run
 from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.store.cache import FOLDER, Store
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
 
 
 def measure_path(
@@ -19,7 +25,7 @@ def measure_path(
     cache: bool,
     cache_dir: Path | str | None,
     baseline: str | None,
-    steps: str | None = None,
+    steps: str | Sequence[int] | None = None,
     latest: bool = False,
     models: Models,
     **shared: Any,
@@ -39,6 +45,7 @@ def measure_path(
     Raises:
         MoegeoError: what opening and measuring raise.
     """
+    _refuse_together(shared["settings"], models, baseline, shared["ranks"])
     folder = models.open(path)
     store = Store(_store_folder(folder, cache_dir) if cache else None)
     measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
@@ -49,6 +56,23 @@ def measure_path(
     notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
     run = dataclasses.replace(run, run={**run.run, "notes": notes})
     return dataclasses.replace(measured, record=run)
+
+
+def _refuse_together(
+    settings: Settings, models: Models, baseline: str | None, ranks: Ranks | None
+) -> None:
+    """What does not go together: how a model is placed, what it is, and who shares the probe."""
+    own = "a model of your own, or captured inputs" if models.identity is not None else None
+    parts = "--device-map" if settings.device_map is not None else None
+    others = "torchrun" if ranks is not None else None
+    init = "--baseline init" if baseline == "init" else None
+    for one, other in ((parts, own), (parts, others), (parts, init), (others, own)):
+        if one is not None and other is not None:
+            raise UsageError(
+                "two options do not go together",
+                found=f"{one} with {other}",
+                hint="leave one of the two out",
+            )
 
 
 def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:

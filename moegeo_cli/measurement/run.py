@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -26,14 +26,17 @@ from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
 from moegeo_cli.store.cache import Store, entry_key
 
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
+
 FRESH_INITIALISATIONS = 8
 
 
 class Listener(Protocol):
     """Whoever wants to know how far the work is."""
 
-    def begin(self, title: str, checkpoints: int) -> None:
-        """A run starts."""
+    def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
+        """A run starts: so many checkpoints, or whatever else is measured."""
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
         """A checkpoint starts; `tokens` is 0 where nothing is replayed."""
@@ -77,6 +80,7 @@ class RunMeasurement:
         store: where entries are kept.
         listener: hears of progress; None for silence.
         models: what model the run is of.
+        ranks: who shares the probe; None for this process alone.
     """
 
     def __init__(
@@ -88,7 +92,9 @@ class RunMeasurement:
         store: Store,
         listener: Listener | None,
         models: Models,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.architecture, self.config, self.probe = architecture, config, probe
         self.models = models
         self.settings, self.store, self.listener = settings, store, listener
@@ -166,6 +172,8 @@ class RunMeasurement:
             key = self.key(name)
             found = self._stored(key)
             if found is not None:
+                if self.listener:
+                    self.listener.checkpoint(f"initialisation {seed}", 0, "already measured")
                 draws.append(found)
                 continue
             if self.listener:
@@ -180,11 +188,16 @@ class RunMeasurement:
         """The measurer, made when the first model is needed: a rerun imports no torch."""
         if self._measurer is None:
             from moegeo_cli.measurement.measurer import Measurer
+            from moegeo_cli.measurement.serving import start
 
-            self._measurer = Measurer(
-                self.architecture, self.config, self.probe, self.groups_S, self.settings,
-                self.models,
+            arguments = (
+                self.architecture, self.config, self.probe, self.groups_S, self.settings
             )  # fmt: skip
+            self._measurer = (
+                Measurer(*arguments, self.models)
+                if self.ranks is None
+                else start(self.ranks, *arguments)
+            )
         return self._measurer
 
     def _keep(

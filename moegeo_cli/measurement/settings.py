@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from moegeo_cli.errors import UsageError
 
@@ -13,6 +15,45 @@ UNITS_OF_SIZE = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "disk")
+UNPLACED = {"tp": "tensor", "tensor": "tensor", "ep": "expert", "expert": "expert"}
+
+
+def read_device_map(value: str | None) -> str | None:
+    """A device map as the settings keep it: a word, or a JSON object, if need be from a file.
+
+    Raises:
+        UsageError: neither.
+    """
+    if value is None or value in PLACEMENTS or re.fullmatch(r"[a-z]{2,5}(:\d+)?", value):
+        kind = UNPLACED.get(value or "")
+        if kind is not None:
+            raise UsageError(
+                f"{kind} parallelism is not offered", found=f"--device-map {value}",
+                hint="torchrun shares the probe among ranks, each with the whole model",
+            )  # fmt: skip
+        return value
+    try:
+        text = value if value.lstrip().startswith("{") else Path(value).read_text("utf-8")
+        document = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            "--device-map is neither a word nor JSON nor a file of it",
+            found=f"{value[:80]!r}: {str(error)[:120]}",
+            hint=f"{', '.join(PLACEMENTS)}, or a JSON object of module and device",
+        ) from error
+    if not isinstance(document, dict) or not document or not all(
+        type(device) in (str, int) for device in document.values()
+    ):  # fmt: skip
+        raise UsageError(
+            "--device-map is not an object of module and device",
+            found=text[:80],
+            hint='like {"model.embed_tokens": 0, "model.layers": "cpu", "model.norm": 0, '
+            '"lm_head": 0}',
+        )
+    return json.dumps(document, sort_keys=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Settings of a measurement; part of the key that it is stored under.
@@ -20,6 +61,7 @@ class Settings:
     `layers` are decoder layers, None for all. `fisher` and `unit` name the Fisher that the
     heterogeneity metrics at the top are of; the categorical one always comes along. `stream`
     reads layers from the files while they compute; `memory` is the bytes to stay within.
+    `device_map` is a word that accelerate knows, or a JSON object of module and device.
     """
 
     fisher: str = "empirical"
@@ -31,6 +73,7 @@ class Settings:
     seed: int = 0
     stream: bool = False
     memory: int | None = None
+    device_map: str | None = None
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -57,6 +100,18 @@ class Settings:
             )
         if self.memory is not None and self.memory < 1:
             raise UsageError("--memory must be positive", found=str(self.memory))
+        if self.device_map is not None and self.device != "auto" and self.device_map != "disk":
+            raise UsageError(
+                "--device-map says on which devices the model computes",
+                found=f"--device {self.device} with --device-map {self.device_map}",
+                hint="leave one of the two out",
+            )
+        if self.device_map is not None and (self.stream or self.memory is not None):
+            raise UsageError(
+                "accelerate places a model in parts, and is given no bound",
+                found="--device-map with --stream or --memory",
+                hint="leave one of the two out",
+            )
         if self.seed < 0:
             raise UsageError("--seed must not be negative", found=str(self.seed))
 

@@ -248,7 +248,7 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         )
     return F.cross_entropy(
         logits.float().reshape(-1, logits.shape[-1]),
-        targets.reshape(-1),
+        targets.reshape(-1).to(logits.device),
         reduction="none",
         ignore_index=IGNORED_LABEL,
     )

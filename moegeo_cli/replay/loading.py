@@ -11,7 +11,6 @@ Where that is absent or fails, the model is built again: slower, never wrong.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch import nn
 
 from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
-from moegeo_cli.checkpoints.weights import detect_layout
+from moegeo_cli.checkpoints.weights import detect_layout, open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -70,15 +69,21 @@ def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
 
 
 def load_model(
-    path: Path, device: torch.device, dtype: torch.dtype, config_folder: Path | None = None
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    config_folder: Path | None = None,
+    *,
+    placed: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Build the causal language model that lies in `path`, frozen and in evaluation mode.
 
     Args:
         path: the checkpoint.
-        device: where the model computes.
-        dtype: in which dtype.
+        device: where it goes.
+        dtype: in which dtype it computes.
         config_folder: the folder of its config.json; None for `path`.
+        placed: transformers' arguments that put its parts elsewhere; then `device` is not used.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.
@@ -99,10 +104,12 @@ def load_model(
             options: dict[str, Any] = {
                 "dtype": dtype,
                 "output_loading_info": True,
+                "ignore_mismatched_sizes": True,  # reported by name, and refused below
                 "trust_remote_code": False,
                 "local_files_only": True,
                 # the kernel is left to transformers where it declares no SDPA support
                 "attn_implementation": "sdpa" if architecture._supports_sdpa else None,
+                **(placed or {}),
             }
             state = distributed_state(path, config.model_type)
             if state is None:
@@ -116,9 +123,9 @@ def load_model(
     except MoegeoError:
         raise
     except Exception as error:
-        raise _explain(path, error) from error
+        raise explain(path, error) from error
     _refuse_incomplete(path, report)
-    return _ready(model, device)
+    return _ready(model, None if placed else device)
 
 
 def language_config(config: Any) -> Any:
@@ -209,25 +216,20 @@ def _safetensors_state(path: Path, stack: contextlib.ExitStack) -> dict[str, Any
     """The tensors of a safetensors checkpoint, unread; the files stay open with `stack`."""
     from safetensors import safe_open
 
-    files = sorted(path.glob("*.safetensors"))
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(
-            {path / name for name in json.loads(index.read_text())["weight_map"].values()}
-        )
+    weights = open_weights(path)
     state: dict[str, Any] = {}
-    for file in files:
+    for file in weights.files if weights.layout.startswith("safetensors") else ():
         opened = stack.enter_context(safe_open(file, framework="pt"))
         state.update({key: opened.get_slice(key) for key in opened.keys()})  # noqa: SIM118
     return state
 
 
-def _ready(model: Any, device: torch.device) -> nn.Module:
-    """Frozen, in evaluation mode (so no jitter, no dropout), on its device."""
+def _ready(model: Any, device: torch.device | None) -> nn.Module:
+    """Frozen, in evaluation mode (so no jitter, no dropout), on its device if it has one."""
     model.eval()
     model.requires_grad_(False)
     try:
-        ready: nn.Module = model.to(device)
+        ready: nn.Module = model if device is None else model.to(device)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"the model does not fit on {device}", hint="use --device cpu, or --dtype bfloat16"
@@ -252,10 +254,14 @@ def _refuse_incomplete(path: Path, report: Mapping[str, Any]) -> None:
         )
 
 
-def _explain(path: Path, error: Exception) -> MoegeoError:
+def explain(path: Path, error: Exception) -> MoegeoError:
     """What transformers said, as one of our errors."""
     text = str(error).strip()
-    first = text.splitlines()[0] if text else type(error).__name__
+    # A headline that ends with a colon says what is wrong in the lines that follow.
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
+    if isinstance(error, KeyError):
+        first = f"transformers does not know {first}"
     low = text.lower()
     if "weights_only" in low or "unpickl" in low or "unsafe" in low:
         return UnsafeFileError(
@@ -271,6 +277,11 @@ def _explain(path: Path, error: Exception) -> MoegeoError:
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ResourceError(f"{path.name}: not enough memory to load", found=first)
+    if "validation error" in low or isinstance(error, KeyError | TypeError | ValueError):
+        return ShapeError(
+            f"{path.name}: no model can be built from its config.json", found=first[:300],
+            hint="compare config.json with that of the run's other checkpoints",
+        )  # fmt: skip
     return IncompleteCheckpointError(f"{path.name}: the model cannot be loaded", found=first)
 
 

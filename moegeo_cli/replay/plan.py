@@ -6,13 +6,13 @@ D router input width, E experts, K experts chosen per token, G groups of sequenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from moegeo_cli.fisher.accumulation import FisherAccumulator
+from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.replay.pairs import SOURCE, TARGET
 from moegeo_cli.replay.routers import Router
 
@@ -70,6 +70,40 @@ class RouterTrace:
     confirmed: bool = False
 
 
+def make_traces(
+    routers: Sequence[Router], plan: Plan, tokens: int, groups: int
+) -> list[RouterTrace]:
+    """An empty trace of each router.
+
+    Args:
+        routers: what is measured.
+        plan: which Fisher sums are kept.
+        tokens: T.
+        groups: G.
+    """
+    shapes = [(int(r.weight_ED.shape[0]), int(r.weight_ED.shape[1])) for r in routers]
+    exact = exact_groups_fit(shapes, len(plan.fishers), groups)
+    return [
+        RouterTrace(
+            router=router,
+            logits_TE=np.zeros((tokens, router.experts), dtype=np.float32),
+            dispatched_GE=np.zeros((groups, router.experts)),
+            fishers={
+                key: FisherAccumulator(
+                    router.experts,
+                    int(router.weight_ED.shape[1]),
+                    groups,
+                    exact_groups=exact,
+                    device=router.weight_ED.device,
+                    seed=plan.seed,
+                )
+                for key in plan.fishers
+            },
+        )
+        for router in routers
+    ]
+
+
 @dataclass(slots=True)
 class Replay:
     """The outcome of a pass: per-sequence loss sums (None without a loss) and the traces."""
@@ -81,6 +115,7 @@ class Replay:
     batch_size: int | None
     unselected: str
     notes: list[str]
+    shares: list[list[list[int]]] = field(default_factory=list)  # batches of each rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from moegeo_cli.errors import (
     ResourceError,
     UnsupportedArchitectureError,
 )
-from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.batches import count_losses, plan_batches
@@ -37,9 +37,12 @@ from moegeo_cli.replay.feeding import (
     take_sides,
 )
 from moegeo_cli.replay.gradients import LossGradients
-from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
+from moegeo_cli.replay.memory import is_out_of_memory
+from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace, make_traces
+from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
+from moegeo_cli.replay.sharing import collect, share_batches
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"
@@ -59,6 +62,7 @@ def replay(
     *,
     progress: Callable[[int], None] | None = None,
     kind: Callable[..., Pass] | None = None,
+    ranks: Ranks | None = None,
 ) -> Replay:
     """Run the probe once, halving the batch where memory runs out.
 
@@ -70,6 +74,8 @@ def replay(
         plan: what is measured.
         progress: hears how many tokens were replayed.
         kind: how a pass goes about it; None for batch after batch through the whole model.
+        ranks: who shares the probe, all calling this alike: rank 0 has the whole outcome, the
+            others their own part. None for this process alone.
 
     Raises:
         ResourceError: not even one sequence at a time fits.
@@ -80,15 +86,17 @@ def replay(
     notes = [EAGER] if getattr(model, "_moegeo_eager", False) else []
     while True:
         try:
-            attempt = kind(model, routers, ids, labels, plan, size, progress)
-            result = attempt.run()
+            once = partial(
+                _run_once, kind, ranks, model, routers, ids, labels, plan, size, progress
+            )
+            result = once() if ranks is None else ranks.together(once)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if UNGROUPED in str(error) and EAGER not in notes:
                 model.set_experts_implementation("eager")  # type: ignore[operator]
                 model._moegeo_eager = True  # type: ignore[assignment]
                 notes.append(EAGER)
                 continue
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             current = size or max(1, 2048 // max(len(i) for i in ids))
             if current == 1:
@@ -101,18 +109,21 @@ def replay(
             notes.append(f"batch size halved to {size}: out of memory")
             continue
         result.notes = notes + result.notes
+        if ranks is not None:
+            collect(ranks, result, plan)
         return result
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
-    )
+def _run_once(kind: Callable[..., Pass], ranks: Ranks | None, *arguments: Any) -> Replay:
+    attempt = kind(*arguments)
+    attempt.ranks = ranks
+    return attempt.run()
 
 
 class Pass:
     """One attempt at a pass, with one batch size."""
+
+    ranks: Ranks | None = None
 
     def __init__(
         self,
@@ -132,30 +143,7 @@ class Pass:
         self.groups = int(plan.groups_S.max()) + 1
         self.gradients = LossGradients(plan)
         tokens = int(self.lengths.sum())
-        exact = exact_groups_fit(
-            [tuple(r.weight_ED.shape) for r in routers],  # type: ignore[misc]
-            len(plan.fishers),
-            self.groups,
-        )
-        self.traces = [
-            RouterTrace(
-                router=router,
-                logits_TE=np.zeros((tokens, router.experts), dtype=np.float32),
-                dispatched_GE=np.zeros((self.groups, router.experts)),
-                fishers={
-                    key: FisherAccumulator(
-                        router.experts,
-                        int(router.weight_ED.shape[1]),
-                        self.groups,
-                        exact_groups=exact,
-                        device=self.device,
-                        seed=plan.seed,
-                    )
-                    for key in plan.fishers
-                },
-            )
-            for router in routers
-        ]
+        self.traces = make_traces(routers, plan, tokens, self.groups)
         if plan.splits_S is not None:
             take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
@@ -175,6 +163,11 @@ class Pass:
         )
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
+        shares = [plan]
+        if self.ranks is not None:
+            shares = share_batches(plan, self.lengths.tolist(), self.ranks.world)
+            plan = shares[self.ranks.rank]
+        self.own_tokens = sum(int(self.lengths[members].sum()) for members in plan)
         with self._hooks(), self._logit_gradients():
             self._batches(list_batches(self.model, self.ids, self.labels, plan, self.device))
         for trace in self.traces:
@@ -188,6 +181,7 @@ class Pass:
             batch_size=self.batch_size,
             unselected=self.gradients.unselected,
             notes=[],
+            shares=shares,
         )
 
     def _batches(self, batches: Iterable[AnyBatch]) -> None:
@@ -195,7 +189,7 @@ class Pass:
         for batch in batches:
             self._step(batch)
             if self.progress:
-                self.progress(batch.tokens)
+                self.progress(batch.tokens * int(self.lengths.sum()) // self.own_tokens)
 
     def _step(self, batch: AnyBatch) -> None:
         """One batch, forward and, where a loss is needed, backward."""
@@ -234,7 +228,7 @@ class Pass:
         except (MoegeoError, _EndOfRouters, MemoryError):
             raise
         except Exception as error:
-            if _is_out_of_memory(error) or UNGROUPED in str(error):
+            if is_out_of_memory(error) or UNGROUPED in str(error):
                 raise
             raise UnsupportedArchitectureError(
                 f"the forward pass of {type(self.model).__name__} fails in the model's own code",
@@ -321,7 +315,7 @@ class Pass:
         samples = self.sample_of_row[rows.probe_N]
         kept = np.flatnonzero(samples >= 0)
         if len(kept):
-            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
+            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(call.x_ND.device)]
             if trace.sample_x_MD is None:
                 count = int((self.sample_of_row >= 0).sum())
                 trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)

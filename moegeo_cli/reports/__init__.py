@@ -62,11 +62,11 @@ def _render_comparison(record: ComparisonRecord, format: str) -> str:
     return writers[format](record)
 
 
-def print_run(record: RunRecord, console: Console) -> None:
-    """Print the terminal report of a run."""
+def print_run(record: RunRecord, console: Console, path: str | None = None) -> None:
+    """Print the terminal report of a run; `path` is where it lies, for the commands at its end."""
     from moegeo_cli.reports.terminal import print_run as show
 
-    show(record, console)
+    show(record, console, path)
 
 
 def print_comparison(record: ComparisonRecord, console: Console) -> None:

@@ -89,7 +89,7 @@ def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None
     page.show(table)
     others = len(pair.differences) - len(names)
     words = "better: the side that the interval of B − A favours, ≠ where neither direction is good"
-    words += " by itself" if page.wide else "; ± half the 95% interval"
+    words += " by itself" if page.wide else "; ± 95%, the longer side"
     words += "; both trends on one scale" if trends else ""
     if others:
         words += f". {figures.plural(others, 'more metric')}: --format markdown or json"

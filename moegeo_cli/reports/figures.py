@@ -60,11 +60,11 @@ def interval(metric: Metric, places: int = 3) -> str:
     return f"[{number(metric.ci_low, places)}, {number(metric.ci_high, places)}]"
 
 
-def half_width(metric: Metric, places: int = 3) -> str:
-    """Half the interval's width, for tables without room for both ends."""
+def longer_side(metric: Metric, places: int = 3) -> str:
+    """How far the interval reaches at most, for tables without room for both ends."""
     if metric.value is None or metric.ci_low is None or metric.ci_high is None:
         return ""
-    return number((metric.ci_high - metric.ci_low) / 2, places)
+    return number(max(metric.ci_high - metric.value, metric.value - metric.ci_low), places)
 
 
 def count(value: float | int | None) -> str:

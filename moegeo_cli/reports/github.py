@@ -29,7 +29,8 @@ def render(record: RunRecord) -> str:
     if gaps:
         lines.append(_command("warning", "moegeo coverage", gaps))
     for item in record.interventions[:3]:
-        words = [f"{outline.key_words(item.key)} ({outline.live_words(item.key)})", item.action]
+        live = outline.live_words(item.key, lines=False)
+        words = [outline.key_words(item.key) + (f" ({live})" if live else ""), item.action]
         lines.append(_command("notice", f"next: {item.title}", words))
     return "\n".join(lines) + "\n"
 

@@ -68,7 +68,7 @@ def _add_check(suite: ET.Element, check: Check, found: Sequence[Finding]) -> Non
         _skip(case, check.reason or "could not be decided")
     failing = [f for f in found if f.severity == "failing"]
     if failing:
-        message = " ".join(clean(f.message) for f in failing)
+        message = "; ".join(clean(f.message).rstrip(".") for f in failing)
         failure = ET.SubElement(case, "failure", message=message, type="failing")
         failure.text = "\n".join(line for f in failing for line in _lines(f))
     milder = [f for f in found if f.severity != "failing"]
@@ -79,7 +79,7 @@ def _add_check(suite: ET.Element, check: Check, found: Sequence[Finding]) -> Non
 def _add_axis(suite: ET.Element, axis: str, word: str, verdict: Verdict, decided: bool) -> None:
     """The axis itself; its failure counts only where no check of its own carries it."""
     case = _case(suite, f"{axis} axis", "verdict")
-    reasons = " ".join(clean(r) for r in verdict.reasons)
+    reasons = "; ".join(clean(r).rstrip(".") for r in verdict.reasons)
     if word == "failing" and not decided:
         ET.SubElement(case, "failure", message=f"{axis} is failing", type="failing").text = reasons
     elif word not in {"healthy", "watch", "failing"}:

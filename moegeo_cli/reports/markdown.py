@@ -97,7 +97,7 @@ def _intervention(place: int, item: Intervention, full: bool) -> list[str]:
             f"{markdown_code(key.key)}: {markdown_code(outline.setting(key.current))} → "
             f"{markdown_code(outline.setting(key.suggested))}"
         )
-    live = outline.live_words(key)
+    live = outline.live_words(key, lines=full)
     live = f"**{live}**" if key.live is False else markdown_text(live)
     lines = [f"{place}. **{markdown_text(item.title)}**: {change}" + (f" ({live})" if live else "")]
     if not full:

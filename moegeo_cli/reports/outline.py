@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,10 +128,12 @@ def key_words(key: ConfigKey) -> str:
     return f"{clean(key.key)}: {setting(key.current)} → {setting(key.suggested)}"
 
 
-def live_words(key: ConfigKey) -> str:
-    """Whether the framework reads the setting."""
+def live_words(key: ConfigKey, *, lines: bool = True) -> str:
+    """Whether the framework reads the setting; `lines` where those to add are shown."""
     if key.key is None:
-        return "add the lines below" if key.lines else ""
+        if not key.lines:
+            return ""
+        return "add the lines below" if lines else "lines to add are in the full report"
     if key.live is None:
         return f"not known whether {clean(key.framework)} reads it"
     return f"{clean(key.framework)} reads it" if key.live else "NOT READ as configured"
@@ -212,9 +215,15 @@ def baseline_words(baseline: Mapping[str, Any]) -> str:
     return words
 
 
-def next_commands(record: RunRecord) -> list[tuple[str, str]]:
-    """Commands that tell more, each with what for."""
+def next_commands(record: RunRecord, path: str | None = None) -> list[tuple[str, str]]:
+    """Commands that tell more, each with what for.
+
+    Args:
+        record: the run.
+        path: where it lies, where that is known; records do not name places.
+    """
     found = []
+    run = "RUN" if path is None else shlex.quote(clean(path))
     draws = record.baseline.get("baseline_draws")
     if not draws or draws == 1:
         why = (
@@ -222,14 +231,16 @@ def next_commands(record: RunRecord) -> list[tuple[str, str]]:
             if draws
             else "give FHS something to compare with"
         )
-        found.append(("moegeo analyze PATH --baseline init", why))
+        found.append((f"moegeo analyze {run} --baseline init", why))
     if record.verdict is not None and record.verdict.performance == "undetermined":
         found.append(
-            ("moegeo analyze PATH --reference RUN", "judge the loss against a healthy run")
+            (f"moegeo analyze {run} --reference OTHER", "judge the loss against a healthy run")
         )
     if len(record.checkpoints) > 1:
-        found.append(("moegeo compare PATH OTHER", "set this run beside another one"))
-    found.append(("moegeo analyze PATH --format json", "every number, with intervals and reasons"))
+        found.append((f"moegeo compare {run} OTHER", "set this run beside another one"))
+    found.append(
+        (f"moegeo analyze {run} --format json", "every number, with intervals and reasons")
+    )
     return found
 
 

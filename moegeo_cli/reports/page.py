@@ -124,7 +124,7 @@ class Page:
         if whole or self.wide:
             ends = figures.interval(metric, places)
             return found.append(f" {ends}", "dim") if ends else found
-        half = figures.half_width(metric, places)
+        half = figures.longer_side(metric, places)
         return found.append(self.glyphs.text(f" ±{half}"), "dim") if half else found
 
     def strip(self, load: tuple[float | None, ...] | None, width: int) -> Text:

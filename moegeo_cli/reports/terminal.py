@@ -24,11 +24,12 @@ TOP_INTERVENTIONS = 3
 TEXT_WIDTH = 100
 
 
-def print_run(record: RunRecord, console: Console) -> None:
+def print_run(record: RunRecord, console: Console, path: str | None = None) -> None:
     """Print a run's report.
 
     Args:
         record: the run, judged or not.
+        path: where the run lies, for the commands at the end.
         console: where to; the report fits its width, colours and encoding.
     """
     page = Page(console)
@@ -44,7 +45,7 @@ def print_run(record: RunRecord, console: Console) -> None:
     print_dynamics(page, record)
     page.footnotes()
     _print_interventions(page, record)
-    _print_foot(page, record)
+    _print_foot(page, record, path)
 
 
 def render(record: RunRecord) -> str:
@@ -175,13 +176,18 @@ def _print_interventions(page: Page, record: RunRecord) -> None:
             page.line(line, "cyan", indent=15)
 
 
-def _print_foot(page: Page, record: RunRecord) -> None:
+def _print_foot(page: Page, record: RunRecord, path: str | None) -> None:
     page.section("HOW THIS WAS MEASURED")
     for name, words in outline.method(record):
         page.show(page.paragraph(words, "dim", sign=f"{name:<9}", indent=2))
     page.section("NEXT")
-    commands = outline.next_commands(record)
+    commands = outline.next_commands(record, path)
     widest = max(len(c) for c, _ in commands)
+    if widest + max(len(why) for _, why in commands) + 4 > page.width:  # a long path
+        for command, why in commands:
+            page.show(Text("  ").append(command, "cyan"))
+            page.line(why, "dim", indent=6)
+        return
     for command, why in commands:
         page.show(
             Text("  ")

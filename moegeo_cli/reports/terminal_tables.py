@@ -107,7 +107,7 @@ def print_routing(page: Page, record: RunRecord) -> None:
     blocks = page.glyphs
     page.line(
         f"load: {blocks.blocks[3]} fair share, {blocks.blocks[7]} twice that or more, "
-        f"{blocks.none} none" + ("" if page.wide else "; ± half the 95% interval"),
+        f"{blocks.none} none" + ("" if page.wide else "; ± 95%, the longer side"),
         "dim",
     )
 

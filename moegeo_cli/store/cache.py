@@ -1,8 +1,8 @@
 """Measured checkpoints by key, each a record beside its measurements.
 
 An entry is a folder named by its key: `measurements.safetensors` is written first, then
-`record.json`, which names its hash. An entry of which either is absent, damaged or of
-another version is no entry, and the checkpoint is measured again.
+`record.json`, which names its hash and carries one of itself. An entry of which either is absent,
+damaged, changed by hand or of another version is no entry, and the checkpoint is measured again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from moegeo_cli.store.files import write_atomic
 
 FOLDER = ".moegeo"
 # Raised whenever the meaning of a stored measurement changes: older entries are measured again.
-STORE_VERSION = 2
+STORE_VERSION = 3
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:
@@ -75,7 +75,7 @@ class Store:
             return None
         try:
             text = (self.folder / key / "record.json").read_text()
-            return from_dict(CheckpointRecord, json.loads(text))
+            return from_dict(CheckpointRecord, _unseal(text))
         except (OSError, ValueError, TypeError, RecursionError, AttributeError):
             return None
 
@@ -94,8 +94,7 @@ class Store:
         if self.folder is not None:
             try:
                 write_atomic(self.folder / key / "measurements.safetensors", data)
-                text = json.dumps(to_dict(record), allow_nan=False)
-                write_atomic(self.folder / key / "record.json", text)
+                write_atomic(self.folder / key / "record.json", _seal(to_dict(record)))
             except OutputError as error:
                 self.problem = str(error.found)
         return record
@@ -105,7 +104,7 @@ class Store:
         if self.folder is None:
             return None
         try:
-            return json.loads((self.folder / f"{key}.json").read_text())
+            return _unseal((self.folder / f"{key}.json").read_text())
         except (OSError, ValueError, RecursionError):
             return None
 
@@ -114,6 +113,25 @@ class Store:
         if self.folder is None:
             return
         try:
-            write_atomic(self.folder / f"{key}.json", json.dumps(document, allow_nan=False))
+            write_atomic(self.folder / f"{key}.json", _seal(document))
         except MoegeoError as error:
             self.problem = str(error.found)
+
+
+def _seal(document: Any) -> str:
+    """A document with the hash of its text, so that one changed by hand is not believed."""
+    text = json.dumps(document, allow_nan=False)
+    return f'{{"sha256": "{hashlib.sha256(text.encode()).hexdigest()}", "content": {text}}}'
+
+
+def _unseal(text: str) -> Any:
+    """The document.
+
+    Raises:
+        ValueError: not one that was sealed, or not as it was.
+    """
+    head, found, content = text.partition('", "content": ')
+    stated = head.removeprefix('{"sha256": "')
+    if not found or hashlib.sha256(content[:-1].encode()).hexdigest() != stated:
+        raise ValueError("not as it was written")
+    return json.loads(content[:-1])

@@ -32,6 +32,7 @@ RULES: dict[str, Rule] = {
     "logit-explosion": routing_rules.logit_explosion,
     "router-nonfinite": routing_rules.router_nonfinite,
     "router-zero": routing_rules.router_zero,
+    "experts-damaged": routing_rules.experts_damaged,
     "near-ties": routing_rules.near_ties,
     "heterogeneity-above-init": run_rules.heterogeneity_above_init,
     "heterogeneity-rising": run_rules.heterogeneity_rising,

@@ -160,8 +160,53 @@ def router_nonfinite(situation: Situation) -> Outcome:
 
 
 def router_zero(situation: Situation) -> Outcome:
-    """All rows zero."""
-    return _state(situation, "zero", "is all zeros")
+    """All rows zero, or some."""
+    whole = _state(situation, "zero", "is all zeros")
+    if whole is not None:
+        return whole
+    found = [x for x in situation.now.layers if x.zero_rows]
+    if not found:
+        return None
+    words = "; ".join(f"{_experts(x.zero_rows)} in layer {x.layer}" for x in found[:3])
+    return Found(
+        "failing",
+        f"rows of routers are zeros: of {words}{_and_more(len(found) - 3)}",
+        tuple(x.layer for x in found),
+        (),
+        Threshold(None, "exact"),
+    )
+
+
+def experts_damaged(situation: Situation) -> Outcome:
+    """Experts whose weights are not finite, or zeros."""
+    looked = [x for x in situation.now.layers if x.experts_nonfinite is not None]
+    if not looked:
+        return Skipped("the experts' weights were not looked at")
+    broken = [(x, x.experts_nonfinite, "NaN or infinite") for x in looked if x.experts_nonfinite]
+    empty = [(x, x.experts_zero, "zeros") for x in looked if x.experts_zero]
+    found = [*broken, *empty]
+    if not found:
+        return None
+    words = "; ".join(
+        f"{_experts(which or ())} in layer {x.layer} are {what}" for x, which, what in found[:3]
+    )
+    return Found(
+        "failing" if broken else "watch",
+        f"weights of {words}{_and_more(len(found) - 3)}",
+        tuple(sorted({x.layer for x, _, _ in found})),
+        (),
+        Threshold(None, "exact"),
+    )
+
+
+def _experts(places: tuple[int, ...]) -> str:
+    shown = ", ".join(str(e) for e in places[:4])
+    more = f" and {len(places) - 4} more" if len(places) > 4 else ""
+    return f"expert{'s' if len(places) > 1 else ''} {shown}{more}"
+
+
+def _and_more(count: int) -> str:
+    return f"; and {count} more" if count > 0 else ""
 
 
 def balancing_inactive(situation: Situation) -> Outcome:

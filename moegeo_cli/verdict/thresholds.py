@@ -66,6 +66,8 @@ def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresh
             raise UsageError(
                 f"the threshold {name} cannot be set: {FIXED[name]}", found=repr(given)[:80]
             )  # fmt: skip
+        if isinstance(given, Mapping):
+            _refuse_keys(name, given)
         value = given.get("value") if isinstance(given, Mapping) else given
         source = given.get("source", OWN) if isinstance(given, Mapping) else OWN
         if (
@@ -80,6 +82,19 @@ def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresh
             limits[name], threshold=Threshold(float(value), str(source)), scale=None
         )
     return limits
+
+
+def _refuse_keys(name: str, given: Mapping[str, Any]) -> None:
+    unknown = sorted(str(key) for key in given if key not in ("value", "source"))
+    if unknown:
+        raise UsageError(
+            f"the threshold {name} has a value and a source, and nothing else",
+            found=", ".join(unknown),
+        )
+    if not isinstance(given.get("source", OWN), str):
+        raise UsageError(
+            f"the source of the threshold {name} is not text", found=repr(given["source"])[:80]
+        )
 
 
 def collapse_limit(limit: Limit, experts: int, top_k: int) -> float:

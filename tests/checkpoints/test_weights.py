@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.checkpoints.weights import open_weights, read_index
+from moegeo_cli.checkpoints.indexes import read_index
+from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

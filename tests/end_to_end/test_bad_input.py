@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moegeo_cli.errors import UsageError
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 
 Break = Callable[[Path], None]
@@ -270,3 +272,150 @@ def test_settings_of_a_file_take_effect(
     assert moegeo("analyze", path).code == 2
     (tmp_path / "moegeo.toml").write_text("[thresholds]\ndead-experts = 0.5\n")
     assert moegeo("analyze", path, "--probe", probe).code == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_local_experts": "8"}, "not a whole number"),
+        ({"hidden_size": "wide"}, "'hidden_size' expected int, got str"),
+        ({"hidden_act": "nonsense"}, "does not know 'nonsense'"),
+        ({"vocab_size": 65}, "(64, 24) in the file, (65, 24) by the config"),
+    ],
+)
+def test_a_config_that_no_model_can_be_built_from(
+    change: dict[str, object], words: str, checkpoint: Path, probe: Path,
+    moegeo: Callable[..., Outcome],
+) -> None:  # fmt: skip
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **change}))
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache")
+    assert found.code == 2
+    assert "MG-E015" in found.err
+    assert words in found.err
+
+
+@pytest.mark.parametrize("content", [{"a": 1}, {"a": Path("x")}], ids=["plain", "an object"])
+def test_a_pickle_that_torch_did_not_write(
+    content: object, checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    weights(checkpoint).unlink()
+    (checkpoint / "pytorch_model.bin").write_bytes(pickle.dumps(content))
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache")
+    assert found.code == 2
+    assert "not a file that torch.save wrote" in found.err
+
+
+def test_an_optimizer_that_holds_more_than_tensors(
+    checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    import torch
+
+    torch.save({"state": {}, "param_groups": [], "x": Path("y")}, checkpoint / "optimizer.pt")
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache", "--fisher", "adam")
+    assert found.code == 2
+    assert "is refused" in found.err
+    assert "weights_only" not in found.err  # torch's advice is to load it without protection
+    assert "two options" not in found.err
+
+
+def test_a_layer_without_a_router_is_named(
+    checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache", "--layers", "0,7")
+    assert found.code == 2
+    assert "no router is in layer 7" in found.err
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("max-tokens = true", "max-tokens in moegeo.toml is not a yes or no"),
+        ("seed = [1]", "is not one value"),
+        ("[analyze.thresholds]\nnear-ties = 1", "thresholds stand at the top"),
+        ("[thresholds]\nnear-tie = 1", "did you mean near-ties?"),
+        ("[thresholds.near-ties]\nvalue = 1\nlimit = 2", "nothing else"),
+        ("[thresholds.near-ties]\nvalue = 1\nsource = 2", "is not text"),
+    ],
+)
+def test_settings_that_cannot_be_meant(
+    text: str, words: str, checkpoint: Path, tmp_path: Path, moegeo: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "moegeo.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    found = moegeo("analyze", checkpoint)
+    assert found.code == 2
+    assert words in found.err
+
+
+def test_the_python_api_checks_what_it_is_given(checkpoint: Path, probe: Path) -> None:
+    from moegeo_cli import api
+
+    run = api.analyze(checkpoint, probe=probe, layers=[0, 2], cache=False)
+    assert [x.layer for x in run.checkpoints[0].layers] == [0, 2]
+    for wrong in ({"layers": ["0"]}, {"layers": 0}, {"max_tokens": 0}, {"steps": []}):
+        with pytest.raises(UsageError):
+            api.analyze(checkpoint, probe=probe, cache=False, **wrong)
+
+
+def test_nothing_is_measured_for_an_output_that_cannot_be_written(
+    checkpoint: Path, probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    for command in ("analyze", "invariance"):
+        for place in (tmp_path / "file" / "out.json", tmp_path):
+            found = moegeo(command, checkpoint, "--probe", probe, "--output", place)
+            assert found.code == 2
+            assert "[1/" not in found.err
+
+
+def test_names_reach_stderr_as_text(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    run = tmp_path / "run\x1b[31m"
+    shutil.copytree(tiny("mixtral", 0), run)
+    found = moegeo("analyze", run, "--probe", probe, "--no-cache", "--format", "json")
+    assert found.code == 0
+    assert "\x1b" not in found.err
+    assert "\x1b" not in moegeo("analyze", run / "gone").err
+
+
+def test_progress_counts_what_is_measured(
+    checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    arguments = ("analyze", checkpoint, "--probe", probe, "--baseline", "init")
+    for _ in range(2):  # measured, then from the store
+        (checkpoint / ".moegeo").mkdir(exist_ok=True)
+        for derived in (checkpoint / ".moegeo").glob("run-*.json"):
+            derived.unlink()
+        found = moegeo(*arguments)
+        assert found.code == 0
+        assert "[9/9] initialisation 7" in found.err
+    rewritten = moegeo("invariance", checkpoint, "--probe", probe)
+    assert "5 measurements" in rewritten.err
+
+
+def test_a_link_to_a_checkpoint_that_is_gone_is_said(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    shutil.copytree(tiny("mixtral", 0), tmp_path / "run" / "checkpoint-0")
+    (tmp_path / "run" / "checkpoint-10").symlink_to(tmp_path / "gone")
+    found = moegeo("analyze", tmp_path / "run", "--probe", probe, "--format", "json", "--no-cache")
+    assert found.code == 0
+    assert [s["path"] for s in found.document["run"]["skipped"]] == ["checkpoint-10"]
+    assert found.document["status"] == "partial"
+
+
+def test_without_a_command_there_is_help_and_no_error(moegeo: Callable[..., Outcome]) -> None:
+    found = moegeo()
+    assert found.code == 2
+    assert "analyze" in found.out + found.err
+    assert "error[" not in found.err
+
+
+def test_the_next_commands_name_the_run(
+    checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache")
+    assert f"moegeo analyze {checkpoint} --baseline init" in found.out.replace("\n", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -59,6 +60,21 @@ def test_a_damaged_entry_is_no_entry(tmp_path: Path, name: str, damage: str) -> 
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     assert store.load("k") is None
     assert store.record("k") is None
+
+
+def test_what_was_changed_by_hand_is_not_believed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.save("k", RECORD, ARRAYS)
+    path = tmp_path / "k" / "record.json"
+    document = json.loads(path.read_text())
+    document["content"]["path"] = "another"
+    path.write_text(json.dumps(document))
+    assert store.record("k") is None
+    store.save_json("run-k", {"a": 1})
+    assert store.load_json("run-k") == {"a": 1}
+    derived = tmp_path / "run-k.json"
+    derived.write_text(derived.read_text().replace('"a": 1', '"a": 2'))
+    assert store.load_json("run-k") is None
 
 
 def test_a_store_that_cannot_be_written_loses_no_measurement(tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""What a user's own program does under torchrun: rank 0 analyses, the others serve it.
+
+Arguments: a JSON file of [[keywords of analyze, file to write], ...].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from moegeo_cli import api
+from moegeo_cli.measurement.serving import serve
+from moegeo_cli.replay.ranks import Ranks
+from moegeo_cli.reports import render
+
+if __name__ == "__main__":
+    ranks = Ranks.connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0)
+    if ranks.rank > 0:
+        sys.exit(serve(ranks))
+    for keywords, place in json.loads(Path(sys.argv[1]).read_text()):
+        record = api.analyze(**keywords, cache=False, ranks=ranks)
+        Path(place).write_text(render(record, "json"))
+    ranks.leave(0)

@@ -1,0 +1,220 @@
+"""Several ranks measure what one does, and end together."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moegeo_cli import api
+from moegeo_cli.replay.sharing import share_batches
+from moegeo_cli.reports import render
+from tests.architectures.zoo import save_tiny
+from tests.end_to_end.conftest import random_ids, write_probe
+from tests.replay.documents import assert_equal
+
+ROOT = Path(__file__).parents[2]
+TYPES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
+SAMPLE = ROOT / "sample_checkpoints" / "collapsed-mixtral"
+
+
+def test_whole_batches_are_shared_out_evenly_and_none_is_lost() -> None:
+    lengths = [3, 4, 9, 9, 10, 30, 2, 2, 17]
+    batches = [[6, 7], [0, 1], [2, 3, 4], [8], [5]]
+    shares = share_batches(batches, lengths, 2)
+    assert sorted(b for share in shares for b in share) == sorted(batches)
+    loads = [sum(lengths[s] for batch in share for s in batch) for share in shares]
+    assert max(loads) - min(loads) <= 4
+
+
+def test_fewer_batches_than_ranks_leave_the_last_ranks_idle() -> None:
+    assert share_batches([[0, 1]], [5, 5], 3) == [[[0, 1]], [], []]
+
+
+def start(rank: int, world: int, port: int, *arguments: object, folder: Path) -> subprocess.Popen:
+    """One rank, as torchrun starts it, but with an exit code that we see."""
+    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT),
+             **{name: str(value) for name, value in place.items()}},
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def run_ranks(folders: list[Path], *arguments: object) -> list[tuple[int, str, str]]:
+    """Exit code, stdout and stderr of each rank."""
+    port = free_port()
+    started = [
+        start(rank, len(folders), port, *arguments, folder=folder)
+        for rank, folder in enumerate(folders)
+    ]
+    texts = [process.communicate(timeout=120) for process in started]
+    return [(p.returncode, *text) for p, text in zip(started, texts, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def cases(
+    tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[dict[str, Any], Path]]:
+    """Analyses by two ranks, one after another in one pair of processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    odd = write_probe(folder / "odd.jsonl", random_ids([5 + (7 * i) % 29 for i in range(17)]))
+    single = write_probe(folder / "single.jsonl", random_ids([40]))
+    wanted: dict[str, dict[str, Any]] = {
+        name: {"path": str(tiny(name)), "probe": str(odd), "batch_size": 3} for name in TYPES
+    }
+    save_tiny("switch_transformers", folder / "switch")
+    wanted["encoder-decoder"] = {**wanted["mixtral"], "path": str(folder / "switch")}
+    wanted["one sequence"] = {"path": str(tiny("mixtral")), "probe": str(single)}
+    wanted["sequence unit"] = {**wanted["mixtral"], "unit": "sequence", "layers": "1-2"}
+    wanted["categorical, initialisations"] = {
+        **wanted["qwen2_moe"], "fisher": "categorical", "baseline": "init",
+    }  # fmt: skip
+    found = {
+        name: (keywords, folder / f"{place}.json")
+        for place, (name, keywords) in enumerate(wanted.items())
+    }
+    (folder / "work.json").write_text(json.dumps([(k, str(p)) for k, p in found.values()]))
+    outcomes = run_ranks([folder] * 2, ROOT / "tests/replay/rank_program.py", folder / "work.json")
+    for code, out, err in outcomes:
+        assert code == 0, err
+        assert out == ""
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*TYPES, "encoder-decoder", "one sequence", "sequence unit", "categorical, initialisations"],
+)
+def test_two_ranks_give_the_numbers_of_one(
+    cases: dict[str, tuple[dict[str, Any], Path]], name: str
+) -> None:
+    keywords, place = cases[name]
+    one = json.loads(render(api.analyze(**keywords, cache=False), "json"))
+    two = json.loads(place.read_text())
+    assert two["checkpoints"][0]["replay"]["notes"][0] == "batches shared among 2 ranks"
+    assert_equal(one, two)
+
+
+def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -> None:
+    analyze = ("-m", "moegeo_cli", "analyze", SAMPLE, "--latest", "--cache-dir", tmp_path,
+               "--format", "json")  # fmt: skip
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    together = subprocess.run(
+        [*torchrun, *map(str, analyze)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert together.returncode == 0, together.stderr
+    assert together.stderr.count("verdict:") == 1
+    two = json.loads(together.stdout)  # one document: rank 1 printed nothing
+    alone = subprocess.run(
+        [sys.executable, *map(str, analyze)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert alone.stdout == together.stdout  # from the store that rank 0 wrote
+    assert_equal(json.loads(render(api.analyze(SAMPLE, latest=True, cache=False), "json")), two)
+
+
+def test_a_missing_probe_ends_all_ranks_with_one_message(tmp_path: Path) -> None:
+    outcomes = run_ranks([tmp_path] * 2, "-m", "moegeo_cli", "analyze", SAMPLE, "--probe", "no.txt")
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    assert "no.txt" in outcomes[0][2]
+    assert outcomes[1][1:] == ("", "")
+
+
+@pytest.fixture
+def two_places(tmp_path: Path, tiny: Callable[..., Path]) -> list[Path]:
+    """Two working directories; only rank 0's has a checkpoint of that name, and the probe."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (here / "run").symlink_to(tiny("mixtral"))
+    write_probe(here / "probe.jsonl", random_ids([9, 8, 7]))
+    return [here, there]
+
+
+ANALYZE = ("-m", "moegeo_cli", "analyze", "run", "--probe", "probe.jsonl", "--no-cache")
+
+
+@pytest.mark.slow
+def test_ranks_that_read_other_weights_are_refused(
+    two_places: list[Path], tiny: Callable[..., Path]
+) -> None:
+    (two_places[1] / "run").symlink_to(tiny("mixtral", 1))
+    outcomes = run_ranks(two_places, *ANALYZE)
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    assert "the routers' weights of rank 1 differ from those of rank 0" in outcomes[0][2]
+    assert outcomes[1][1:] == ("", "")
+
+
+@pytest.mark.slow
+def test_streaming_is_refused_among_ranks(two_places: list[Path]) -> None:
+    outcomes = run_ranks(two_places[:1] * 2, *ANALYZE, "--stream")
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    assert "each rank holds the whole model" in outcomes[0][2]
+
+
+@pytest.mark.slow
+def test_an_error_of_another_rank_is_rank_0s_message(two_places: list[Path]) -> None:
+    outcomes = run_ranks(two_places, *ANALYZE)
+    assert [code for code, _, _ in outcomes] == [2, 2]
+    assert "error[MG-E" in outcomes[0][2]
+    assert "bug" not in outcomes[0][2]
+    assert outcomes[1][1:] == ("", "")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_ends_the_other(tmp_path: Path, victim: int) -> None:
+    port = free_port()
+    analyze = ("-m", "moegeo_cli", "analyze", SAMPLE, "--no-cache")
+    pair = [start(rank, 2, port, *analyze, folder=tmp_path) for rank in (0, 1)]
+    assert pair[0].stderr is not None
+    while "[1/5]" not in pair[0].stderr.readline():
+        pass
+    pair[victim].kill()
+    try:
+        _, words = pair[1 - victim].communicate(timeout=60)
+    finally:
+        for process in pair:
+            process.kill()
+            process.wait()
+    assert pair[1 - victim].returncode == 2
+    assert ("a rank has ended" in words) is (victim == 1)
+
+
+@pytest.mark.parametrize("option", ["--tp", "--tensor-parallel", "--ep"])
+def test_parallelism_within_the_model_is_refused_by_name(
+    option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moegeo_cli.cli.app import run
+
+    assert run(["analyze", str(SAMPLE), option, "2"]) == 2
+    words = capsys.readouterr().err
+    assert "parallelism is not offered" in words
+    assert "torchrun" in words
+
+
+@pytest.mark.parametrize(
+    "place", [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "two", "RANK": "0", "MASTER_ADDR": "localhost"}]
+)
+def test_half_an_environment_is_refused(
+    place: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moegeo_cli.cli.app import run
+
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    assert run(["inspect", str(SAMPLE)]) == 2
+    assert "unset WORLD_SIZE" in capsys.readouterr().err
