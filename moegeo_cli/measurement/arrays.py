@@ -110,7 +110,7 @@ class CheckpointArrays:
         return [
             {"layer": r.layer, "path": r.path, "experts": r.experts, "top_k": r.top_k,
              "scoring": r.scoring, "fishers": [list(key) for key in r.fishers],
-             "experts_nonfinite": r.experts_nonfinite, "experts_zero": r.experts_zero}
+             "experts_nonfinite": _list(r.experts_nonfinite), "experts_zero": _list(r.experts_zero)}
             for r in self.routers
         ]  # fmt: skip
 
@@ -156,6 +156,10 @@ class CheckpointArrays:
             input_rows=arrays["input_rows"],
             **rest,
         )
+
+
+def _list(values: tuple[int, ...] | None) -> list[int] | None:
+    return None if values is None else list(values)
 
 
 def _numbers(values: Sequence[int] | None) -> tuple[int, ...] | None:
