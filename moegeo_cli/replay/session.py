@@ -262,7 +262,12 @@ class Pass:
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
-        taps = [RouterTap(trace.router, self._on_forward(trace)) for trace in self.traces]
+        taps: list[Any] = [RouterTap(t.router, self._on_forward(t)) for t in self.traces]
+        taps += [
+            module.register_forward_pre_hook(self._on_input(trace), with_kwargs=True)
+            for trace in self.traces
+            if (module := self.plan.input_modules.get(trace.router.path)) is not None
+        ]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -318,14 +323,8 @@ class Pass:
         trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
         trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
         trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
-        samples = self.sample_of_row[rows.probe_N]
-        kept = np.flatnonzero(samples >= 0)
-        if len(kept):
-            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(self.device)]
-            if trace.sample_x_MD is None:
-                count = int((self.sample_of_row >= 0).sum())
-                trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)
-            trace.sample_x_MD[samples[kept]] = x_MD.float().cpu().numpy()
+        if trace.router.path not in self.plan.input_modules:
+            self._keep_inputs(trace, call.x_ND)
         if CATEGORICAL in trace.fishers:
             x_ND = rows.real(call.x_ND.detach()).float()
             trace.fishers[CATEGORICAL].add(
@@ -333,3 +332,23 @@ class Pass:
                 x_ND.square(),
                 rows.group_spans,
             )
+
+    def _on_input(self, trace: RouterTrace) -> Callable[..., None]:
+        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor))
+            self._keep_inputs(trace, x.reshape(-1, x.shape[-1]))
+
+        return take
+
+    def _keep_inputs(self, trace: RouterTrace, x_ND: torch.Tensor) -> None:
+        """Keep the inputs at the sampled rows."""
+        rows = self.rows.of_side(trace.side)
+        samples = self.sample_of_row[rows.probe_N]
+        kept = np.flatnonzero(samples >= 0)
+        if not len(kept):
+            return
+        x_MD = rows.real(x_ND.detach())[torch.from_numpy(kept).to(self.device)]
+        if trace.sample_x_MD is None:
+            count = int((self.sample_of_row >= 0).sum())
+            trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)
+        trace.sample_x_MD[samples[kept]] = x_MD.float().cpu().numpy()
