@@ -56,7 +56,9 @@ class ExpertLayerRecord:
     `router` is the module path. `method` says how the Jacobians came about, `directions` how many
     random ones a token had, 0 where they are exact, null where there are none. `rank` is that of
     the subspaces. `coexist` says whether functions differ while subspaces overlap, as [GA] finds:
-    the interval of `asymmetry` lies above 0; null where it could not be told.
+    the interval of `asymmetry` lies above 0, that of the overlap above what random subspaces have;
+    null where it could not be told. `seen_alike_done_differently` counts pairs whose rank by
+    overlap is over half the ranking above that by alignment.
     """
 
     layer: int

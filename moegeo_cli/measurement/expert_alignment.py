@@ -50,42 +50,24 @@ class Functions:
 
 
 def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSettings) -> Functions:
-    """Alignment of all pairs of a layer's experts at the same tokens.
+    """Alignment of all pairs of a layer's experts, and what else their Jacobians say.
 
     Args:
         experts: the experts as functions.
         tokens: what reaches them.
         settings: which tokens count, and how many have their Jacobians taken.
     """
-    count, groups = experts.block.experts, tokens.groups
+    sums, null, directions = align_pairs(experts, tokens, settings)
     chosen = spread_rows(len(tokens.x_ND), settings.jacobian_tokens)
-    x_TD = tokens.x_ND[torch.from_numpy(chosen).to(tokens.x_ND.device)]
-    scale_TE = None
-    if tokens.scale_NE is not None:
-        scale_TE = torch.from_numpy(tokens.scale_NE[chosen]).to(x_TD)
-    mass_TE, group_T = tokens.mass_NE[chosen], tokens.group_N[chosen]
-    sums, null = AlignmentSums(groups, count), AlignmentSums(groups, count)
-
-    def take(products: PairProducts) -> None:
-        rows = products.tokens
-        weights = pair_weights(mass_TE[rows], settings.tokens)
-        for into, inner, columns in (
-            (sums, products.inner, products.norm),
-            (null, products.null_inner, products.null_norm),
-        ):
-            values, variance = alignment_ratio(inner, products.norm, columns)
-            into.add(group_T[rows], weights, values, variance)
-
-    directions = pair_products(
-        experts, x_TD, scale_TE, settings.directions, settings.seed, take
-    )  # fmt: skip
 
     def inputs_of(expert: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        share_T = mass_TE[:, expert] if settings.tokens != "all" else np.ones(len(chosen))
+        mass_T = tokens.mass_NE[chosen, expert]
+        share_T = mass_T if settings.tokens != "all" else np.ones(len(chosen))
         own = np.flatnonzero(share_T > 0)
         if not len(own):
             return None
-        return tokens.inputs(chosen[own], expert), torch.from_numpy(share_T[own]).to(x_TD)
+        x_TD = tokens.inputs(chosen[own], expert)
+        return x_TD, torch.from_numpy(share_T[own]).to(x_TD)
 
     singular, stable, decay = _spectra(experts, tokens, settings.seed)
     return Functions(
@@ -98,6 +80,39 @@ def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSet
         decay_E=decay,
         weight_cosine_EE=weight_cosines(experts),
     )
+
+
+def align_pairs(
+    experts: Experts, tokens: LayerTokens, settings: ExpertSettings
+) -> tuple[AlignmentSums, AlignmentSums, int]:
+    """Alignments of all pairs, those with disturbed experts, and the directions behind them.
+
+    Args:
+        experts: the experts as functions.
+        tokens: what reaches them.
+        settings: which tokens count, and how many have their Jacobians taken.
+    """
+    count = experts.block.experts
+    chosen = spread_rows(len(tokens.x_ND), settings.jacobian_tokens)
+    x_TD = tokens.x_ND[torch.from_numpy(chosen).to(tokens.x_ND.device)]
+    scale_TE = None
+    if tokens.scale_NE is not None:
+        scale_TE = torch.from_numpy(tokens.scale_NE[chosen]).to(x_TD)
+    mass_TE, group_T = tokens.mass_NE[chosen], tokens.group_N[chosen]
+    sums, null = AlignmentSums(tokens.groups, count), AlignmentSums(tokens.groups, count)
+
+    def take(products: PairProducts) -> None:
+        rows = products.tokens
+        weights = pair_weights(mass_TE[rows], settings.tokens)
+        for into, inner, columns in (
+            (sums, products.inner, products.norm),
+            (null, products.null_inner, products.null_norm),
+        ):
+            values, variance = alignment_ratio(inner, products.norm, columns)
+            into.add(group_T[rows], weights, values, variance)
+
+    directions = pair_products(experts, x_TD, scale_TE, settings.directions, settings.seed, take)
+    return sums, null, directions
 
 
 def spread_rows(available: int, wanted: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Legend: N kept tokens, E experts, P pairs of them, G groups of sequences, B draw
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +98,6 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
         outputs = _subspaces(tokens, made, rows_E, settings)
     limit = None if functions is None else null_limit(functions)
     metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
-    asymmetry = metrics["asymmetry"]
     alike = _disagreements(functions, inputs)
     record = ExpertLayerRecord(
         layer=block.router.layer,
@@ -113,11 +113,20 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
             describe_expert(e, tokens, functions, inputs, outputs, norm_E)
             for e in range(block.experts)
         ),
-        coexist=None if asymmetry.ci_low is None else asymmetry.ci_low > 0,
+        coexist=_coexist(metrics),
         seen_alike_done_differently=None if alike is None else int(alike[0].sum()),
         seen_differently_done_alike=None if alike is None else int(alike[1].sum()),
     )
     return MeasuredLayer(record, tokens, experts, functions, inputs, draws, limit)
+
+
+def _coexist(metrics: Mapping[str, Metric]) -> bool | None:
+    """Whether inputs overlap more than random subspaces would, and more than functions align."""
+    less, own = metrics["asymmetry"].ci_low, metrics["overlap_input"].ci_low
+    chance = metrics["overlap_chance"].value
+    if less is None or own is None or chance is None:
+        return None
+    return less > 0 and own > chance
 
 
 def null_limit(functions: Functions) -> float | None:

@@ -107,6 +107,7 @@ def layer_metrics(
             metric(missing(NOT_ENOUGH), "dimensions")
             if ranks is None else Metric(ranks, unit="dimensions")
         )  # fmt: skip
+    found["overlap_chance"] = Metric(inputs.rank / inputs.width, unit=OVERLAP)
     found["asymmetry"] = metric(_less(overlaps["input"], size), "overlap − |cosine|")
     return found
 

@@ -36,7 +36,7 @@ from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
 from moegeo_cli.replay.batches import carries_state
-from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
+from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts, visit_experts
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
@@ -46,6 +46,7 @@ from moegeo_cli.replay.sources import ModelSource, WholeModels
 
 # Inputs are wide: never more tokens, nor more bytes of them over all layers.
 KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
+NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
 NO_EXPERTS = "no module of experts was found beside the router"
 
 
@@ -113,25 +114,32 @@ def measure_experts(
     )  # fmt: skip
     draws = make_draws(groups_S, settings.seed)
     skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
-    layers: list[MeasuredLayer] = []
+    found: dict[str, MeasuredLayer] = {}
+    traces = {trace.router.path: trace for trace in outcome.traces}
+
+    def take(block: ExpertBlock) -> None:
+        path = block.router.path
+        if listener:
+            listener.checkpoint(path, 0, "experts")
+        tokens = gather_tokens(
+            block, traces[path], rows_N, groups_S[outcome.sequence_T], architecture.scoring or "",
+            settings.weights, device, hashed=block.router.layer in architecture.hash_layers,
+        )  # fmt: skip
+        if isinstance(tokens, str):
+            skipped[path] = tokens
+            return
+        layer = measure_layer(tokens, draws, settings)
+        # Weights that are only passing through are not held on to.
+        found[path] = dataclasses.replace(layer, experts=None) if streamed else layer
+
+    streamed = any(p.is_meta for p in model.parameters())
+    skipped |= {path: NO_EXPERTS for path, block in blocks.items() if block is None}
     with _one_by_one(model):
-        for trace in outcome.traces:
-            block = blocks[trace.router.path]
-            if listener:
-                listener.checkpoint(trace.router.path, 0, "experts")
-            if block is None:
-                skipped[trace.router.path] = NO_EXPERTS
-                continue
-            tokens = gather_tokens(
-                block, trace, rows_N, groups_S[outcome.sequence_T], architecture.scoring,
-                settings.weights, device, hashed=trace.router.layer in architecture.hash_layers,
-            )  # fmt: skip
-            if isinstance(tokens, str):
-                skipped[trace.router.path] = tokens
-                continue
-            layers.append(measure_layer(tokens, draws, settings))
+        shortest = min((s.input_ids for s in probe.sequences), key=len)
+        visit_experts(model, [b for b in blocks.values() if b is not None], shortest, take)
+    layers = [found[router.path] for router in asked if router.path in found]
     verification = None
-    if settings.verify and layers:
+    if settings.verify and layers and not streamed:
         verification = verify(
             layers, _losses(model, probe, outcome), outcome.loss_tokens_S, draws,
             settings.verify, settings.seed,
@@ -163,7 +171,11 @@ def measure_experts(
         merge_candidates=merge_candidates(layers, count),
         prune_candidates=prune_candidates(layers, count),
         verification=verification,
-        notes=(*outcome.notes, *([UNPADDED] if carries_state(model) else [])),
+        notes=(
+            *outcome.notes,
+            *([UNPADDED] if carries_state(model) else []),
+            *([NOT_IN_MEMORY] if settings.verify and streamed else []),
+        ),
     )
 
 

@@ -53,7 +53,8 @@ class NeuronExpert:
 
     def __init__(self, layout: Layout, expert: int, x_ND: torch.Tensor) -> None:
         self.layout = layout
-        self.in_RD = torch.cat([p[expert].float() for p in layout.inward])
+        parts = [p[expert].float() for p in layout.inward]
+        self.in_RD = parts[0] if len(parts) == 1 else torch.cat(parts)
         self.out_OF = layout.outward[expert].float()
         self.bias_O = None if layout.bias_EO is None else layout.bias_EO[expert].float()
         pre_NR = x_ND.float() @ self.in_RD.T
@@ -78,10 +79,8 @@ class NeuronExpert:
         """See `ExpertFunction`."""
         moved_NMF = self._neurons(v_NMD)
         order, signs = _disturbance(self.layout.neurons, seed, moved_NMF.device)
-        # Neuron j leaves through column order[j]: the columns move, the larger array stays.
-        other_OF = torch.empty_like(self.out_OF)
-        other_OF[:, order] = self.out_OF * signs
-        return moved_NMF @ self.out_OF.T, moved_NMF @ other_OF.T
+        other_NMF = moved_NMF[..., order] * signs
+        return moved_NMF @ self.out_OF.T, other_NMF @ self.out_OF.T
 
     def _neurons(self, v_NMD: torch.Tensor) -> torch.Tensor:
         """How the inner neurons move along directions, shape (N, M, F)."""

@@ -166,8 +166,8 @@ def _asymmetry(record: ExpertsRecord) -> list[str]:
         return []
     both = [_place(layer) for layer in told if layer.coexist]
     lines = [
-        f"Subspaces overlap more than functions align in {len(both)} of "
-        f"{figures.plural(len(told), 'layer')} (interval above 0)."
+        f"Subspaces overlap more than random ones, and more than functions align, in {len(both)} "
+        f"of {figures.plural(len(told), 'layer')}; randomly initialised experts do so too."
     ]
     alike = sum(layer.seen_alike_done_differently or 0 for layer in told)
     apart = sum(layer.seen_differently_done_alike or 0 for layer in told)
