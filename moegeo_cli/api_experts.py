@@ -17,6 +17,7 @@ from moegeo_cli.measurement.expert_settings import (
 )
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import Listener
+from moegeo_cli.measurement.settings import parse_bytes
 
 
 def experts(
@@ -34,6 +35,8 @@ def experts(
     dtype: str = "auto",
     batch_size: int | None = None,
     max_tokens: int | None = None,
+    stream: bool = False,
+    memory: str | int | None = None,
     seed: int = 0,
     progress: Listener | None = None,
 ) -> ExpertsRecord:
@@ -56,6 +59,8 @@ def experts(
         dtype: auto (as saved), float32, bfloat16 or float16.
         batch_size: sequences a batch; None for about 2,048 tokens.
         max_tokens: probe tokens; None for what `analyze` takes.
+        stream: read layers from the files while they compute, even where the model would fit.
+        memory: stay within so much while replaying, like "8GB"; streams where that needs it.
         seed: of sampling, directions, nulls and random choices.
         progress: hears how far the work is.
 
@@ -77,6 +82,8 @@ def experts(
         device=device,
         dtype=dtype,
         batch_size=batch_size,
+        stream=stream,
+        memory=parse_bytes(memory),
         verify=verify,
         seed=seed,
     )

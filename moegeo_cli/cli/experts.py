@@ -86,6 +86,8 @@ def experts(
     dtype: o.DtypeOption = o.Dtype.auto,
     batch_size: o.BatchSizeOption = None,
     max_tokens: o.MaxTokensOption = None,
+    stream: o.StreamOption = False,
+    memory: o.MemoryOption = None,
     seed: o.SeedOption = 0,
     matrices: Annotated[
         Path | None,
@@ -115,7 +117,7 @@ def experts(
             path, probe=probe, tokens=tokens.value, weights=weights.value, rank=rank,
             jacobian_tokens=jacobian_tokens, directions=directions, verify=verify, layers=layers,
             device=device, dtype=dtype.value, batch_size=batch_size, max_tokens=max_tokens,
-            seed=seed, progress=progress,
+            stream=stream, memory=memory, seed=seed, progress=progress,
         )  # fmt: skip
     if matrices is not None:
         write_payload(matrices_file(record, matrices), matrices)

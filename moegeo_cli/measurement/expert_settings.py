@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.jacobian import SELECTIONS
-from moegeo_cli.measurement.settings import DTYPES
+from moegeo_cli.measurement.settings import Settings
 
 WEIGHTS = ("topk", "soft")
 DEFAULT_RANK, DEFAULT_JACOBIAN_TOKENS = 8, 256
@@ -31,13 +31,14 @@ class ExpertSettings:
     device: str = "auto"
     dtype: str = "auto"
     batch_size: int | None = None
+    stream: bool = False
+    memory: int | None = None
     verify: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         for option, value, known in (
-            ("--tokens", self.tokens, SELECTIONS), ("--weights", self.weights, WEIGHTS),
-            ("--dtype", self.dtype, ("auto", *DTYPES)),
+            ("--tokens", self.tokens, SELECTIONS), ("--weights", self.weights, WEIGHTS)
         ):  # fmt: skip
             if value not in known:
                 raise UsageError(f"{option} is not one of {', '.join(known)}", found=repr(value))
@@ -59,3 +60,16 @@ class ExpertSettings:
                 found="--directions 1",
                 hint="use 2 or more, or 0 for whole Jacobians",
             )
+
+    @property
+    def replay(self) -> Settings:
+        """The same, as far as a replay is concerned."""
+        return Settings(
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            layers=self.layers,
+            seed=self.seed,
+            stream=self.stream,
+            memory=self.memory,
+        )

@@ -31,18 +31,16 @@ from moegeo_cli.measurement.expert_layers import MeasuredLayer, measure_layer
 from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_tokens import gather_tokens
 from moegeo_cli.measurement.expert_verification import verify
-from moegeo_cli.measurement.measurer import UNPADDED, sample_rows
+from moegeo_cli.measurement.measurer import UNPADDED, Measurer, sample_rows
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
 from moegeo_cli.replay.batches import carries_state
-from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts, visit_experts
-from moegeo_cli.replay.loading import resolve_device, resolve_dtype
+from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
 from moegeo_cli.replay.routers import Router, find_routers
 from moegeo_cli.replay.session import replay
-from moegeo_cli.replay.sources import ModelSource, WholeModels
 
 # Inputs are wide: never more tokens, nor more bytes of them over all layers.
 KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
@@ -57,7 +55,6 @@ def measure_experts(
     probe: Probe,
     settings: ExpertSettings,
     listener: Listener | None = None,
-    source: ModelSource | None = None,
 ) -> ExpertsRecord:
     """Measure the experts of one checkpoint.
 
@@ -68,7 +65,6 @@ def measure_experts(
         probe: the probe, tokenised.
         settings: how to measure.
         listener: hears of progress.
-        source: where the model comes from; None to load it whole.
 
     Raises:
         UnsupportedArchitectureError: no router, or a scoring that is not known.
@@ -78,10 +74,11 @@ def measure_experts(
             f"the scoring function of {architecture.model_type} is not known",
             hint="report this model type, with its config.json",
         )
-    device = resolve_device(settings.device)
-    if source is None:
-        source = WholeModels(device, resolve_dtype(settings.dtype, config))
+    groups_S = group_sequences(len(probe.sequences), settings.seed)
+    measurer = Measurer(architecture, config, probe, groups_S, settings.replay)
+    source, device = measurer.source(checkpoint.path), measurer.device
     model = source.load(checkpoint.path)
+    manner = source.manner
     routers = find_routers(model)
     asked = [r for r in routers if settings.layers is None or r.layer in settings.layers]
     if not asked:
@@ -94,7 +91,6 @@ def measure_experts(
     if listener:
         listener.begin(checkpoint.relative, 1 + len(asked))
         listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
-    groups_S = group_sequences(len(probe.sequences), settings.seed)
     rows_N = _kept_rows(asked, probe.tokens, settings.seed)
     outcome = replay(
         model, asked, [s.input_ids for s in probe.sequences],
@@ -105,39 +101,39 @@ def measure_experts(
             unselected=architecture.unselected_gradient,
             scoring=architecture.scoring,
             batch_size=settings.batch_size,
+            batch_tokens=manner.batch_tokens,
             mixed_lengths=not carries_state(model),
             sample_rows=rows_N,
             input_modules=_input_modules(blocks),
             seed=settings.seed,
         ),
         progress=listener.advance if listener else None,
+        kind=manner.kind,
     )  # fmt: skip
     draws = make_draws(groups_S, settings.seed)
     skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
-    found: dict[str, MeasuredLayer] = {}
-    traces = {trace.router.path: trace for trace in outcome.traces}
-
-    def take(block: ExpertBlock) -> None:
-        path = block.router.path
-        if listener:
-            listener.checkpoint(path, 0, "experts")
-        tokens = gather_tokens(
-            block, traces[path], rows_N, groups_S[outcome.sequence_T], architecture.scoring or "",
-            settings.weights, device, hashed=block.router.layer in architecture.hash_layers,
-        )  # fmt: skip
-        if isinstance(tokens, str):
-            skipped[path] = tokens
-            return
-        layer = measure_layer(tokens, draws, settings)
-        # Weights that are only passing through are not held on to.
-        found[path] = dataclasses.replace(layer, experts=None) if streamed else layer
-
-    streamed = any(p.is_meta for p in model.parameters())
-    skipped |= {path: NO_EXPERTS for path, block in blocks.items() if block is None}
+    layers: list[MeasuredLayer] = []
+    streamed = manner.kind is not None
     with _one_by_one(model):
-        shortest = min((s.input_ids for s in probe.sequences), key=len)
-        visit_experts(model, [b for b in blocks.values() if b is not None], shortest, take)
-    layers = [found[router.path] for router in asked if router.path in found]
+        for trace in outcome.traces:
+            path = trace.router.path
+            block = blocks[path]
+            if listener:
+                listener.checkpoint(path, 0, "experts")
+            if block is None:
+                skipped[path] = NO_EXPERTS
+                continue
+            tokens = gather_tokens(
+                block, trace, rows_N, groups_S[outcome.sequence_T], architecture.scoring,
+                settings.weights, device, hashed=trace.router.layer in architecture.hash_layers,
+            )  # fmt: skip
+            if isinstance(tokens, str):
+                skipped[path] = tokens
+                continue
+            with source.holding(path):
+                layer = measure_layer(tokens, draws, settings)
+            # Weights that only pass through are not held on to.
+            layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)
     verification = None
     if settings.verify and layers and not streamed:
         verification = verify(
@@ -160,7 +156,7 @@ def measure_experts(
             "max_tokens": probe.tokens,
             "kept_tokens": len(rows_N),
             "device": device.type,
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(measurer.dtype).removeprefix("torch."),
             "batch_size": outcome.batch_size,
             "threads": torch.get_num_threads() if device.type == "cpu" else None,
             "reweighting": settings.weights == "soft",
@@ -172,6 +168,7 @@ def measure_experts(
         prune_candidates=prune_candidates(layers, count),
         verification=verification,
         notes=(
+            *manner.notes,
             *outcome.notes,
             *([UNPADDED] if carries_state(model) else []),
             *([NOT_IN_MEMORY] if settings.verify and streamed else []),

@@ -9,11 +9,9 @@ Legend: N tokens, D width of an expert's input, O of its output, E experts.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +20,7 @@ from moegeo_cli.replay.routers import EXPERTS_CLASS, Router
 ATTENTION = "attention experts: what they compute depends on the other tokens of a sequence"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class ExpertBlock:
     """One router's experts.
 
@@ -88,54 +86,6 @@ def find_experts(model: nn.Module, router: Router) -> ExpertBlock | None:
             if name == "experts" or EXPERTS_CLASS.search(type(child).__name__):
                 return _describe(router, child)
     return None
-
-
-def visit_experts(
-    model: nn.Module,
-    blocks: Sequence[ExpertBlock],
-    ids: np.ndarray,
-    take: Callable[[ExpertBlock], None],
-) -> None:
-    """Hand over each block while its weights are at hand.
-
-    In a model that lies in memory that is always; one that loads its layers as they run has
-    them in the middle of a pass alone, and runs a short sequence for it.
-
-    Args:
-        model: the model.
-        blocks: its experts, in the order of its layers.
-        ids: token ids of one sequence.
-        take: hears of each block, once.
-    """
-    away = [b for b in blocks if any(p.is_meta for p in b.module.parameters())]
-    for block in blocks:
-        if block not in away:
-            take(block)
-    if not away:
-        return
-    seen: set[int] = set()
-
-    def hook(block: ExpertBlock) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any) -> None:
-            if id(block) not in seen:  # what hears of it calls the module too
-                seen.add(id(block))
-                take(block)
-
-        return enter
-
-    # Experts in a block without a pass of its own are met where their router is.
-    handles = [
-        (b.module if b.form in {"routed", "stacked"} else b.router.module)
-        .register_forward_pre_hook(hook(b))
-        for b in away
-    ]  # fmt: skip
-    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.from_numpy(ids).to(device)[None], use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _describe(router: Router, module: nn.Module) -> ExpertBlock:

@@ -117,7 +117,7 @@ class CalledExpert:
     """One expert at tokens x by autograd through the model's own module."""
 
     def __init__(self, block: ExpertBlock, expert: int, x_ND: torch.Tensor) -> None:
-        dtype = next(block.module.parameters()).dtype
+        dtype = next((p.dtype for p in block.module.parameters()), x_ND.dtype)
         self.block, self.expert, self.x_ND = block, expert, x_ND.to(dtype)
 
     def values(self) -> torch.Tensor:

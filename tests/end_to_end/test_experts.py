@@ -232,6 +232,34 @@ def test_weights_and_selections(tmp_path: Path, probe: Path) -> None:
     assert found["share"].rank not in (None, 8)
 
 
+@pytest.mark.parametrize("memory", [None, "chunks"])
+@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
+def test_streamed_layers_give_what_the_whole_model_gives(
+    model_type: str, memory: str | None, tmp_path: Path, probe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    build_tiny(model_type, 2).save_pretrained(tmp_path)
+    whole = experts(tmp_path, probe=probe)
+    if memory:  # so tight that a layer's experts come some at a time
+        from moegeo_cli.replay.layer_stream import LayerStream
+
+        plain = LayerStream.open
+        monkeypatch.setattr(LayerStream, "open", lambda self, size: plain(self, 1))
+    found = experts(tmp_path, probe=probe, stream=True, verify=1)
+    assert found.verification is None
+    assert any("--verify" in note for note in found.notes)
+    for one, other in zip(found.layers, whole.layers, strict=True):
+        exact = ("alignment", "overlap_input", "overlap_output")
+        # Through autograd the mean Jacobian has random directions.
+        for name in exact if memory else (*exact, "mean_jacobian_alignment"):
+            a, b = (np.array(x.matrices[name], dtype=float) for x in (one, other))
+            np.testing.assert_allclose(a, b, atol=2e-4)
+        assert ("closed form" in one.method) == (memory is None)
+    assert [c.experts for c in found.merge_candidates] == [
+        c.experts for c in whole.merge_candidates
+    ]
+
+
 def test_too_few_tokens_have_no_subspace_and_say_so(tmp_path: Path) -> None:
     path = tmp_path / "m"
     build_tiny("mixtral", 1).save_pretrained(path)
