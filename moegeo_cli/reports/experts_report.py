@@ -15,15 +15,15 @@ from moegeo_cli.reports.markdown import Notes, table
 from moegeo_cli.reports.outline import probe_words
 from moegeo_cli.reports.page import Page
 
-TEXT_WIDTH = 110
+TEXT_WIDTH, ROOMY = 130, 125  # from the latter on there is room for intervals beside the nulls
 COLUMNS = (
-    ("alignment", "alignment"), ("functional_decorrelation", "decorrelation"),
-    ("overlap_input", "overlap, inputs"), ("overlap_output", "overlap, outputs"),
-    ("asymmetry", "overlap − |alignment|"),
+    ("alignment", "alignment"), ("overlap_input", "overlap, in"), ("overlap_output", "overlap, out"),
+    ("asymmetry", "asymmetry"),
 )  # fmt: skip
 EXPLANATIONS = (
-    "alignment: mean cosine of Jacobians over pairs; decorrelation: 1 − its mean size",
-    "overlap: mean cos² of the angles between subspaces of routed tokens, 1 for the same",
+    "alignment: mean cosine of Jacobians over pairs",
+    "overlap: mean cos² of the angles between subspaces of routed tokens, of experts' inputs and "
+    "outputs; asymmetry: overlap of inputs less the size of alignment",
     "(n) is the value of the null: disturbed experts for alignment, as many random tokens of the "
     "layer for overlap",
 )
@@ -42,13 +42,15 @@ def print_experts(record: ExpertsRecord, console: Console) -> None:
         page.line(line, "dim")
     for line in _gaps(record):
         page.line(line, "bold red")
-    page.section("LAYERS", "means over pairs of experts, with 95% intervals")
+    roomy = page.width >= ROOMY
+    page.section("LAYERS", "means over pairs of experts" + (", 95%" if roomy else ""))
     shown = page.table(("layer", "right"), *((title, "right") for _, title in COLUMNS))
     for layer in record.layers:
         cells = []
         for name, _ in COLUMNS:
             metric = layer.metrics[name]
-            text = page.estimate(name, metric)
+            # Where there is no room for intervals the null matters more than a half width.
+            text = page.estimate(name, metric) if roomy else page.value(name, metric)
             cells.append(text.append(_null(metric), "dim"))
         shown.add_row(page.text(_place(layer)), *cells)
     page.show(shown)
@@ -157,7 +159,7 @@ def _place(layer: ExpertLayerRecord) -> str:
 
 
 def _null(metric: Metric) -> str:
-    return "" if metric.null_value is None else f" ({figures.number(metric.null_value, 2)})"
+    return "" if metric.null_value is None else f" ({metric.null_value:.2f})"
 
 
 def _asymmetry(record: ExpertsRecord) -> list[str]:
