@@ -17,7 +17,8 @@ from moegeo_cli.reports.page import Page
 
 TEXT_WIDTH, ROOMY = 130, 125  # from the latter on there is room for intervals beside the nulls
 COLUMNS = (
-    ("alignment", "alignment"), ("overlap_input", "overlap, in"), ("overlap_output", "overlap, out"),
+    ("alignment", "alignment"), ("overlap_input", "overlap, in"),
+    ("overlap_output", "overlap, out"),
     ("asymmetry", "asymmetry"),
 )  # fmt: skip
 EXPLANATIONS = (
