@@ -31,7 +31,7 @@ from moegeo_cli.measurement.expert_layers import MeasuredLayer, measure_layer
 from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_tokens import gather_tokens
 from moegeo_cli.measurement.expert_verification import verify
-from moegeo_cli.measurement.measurer import UNPADDED, Measurer, sample_rows
+from moegeo_cli.measurement.measurer import OTHERS, UNPADDED, Measurer, sample_rows
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
@@ -39,7 +39,7 @@ from moegeo_cli.replay.batches import carries_state
 from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
-from moegeo_cli.replay.routers import Router, find_routers
+from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
 from moegeo_cli.replay.session import replay
 
 # Inputs are wide: never more tokens, nor more bytes of them over all layers.
@@ -67,12 +67,18 @@ def measure_experts(
         listener: hears of progress.
 
     Raises:
-        UnsupportedArchitectureError: no router, or a scoring that is not known.
+        UnsupportedArchitectureError: no router, a scoring that is not known, or an encoder with a
+            decoder.
     """
     if architecture.scoring is None:
         raise UnsupportedArchitectureError(
             f"the scoring function of {architecture.model_type} is not known",
             hint="report this model type, with its config.json",
+        )
+    if architecture.encoder_decoder:
+        raise UnsupportedArchitectureError(
+            f"{architecture.model_type} has an encoder and a decoder: its experts are not read yet",
+            hint="`moegeo analyze` measures its routers",
         )
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     measurer = Measurer(architecture, config, probe, groups_S, settings.replay)
@@ -170,6 +176,7 @@ def measure_experts(
         notes=(
             *manner.notes,
             *outcome.notes,
+            *([OTHERS.format(len(others))] if (others := find_other_routers(model)) else []),
             *([UNPADDED] if carries_state(model) else []),
             *([NOT_IN_MEMORY] if settings.verify and streamed else []),
         ),

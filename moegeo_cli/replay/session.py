@@ -37,6 +37,7 @@ from moegeo_cli.replay.feeding import (
     take_sides,
 )
 from moegeo_cli.replay.gradients import LossGradients
+from moegeo_cli.replay.inputs import KeptInputs
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
@@ -159,9 +160,7 @@ class Pass:
         if plan.splits_S is not None:
             take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
-        self.sample_of_row = np.full(tokens, -1, dtype=np.int64)
-        if plan.sample_rows is not None:
-            self.sample_of_row[plan.sample_rows] = np.arange(len(plan.sample_rows))
+        self.kept = KeptInputs(plan, tokens)
 
     def run(self) -> Replay:
         """All batches."""
@@ -263,11 +262,7 @@ class Pass:
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
         taps: list[Any] = [RouterTap(t.router, self._on_forward(t)) for t in self.traces]
-        taps += [
-            module.register_forward_pre_hook(self._on_input(trace), with_kwargs=True)
-            for trace in self.traces
-            if (module := self.plan.input_modules.get(trace.router.path)) is not None
-        ]
+        taps += self.kept.hook(self.traces, lambda trace: self.rows.of_side(trace.side))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -323,8 +318,8 @@ class Pass:
         trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
         trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
         trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
-        if trace.router.path not in self.plan.input_modules:
-            self._keep_inputs(trace, call.x_ND)
+        if trace.router.path not in self.kept.modules:
+            self.kept.keep(trace, rows, call.x_ND)
         if CATEGORICAL in trace.fishers:
             x_ND = rows.real(call.x_ND.detach()).float()
             trace.fishers[CATEGORICAL].add(
@@ -332,23 +327,3 @@ class Pass:
                 x_ND.square(),
                 rows.group_spans,
             )
-
-    def _on_input(self, trace: RouterTrace) -> Callable[..., None]:
-        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor))
-            self._keep_inputs(trace, x.reshape(-1, x.shape[-1]))
-
-        return take
-
-    def _keep_inputs(self, trace: RouterTrace, x_ND: torch.Tensor) -> None:
-        """Keep the inputs at the sampled rows."""
-        rows = self.rows.of_side(trace.side)
-        samples = self.sample_of_row[rows.probe_N]
-        kept = np.flatnonzero(samples >= 0)
-        if not len(kept):
-            return
-        x_MD = rows.real(x_ND.detach())[torch.from_numpy(kept).to(self.device)]
-        if trace.sample_x_MD is None:
-            count = int((self.sample_of_row >= 0).sum())
-            trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)
-        trace.sample_x_MD[samples[kept]] = x_MD.float().cpu().numpy()

@@ -316,3 +316,12 @@ def test_bad_options_exit_2(
     assert found.code == 2
     assert word in found.err
     assert found.out == ""
+
+
+def test_an_encoder_with_a_decoder_is_refused_by_name(
+    tmp_path: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    save_zoo("switch_transformers", tmp_path)
+    found = moegeo("experts", tmp_path, "--probe", probe)
+    assert found.code == 2
+    assert "switch_transformers has an encoder and a decoder" in found.err
