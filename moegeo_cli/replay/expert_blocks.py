@@ -49,6 +49,8 @@ class ExpertBlock:
 
     def call(self, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
         """f_e(x), by the model's own code and in its own dtype: shape (N, O)."""
+        if not len(x_ND):  # modules disagree on what nothing gives
+            return self.call(expert, x_ND.new_zeros(1, x_ND.shape[1]))[:0]
         if self.form == "list":
             assert isinstance(self.module, nn.ModuleList)
             return self.module[expert](x_ND)

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from moegeo_cli import experts
 from moegeo_cli.reports import json_report
+from tests.architectures.test_every_type import TOWERS, TYPES
 from tests.architectures.zoo import save_tiny as save_zoo
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 from tests.tiny_models import build_tiny
@@ -325,3 +326,15 @@ def test_an_encoder_with_a_decoder_is_refused_by_name(
     found = moegeo("experts", tmp_path, "--probe", probe)
     assert found.code == 2
     assert "switch_transformers has an encoder and a decoder" in found.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [*TYPES, *TOWERS])
+def test_every_type_is_measured(model_type: str, tmp_path: Path, probe: Path) -> None:
+    save_zoo(model_type, tmp_path)
+    record = experts(tmp_path, probe=probe, rank=2, jacobian_tokens=16, max_tokens=120)
+    assert record.coverage.routers_measured == record.coverage.routers_found
+    for layer in record.layers:
+        # A norm after the experts mixes their neurons.
+        known = "autograd" if model_type == "muse_spark" else "closed form"
+        assert known in layer.method or "attention" in layer.method
