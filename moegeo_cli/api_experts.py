@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import open_run, read_config
-from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.expert_settings import (
@@ -15,6 +11,7 @@ from moegeo_cli.measurement.expert_settings import (
     DEFAULT_RANK,
     ExpertSettings,
 )
+from moegeo_cli.measurement.models import choose_models
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
@@ -87,9 +84,9 @@ def experts(
         verify=verify,
         seed=seed,
     )
-    folder = open_run(Path(path))
-    config = read_config(folder.newest.path)
-    architecture = describe_architecture(config)
-    loaded = open_probe(folder, probe, max_tokens)
-    check_routers(open_weights(folder.newest.path), architecture)
+    models = choose_models(None, None, None, None)
+    folder = models.open(path)
+    config, architecture = models.describe(folder.newest.path)
+    loaded = open_probe(folder, probe, max_tokens, models)
+    models.check(folder.newest.path, architecture)
     return measure_experts(folder.newest, architecture, config, loaded, settings, progress)

@@ -33,7 +33,7 @@ from moegeo_cli.measurement.expert_tokens import gather_tokens
 from moegeo_cli.measurement.expert_verification import verify
 from moegeo_cli.measurement.measurer import OTHERS, UNPADDED, Measurer, sample_rows
 from moegeo_cli.measurement.run import Listener
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.records import Coverage
 from moegeo_cli.replay.batches import carries_state
 from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
@@ -99,8 +99,7 @@ def measure_experts(
         listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
     rows_N = _kept_rows(asked, probe.tokens, settings.seed)
     outcome = replay(
-        model, asked, [s.input_ids for s in probe.sequences],
-        [s.labels for s in probe.sequences],
+        model, asked, _token_ids(probe), [s.labels for s in probe.sequences],
         Plan(
             fishers=(CATEGORICAL, ("empirical", "position")),
             groups_S=groups_S,
@@ -210,9 +209,14 @@ def _one_by_one(model: Any) -> Iterator[None]:
             model.set_experts_implementation(before)
 
 
+def _token_ids(probe: Probe) -> list[np.ndarray]:
+    """Token ids by sequence: a checkpoint's own model takes nothing else."""
+    return [s.input_ids for s in probe.sequences if not isinstance(s, Sample)]
+
+
 def _losses(model: nn.Module, probe: Probe, outcome: Replay) -> Callable[[], np.ndarray]:
     """The probe's loss by sequence, of the model as it stands, in the batches of the replay."""
-    ids = [s.input_ids for s in probe.sequences]
+    ids = _token_ids(probe)
     labels = [s.labels for s in probe.sequences]
     mixed = not carries_state(model)
     return lambda: sequence_losses(model, ids, labels, outcome.batch_size, mixed_lengths=mixed)
