@@ -12,9 +12,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moegeo_cli.api import analyze, compare, inspect, invariance
+    from moegeo_cli.api_experts import experts
     from moegeo_cli.measurement.capturing import capture_routers
 
-__all__ = ["__version__", "analyze", "capture_routers", "compare", "inspect", "invariance"]
+__all__ = [
+    "__version__", "analyze", "capture_routers", "compare", "experts", "inspect", "invariance",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -27,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from moegeo_cli.measurement import capturing
 
         return capturing.capture_routers
+    if name == "experts":
+        from moegeo_cli.api_experts import experts
+
+        return experts
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

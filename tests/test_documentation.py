@@ -10,12 +10,25 @@ from pathlib import Path
 
 import pytest
 
-from moegeo_cli import errors
+from moegeo_cli import errors, experts
 from moegeo_cli.catalogue import SPECS
+from moegeo_cli.experts_records import (
+    ExpertLayerRecord,
+    ExpertRecord,
+    ExpertsRecord,
+    MergeCandidate,
+    PruneCandidate,
+    Trial,
+    Verification,
+)
 from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
 from moegeo_cli.verdict.interventions import catalogue
 from moegeo_cli.verdict.thresholds import load_thresholds
 
+RECORDS = (
+    ExpertsRecord, ExpertLayerRecord, ExpertRecord, MergeCandidate, PruneCandidate, Trial,
+    Verification,
+)  # fmt: skip
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
          *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
@@ -67,6 +80,19 @@ def test_every_error_has_a_line() -> None:
 def test_every_intervention_is_listed() -> None:
     known = words("interventions.md")
     assert {entry["id"] for entry in catalogue()["intervention"]} - known == set()
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
+def test_every_key_of_the_experts_format_is_named(record: type) -> None:
+    assert {f.name for f in dataclasses.fields(record)} - words("json.md") == set()
+
+
+def test_every_number_about_experts_is_explained() -> None:
+    sample = ROOT / "sample_checkpoints" / "healthy-qwen3-moe"
+    [layer] = experts(sample, max_tokens=600, layers="0").layers
+    known = words("experts.md")
+    names = {*layer.metrics, *(name.removesuffix("_null") for name in layer.matrices)}
+    assert names - known == set()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typer.exceptions import Abort, Exit, TyperException
 from moegeo_cli import __version__
 from moegeo_cli.cli.analyze import analyze
 from moegeo_cli.cli.compare import compare
+from moegeo_cli.cli.experts import experts
 from moegeo_cli.cli.inspect import inspect
 from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(compare)
 app.command()(inspect)
+app.command()(experts)
 app.command()(invariance)
 app.add_typer(probe_app, name="probe", help="Make and describe a probe dataset.")
 

@@ -31,12 +31,12 @@ def stdout_console() -> Console:
     return Patient(highlight=False)
 
 
-def write_payload(text: str, output: Path | None) -> None:
+def write_payload(text: str | bytes, output: Path | None) -> None:
     """Put the payload where it was asked for: a file, whole or not at all, or stdout."""
     if output is not None:
         write_output(output, text)
         return
-    data = (text if text.endswith("\n") else text + "\n").encode()
+    data = text if isinstance(text, bytes) else (text.rstrip("\n") + "\n").encode()
     try:
         binary = getattr(sys.stdout, "buffer", None)
         if binary is None:  # a stream of text alone, as tests have
@@ -50,7 +50,7 @@ def write_payload(text: str, output: Path | None) -> None:
         raise OutputError("stdout cannot be written", found=str(error)) from error
 
 
-def write_output(path: Path, text: str) -> None:
+def write_output(path: Path, text: str | bytes) -> None:
     """Write a result to a file, whole or not at all; devices and pipes are written to.
 
     Raises:
@@ -60,8 +60,8 @@ def write_output(path: Path, text: str) -> None:
         path = path.resolve()
         special = path.exists() and not path.is_file() and not path.is_dir()
         if special:
-            with path.open("w", encoding="utf-8") as stream:
-                stream.write(text)
+            with path.open("wb") as stream:
+                stream.write(text.encode() if isinstance(text, str) else text)
             return
         if path.is_file() and (path.parent / "config.json").is_file():
             raise OutputError(

@@ -13,13 +13,14 @@ from typing import Any
 
 from moegeo_cli.errors import UsageError
 
-COMMANDS = ("analyze", "compare", "inspect", "invariance", "probe")
+COMMANDS = ("analyze", "compare", "experts", "inspect", "invariance", "probe")
 SHARED = {
     "probe", "config", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework",
     "device", "device_map", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory",
     "steps", "latest", "seed", "format", "output", "fail_on", "no_cache", "cache_dir",
     "verify_fingerprint",
     "by", "force", "thresholds", "model", "router", "top_k", "scoring", "captures",
+    "tokens", "weights", "rank", "jacobian_tokens", "directions", "verify", "matrices",
 }  # fmt: skip
 
 FLAGS = {"exact", "latest", "no_cache", "force"}

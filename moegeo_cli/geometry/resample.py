@@ -159,6 +159,24 @@ class Estimate:
         )
 
 
+def draws_from_jackknife(value: float, without_G: np.ndarray, draws: Draws) -> np.ndarray | None:
+    """Bootstrap draws of a smooth statistic that is too dear to compute a thousand times.
+
+    Linear in how often each group was drawn, with the influences that leaving out one group at a
+    time shows (the infinitesimal jackknife's approximation of the bootstrap).
+
+    Args:
+        value: the statistic of all groups.
+        without_G: the statistic without each group.
+        draws: the draws; None comes back where there are none, or a statistic is missing.
+    """
+    if not len(draws.counts_BG) or not np.isfinite(without_G).all():
+        return None
+    groups = draws.groups
+    influence_G = (groups - 1) * (without_G.mean() - without_G)
+    return np.asarray(value + (draws.counts_BG - 1.0) @ influence_G / groups)
+
+
 def missing(reason: str, n: int | None = None) -> Estimate:
     """What could not be measured, and why."""
     return Estimate(None, n=n, reason=reason)

@@ -5,6 +5,7 @@ Legend: N rows, D router input width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,10 @@ class CapturedModels:
             found="--baseline init with --captures",
             hint="use --baseline STEP, PATH or none",
         )
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: weights always are in memory."""
+        return contextlib.nullcontext()
 
     def _provenance(self, path: Path, routers: Sequence[LoneRouter]) -> tuple[bool, str]:
         """Whether the capture is of this very checkpoint, and what to say of it first."""

@@ -6,6 +6,7 @@ routers stay where they compute: they are small, and their weights are looked at
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import logging
@@ -80,6 +81,10 @@ class PartedModels:
             found="--device-map with --baseline init",
             hint="leave --device-map out, or choose another --baseline",
         )
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: accelerate brings each part where it computes."""
+        return contextlib.nullcontext()
 
     def _placement(self, path: Path) -> str | dict[str, Any]:
         if self.device_map.startswith("{"):

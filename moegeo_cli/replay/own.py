@@ -9,6 +9,7 @@ first argument, or the probe's tensors by their names, and gives logits: a tenso
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -152,6 +153,10 @@ class OwnModels:
         torch.manual_seed(seed)
         self._built = None
         return self._build(path)
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: weights always are in memory."""
+        return contextlib.nullcontext()
 
     def _build(self, path: Path) -> OwnModel:
         try:

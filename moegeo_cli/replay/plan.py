@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import nn
 
 from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.replay.pairs import SOURCE, TARGET
@@ -38,6 +39,8 @@ class Plan:
     mixed_lengths: bool = True
     splits_S: np.ndarray | None = None
     sample_rows: np.ndarray | None = None  # rows of the probe whose router inputs are kept
+    # Router path -> the module whose first argument is kept for those rows in their place.
+    input_modules: Mapping[str, nn.Module] = field(default_factory=dict)
     seed: int = 0
 
     @property

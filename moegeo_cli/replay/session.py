@@ -37,6 +37,7 @@ from moegeo_cli.replay.feeding import (
     take_sides,
 )
 from moegeo_cli.replay.gradients import LossGradients
+from moegeo_cli.replay.inputs import KeptInputs
 from moegeo_cli.replay.memory import is_out_of_memory
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace, make_traces
 from moegeo_cli.replay.ranks import Ranks
@@ -147,9 +148,7 @@ class Pass:
         if plan.splits_S is not None:
             take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
-        self.sample_of_row = np.full(tokens, -1, dtype=np.int64)
-        if plan.sample_rows is not None:
-            self.sample_of_row[plan.sample_rows] = np.arange(len(plan.sample_rows))
+        self.kept = KeptInputs(plan, tokens)
 
     def run(self) -> Replay:
         """All batches."""
@@ -256,7 +255,8 @@ class Pass:
 
     @contextlib.contextmanager
     def _hooks(self) -> Iterator[None]:
-        taps = [RouterTap(trace.router, self._on_forward(trace)) for trace in self.traces]
+        taps: list[Any] = [RouterTap(t.router, self._on_forward(t)) for t in self.traces]
+        taps += self.kept.hook(self.traces, lambda trace: self.rows.of_side(trace.side))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -312,14 +312,8 @@ class Pass:
         trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
         trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
         trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
-        samples = self.sample_of_row[rows.probe_N]
-        kept = np.flatnonzero(samples >= 0)
-        if len(kept):
-            x_MD = rows.real(call.x_ND.detach())[torch.from_numpy(kept).to(call.x_ND.device)]
-            if trace.sample_x_MD is None:
-                count = int((self.sample_of_row >= 0).sum())
-                trace.sample_x_MD = np.zeros((count, x_MD.shape[1]), dtype=np.float32)
-            trace.sample_x_MD[samples[kept]] = x_MD.float().cpu().numpy()
+        if trace.router.path not in self.kept.modules:
+            self.kept.keep(trace, rows, call.x_ND)
         if CATEGORICAL in trace.fishers:
             x_ND = rows.real(call.x_ND.detach()).float()
             trace.fishers[CATEGORICAL].add(

@@ -5,6 +5,7 @@ Everything behind it (taps, batches, Fisher sums) takes whatever module it is gi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ class ModelSource(Protocol):
     def initialise(self, path: Path, seed: int) -> nn.Module:
         """The model that `path` describes, freshly initialised."""
 
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """The weights of the layer that a module lies in, in memory while the block runs."""
+
 
 class WholeModels:
     """transformers' models, loaded whole: built once, then given each checkpoint's weights.
@@ -98,6 +102,10 @@ class WholeModels:
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: they always are."""
+        return contextlib.nullcontext()
 
 
 class StreamedModels:
@@ -160,6 +168,14 @@ class StreamedModels:
         raise BaselineError(
             "a fresh initialisation has no files that could be streamed",
             hint="use --baseline STEP or PATH, or leave --stream and --memory out",
+        )
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`."""
+        assert self._stream is not None
+        paths = self._stream.paths
+        return self._stream.layer(
+            next(n for n, p in enumerate(paths) if f"{module}.".startswith(f"{p}."))
         )
 
     def _plan(self, sizes: Sizes) -> StreamPlan:

@@ -11,16 +11,23 @@ import json
 from importlib import resources
 from typing import Any, TypeVar, cast
 
-from moegeo_cli import comparison, records
+from moegeo_cli import comparison, experts_records, records
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import FormatError
+from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.reports.validation import find_problem
 
-R = TypeVar("R", RunRecord, ComparisonRecord)
+R = TypeVar("R", RunRecord, ComparisonRecord, ExpertsRecord)
 VERSIONS = {
     records.FORMAT_NAME: records.FORMAT_VERSION,
     comparison.FORMAT_NAME: comparison.FORMAT_VERSION,
+    experts_records.FORMAT_NAME: experts_records.FORMAT_VERSION,
+}
+NAMES: dict[type, str] = {
+    RunRecord: records.FORMAT_NAME,
+    ComparisonRecord: comparison.FORMAT_NAME,
+    ExpertsRecord: experts_records.FORMAT_NAME,
 }
 # Keys of a metric that are there only where they say something.
 _WHERE_DUE = ("null_value", "reason", "router")
@@ -28,11 +35,11 @@ _METRIC = {"value", "ci_low", "ci_high", "n", "unit", "higher_is_better"}
 _LINE = 160  # objects longer than this are broken over lines
 
 
-def render(record: RunRecord | ComparisonRecord) -> str:
+def render(record: RunRecord | ComparisonRecord | ExpertsRecord) -> str:
     """The record as JSON text that ends with a line break."""
-    module = records if isinstance(record, RunRecord) else comparison
+    name = NAMES[type(record)]
     payload = {
-        "format": {"name": module.FORMAT_NAME, "version": module.FORMAT_VERSION},
+        "format": {"name": name, "version": VERSIONS[name]},
         **_tidy(to_dict(record)),
     }
     return _write(payload, 0) + "\n"
@@ -56,11 +63,20 @@ def read_comparison(text: str | bytes) -> ComparisonRecord:
     return _read(text, ComparisonRecord, comparison.FORMAT_NAME)
 
 
+def read_experts(text: str | bytes) -> ExpertsRecord:
+    """An analysis of experts from its JSON text.
+
+    Raises:
+        FormatError: not JSON, not such an analysis, of a newer version, or damaged.
+    """
+    return _read(text, ExpertsRecord, experts_records.FORMAT_NAME)
+
+
 def schema(name: str = records.FORMAT_NAME, *, strict: bool = False) -> dict[str, Any]:
     """The JSON Schema of a format.
 
     Args:
-        name: "moegeo.run" or "moegeo.compare".
+        name: "moegeo.run", "moegeo.compare" or "moegeo.experts".
         strict: refuse keys that this version does not write. Without it a file of the same
             version may hold keys that were added later, as the format promises.
     """

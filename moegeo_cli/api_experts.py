@@ -1,0 +1,92 @@
+"""`experts` of the Python API: a checkpoint's experts as functions, and what they are given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.measurement.analysis import parse_ranges
+from moegeo_cli.measurement.expert_settings import (
+    DEFAULT_JACOBIAN_TOKENS,
+    DEFAULT_RANK,
+    ExpertSettings,
+)
+from moegeo_cli.measurement.models import choose_models
+from moegeo_cli.measurement.probe import open_probe
+from moegeo_cli.measurement.run import Listener
+from moegeo_cli.measurement.settings import parse_bytes
+
+
+def experts(
+    path: Path | str,
+    *,
+    probe: Path | str | None = None,
+    tokens: str = "routed",
+    weights: str = "topk",
+    rank: float = DEFAULT_RANK,
+    jacobian_tokens: int = DEFAULT_JACOBIAN_TOKENS,
+    directions: int | None = None,
+    verify: int = 0,
+    layers: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    stream: bool = False,
+    memory: str | int | None = None,
+    seed: int = 0,
+    progress: Listener | None = None,
+) -> ExpertsRecord:
+    """How alike a checkpoint's experts are, by what they do and by what they see.
+
+    Args:
+        path: a checkpoint, or a run: then its newest one.
+        probe: a probe file; None for the bundled one.
+        tokens: which count for the alignment of a pair: those "routed" to either, "coselected" by
+            both, or "all".
+        weights: weigh tokens by the dispatch ("topk") or by the whole routing distribution
+            ("soft"): a reweighting of the same model.
+        rank: dimensions of the subspaces; below 1 the share of variance to explain.
+        jacobian_tokens: tokens at which Jacobians are taken.
+        directions: random directions a token; 0 for whole Jacobians; None to choose by cost.
+        verify: merge, then silence, that many of the top candidates in memory and measure the
+            loss, beside three other ways to choose.
+        layers: only these decoder layers, like "0,4-7".
+        device: auto, cpu, cuda, …
+        dtype: auto (as saved), float32, bfloat16 or float16.
+        batch_size: sequences a batch; None for about 2,048 tokens.
+        max_tokens: probe tokens; None for what `analyze` takes.
+        stream: read layers from the files while they compute, even where the model would fit.
+        memory: stay within so much while replaying, like "8GB"; streams where that needs it.
+        seed: of sampling, directions, nulls and random choices.
+        progress: hears how far the work is.
+
+    Returns:
+        Layers with metrics, matrices and experts; merge and prune candidates, best first.
+
+    Raises:
+        MoegeoError: bad input, by its subclasses.
+    """
+    from moegeo_cli.measurement.experts import measure_experts
+
+    settings = ExpertSettings(
+        tokens=tokens,
+        weights=weights,
+        rank=rank,
+        jacobian_tokens=jacobian_tokens,
+        directions=directions,
+        layers=parse_ranges(layers, "--layers"),
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        stream=stream,
+        memory=parse_bytes(memory),
+        verify=verify,
+        seed=seed,
+    )
+    models = choose_models(None, None, None, None)
+    folder = models.open(path)
+    config, architecture = models.describe(folder.newest.path)
+    loaded = open_probe(folder, probe, max_tokens, models)
+    models.check(folder.newest.path, architecture)
+    return measure_experts(folder.newest, architecture, config, loaded, settings, progress)

@@ -1,0 +1,224 @@
+r"""Subspaces that tokens span, and how far two of them are apart.
+
+Distances come from principal angles by the sine-cosine method: cosines lose small angles to
+rounding and sines lose large ones, so each angle is taken from the one that is exact there.
+
+Legend: N tokens, D width, R rank of a subspace, P pairs.
+Source: Björck and Golub (1973), Numerical methods for computing angles between linear subspaces,
+for the angles; [GA] for their use on routed tokens. The estimators of spectra are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import eigh
+
+# Fewer tokens than this many a dimension span whatever they happen to: no subspace is taken.
+TOKENS_PER_RANK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Spectrum:
+    """Weighted principal components: `basis_DQ` orthonormal columns, best first.
+
+    `variances` holds those of all components, kept or not; `effective_rank` is exp(entropy of
+    their shares).
+    """
+
+    mean_D: np.ndarray
+    basis_DQ: np.ndarray
+    variances: np.ndarray
+    effective_rank: float
+
+    def rank_of(self, share: float) -> int:
+        """How many leading components it takes to explain a share of the variance."""
+        reached = np.cumsum(self.variances) / self.variances.sum()
+        return min(int(np.searchsorted(reached, share - 1e-12)) + 1, len(self.variances))
+
+
+def weighted_pca(
+    rows_ND: np.ndarray, weights_N: np.ndarray, components: int | None = None
+) -> Spectrum | None:
+    """Principal components of rows about their weighted mean, in float64.
+
+    Args:
+        rows_ND: one row a token.
+        weights_N: non-negative weights; only their ratios matter.
+        components: how many to keep; None for all that carry variance.
+
+    Returns:
+        None where no two rows with weight differ.
+    """
+    used = weights_N > 0
+    if used.sum() < 2:
+        return None
+    share_N = weights_N[used].astype(np.float64)
+    share_N /= share_N.sum()
+    rows_ND = rows_ND[used].astype(np.float64)
+    mean_D = share_N @ rows_ND
+    scaled_ND = (rows_ND - mean_D) * np.sqrt(share_N)[:, None]
+    count, width = scaled_ND.shape
+    small = count < width
+    gram = scaled_ND @ scaled_ND.T if small else scaled_ND.T @ scaled_ND
+    variance, vectors = eigh(gram)
+    variance, vectors = np.maximum(variance[::-1], 0.0), vectors[:, ::-1]
+    total = float(variance.sum())
+    if total <= 1e-24 * max(float(mean_D @ mean_D), 1e-300):
+        return None
+    present = variance > 1e-12 * variance[0]
+    shares = variance[present] / variance[present].sum()
+    kept = min(int(present.sum()), components or width)
+    basis_DQ = vectors[:, :kept]
+    if small:
+        basis_DQ = np.linalg.qr(scaled_ND.T @ basis_DQ / np.sqrt(variance[:kept]))[0]
+    return Spectrum(
+        mean_D=mean_D,
+        basis_DQ=basis_DQ,
+        variances=variance[present],
+        effective_rank=math.exp(-float((shares * np.log(shares)).sum())),
+    )
+
+
+def principal_angles(one_DR: np.ndarray, other_DR: np.ndarray) -> np.ndarray:
+    """Angles between two subspaces, in radians, smallest first.
+
+    Args:
+        one_DR: orthonormal columns; leading dimensions are pairs.
+        other_DR: likewise, of the same number.
+
+    Returns:
+        Shape (..., R), each in [0, π/2].
+    """
+    one, other = one_DR.astype(np.float64), other_DR.astype(np.float64)
+    inner = np.swapaxes(one, -1, -2) @ other
+    cosines = np.linalg.svd(inner, compute_uv=False)
+    rest = other - one @ inner
+    sines = np.sort(np.linalg.svd(rest, compute_uv=False), axis=-1)
+    sines = sines[..., : cosines.shape[-1]]
+    small = cosines**2 >= 0.5
+    by_sine = np.arcsin(np.clip(sines, 0.0, 1.0))
+    by_cosine = np.arccos(np.clip(cosines, 0.0, 1.0))
+    return np.asarray(np.where(small, by_sine, by_cosine))
+
+
+def geodesic_distance(angles: np.ndarray) -> np.ndarray:
+    """Grassmann distance ‖θ‖ / (√R π/2): 0 for one subspace, 1 where all angles are right."""
+    rank = angles.shape[-1]
+    return np.asarray(np.sqrt((angles**2).sum(-1)) / (math.sqrt(rank) * math.pi / 2))
+
+
+def overlap(angles: np.ndarray) -> np.ndarray:
+    """Mean cos² θ: the share of one subspace's energy that the other holds.
+
+    Two random subspaces of rank R in D dimensions have R / D in the mean.
+    """
+    return np.asarray((np.cos(angles) ** 2).mean(-1))
+
+
+def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and overlaps of all pairs, shapes (E, E); NaN where one has no subspace.
+
+    Args:
+        bases_EDR: each expert's orthonormal columns, of one rank and width, or None.
+    """
+    count = len(bases_EDR)
+    distance_EE, overlap_EE = np.full((2, count, count), np.nan)
+    have = [e for e, basis in enumerate(bases_EDR) if basis is not None]
+    for place, a in enumerate(have):
+        distance_EE[a, a], overlap_EE[a, a] = 0.0, 1.0
+        others = have[place + 1 :]
+        if not others:
+            continue
+        one = bases_EDR[a]
+        assert one is not None
+        angles_PR = principal_angles(
+            np.broadcast_to(one, (len(others), *one.shape)),
+            np.stack([b for e in others if (b := bases_EDR[e]) is not None]),
+        )
+        for name_EE, values_P in (
+            (distance_EE, geodesic_distance(angles_PR)), (overlap_EE, overlap(angles_PR)),
+        ):  # fmt: skip
+            name_EE[a, others] = name_EE[others, a] = values_P
+    return distance_EE, overlap_EE
+
+
+def enough_tokens(count: float, rank: int) -> str | None:
+    """None where tokens suffice for a subspace of a rank, else the reason why they do not."""
+    needed = TOKENS_PER_RANK * rank
+    if count >= needed:
+        return None
+    return f"{count:.0f} tokens, fewer than {needed} ({TOKENS_PER_RANK} a dimension)"
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Subspaces without each group of sequences, as (G, Q, R) within `basis_DQ`'s columns."""
+
+    basis_DQ: np.ndarray
+    turns_GQR: np.ndarray
+
+
+def leave_groups_out(
+    spectrum: Spectrum,
+    rows_ND: np.ndarray,
+    weights_N: np.ndarray,
+    group_N: np.ndarray,
+    groups: int,
+    rank: int,
+) -> LeftOut:
+    """The subspace of an expert without each group, within its own leading components.
+
+    Leaving out a group turns a subspace mostly towards the components next to it, so the kept
+    components (a few times the rank) hold all of the turn but its far tail.
+
+    Args:
+        spectrum: the components of all rows.
+        rows_ND: the rows that it comes from.
+        weights_N: their weights.
+        group_N: the group of each row.
+        groups: G.
+        rank: R.
+    """
+    basis = spectrum.basis_DQ
+    inside_NQ = (rows_ND.astype(np.float64) - spectrum.mean_D) @ basis
+    weights = weights_N.astype(np.float64) / weights_N.sum()
+    size = basis.shape[1]
+    mass_G, mean_GQ = np.zeros(groups), np.zeros((groups, size))
+    second_GQQ = np.zeros((groups, size, size))
+    for g in np.unique(group_N):
+        mine = group_N == g
+        rows, share = inside_NQ[mine], weights[mine]
+        mass_G[g], mean_GQ[g] = share.sum(), share @ rows
+        second_GQQ[g] = (rows * share[:, None]).T @ rows
+    left_G = np.maximum(1.0 - mass_G, 1e-12)[:, None]
+    mean = (mean_GQ.sum(0) - mean_GQ) / left_G
+    covariance = (second_GQQ.sum(0) - second_GQQ) / left_G[:, :, None]
+    covariance -= mean[:, :, None] * mean[:, None, :]
+    vectors = np.linalg.eigh(covariance)[1]
+    return LeftOut(basis, vectors[:, :, ::-1][:, :, :rank])
+
+
+def pair_distances_left_out(
+    parts: list[LeftOut | None], rank: int, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and overlaps of all pairs without each group, shapes (G, E, E).
+
+    Angles come from cosines alone: this serves intervals, not small angles. NaN where an expert
+    has no subspace.
+    """
+    count = len(parts)
+    distance, overlaps = np.full((2, groups, count, count), np.nan)
+    for a, one in enumerate(parts):
+        for b in range(a + 1, count):
+            other = parts[b]
+            if one is None or other is None:
+                continue
+            cross_QQ = one.basis_DQ.T @ other.basis_DQ
+            inner_GRR = np.swapaxes(one.turns_GQR, 1, 2) @ cross_QQ @ other.turns_GQR
+            angles = np.arccos(np.clip(np.linalg.svd(inner_GRR, compute_uv=False), 0.0, 1.0))
+            distance[:, a, b] = distance[:, b, a] = geodesic_distance(angles)
+            overlaps[:, a, b] = overlaps[:, b, a] = (inner_GRR**2).sum((1, 2)) / rank
+    return distance, overlaps

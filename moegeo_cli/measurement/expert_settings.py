@@ -1,0 +1,75 @@
+"""How `moegeo experts` measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moegeo_cli.errors import UsageError
+from moegeo_cli.geometry.jacobian import SELECTIONS
+from moegeo_cli.measurement.settings import Settings
+
+WEIGHTS = ("topk", "soft")
+DEFAULT_RANK, DEFAULT_JACOBIAN_TOKENS = 8, 256
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSettings:
+    """Settings of the analysis of experts.
+
+    `tokens` says which tokens count for a pair; `weights` whether the dispatch or the whole routing
+    distribution weighs them, which is a reweighting of one model and no other training. `rank` is
+    a number of dimensions, or below 1 the share of variance to explain. `directions` are random
+    signs a token, 0 for whole Jacobians, None to choose by cost.
+    """
+
+    tokens: str = "routed"
+    weights: str = "topk"
+    rank: float = DEFAULT_RANK
+    jacobian_tokens: int = DEFAULT_JACOBIAN_TOKENS
+    directions: int | None = None
+    layers: tuple[int, ...] | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    stream: bool = False
+    memory: int | None = None
+    verify: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option, value, known in (
+            ("--tokens", self.tokens, SELECTIONS), ("--weights", self.weights, WEIGHTS)
+        ):  # fmt: skip
+            if value not in known:
+                raise UsageError(f"{option} is not one of {', '.join(known)}", found=repr(value))
+        if not (0 < self.rank < 1 or (self.rank >= 1 and float(self.rank).is_integer())):
+            raise UsageError(
+                "--rank is a number of dimensions, or a share of variance between 0 and 1",
+                found=f"{self.rank:g}",
+            )
+        for option, number, least in (
+            ("--jacobian-tokens", self.jacobian_tokens, 2), ("--verify", self.verify, 0),
+            ("--seed", self.seed, 0), ("--batch-size", self.batch_size or 1, 1),
+            ("--directions", self.directions or 0, 0),
+        ):  # fmt: skip
+            if number < least:
+                raise UsageError(f"{option} must be at least {least}", found=str(number))
+        if self.directions == 1:
+            raise UsageError(
+                "one direction has no standard error",
+                found="--directions 1",
+                hint="use 2 or more, or 0 for whole Jacobians",
+            )
+
+    @property
+    def replay(self) -> Settings:
+        """The same, as far as a replay is concerned."""
+        return Settings(
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            layers=self.layers,
+            seed=self.seed,
+            stream=self.stream,
+            memory=self.memory,
+        )

@@ -1,0 +1,178 @@
+"""The subspaces that experts' tokens span in one layer, beside both nulls.
+
+Legend: N tokens of an expert, D width, E experts, G groups of sequences, R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moegeo_cli.geometry.grassmann import (
+    LeftOut,
+    Spectrum,
+    enough_tokens,
+    geodesic_distance,
+    leave_groups_out,
+    overlap,
+    pair_distances,
+    pair_distances_left_out,
+    principal_angles,
+    weighted_pca,
+)
+
+NULL_DRAWS = 2
+KEPT_PER_RANK = 4  # components that intervals turn a subspace within, for each of its dimensions
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRows:
+    """One expert's rows (inputs or outputs), their weights and groups."""
+
+    rows_ND: np.ndarray
+    weight_N: np.ndarray
+    group_N: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Subspaces:
+    """Subspaces of a layer's experts: distances and overlaps of all pairs, with their nulls.
+
+    `null_*` are of as many tokens drawn at random from the layer; `half_*` compare the two halves
+    of an expert's own tokens, by sequences; `left_*` leave out each group, (G, E, E).
+    `reasons` say, by expert, why it has no subspace.
+    """
+
+    rank: int
+    distance_EE: np.ndarray
+    overlap_EE: np.ndarray
+    null_distance_EE: np.ndarray
+    null_overlap_EE: np.ndarray
+    half_distance_E: np.ndarray
+    half_overlap_E: np.ndarray
+    left_distance_GEE: np.ndarray
+    left_overlap_GEE: np.ndarray
+    effective_rank_E: np.ndarray
+    reasons: tuple[str | None, ...]
+    width: int
+
+
+def measure_subspaces(
+    experts: Sequence[ExpertRows], pool_PD: np.ndarray, rank: float, groups: int, seed: int
+) -> Subspaces:
+    """Subspaces of all experts of a layer.
+
+    Args:
+        experts: each expert's rows.
+        pool_PD: rows of the layer's tokens, whoever they went to: what the null draws from.
+        rank: dimensions, or below 1 the share of variance that half of the experts must reach.
+        groups: G.
+        seed: of the null.
+    """
+    count, width = len(experts), pool_PD.shape[1]
+    dimensions = min(_choose_rank(experts, rank), width)
+    spectra, reasons = [], []
+    for rows in experts:
+        spectrum, reason = _spectrum(rows.rows_ND, rows.weight_N, dimensions)
+        spectra.append(spectrum)
+        reasons.append(reason)
+    distance_EE, overlap_EE = pair_distances([_basis(s, dimensions) for s in spectra])
+    nulls = np.array([
+        pair_distances(_random_bases(experts, reasons, pool_PD, dimensions, [seed, draw]))
+        for draw in range(NULL_DRAWS)
+    ])  # fmt: skip
+    halves = np.array([_halves(rows, dimensions) for rows in experts]).reshape(count, 2)
+    parts = [
+        None if s is None
+        else leave_groups_out(s, r.rows_ND, r.weight_N, r.group_N, groups, dimensions)
+        for s, r in zip(spectra, experts, strict=True)
+    ]  # fmt: skip
+    left_distance, left_overlap = _left_out(parts, dimensions, groups)
+    return Subspaces(
+        rank=dimensions,
+        distance_EE=distance_EE,
+        overlap_EE=overlap_EE,
+        null_distance_EE=nulls[:, 0].mean(0),
+        null_overlap_EE=nulls[:, 1].mean(0),
+        half_distance_E=halves[:, 0],
+        half_overlap_E=halves[:, 1],
+        left_distance_GEE=left_distance,
+        left_overlap_GEE=left_overlap,
+        effective_rank_E=np.array([np.nan if s is None else s.effective_rank for s in spectra]),
+        reasons=tuple(reasons),
+        width=width,
+    )
+
+
+def _choose_rank(experts: Sequence[ExpertRows], rank: float) -> int:
+    """The rank asked for, or the median of what the experts need to explain a share."""
+    if rank >= 1:
+        return int(rank)
+    needed = [
+        s.rank_of(rank)
+        for rows in experts
+        if (s := weighted_pca(rows.rows_ND, rows.weight_N, 1)) is not None
+    ]
+    return int(np.median(needed)) if needed else 1
+
+
+def _spectrum(
+    rows_ND: np.ndarray, weight_N: np.ndarray, rank: int
+) -> tuple[Spectrum | None, str | None]:
+    """Components, or why there are too few."""
+    reason = enough_tokens(int((weight_N > 0).sum()), rank)
+    if reason:
+        return None, reason
+    found = weighted_pca(rows_ND, weight_N, KEPT_PER_RANK * rank)
+    if found is None or found.basis_DQ.shape[1] < rank:
+        spanned = 0 if found is None else found.basis_DQ.shape[1]
+        return None, f"its tokens span {spanned} dimensions, fewer than {rank}"
+    return found, None
+
+
+def _basis(spectrum: Spectrum | None, rank: int) -> np.ndarray | None:
+    return None if spectrum is None else spectrum.basis_DQ[:, :rank]
+
+
+def _random_bases(
+    experts: Sequence[ExpertRows],
+    reasons: Sequence[str | None],
+    pool_PD: np.ndarray,
+    rank: int,
+    seed: list[int],
+) -> list[np.ndarray | None]:
+    """Subspaces of as many of the layer's tokens, with each expert's own weights."""
+    generator = np.random.default_rng(seed)
+    found: list[np.ndarray | None] = []
+    for rows, reason in zip(experts, reasons, strict=True):
+        size = min(len(rows.weight_N), len(pool_PD))
+        chosen = generator.permutation(len(pool_PD))[:size]
+        weights = generator.permutation(rows.weight_N)[:size]
+        if reason is not None:
+            found.append(None)
+            continue
+        spectrum = _spectrum(pool_PD[chosen], weights, rank)[0]
+        found.append(_basis(spectrum, rank))
+    return found
+
+
+def _halves(rows: ExpertRows, rank: int) -> tuple[float, float]:
+    """Distance and overlap of the subspaces of an expert's two halves, by groups of sequences."""
+    bases = []
+    for half in (0, 1):
+        mine = rows.group_N % 2 == half
+        basis = _basis(_spectrum(rows.rows_ND[mine], rows.weight_N[mine], rank)[0], rank)
+        if basis is None:
+            return np.nan, np.nan
+        bases.append(basis)
+    angles = principal_angles(*bases)
+    return float(geodesic_distance(angles)), float(overlap(angles))
+
+
+def _left_out(parts: list[LeftOut | None], rank: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    if groups < 2:
+        empty = np.full((groups, len(parts), len(parts)), np.nan)
+        return empty, empty
+    return pair_distances_left_out(parts, rank, groups)

@@ -1,0 +1,136 @@
+"""What a replay left of one router's experts: their inputs at kept tokens, and how tokens weigh.
+
+Legend: T probe positions, N kept tokens, D width, E experts that do work, K chosen per token,
+G groups of sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from moegeo_cli.fisher.accumulation import FisherAccumulator
+from moegeo_cli.geometry.scoring import find_scoring, probabilities
+from moegeo_cli.replay.expert_blocks import ExpertBlock
+from moegeo_cli.replay.plan import RouterTrace
+
+# Rows of an expert's inputs or outputs behind one subspace: more cost time and add little.
+SUBSPACE_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """Kept tokens of one router, and sums over the whole probe.
+
+    `mass_NE` says how much a token is an expert's (its dispatch, or the routing distribution), and
+    `weight_NE` how it weighs among the expert's tokens (the combine weights, or the distribution).
+    `scale_NE` multiplies inputs before experts see them, where the architecture does that.
+    """
+
+    block: ExpertBlock
+    x_ND: torch.Tensor
+    group_N: np.ndarray
+    groups: int
+    mass_NE: np.ndarray
+    weight_NE: np.ndarray
+    scale_NE: np.ndarray | None
+    tokens_E: np.ndarray
+    load_E: np.ndarray
+    mass_E: np.ndarray
+    fisher_trace_E: np.ndarray | None
+
+    def inputs(self, rows: np.ndarray, expert: int) -> torch.Tensor:
+        """What reaches an expert at some of the kept tokens."""
+        x_ND = self.x_ND[torch.from_numpy(rows).to(self.x_ND.device)]
+        if self.scale_NE is None:
+            return x_ND
+        scale_N = torch.from_numpy(self.scale_NE[rows, expert]).to(x_ND)
+        return x_ND * scale_N[:, None]
+
+    def rows_of(self, expert: int, seed: int) -> np.ndarray:
+        """The kept tokens of an expert, at most `SUBSPACE_TOKENS` of them, in the probe's order."""
+        rows = np.flatnonzero(self.weight_NE[:, expert] > 0)
+        if len(rows) <= SUBSPACE_TOKENS:
+            return rows
+        generator = np.random.default_rng([seed, expert])
+        return np.sort(generator.choice(rows, SUBSPACE_TOKENS, replace=False))
+
+
+def gather_tokens(
+    block: ExpertBlock,
+    trace: RouterTrace,
+    rows_N: np.ndarray,
+    group_T: np.ndarray,
+    scoring: str,
+    weights: str,
+    device: torch.device,
+    *,
+    hashed: bool,
+) -> LayerTokens | str:
+    """The tokens of one router; or, in words, why they cannot be had.
+
+    Args:
+        block: its experts.
+        trace: what a replay left.
+        rows_N: the probe rows whose inputs were kept.
+        group_T: each probe row's group of sequences.
+        scoring: how logits become the routing distribution.
+        weights: "topk" or "soft".
+        device: where the experts are.
+        hashed: whether the layer dispatches by token id.
+    """
+    selected, combine, x = trace.selected_TK, trace.weights_TK, trace.sample_x_MD
+    if trace.problem or selected is None or combine is None or x is None:
+        return trace.problem or "the experts were not called"
+    logits_NE = trace.logits_TE[rows_N]
+    if not np.isfinite(x).all() or not np.isfinite(combine).all():
+        return "the experts' inputs or weights are not finite"
+    if not hashed and not np.isfinite(logits_NE).all():
+        return "the router's logits are not finite"
+    if weights == "soft" and hashed:
+        return "the router hashes: it has no routing distribution to weigh by"
+    count = block.experts
+    dispatch_TE, combine_TE = _spread(selected, combine, trace.router.experts)
+    mass_NE = dispatch_TE[rows_N, :count].astype(np.float64)
+    weight_NE = combine_TE[rows_N, :count]
+    if block.scales_input:  # the weight is in the input already
+        weight_NE = mass_NE
+    if weights == "soft":
+        mass_NE = weight_NE = probabilities(logits_NE, scoring)[:, :count]
+    scale_NE = find_scoring(scoring).score(logits_NE)[:, :count] if block.scales_input else None
+    total = combine_TE.sum()
+    return LayerTokens(
+        block=block,
+        x_ND=torch.from_numpy(x).to(device),
+        group_N=group_T[rows_N],
+        groups=int(group_T.max()) + 1,
+        mass_NE=mass_NE,
+        weight_NE=weight_NE,
+        scale_NE=scale_NE,
+        tokens_E=dispatch_TE[:, :count].sum(0),
+        load_E=dispatch_TE[:, :count].sum(0) / max(dispatch_TE.sum(), 1),
+        mass_E=combine_TE[:, :count].sum(0) / (total if total > 0 else 1.0),
+        fisher_trace_E=None if hashed else _fisher_trace(trace, count),
+    )
+
+
+def _spread(
+    selected_TK: np.ndarray, combine_TK: np.ndarray, experts: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dispatch (T, E) and combine weights (T, E) from the chosen experts."""
+    rows = np.arange(len(selected_TK))[:, None]
+    inside = (selected_TK >= 0) & (selected_TK < experts)
+    chosen = np.where(inside, selected_TK, 0)
+    dispatch = np.zeros((len(selected_TK), experts), dtype=bool)
+    combine = np.zeros((len(selected_TK), experts))
+    np.logical_or.at(dispatch, (rows, chosen), inside)
+    np.add.at(combine, (rows, chosen), np.where(inside, np.maximum(combine_TK, 0.0), 0.0))
+    return dispatch, combine
+
+
+def _fisher_trace(trace: RouterTrace, count: int) -> np.ndarray | None:
+    """Trace of each router row's empirical Fisher, per token of the probe."""
+    found: FisherAccumulator | None = trace.fishers.get(("empirical", "position"))
+    return None if found is None else found.totals()[0].sum(1)[:count] / len(trace.logits_TE)

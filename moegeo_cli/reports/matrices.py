@@ -1,0 +1,63 @@
+"""E × E matrices of experts as a file: safetensors, or CSV with a row a pair."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from moegeo_cli.errors import UsageError
+from moegeo_cli.experts_records import ExpertsRecord
+
+SUFFIXES = (".safetensors", ".csv")
+# Both halves of these say different things; of the others one is enough.
+ORDERED = {"alignment_null"}
+
+
+def check_name(path: Path) -> None:
+    """Refuse a name that says no known format.
+
+    Raises:
+        UsageError: neither .safetensors nor .csv.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            "--matrices takes a .safetensors or a .csv file",
+            found=path.name,
+            hint="--matrices experts.safetensors",
+        )
+
+
+def matrices_file(record: ExpertsRecord, path: Path) -> bytes | str:
+    """The matrices of all layers in the format that the name asks for.
+
+    safetensors: `<router>.<matrix>`, float64, NaN where a pair was not measured. CSV: layer,
+    router, matrix, a, b, value, the value empty there.
+    """
+    if path.suffix.lower() == ".csv":
+        return _csv(record)
+    import numpy as np
+    from safetensors.numpy import save
+
+    data: bytes = save({
+        f"{layer.router}.{name}": np.array(
+            [[np.nan if v is None else v for v in row] for row in matrix], dtype=np.float64
+        )
+        for layer in record.layers
+        for name, matrix in layer.matrices.items()
+    })  # fmt: skip
+    return data
+
+
+def _csv(record: ExpertsRecord) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["layer", "router", "matrix", "a", "b", "value"])
+    for layer in record.layers:
+        for name, matrix in layer.matrices.items():
+            for a, row in enumerate(matrix):
+                for b, value in enumerate(row):
+                    if a < b or (name in ORDERED and a != b):
+                        shown = "" if value is None else repr(value)
+                        writer.writerow([layer.layer, layer.router, name, a, b, shown])
+    return file.getvalue()
