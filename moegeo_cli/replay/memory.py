@@ -23,6 +23,7 @@ from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 
 # glibc: blocks from this size on are mapped one by one, and unmapped when they are freed.
 M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**17
+SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
 CHUNK_BYTES = 64 * 2**20
 # Boundaries that are kept where nobody set a bound: a quarter of what is free, at least this.
 FREE_SHARE, LEAST_BOUNDARIES = 0.25, 256 * 2**20
@@ -151,6 +152,15 @@ def held_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
     return int(psutil.Process().memory_info().rss)
+
+
+def warm_up(device: torch.device, dtype: torch.dtype) -> None:
+    """One small step forward and back: what libraries load on first use belongs to the process."""
+    x = torch.ones(1, 1, 64, 64, device=device, dtype=dtype, requires_grad=True)
+    y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+    y = torch.nn.functional.silu(torch.nn.functional.linear(y, x.detach()[0, 0]))[0, 0]
+    targets = torch.zeros(64, device=device, dtype=torch.long)
+    torch.autograd.grad(torch.nn.functional.cross_entropy(y.float(), targets), x)
 
 
 def peak_bytes(device: torch.device) -> int | None:

@@ -19,12 +19,14 @@ from moegeo_cli.errors import BaselineError
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import auto_class, language_config, load_model, swap_weights
 from moegeo_cli.replay.memory import (
+    SMALL_BLOCKS,
     Sizes,
     StreamPlan,
     free_bytes,
     held_bytes,
     plan_stream,
     return_freed_blocks,
+    warm_up,
 )
 from moegeo_cli.replay.streamed import streamed
 
@@ -144,7 +146,8 @@ class StreamedModels:
         if self._stream is None:
             return_freed_blocks()
             self._stream = LayerStream(find_config(path, self.config), self.device, self.dtype)
-            self._held = held_bytes(self.device)
+            warm_up(self.device, self.dtype)
+            self._held = held_bytes(self.device) + SMALL_BLOCKS
         stream = self._stream
         stream.attach(path)
         plan = self._plan(stream.sizes(self.sums(stream.model)))
