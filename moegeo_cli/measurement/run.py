@@ -190,14 +190,11 @@ class RunMeasurement:
             from moegeo_cli.measurement.measurer import Measurer
             from moegeo_cli.measurement.serving import start
 
-            arguments = (
-                self.architecture, self.config, self.probe, self.groups_S, self.settings
+            make = Measurer if self.ranks is None else partial(start, self.ranks)
+            self._measurer = make(
+                self.architecture, self.config, self.probe, self.groups_S, self.settings,
+                self.models,
             )  # fmt: skip
-            self._measurer = (
-                Measurer(*arguments, self.models)
-                if self.ranks is None
-                else start(self.ranks, *arguments)
-            )
         return self._measurer
 
     def _keep(

@@ -16,6 +16,7 @@ import numpy as np
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.measurer import Measurer
+from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.probes.dataset import Sequence
@@ -29,6 +30,7 @@ def start(
     probe: Probe,
     groups_S: np.ndarray,
     settings: Settings,
+    models: Models,
 ) -> Measurer:
     """Rank 0's measurer, and the same on every other rank.
 
@@ -38,6 +40,7 @@ def start(
     ranks.tell(
         "start",
         config=config,
+        models=None if models.config is None else str(models.config),
         settings=dataclasses.asdict(settings),
         probe=[
             [s.input_ids.tolist(), None if s.labels is None else s.labels.tolist(), s.domain]
@@ -45,7 +48,7 @@ def start(
             if not isinstance(s, Sample)  # those are of models of one's own, in one process
         ],
     )
-    make = partial(Measurer, architecture, config, probe, groups_S, settings, ranks=ranks)
+    make = partial(Measurer, architecture, config, probe, groups_S, settings, models, ranks)
     measurer = ranks.together(make)
     ranks.require_same("the probe's sequences", probe.sha256)
     return measurer
@@ -90,7 +93,8 @@ def _follow(ranks: Ranks, order: dict[str, Any]) -> Measurer:
         config = order["config"]
         return Measurer(
             describe_architecture(config), config, probe,
-            group_sequences(len(probe.sequences), settings.seed), settings, ranks=ranks,
+            group_sequences(len(probe.sequences), settings.seed), settings,
+            Models(order["models"]), ranks,
         )  # fmt: skip
 
     probe = Probe.of(

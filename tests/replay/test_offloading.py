@@ -16,6 +16,8 @@ from moegeo_cli.reports import render
 from tests.command import call
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.replay.documents import assert_equal
+from tests.sharding import save_state
+from tests.tiny_models import build_tiny
 
 # What is not the same: the setting, and what is not looked at where weights are not in memory.
 BUT = r"device_map|experts_(zero|nonfinite)|checks\[\d+\]\.(outcome|reason)"
@@ -62,6 +64,15 @@ def test_each_checkpoint_of_a_run_is_placed_anew(
     whole = document(tmp_path / "run", probe=probe, cache=False)
     parts = document(tmp_path / "run", probe=probe, cache=False, device_map="disk")
     assert parts["checkpoints"][1]["metrics"]["fhs"]["value"] is not None
+    assert_equal(whole, parts, BUT)
+
+
+def test_a_torch_distributed_checkpoint_in_parts(tmp_path: Path, probe: Path) -> None:
+    model = build_tiny("mixtral")
+    save_state(model.state_dict(), tmp_path / "run")
+    model.config.save_pretrained(tmp_path / "run")
+    whole = document(tmp_path / "run", probe=probe, cache=False)
+    parts = document(tmp_path / "run", probe=probe, cache=False, device_map="disk")
     assert_equal(whole, parts, BUT)
 
 

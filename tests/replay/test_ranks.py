@@ -19,6 +19,8 @@ from moegeo_cli.reports import render
 from tests.architectures.zoo import save_tiny
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.replay.documents import assert_equal
+from tests.sharding import save_state
+from tests.tiny_models import build_tiny
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
@@ -79,6 +81,12 @@ def cases(
     }
     save_tiny("switch_transformers", folder / "switch")
     wanted["encoder-decoder"] = {**wanted["mixtral"], "path": str(folder / "switch")}
+    model = build_tiny("mixtral")
+    save_state(model.state_dict(), folder / "distributed")
+    model.config.save_pretrained(folder / "config")
+    wanted["--config"] = {
+        **wanted["mixtral"], "path": str(folder / "distributed"), "config": str(folder / "config"),
+    }  # fmt: skip
     wanted["one sequence"] = {"path": str(tiny("mixtral")), "probe": str(single)}
     wanted["sequence unit"] = {**wanted["mixtral"], "unit": "sequence", "layers": "1-2"}
     wanted["categorical, initialisations"] = {
@@ -98,7 +106,14 @@ def cases(
 
 @pytest.mark.parametrize(
     "name",
-    [*TYPES, "encoder-decoder", "one sequence", "sequence unit", "categorical, initialisations"],
+    [
+        *TYPES,
+        "encoder-decoder",
+        "--config",
+        "one sequence",
+        "sequence unit",
+        "categorical, initialisations",
+    ],
 )
 def test_two_ranks_give_the_numbers_of_one(
     cases: dict[str, tuple[dict[str, Any], Path]], name: str
