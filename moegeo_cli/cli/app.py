@@ -20,6 +20,7 @@ from moegeo_cli.cli.analyze import analyze
 from moegeo_cli.cli.compare import compare
 from moegeo_cli.cli.experts import experts
 from moegeo_cli.cli.inspect import inspect
+from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
 from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
@@ -77,7 +78,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
     try:
-        result = app(args=arguments, standalone_mode=False, obj=ranks)
+        with remembered_interrupts():
+            result = app(args=arguments, standalone_mode=False, obj=ranks)
+            raise_pending()
         if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt
         sys.stdout.flush()  # here, where a closed pipe has its answer

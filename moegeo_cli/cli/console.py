@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moegeo_cli.cli.interrupts import raise_pending
 from moegeo_cli.errors import OutputError
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.store.files import write_atomic
@@ -117,11 +118,13 @@ class LineProgress:
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
         """A checkpoint starts."""
+        raise_pending()
         self.done += 1
         say(f"  [{self.done}/{self.total}] {clean(name)}: {note}")
 
     def advance(self, tokens: int) -> None:
         """Tokens were replayed: not worth a line."""
+        raise_pending()
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -142,6 +145,7 @@ class BarProgress:
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
         """A checkpoint starts; the one before it is done."""
+        raise_pending()
         if self.current is not None:
             self.bar.remove_task(self.current)
             self.current = None
@@ -151,6 +155,7 @@ class BarProgress:
 
     def advance(self, tokens: int) -> None:
         """Tokens were replayed."""
+        raise_pending()
         if self.current is not None:
             self.bar.advance(self.current, tokens)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,31 @@ class LayerFiles:
         model: the module tree; empty parameters lie on the meta device.
         path: the checkpoint.
         device: where parameters go.
+        ahead: read what is announced at once, in a thread: so that an accelerator waits neither
+            for the files nor for the copies to it.
         dtype: theirs, but for what the model keeps in float32.
 
     Raises: what opening the files raises.
     """
 
-    def __init__(self, model: Any, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: Any,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        ahead: bool = False,
+    ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
         self.index, self.name = open_weights(path), path.name
         if isinstance(self.index, DistributedWeights):
             self.index.check_type(str(model.config.model_type))
         with quiet_transformers():
             self.sources = trace_sources(model, self.index.names())
+
+        self._reader = ThreadPoolExecutor(1, "moegeo-read-ahead") if ahead else None
+        self._reading: dict[str, Future[torch.Tensor]] = {}
 
     def load(self, targets: Iterable[str]) -> None:
         """Fill parameters; those that no file holds stay as they are.
@@ -50,7 +64,7 @@ class LayerFiles:
         together: dict[str, Any] = {}
         for target in sorted(set(targets) & set(self.sources)):
             names = self.sources[target].names
-            state = {n: StoredTensor(self.index, n) for n in names}
+            state = {n: self._stored(n) for n in names}
             if sum(self.index.info(n).elements for n in names) >= LARGE:
                 self._convert(state)
             else:
@@ -96,10 +110,24 @@ class LayerFiles:
             )
 
     def announce(self, targets: Iterable[str]) -> None:
-        """Let the system fetch what fills these parameters next."""
-        announce(
-            self.index, [n for t in targets if t in self.sources for n in self.sources[t].names]
-        )
+        """Have what fills these parameters next fetched, by the system or by a thread."""
+        held = [self.sources[t] for t in targets if t in self.sources]
+        names = [name for source in held for name in source.names]
+        if self._reader is None:
+            announce(self.index, names)
+            return
+        for name in names:
+            if name not in self._reading:
+                self._reading[name] = self._reader.submit(self._read, name)
+
+    def _stored(self, name: str) -> Any:
+        """What gives a tensor for `[...]`: one that is being read already, or the file."""
+        reading = self._reading.pop(name, None)
+        return StoredTensor(self.index, name) if reading is None else _Ahead(reading, self.device)
+
+    def _read(self, name: str) -> torch.Tensor:
+        values = StoredTensor(self.index, name)[...]
+        return values.pin_memory() if self.device.type == "cuda" else values
 
     def _convert(self, state: Mapping[str, Any]) -> None:
         if not state:
@@ -124,6 +152,16 @@ class LayerFiles:
             )
         for parameter in self.model.parameters():
             parameter.requires_grad_(id(parameter) in wanting)
+
+
+class _Ahead:
+    """A tensor that a thread reads; it goes to the device without anyone waiting for that."""
+
+    def __init__(self, reading: Future[torch.Tensor], device: torch.device) -> None:
+        self._reading, self._device = reading, device
+
+    def __getitem__(self, key: Any) -> torch.Tensor:
+        return self._reading.result().to(self._device, non_blocking=True)
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:

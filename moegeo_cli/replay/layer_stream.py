@@ -47,6 +47,7 @@ class LayerStream:
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
+        self.ahead = device.type != "cpu"  # there, the system's own reading ahead is enough
         with quiet_transformers():
             self.model = build_skeleton(path, dtype, device)
         routers = find_routers(self.model)
@@ -107,7 +108,7 @@ class LayerStream:
 
         Raises: what opening them raises.
         """
-        self.files = LayerFiles(self.model, path, self.device, self.dtype)
+        self.files = LayerFiles(self.model, path, self.device, self.dtype, ahead=self.ahead)
         self.fused = [chunked_parameters(own, self.files) for own in self._own]
 
     def open(self, chunk_bytes: int | None) -> None:

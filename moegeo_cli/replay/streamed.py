@@ -77,7 +77,8 @@ class StreamedPass(Pass):
     def _forward_all(self, together: Sequence[_Travelling]) -> None:
         for place in range(self.last):
             with self.stream.layer(place), torch.no_grad():
-                self.stream.announce(place + 1)
+                if place + 1 < self.last:
+                    self.stream.announce(place + 1)
                 for item in together:
                     self._begin(item.batch, item.rows)
                     output = self._run(place, item)
@@ -85,6 +86,7 @@ class StreamedPass(Pass):
                     self._tell(item)
 
     def _backward_all(self, together: Sequence[_Travelling]) -> None:
+        self.stream.announce(self.last - 1)
         for item in together:
             for tensor in _leaves(item.outputs[max(self.first - 1, 0) :]):
                 tensor.requires_grad_(True)
@@ -96,7 +98,8 @@ class StreamedPass(Pass):
             del losses
         for place in reversed(range(self.first, self.last)):
             with self.stream.layer(place):
-                self.stream.announce(place - 1)
+                if place > self.first:
+                    self.stream.announce(place - 1)
                 for item in together:
                     self._recompute(place, item)
                     self._tell(item)

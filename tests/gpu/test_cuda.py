@@ -67,3 +67,22 @@ def test_a_batch_that_does_not_fit_is_halved(tiny: Callable[..., Path], probe: P
     finally:
         del hold
     assert record.checkpoints[0].coverage.routers_measured == 3
+
+
+def test_streamed_layers_give_the_whole_models_numbers_there(
+    tiny: Callable[..., Path], probe: Path
+) -> None:
+    path = tiny("qwen3_moe", 3)
+    whole, layers, parts = (
+        analyze(path, probe=probe, baseline="none", cache=False, device="cuda", **way)
+        .checkpoints[0]
+        for way in ({}, {"stream": True}, {"device_map": "auto"})
+    )  # fmt: skip
+    assert layers.replay["notes"][0].startswith("layers streamed")
+    for other in (layers, parts):
+        for ours, theirs in zip(whole.layers, other.layers, strict=True):
+            for name in ours.metrics.keys() - DISCRETE:
+                if ours.metrics[name].value is not None:
+                    assert theirs.metrics[name].value == pytest.approx(
+                        ours.metrics[name].value, rel=1e-4, abs=1e-6
+                    ), name

@@ -126,6 +126,22 @@ def test_every_other_type_streams_to_the_same_bits(model_type: str, tmp_path: Pa
     assert_streams_equal_whole(model_type, tmp_path)
 
 
+@pytest.mark.parametrize("chunk_bytes", [None, 1])
+def test_a_thread_that_reads_ahead_changes_nothing(chunk_bytes: int | None, tmp_path: Path) -> None:
+    save("qwen2_moe", tmp_path)
+    results = []
+    for ahead in (False, True):
+        stream = LayerStream(tmp_path, CPU, torch.float32)
+        stream.ahead = ahead
+        stream.attach(tmp_path)
+        stream.open(chunk_bytes)
+        results.append(run(stream.model, tmp_path, streamed(stream, 2000)))
+        assert not stream.files._reading, "what was read ahead was used"
+    for one, other in zip(results[0].traces, results[1].traces, strict=True):
+        for key in KINDS:
+            assert np.array_equal(one.fishers[key].totals()[0], other.fishers[key].totals()[0])
+
+
 def test_experts_come_one_at_a_time(tmp_path: Path) -> None:
     save("mixtral", tmp_path)
     stream = open_stream(tmp_path, 1)
