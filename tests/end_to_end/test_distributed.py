@@ -195,7 +195,7 @@ def test_torchtitans_deepseek_gives_the_same_logits(
 ) -> None:
     model = build_tiny("deepseek_v3", **changes)
     state = {**as_torchtitan(model, newer), "mtp_layers.0.enorm.weight": torch.ones(3)}
-    _same_logits(model, {**state, "optimizer": {"state": {}}}, tmp_path / "step-1")
+    assert_same_logits(model, {**state, "optimizer": {"state": {}}}, tmp_path / "step-1")
 
 
 @pytest.mark.parametrize("newer", [False, True], ids=["0.2", "0.3"])
@@ -203,10 +203,10 @@ def test_torchtitans_qwen_gives_the_same_logits(newer: bool, tmp_path: Path) -> 
     model = build_tiny("qwen3_moe")
     state = as_torchtitan(model, newer)
     bias = {f"layers.1.moe.expert_bias{'_E' if newer else ''}": torch.zeros(6)}
-    _same_logits(model, {**state, **bias}, tmp_path / "step-1")
+    assert_same_logits(model, {**state, **bias}, tmp_path / "step-1")
 
 
-def _same_logits(model: Any, state: dict[str, Any], folder: Path) -> None:
+def assert_same_logits(model: Any, state: dict[str, Any], folder: Path) -> None:
     assert "tok_embeddings.weight" in state
     save_state(state, folder)
     model.config.save_pretrained(folder.parent)
