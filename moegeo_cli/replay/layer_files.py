@@ -14,6 +14,7 @@ from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers, trace_sources
+from moegeo_cli.replay.memory import is_out_of_memory
 from moegeo_cli.replay.stored import StoredTensor, announce
 
 LARGE = 2**22  # elements of a parameter that is converted alone
@@ -26,9 +27,9 @@ class LayerFiles:
         model: the module tree; empty parameters lie on the meta device.
         path: the checkpoint.
         device: where parameters go.
+        dtype: theirs, but for what the model keeps in float32.
         ahead: read what is announced at once, in a thread: so that an accelerator waits neither
             for the files nor for the copies to it.
-        dtype: theirs, but for what the model keeps in float32.
 
     Raises: what opening the files raises.
     """
@@ -48,7 +49,6 @@ class LayerFiles:
             self.index.check_type(str(model.config.model_type))
         with quiet_transformers():
             self.sources = trace_sources(model, self.index.names())
-
         self._reader = ThreadPoolExecutor(1, "moegeo-read-ahead") if ahead else None
         self._reading: dict[str, Future[torch.Tensor]] = {}
 
@@ -139,6 +139,8 @@ class LayerFiles:
         except MoegeoError:
             raise
         except Exception as error:
+            if is_out_of_memory(error):  # the pass tries smaller batches
+                raise
             raise IncompleteCheckpointError(
                 f"{self.name}: its tensors cannot be converted",
                 found=f"{type(error).__name__}: {str(error)[:200]}",

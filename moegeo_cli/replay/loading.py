@@ -31,6 +31,7 @@ from moegeo_cli.errors import (
     UnsupportedArchitectureError,
 )
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers
+from moegeo_cli.replay.memory import free_bytes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -285,8 +286,18 @@ def explain(path: Path, error: Exception) -> MoegeoError:
     return IncompleteCheckpointError(f"{path.name}: the model cannot be loaded", found=first)
 
 
-def read_ahead(paths: list[Path]) -> threading.Thread:
-    """Read files into the page cache in the background, so that loading them next is cheap."""
+def read_ahead(paths: list[Path]) -> threading.Thread | None:
+    """Read files into the page cache in the background, so that loading them next is cheap.
+
+    None where they would take more than half of the memory that is free: they would push out each
+    other, and what is read now.
+    """
+    try:
+        size = sum(path.stat().st_size for path in paths)
+    except OSError:
+        return None  # the loader itself will meet and explain this
+    if size > free_bytes(torch.device("cpu")) / 2:
+        return None
 
     def read() -> None:
         for path in paths:

@@ -24,7 +24,7 @@ from moegeo_cli.errors import (
 from moegeo_cli.measurement.settings import parse_bytes
 from moegeo_cli.replay.batches import carries_state
 from moegeo_cli.replay.layer_stream import LayerStream
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.replay.loading import load_model, read_ahead
 from moegeo_cli.replay.memory import Sizes, plan_stream
 from moegeo_cli.replay.plan import Plan, Replay
 from moegeo_cli.replay.routers import find_routers
@@ -204,6 +204,32 @@ def test_a_file_that_is_cut_while_it_is_read_ends_the_analysis(tmp_path: Path) -
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(IncompleteCheckpointError):
         run(stream.model, tmp_path, streamed(stream, 2000))
+
+
+def test_memory_that_runs_out_in_a_layer_is_not_a_broken_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save("mixtral", tmp_path)
+    stream = open_stream(tmp_path, None)
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("moegeo_cli.replay.layer_files.convert_into", full)
+    with pytest.raises(ResourceError, match="one sequence at a time"):
+        run(stream.model, tmp_path, streamed(stream, 2000))
+
+
+def test_files_larger_than_the_cache_are_not_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"0" * 1000)
+    thread = read_ahead([file])
+    assert thread is not None
+    thread.join()
+    monkeypatch.setattr("moegeo_cli.replay.loading.free_bytes", lambda device: 1500)
+    assert read_ahead([file]) is None
 
 
 def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
