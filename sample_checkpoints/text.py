@@ -70,8 +70,8 @@ def split_text() -> Splits:
     """Read all sources and split them."""
     pools: dict[str, dict[str, list[Document]]] = {}
     for domain, texts in (
-        ("code", _code()), ("languages", _languages()), ("mathematics", _mathematics()),
-        ("prose", _prose()),
+        ("code", code()), ("languages", languages()), ("mathematics", mathematics()),
+        ("prose", prose()),
     ):  # fmt: skip
         pools[domain] = _assign(domain, texts)
     probe = _take_turns([p["probe"] for p in pools.values()], PROBE_PASSAGES_PER_DOMAIN)
@@ -144,7 +144,7 @@ def _passages(text: str) -> Iterator[str]:
         start = end
 
 
-def _prose() -> Iterator[tuple[str, str]]:
+def prose() -> Iterator[tuple[str, str]]:
     """CPython's language reference, as pydoc ships it (PSF licence)."""
     from pydoc_data.topics import topics
 
@@ -152,7 +152,7 @@ def _prose() -> Iterator[tuple[str, str]]:
         yield f"pydoc_data.topics/{name}", topics[name]
 
 
-def _code() -> Iterator[tuple[str, str]]:
+def code() -> Iterator[tuple[str, str]]:
     """Modules of CPython's standard library (PSF licence)."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     names = sorted(folder.glob("*.py")) + sorted(folder.glob("asyncio/*.py"))
@@ -160,7 +160,7 @@ def _code() -> Iterator[tuple[str, str]]:
         yield f"lib/{path.relative_to(folder)}", path.read_text(encoding="utf-8", errors="ignore")
 
 
-def _mathematics() -> Iterator[tuple[str, str]]:
+def mathematics() -> Iterator[tuple[str, str]]:
     """Docstrings of sympy, scipy and numpy (BSD licences)."""
     import numpy
     import scipy
@@ -189,13 +189,13 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
-def _languages() -> Iterator[tuple[str, str]]:
-    """Django's translations into twelve languages (BSD licence)."""
+def languages(names: tuple[str, ...] = LANGUAGES) -> Iterator[tuple[str, str]]:
+    """Django's translations, into twelve languages unless others are named (BSD licence)."""
     import django
 
     root = Path(django.__file__).parent
     found = []
-    for language in LANGUAGES:
+    for language in names:
         for path in sorted(root.rglob(f"{language}/LC_MESSAGES/*.mo")):
             with path.open("rb") as file:
                 catalogue = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
