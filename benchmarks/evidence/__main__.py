@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--only", help="runs whose name contains this")
     parser.add_argument("--check", action="store_true",
-                        help="regenerate, report: change nothing, fail where something would")  # fmt: skip
+                        help="change nothing, fail where something would")  # fmt: skip
     options = parser.parse_args()
     if options.step in ("run", "restart", "collect") and options.work is None:
         parser.error("--work is needed")

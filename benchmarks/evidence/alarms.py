@@ -14,8 +14,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+# Where an alarm may lead to a restart: thresholds are fitted from 10% of training on.
 ALARMS_AT = (0.1, 0.2, 0.5)
-"""Where an alarm may lead to a restart: thresholds are fitted from 10% of training on."""
+# Columns of alarms, the most severe first, and the findings that they are.
+ALARMS = {"spike": "loss-spike", "collapse_alarm": "router-collapse",
+          "gap_alarm": "loss-behind-reference"}  # fmt: skip
 
 
 def worst_collapse(entry: str) -> tuple[float, float]:
@@ -53,8 +56,10 @@ def alarm_rows(
               "diverged", "outcome", "model_experts", "model_top_k"]], on="name",
     )  # fmt: skip
     worst = [worst_collapse(entry) for entry in table["collapse_by_router"]]
-    limits = [collapse_limit(int(e), int(k))
-              for e, k in zip(table["model_experts"], table["model_top_k"], strict=True)]  # fmt: skip
+    limits = [
+        collapse_limit(int(e), int(k))
+        for e, k in zip(table["model_experts"], table["model_top_k"], strict=True)
+    ]
     gap = reference_gaps(runs, points)
     return table.assign(
         collapse_excess=[w[0] for w in worst],
@@ -64,3 +69,50 @@ def alarm_rows(
         gap_alarm=gap > gap_limit,
         spike=table["log.loss_rise_max"] > rise_limit,
     )
+
+
+def study_alarms(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Alarms by the limits that the verdict ships."""
+    from moegeo_cli.verdict import load_thresholds
+    from moegeo_cli.verdict.thresholds import collapse_limit
+
+    limits = load_thresholds()
+    return alarm_rows(
+        runs, points,
+        lambda experts, top_k: collapse_limit(limits["router-collapse"], experts, top_k),
+        limits["loss-behind-reference"].value, limits["loss-spike"].value,
+    )  # fmt: skip
+
+
+def first_alarms(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Runs that raise an alarm where a restart may begin: a row a run, `alarm` and `alarm_at`.
+
+    Where several findings are raised at once, the alarm is the first of ALARMS.
+    """
+    rows = study_alarms(runs, points)
+    rows = rows[rows["fraction"].isin(ALARMS_AT)].sort_values(["name", "fraction"])
+    raised = rows[rows[list(ALARMS)].any(axis=1)].drop_duplicates("name")
+    which = [next(ALARMS[c] for c in ALARMS if row[c]) for _, row in raised.iterrows()]
+    return raised.assign(alarm=which, alarm_at=raised["fraction"])
+
+
+def rule_columns(
+    runs: pd.DataFrame, points: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, str]]:  # fmt: skip
+    """Rules beside the calibrated ones: the paper's, other forms of it, and the product's findings.
+
+    What the product found was recorded while the runs were measured; its limits were the same.
+    """
+    table = study_alarms(runs, points)
+    found = [json.loads(entry) for entry in table["findings"]]
+    rules = {}
+    for name in ("fhs", "fhs_relative", "fhs_trace", "fhs_conditional"):
+        column = f"over {name}"
+        table[column] = (table[name] > 1.0).where(table[name].notna())
+        rules[f"{name} > 1"] = column
+    for name in ("dead-experts", "router-locked", "router-uniform", "logit-explosion",
+                 "near-ties", "heterogeneity-above-init", "heterogeneity-rising",
+                 "balancing-inactive"):  # fmt: skip
+        table[f"found {name}"] = [name in f for f in found]
+        rules[name] = f"found {name}"
+    return table, rules

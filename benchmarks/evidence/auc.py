@@ -87,7 +87,7 @@ def stratified_auc(
         return None
     draws = won_B[pairs_B > 0] / pairs_B[pairs_B > 0]
     low, high = np.quantile(draws, [0.025, 0.975])
-    error = float(draws.std(ddof=1))
+    error = float(draws.std(ddof=1)) if len(draws) > 1 else 0.0
     value = float(won / pairs)
     p = float(2 * norm.sf(abs(value - 0.5) / error)) if error else 1.0
     return Auc(value, float(low), float(high), p, positives, negatives, draws)

@@ -1,9 +1,9 @@
 """Limits that raise at most 5% false alarms on tasks that they were not fitted on.
 
 `router-collapse`: a limit on `collapse` less its null, linear in ln E and ln K, by quantile
-regression over checkpoints that are not collapsed. `loss-behind-reference`: one number, a quantile of the
-relative gaps of runs that did not fail. In both the quantile is raised until runs of a left-out task
-raise no more than 5%.
+regression over checkpoints that are not collapsed. `loss-behind-reference`: one number, a quantile
+of the relative gaps of runs that did not fail. In both the quantile is raised until runs of a
+left-out task raise no more than 5%.
 
 Legend: E experts, K chosen per token, N checkpoints.
 """
@@ -94,8 +94,10 @@ def fit_gap(table: pd.DataFrame, quantile: float) -> float:
 
 def collapse_alarms(table: pd.DataFrame, limit: Limit) -> np.ndarray:
     """Which checkpoints are over the limit in a router."""
-    limits = [limit(int(e), int(k))
-              for e, k in zip(table["model_experts"], table["model_top_k"], strict=True)]  # fmt: skip
+    limits = [
+        limit(int(e), int(k))
+        for e, k in zip(table["model_experts"], table["model_top_k"], strict=True)
+    ]
     return (table["collapse_excess"] >= np.array(limits)).to_numpy()
 
 

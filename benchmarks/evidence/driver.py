@@ -77,9 +77,11 @@ def _spread(jobs: list, work, workers: int) -> None:  # type: ignore[no-untyped-
     with get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
         for done, (name, taken) in enumerate(pool.imap_unordered(work, jobs), 1):
             seconds.append(taken)
-            print(f"{done}/{len(jobs)} {name} {taken:.0f} s; median {statistics.median(seconds):.0f}"
-                  f" s, {sum(seconds) / 3600:.2f} core-hours, {(time.time() - started) / 60:.0f} min",
-                  flush=True)  # fmt: skip
+            print(
+                f"{done}/{len(jobs)} {name} {taken:.0f} s; median {statistics.median(seconds):.0f}"
+                f" s, {sum(seconds) / 3600:.2f} core-hours, {(time.time() - started) / 60:.0f} min",
+                flush=True,
+            )
 
 
 def _one_thread() -> None:

@@ -93,7 +93,8 @@ def balance_loss(tap: RouterTap, over: str, positions: int) -> torch.Tensor:
 
     Source: Switch Transformers (arXiv 2101.03961), equation 4; p of a sigmoid router is s / Σ s.
     """
-    assert tap.logits_TE is not None and tap.chosen_TK is not None
+    assert tap.logits_TE is not None
+    assert tap.chosen_TK is not None
     logits_TE = tap.logits_TE.float().reshape(-1, tap.logits_TE.shape[-1])
     chosen_TK = tap.chosen_TK.reshape(-1, tap.top_k)
     experts = logits_TE.shape[1]

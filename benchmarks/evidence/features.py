@@ -66,7 +66,8 @@ def extract(record: RunRecord) -> dict[str, float]:
             _put(found, f"dynamics.{name}", metric.value)
     if len(record.checkpoints) > 2:  # the start is no earlier decision
         before = record.checkpoints[-2]
-        assert newest.step and before.step
+        assert newest.step
+        assert before.step
         apart = math.log(newest.step / before.step)
         for name, metric in newest.metrics.items():
             old = before.metrics.get(name)

@@ -100,8 +100,17 @@ def feature_areas(table: pd.DataFrame, features: Sequence[str], label: str) -> p
     for name in features:
         area = stratified_auc(table[name].to_numpy(float), failed_N, table["task"], resampling)
         if area is not None:
-            rows.append({"feature": name, "auc": area.value, "low": area.low, "high": area.high,
-                         "p": area.p, "failed": area.positives, "sound": area.negatives})  # fmt: skip
+            rows.append(
+                {
+                    "feature": name,
+                    "auc": area.value,
+                    "low": area.low,
+                    "high": area.high,
+                    "p": area.p,
+                    "failed": area.positives,
+                    "sound": area.negatives,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -133,6 +142,43 @@ def nested_change(
         low, high = np.nanquantile(values[-1], [0.025, 0.975])
         areas.append(Auc(area.value, float(low), float(high), area.p, area.positives,
                          area.negatives, values[-1]))  # fmt: skip
+    return _change(areas, values)
+
+
+def nested_transfer(
+    known: pd.DataFrame, new: pd.DataFrame, label: str, base: Sequence[str] = PRIMARY_BASE,
+    full: Sequence[str] = PRIMARY_FULL, draws: int = 1000,
+) -> Change:  # fmt: skip
+    """The same two models, fitted on `known` runs of other tasks alone, on new runs.
+
+    Draws take bases of both tables; a new run is never fitted on.
+    """
+    both = pd.concat([known.assign(new=False), new.assign(new=True)])
+    new_N = both["new"].to_numpy(bool)
+    resampling = Resampling.of(both["task"] + np.where(new_N, " new", ""), both["base"], draws)
+    areas, values = [], []
+    for features in (base, full):
+        x_NF = matrix(both, features)
+        score_N = leave_task_out(x_NF, both, label, np.where(new_N, 0.0, 1.0))
+        area = stratified_auc(
+            score_N[new_N],
+            both[label].to_numpy(bool)[new_N],
+            both["task"][new_N],
+            Resampling(resampling.weights_BN[:, new_N]),
+        )
+        assert area is not None
+        refitted = []
+        for w_N in resampling.weights_BN:
+            score_N = leave_task_out(x_NF, both, label, np.where(new_N, 0.0, w_N))
+            refitted.append(weighted_area(score_N[new_N], both[new_N], label, w_N[new_N]))
+        values.append(np.array(refitted))
+        low, high = np.nanquantile(values[-1], [0.025, 0.975])
+        areas.append(Auc(area.value, float(low), float(high), area.p, area.positives,
+                         area.negatives, values[-1]))  # fmt: skip
+    return _change(areas, values)
+
+
+def _change(areas: list[Auc], values: list[np.ndarray]) -> Change:
     change_B = values[1] - values[0]
     change_B = change_B[np.isfinite(change_B)]
     low, high = np.quantile(change_B, [0.025, 0.975])

@@ -20,8 +20,10 @@ DECISIONS = FRACTIONS[:4]
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """The architecture: `kind` is mixtral or qwen3_moe (softmax, weights renormalised or not),
-    glm4_moe (sigmoid with a selection bias) or digits (softmax, vision).
+    """The architecture.
+
+    `kind` is mixtral or qwen3_moe (softmax, weights renormalised or not), glm4_moe (sigmoid with a
+    selection bias) or digits (softmax, vision).
     """
 
     kind: str

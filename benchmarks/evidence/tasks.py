@@ -7,8 +7,8 @@ that order of right) is left out of what comes after.
 
 `rules` is synthetic: one of 32 rules, each a permutation of 64 symbols, holds in a sequence and is
 named at every eighth place, where a new symbol is drawn; the next symbol is the rule's image of the
-last one, but for 5% noise. Experts are small beside the 2,048 facts, so that a model gains that gives
-rules experts of their own.
+last one, but for 5% noise. Experts are small beside the 2,048 facts, so that a model gains that
+gives rules experts of their own.
 
 Legend: N sequences or images, S positions of a sequence, V vocabulary.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -213,7 +214,7 @@ def _digits() -> Task:
     images, digits = load_images(seed=1)
     cuts = np.cumsum([0, PROBE_IMAGES, LABEL_IMAGES, VALIDATION_IMAGES])
     probe, labels, validation = (
-        Split(images[a:b], digits[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)
+        Split(images[a:b], digits[a:b]) for a, b in itertools.pairwise(cuts)
     )
     training = Split(images[cuts[-1] :], digits[cuts[-1] :])
     counts_V = torch.bincount(training.labels, minlength=10).double() + 1

@@ -1,0 +1,118 @@
+"""docs/evidence.md's tables and figures, from the committed tables.
+
+The page holds prose and blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`, which this
+fills; `check` changes nothing and fails where something would.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.evidence import sections
+from benchmarks.evidence.alarms import study_alarms
+from benchmarks.evidence.prediction import at_decision
+from benchmarks.evidence.settings import FRACTIONS
+from benchmarks.evidence.table import FOLDER, read_runs, read_table
+
+PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+FIGURES = PAGE.parent / "evidence"
+
+
+@dataclass
+class Results:
+    """The tables, read once."""
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """All runs, labelled."""
+        return read_runs()
+
+    @cached_property
+    def points(self) -> pd.DataFrame:
+        """All decisions."""
+        return read_table("points")
+
+    @cached_property
+    def exact(self) -> pd.DataFrame:
+        """Routers by the diagonal and by whole matrices."""
+        return read_table("exact")
+
+    @cached_property
+    def restarts(self) -> pd.DataFrame | None:
+        """Restarts, where they have been run."""
+        return read_table("restarts") if (FOLDER / "restarts.csv.gz").exists() else None
+
+    @cached_property
+    def alarms(self) -> pd.DataFrame:
+        """Every decision with the alarms that the shipped policy raises."""
+        return study_alarms(self.runs, self.points)
+
+    @cached_property
+    def decisions(self) -> dict[float, pd.DataFrame]:
+        """Runs with their features at each share of training."""
+        return {f: at_decision(self.runs, self.points, f) for f in FRACTIONS}
+
+    def part(self, fraction: float, *, untouched: bool) -> pd.DataFrame:
+        """A decision's development or untouched bases."""
+        table = self.decisions[fraction]
+        return table[table["untouched"] == untouched]
+
+
+BLOCKS: dict[str, Callable[[Results], str]] = {
+    "runs": sections.runs_block,
+    "variance": sections.variance_block,
+    "primary": sections.primary_block,
+    "areas": sections.areas_block,
+    "exploratory": sections.exploratory_block,
+    "sets": sections.sets_block,
+    "detection": sections.detection_block,
+    "foretelling": sections.foretelling_block,
+    "limits": sections.limits_block,
+    "rules": sections.rules_block,
+    "stopping": sections.stopping_block,
+    "paper": sections.paper_block,
+    "fsi": sections.fsi_block,
+    "diagonal": sections.diagonal_block,
+    "probes": sections.probes_block,
+    "interventions": sections.interventions_block,
+}
+
+
+def write_report(*, check: bool = False) -> int:
+    """Fill the page and draw the figures; 1 where `check` finds a difference, else 0."""
+    from benchmarks.evidence.figures import draw_all
+
+    results = Results()
+    before = PAGE.read_text(encoding="utf-8")
+    after = before
+    for name, block in BLOCKS.items():
+        after = fill(after, name, block(results))
+    figures = draw_all(results)
+    changed = [] if after == before else [PAGE.name]
+    for name, text in figures.items():
+        path = FIGURES / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            changed.append(name)
+    if check:
+        print("\n".join(f"{name} differs" for name in changed) or "nothing differs")
+        return 1 if changed else 0
+    PAGE.write_text(after, encoding="utf-8")
+    FIGURES.mkdir(exist_ok=True)
+    for name, text in figures.items():
+        (FIGURES / name).write_text(text, encoding="utf-8")
+    print(f"{PAGE.name}: {', '.join(changed) or 'unchanged'}")
+    return 0
+
+
+def fill(page: str, name: str, block: str) -> str:
+    """The page with one block replaced; as it is where the page has no such block."""
+    pattern = re.compile(
+        rf"(<!-- begin {re.escape(name)} -->\n).*?(<!-- end {re.escape(name)} -->)", re.DOTALL
+    )
+    return pattern.sub(lambda m: f"{m[1]}{block.rstrip()}\n{m[2]}", page)

@@ -1,0 +1,362 @@
+"""Each block of docs/evidence.md as Markdown.
+
+"dev" are development bases, "untouched" those that nothing was fitted or chosen on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.evidence import policies, prediction, recoveries, relations
+from benchmarks.evidence.auc import Resampling, share, stratified_auc
+from benchmarks.evidence.settings import DECISIONS, FRACTIONS
+
+if TYPE_CHECKING:
+    from benchmarks.evidence.report import Results
+
+# Shown at every decision; all others are in results/areas.csv.
+HEADLINE = {
+    "validation": "validation loss",
+    "log.training_loss": "training loss (log)",
+    "log.loss_slope": "its slope",
+    "log.loss_extrapolated": "its extrapolation",
+    "log.grad_norm": "gradient norm (log)",
+    "log.load_cv": "load CV (log)",
+    "log.router_z": "router z (log)",
+    "collapse": "`collapse`",
+    "collapse_worst": "`collapse_worst`",
+    "dead_experts": "`dead_experts`",
+    "fsi": "`fsi`",
+    "dispersion": "`dispersion`",
+    "information": "`information`",
+    "near_ties": "`near_ties`",
+    "logit_max": "`logit_max`",
+    "fhs": "`fhs` (as the paper words it)",
+    "fhs_relative": "`fhs_relative`",
+    "fhs_trace": "`fhs_trace`",
+    "fhs_conditional": "`fhs_conditional`",
+    "fisher.categorical.token.fhs": "`fhs`, categorical",
+    "dynamics.speed": "`speed`",
+    "dynamics.saturation": "`saturation`",
+}
+
+
+def table_of(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def percent(fraction: float) -> str:
+    """A share of training in words."""
+    return f"{fraction:.0%}"
+
+
+def runs_block(results: Results) -> str:
+    """What was trained and what became of it."""
+    runs = results.runs
+    heads = ["cause", "runs", "failed: diverged", "failed: collapsed", "failed: behind",
+             "collapsed alone", "sound"]  # fmt: skip
+    rows = []
+    for kind, own in [*runs.groupby("kind"), ("all", runs)]:
+        counts = own["outcome"].value_counts()
+        rows.append([kind, len(own), *(int(counts.get(h, 0)) for h in heads[2:])])
+    tasks = table_of(
+        ["task", "runs", "failed", "collapsed at the end", "unigram loss", "best loss",
+         "deviation between healthy seeds (performance)"],
+        [[task, len(own), int(own["failed"].sum()), int(own["collapsed"].sum()),
+          f"{own['unigram'].iloc[0]:.3f}", f"{own['loss_1'].min():.3f}",
+          f"{own['seed_spread'].iloc[0]:.3f}"] for task, own in runs.groupby("task")],
+    )  # fmt: skip
+    hours = runs["seconds"].sum() / 3600
+    cost = (f"{len(runs)} runs, {runs['configuration'].nunique()} configurations of "
+            f"{runs['base'].nunique()} bases; {hours:.1f} core-hours, median "
+            f"{runs['seconds'].median():.0f} s a run with its measurements.")  # fmt: skip
+    return f"{cost}\n\n{table_of(heads, rows)}\n\n{tasks}"
+
+
+def variance_block(results: Results) -> str:
+    """Seeds beside configurations."""
+    parts = relations.variance_parts(results.runs, "performance")
+    return table_of(
+        ["task", "between seeds", "between causes of a base", "between bases"],
+        [[r.task, f"{r.seeds:.4f}", f"{r.causes:.4f}", f"{r.bases:.4f}"]
+         for r in parts.itertuples()],
+    )  # fmt: skip
+
+
+def primary_block(results: Results) -> str:
+    """The primary hypothesis, where it was fixed, and on untouched bases."""
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        table = results.part(prediction.PRIMARY_AT, untouched=untouched)
+        if untouched:
+            change = prediction.nested_transfer(
+                results.part(prediction.PRIMARY_AT, untouched=False), table, "failed"
+            )
+        else:
+            change = prediction.nested_change(table, "failed")
+        rows.append([
+            words, f"{change.base.positives} / {change.base.negatives}", change.base, change.full,
+            f"{change.change:+.3f} [{change.low:+.3f}, {change.high:+.3f}]", f"{change.p:.2g}",
+        ])  # fmt: skip
+    return table_of(
+        ["bases", "failed / sound", "validation loss alone", "with collapse and fhs_trace",
+         "change of AUC", "p"], rows,
+    )  # fmt: skip
+
+
+def areas_block(results: Results) -> str:
+    """The area of each headline feature at each decision, on both parts."""
+    blocks = []
+    for words, untouched in (("Development bases", False), ("Untouched bases", True)):
+        columns = []
+        for fraction in DECISIONS:
+            table = results.part(fraction, untouched=untouched)
+            areas = prediction.feature_areas(table, list(HEADLINE), "failed")
+            columns.append(areas.set_index("feature"))
+        rows = []
+        for name, shown in HEADLINE.items():
+            cells = [
+                f"{c.loc[name, 'auc']:.2f} [{c.loc[name, 'low']:.2f}, {c.loc[name, 'high']:.2f}]"
+                if name in c.index else "–" for c in columns
+            ]  # fmt: skip
+            rows.append([shown, *cells])
+        counts = columns[2].loc["validation"]
+        blocks.append(
+            f"**{words}** ({int(counts['failed'])} failed, {int(counts['sound'])} sound at "
+            f"10%):\n\n" + table_of(["", *map(percent, DECISIONS)], rows)
+        )
+    return "\n\n".join(blocks)
+
+
+def all_areas(results: Results) -> pd.DataFrame:
+    """Every feature at every decision on development bases, Holm over all; then untouched."""
+    found = []
+    for fraction in DECISIONS:
+        table = results.part(fraction, untouched=False)
+        names = prediction.numeric_features(table, results.runs)
+        found.append(prediction.feature_areas(table, names, "failed").assign(at=fraction))
+    areas = prediction.adjust(pd.concat(found, ignore_index=True))
+    other = []
+    for fraction in DECISIONS:
+        table = results.part(fraction, untouched=True)
+        names = areas.loc[areas["at"] == fraction, "feature"].tolist()
+        own = prediction.feature_areas(table, names, "failed").assign(at=fraction)
+        other.append(own[["feature", "at", "auc", "low", "high"]])
+    return areas.merge(
+        pd.concat(other).rename(columns={n: f"untouched_{n}" for n in ("auc", "low", "high")}),
+        on=["feature", "at"], how="left",
+    )  # fmt: skip
+
+
+def exploratory_block(results: Results) -> str:
+    """What stands after Holm's correction, strongest first, at 10%."""
+    areas = all_areas(results)
+    standing = areas[areas["p_holm"] < 0.05]
+    by_decision = ", ".join(
+        f"{percent(f)}: {int((standing['at'] == f).sum())} of {int((areas['at'] == f).sum())}"
+        for f in DECISIONS
+    )
+    ours = standing[(standing["at"] == 0.1) & ~standing["feature"].str.contains(
+        "loss|^log|validation", regex=True)]  # fmt: skip
+    top = ours.assign(strength=(ours["auc"] - 0.5).abs()).sort_values(
+        ["strength", "feature"], ascending=[False, True]
+    )[:12]
+    rows = [
+        [f"`{r.feature}`", f"{r.auc:.2f} [{r.low:.2f}, {r.high:.2f}]", f"{r.p_holm:.2g}",
+         f"{r.untouched_auc:.2f} [{r.untouched_low:.2f}, {r.untouched_high:.2f}]"]
+        for r in top.itertuples()
+    ]  # fmt: skip
+    return (f"{len(areas)} areas, of which after correction stand {by_decision}. The strongest at "
+            "10% that are no loss:\n\n" + table_of(
+                ["feature", "development", "p (Holm)", "untouched"], rows))  # fmt: skip
+
+
+def sets_block(results: Results) -> str:
+    """Combinations of features, leaving tasks out."""
+    rows = []
+    for name, features in prediction.SETS.items():
+        cells: list[object] = [name]
+        for fraction in DECISIONS:
+            table = results.part(fraction, untouched=False)
+            usable = [f for f in features if f in table.columns and table[f].notna().any()]
+            scores = prediction.leave_task_out(
+                prediction.matrix(table, usable), table, "failed", np.ones(len(table))
+            )
+            area = stratified_auc(scores, table["failed"].to_numpy(bool), table["task"],
+                                  Resampling.of(table["task"], table["base"]))  # fmt: skip
+            cells.append(area)
+        rows.append(cells)
+    return table_of(["features", *map(percent, DECISIONS)], rows)
+
+
+def detection_block(results: Results) -> str:
+    """The default policy's collapse alarm against the label of the same checkpoint."""
+    table = policies.with_state(results.alarms, results.runs)
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        own = table[table["untouched"] == untouched]
+        found = policies.rates_table(
+            own, {"router-collapse": "collapse_alarm"}, "collapsed_now", FRACTIONS
+        )
+        rows += [[words, percent(r["at"]), r["checkpoints"], r["false alarms"], r["recall"],
+                  r["precision"]] for _, r in found.iterrows()]  # fmt: skip
+    return table_of(["bases", "at", "checkpoints", "false alarms", "recall", "precision"], rows)
+
+
+def foretelling_block(results: Results) -> str:
+    """Alarms on runs that are clean at the decision against failure at the end."""
+    table = policies.with_state(results.alarms, results.runs)
+    table["any"] = table["collapse_alarm"] | table["gap_alarm"] | table["spike"]
+    rules = {"any": "any", "loss-behind-reference": "gap_alarm",
+             "router-collapse": "collapse_alarm", "loss-spike": "spike"}  # fmt: skip
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        own = table[table["untouched"] == untouched]
+        found = policies.rates_table(own, rules, "failed", DECISIONS, only="clean")
+        rows += [[words, f"`{r['rule']}`" if r["rule"] != "any" else "any alarm",
+                  percent(r["at"]), r["checkpoints"], r["false alarms"], r["recall"],
+                  r["precision"]] for _, r in found.iterrows()]  # fmt: skip
+    return table_of(
+        ["bases", "rule", "at", "clean runs", "false alarms", "recall", "precision"], rows
+    )
+
+
+def limits_block(results: Results) -> str:
+    """The shipped limits by (E, K)."""
+    from moegeo_cli.verdict import load_thresholds
+
+    limit = load_thresholds()["router-collapse"]
+    return table_of(
+        ["E", "K", "limit on `collapse` less its null"],
+        [[c["experts"], c["top_k"], f"{c['value']:.3f}"] for c in limit.cells or ()],
+    )
+
+
+def rules_block(results: Results) -> str:
+    """All rules that the study can replay, at 10%, against failure at the end."""
+    from benchmarks.evidence.alarms import rule_columns
+
+    table, rules = rule_columns(results.runs, results.points)
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        own = table[table["untouched"] == untouched]
+        found = policies.rates_table(own, rules, "failed", (0.1, 0.2))
+        rows += [[words, f"`{r['rule']}`", percent(r["at"]), r["false alarms"], r["recall"],
+                  r["precision"]] for _, r in found.iterrows()]  # fmt: skip
+    return table_of(["bases", "rule", "at", "false alarms", "recall", "precision"], rows)
+
+
+def stopping_block(results: Results) -> str:
+    """What stopping at the first loss alarm would have saved."""
+    table = results.alarms[results.alarms["fraction"] >= 0.1]
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        own = table[table["untouched"] == untouched]
+        for name, column in (("loss-behind-reference", "gap_alarm"),
+                             ("router-collapse", "collapse_alarm")):  # fmt: skip
+            found = policies.stopping_value(own, column, (0.1, 0.2, 0.5))
+            rows += [
+                [
+                    words,
+                    f"`{name}`",
+                    percent(r["until"]),
+                    f"{r['saved']:.1%}",
+                    r["failed stopped"],
+                    r["sound stopped"],
+                ]
+                for _, r in found.iterrows()
+            ]
+    return table_of(
+        ["bases", "stop at", "until", "compute saved", "failed runs stopped", "sound runs lost"],
+        rows,
+    )  # fmt: skip
+
+
+def paper_block(results: Results) -> str:
+    """The paper's numbers beside those found, at 10% and on all bases of each part."""
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        table = results.part(0.1, untouched=untouched)
+        found = prediction.feature_areas(
+            table, ["fhs", "validation", "log.loss_extrapolated"], "failed"
+        ).set_index("feature")
+        score, loss = found.loc["fhs", "auc"], found.loc["validation", "auc"]
+        rows.append([words, f"{score:.2f}", f"{loss:.2f}", f"{score / loss - 1:+.0%}",
+                     f"{found.loc['log.loss_extrapolated', 'auc']:.2f}"])  # fmt: skip
+    return table_of(
+        ["bases", "AUC of `fhs` (paper: 0.89)", "AUC of the validation loss at matched tokens",
+         "`fhs` over it (paper: +23%)", "AUC of the extrapolated training loss"], rows,
+    )  # fmt: skip
+
+
+def fsi_block(results: Results) -> str:
+    """FSI at each stage against final performance."""
+    stages = [(f, results.decisions[f]) for f in FRACTIONS]
+    found = relations.fsi_performance(stages)
+    tasks = sorted(results.runs["task"].unique())
+    rows = [
+        [percent(float(r["stage"])), int(r["runs"]), *(f"{r[t]:+.2f}" for t in tasks),
+         f"{r['within']:+.2f} [{r['within_low']:+.2f}, {r['within_high']:+.2f}]",
+         f"{r['ranks']:+.2f} [{r['ranks_low']:+.2f}, {r['ranks_high']:+.2f}]",
+         f"{r['pooled']:+.2f} [{r['pooled_low']:+.2f}, {r['pooled_high']:+.2f}]",
+         f"{r['bend']:+.2f} [{r['bend_low']:+.2f}, {r['bend_high']:+.2f}] (+{r['gain']:.0%})"]
+        for _, r in found.iterrows()
+    ]  # fmt: skip
+    return table_of(
+        ["FSI at", "runs", *tasks, "within tasks", "ranks within tasks", "pooled",
+         "bend (variance it adds)"], rows,
+    )  # fmt: skip
+
+
+def diagonal_block(results: Results) -> str:
+    """The diagonal beside the whole Fisher."""
+    found = relations.diagonal_and_whole(results.exact)
+    return table_of(
+        ["kind", "D", "form", "routers", "Pearson", "Pearson of logarithms", "Spearman",
+         "diagonal's share of the squared norm (median)"],
+        [[r.kind, r.width, r.form, r.routers, f"{r.pearson:.2f}", f"{r.pearson_log:.2f}",
+          f"{r.spearman:.2f}", f"{r.share:.0%}"] for r in found.itertuples()],
+    )  # fmt: skip
+
+
+def probes_block(results: Results) -> str:
+    """Small probes beside the default one."""
+    from benchmarks.evidence.features import PROBE_SIZES
+
+    found = relations.probe_agreement(results.points, PROBE_SIZES)
+    return table_of(
+        ["probe tokens", "checkpoints", "same routing axis", "same `router-collapse`"],
+        [[f"{r.tokens:,}", r.checkpoints, r.words, r.collapse_words] for r in found.itertuples()],
+    )
+
+
+def interventions_block(results: Results) -> str:
+    """Every arm beside its control."""
+    if results.restarts is None:
+        return "The restarts have not been run."
+    table = recoveries.with_outcomes(results.restarts, results.runs)
+    effects = recoveries.arm_effects(table)
+    rows = []
+    for _, r in effects.sort_values(["kind", "difference"], ascending=[True, False]).iterrows():
+        if r["arm"] == "control":
+            continue
+        rows.append([
+            f"`{r['kind']}`", f"`{r['arm']}`", f"{r['runs']} / {r['configurations']}",
+            share(int(r["recovered"]), int(r["n"])), f"{r['recovered_control']} of {r['n']}",
+            f"{r['difference']:+.2f} [{r['difference_low']:+.2f}, {r['difference_high']:+.2f}]",
+            f"{r['recovered_failing']} of {r['n_failing']}",
+            f"{r['gain']:+.3f} [{r['gain_low']:+.3f}, {r['gain_high']:+.3f}]",
+            f"{r['collapsed']} / {r['collapsed_control']}",
+        ])  # fmt: skip
+    return table_of(
+        ["alarm", "arm", "runs / configurations", "recovered", "control", "difference",
+         "of those that fail in the control", "change of performance",
+         "collapsed: arm / control"], rows,
+    )  # fmt: skip
