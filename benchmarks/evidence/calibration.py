@@ -10,7 +10,7 @@ Legend: E experts, K chosen per token, N checkpoints.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,10 +132,3 @@ def choose_quantile(
 def cell_values(limit: Limit) -> list[dict[str, Any]]:
     """The limit of each (E, K) that was trained."""
     return [{"experts": e, "top_k": k, "value": round(limit(e, k), 3)} for e, k in CELLS]
-
-
-def interpolated(cells: list[Mapping[str, Any]]) -> Limit:
-    """The limit as the product reads it from cells; the nearest by ln E and ln K elsewhere."""
-    from moegeo_cli.verdict.thresholds import nearest_cell
-
-    return lambda experts, top_k: float(nearest_cell(cells, experts, top_k)["value"])

@@ -235,7 +235,7 @@ def limits_block(results: Results) -> str:
     limit = load_thresholds()["router-collapse"]
     return table_of(
         ["E", "K", "limit on `collapse` less its null"],
-        [[c["experts"], c["top_k"], f"{c['value']:.3f}"] for c in limit.cells or ()],
+        [[c.experts, c.top_k, f"{c.value:.3f}"] for c in limit.cells],
     )
 
 

@@ -1,4 +1,8 @@
-"""The limits of the rules: shipped values with their sources, and a user's own."""
+"""The limits of the rules: shipped values with their sources, and a user's own.
+
+thresholds.toml holds what is cited or uncalibrated, calibration.toml what the evidence study
+measured (docs/evidence.md); the study writes the latter, and nobody edits it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import difflib
 import functools
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +23,20 @@ OWN = "set by the user"
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """A limit for E experts of which K are chosen."""
+
+    experts: int
+    top_k: int
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit; `scale` says in which unit the value is, where the rule converts it."""
+    """One limit; `cells` where it depends on E and K, and is then what counts."""
 
     threshold: Threshold
-    scale: str | None = None
+    cells: tuple[Cell, ...] = ()
 
     @property
     def value(self) -> float:
@@ -79,7 +92,7 @@ def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresh
         if value < 0:
             raise UsageError(f"the threshold {name} is negative", found=repr(value))
         limits[name] = replace(
-            limits[name], threshold=Threshold(float(value), str(source)), scale=None
+            limits[name], threshold=Threshold(float(value), str(source)), cells=()
         )
     return limits
 
@@ -97,33 +110,50 @@ def _refuse_keys(name: str, given: Mapping[str, Any]) -> None:
         )
 
 
-def collapse_limit(limit: Limit, experts: int, top_k: int) -> float:
-    r"""A limit on the scale of `collapse`, for E experts of which K are chosen.
+def nearest_cell(cells: Sequence[Cell], experts: int, top_k: int) -> Cell:
+    """The cell of E and K, or the one nearest by their logarithms, the smaller where two are."""
+    return min(
+        cells,
+        key=lambda c: (
+            abs(math.log(c.experts / experts)) + abs(math.log(c.top_k / top_k)),
+            c.experts,
+            c.top_k,
+        ),
+    )
 
-    The pilot divided the distance by 2 arccos(1/√E); `collapse` divides it by
-    2 arccos √(K/E), the most that K distinct experts a token can reach.
-    """
-    if limit.scale != "d_max":
+
+def collapse_limit(limit: Limit, experts: int, top_k: int) -> float:
+    """The limit on `collapse` less its null, for E experts of which K are chosen."""
+    if not limit.cells:
         return limit.value
-    return limit.value * math.acos(1 / math.sqrt(experts)) / math.acos(math.sqrt(top_k / experts))
+    return nearest_cell(limit.cells, experts, top_k).value
+
+
+def is_studied(limit: Limit, experts: int, top_k: int) -> bool:
+    """Whether a limit was measured at this E and K; a user's own limit holds everywhere."""
+    return not limit.cells or any((c.experts, c.top_k) == (experts, top_k) for c in limit.cells)
 
 
 @functools.cache
 def _shipped() -> Mapping[str, Limit]:
-    table = tomllib.loads((FOLDER / "thresholds.toml").read_text(encoding="utf-8"))
+    rows = tomllib.loads((FOLDER / "thresholds.toml").read_text(encoding="utf-8"))
+    measured = tomllib.loads((FOLDER / "calibration.toml").read_text(encoding="utf-8"))
     return {
-        name: Limit(
-            Threshold(
-                float(row["value"]),
-                row["source"],
-                row.get("precision"),
-                row.get("recall"),
-                row.get("false_positive_rate"),
-            ),
-            row.get("scale"),
-        )
-        for name, row in table.items()
+        name: _limit(rows.get(name, {}) | measured.get(name, {})) for name in {**rows, **measured}
     }
+
+
+def _limit(row: Mapping[str, Any]) -> Limit:
+    return Limit(
+        Threshold(
+            float(row["value"]),
+            row["source"],
+            row.get("precision"),
+            row.get("recall"),
+            row.get("false_positive_rate"),
+        ),
+        tuple(Cell(**cell) for cell in row.get("cells", ())),
+    )
 
 
 def _read(path: Path) -> Mapping[str, Any]:
