@@ -23,16 +23,16 @@ from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.fitting import choose_source
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
+from moegeo_cli.measurement.replaying import Wanted, replay_probe
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.probes import Probe
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.damage import find_damage
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
-from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
+from moegeo_cli.replay.plan import Replay, RouterTrace
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.routers import Router
-from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import Manner, ModelSource
 from moegeo_cli.replay.standins import StandIn
 
@@ -143,7 +143,7 @@ class Measurer:
     ) -> CheckpointArrays:
         ready, outcome = self._replay(give, progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
-        tokens, manner = self.probe.tokens, self._manner
+        tokens, manner = self.probe.tokens, self.manner
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
@@ -178,7 +178,8 @@ class Measurer:
         )
 
     @property
-    def _manner(self) -> Manner:
+    def manner(self) -> Manner:
+        """How its models are replayed."""
         return self._source.manner if self._source is not None else Manner()
 
     def _replay(
@@ -190,30 +191,10 @@ class Measurer:
         else:
             ready = self.ranks.together(partial(self._prepare, give))
             self.ranks.require_same("the routers' weights", digest(ready.routers))
-        sequences, manner, model = self.probe.sequences, self._manner, ready.model
-        samples = [s for s in sequences if isinstance(s, Sample)]
-        ids = [s.input_ids for s in sequences if not isinstance(s, Sample)]
-        own, alone = isinstance(model, StandIn), False
-        if isinstance(model, StandIn):
-            model.prepare(ready.asked, samples or ids)
-            alone = model.alone
-        splits = [s.source for s in sequences if not isinstance(s, Sample)]
-        assert self.architecture.scoring is not None
-        plan = Plan(
-            fishers=self.settings.fishers,
-            groups_S=self.groups_S,
-            unselected=self.architecture.unselected_gradient,
-            scoring=self.architecture.scoring,
-            batch_size=1 if alone else self.settings.batch_size,
-            batch_tokens=manner.batch_tokens,
-            mixed_lengths=not ready.stateful and not own,
-            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
-            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
-            seed=self.settings.seed,
-        )
-        return ready, replay(
-            model, ready.asked, samples or ids, [s.labels for s in sequences], plan,
-            progress=progress, kind=manner.kind, ranks=self.ranks,
+        wanted = Wanted(self.settings.fishers, self._input_rows(ready.asked, self.probe.tokens))
+        return ready, replay_probe(
+            ready, self.architecture, self.settings, self.manner, self.probe, self.groups_S,
+            wanted, progress=progress, ranks=self.ranks,
         )  # fmt: skip
 
     def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
