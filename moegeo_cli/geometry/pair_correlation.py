@@ -9,7 +9,7 @@ Legend: N items (tokens, or sequences), P pairs of them, G groups of sequences, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +94,7 @@ def sample_pairs(
     return np.stack([left, right], axis=1)
 
 
-def similarities(items: Items, pairs_P2: np.ndarray) -> dict[str, np.ndarray]:
+def hidden_similarities(items: Items, pairs_P2: np.ndarray) -> dict[str, np.ndarray]:
     """Hidden similarities of pairs, by name.
 
     "cosine" of the hidden states, and "visible", xᵀ WᵀW x′: the part that the router can see.
@@ -166,11 +166,26 @@ def correlate(
     return found[0], found[1]
 
 
-def rank_correlation(one_P: np.ndarray, other_P: np.ndarray) -> tuple[float, float]:
-    """Spearman's and Pearson's correlation alone; NaN where one of them does not vary."""
+def correlation_sizes(one_P: np.ndarray, dealt: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean size of Spearman's and of Pearson's correlation with each of some similarities.
+
+    Args:
+        one_P: a similarity of each pair.
+        dealt: others, where nothing ties them to it; one that does not vary has a correlation of 0.
+    """
+    if not len(one_P) or not dealt:
+        return 0.0, 0.0
     kept = np.ones((1, len(one_P)), dtype=bool)
-    spearman = _correlation(_ranks(one_P, kept), _ranks(other_P, kept), kept)
-    return float(spearman[0]), float(_correlation(one_P[None], other_P[None], kept)[0])
+    ranks = _ranks(one_P, kept)
+    sizes = np.abs([
+        [
+            _correlation(ranks, _ranks(other_P, kept), kept)[0],
+            _correlation(one_P[None], other_P[None], kept)[0],
+        ]
+        for other_P in dealt
+    ])  # fmt: skip
+    spearman, pearson = np.nan_to_num(sizes).mean(axis=0)
+    return float(spearman), float(pearson)
 
 
 def _ranks(values_P: np.ndarray, kept_HP: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ class MeanSums:
         shared, shared_B = self.mean_square(self.sums_GX, draws)
         with np.errstate(divide="ignore", invalid="ignore"):
             draws_B = shared_B / energy_B
-        estimate = Estimate(shared / energy, draws_B if len(draws_B) else None, count)
+        estimate = Estimate(float(shared / energy), draws_B if len(draws_B) else None, count)
         mean_X = self.sums_GX.sum(axis=0) / self.counts_G.sum()
         apart_GX = self.sums_GX - self.counts_G[:, None] * mean_X
         used = int((self.counts_G > 0).sum())
@@ -134,7 +134,7 @@ class SharedDirection:
     def response(self) -> Estimate:
         """The gain ‖W μ̂‖, in logits a unit of length."""
         sums, count = self._sums, len(self.x_ND)
-        if not len(self.basis_DR[0]):
+        if not self.basis_DR.shape[1]:
             return missing(NO_RESPONSE, count)
         shared, shared_B = sums.mean_square(sums.sums_GX, self.draws)
         if not shared > 0:
@@ -154,24 +154,33 @@ class SharedDirection:
         return Estimate(found.value / scale, draws_B, found.n)
 
     def principal_response(self, rows: int) -> Estimate:
-        """Gain of hidden principal directions of as much energy, about the mean; without draws.
+        """Gain of hidden principal directions that carry as much energy, about the mean.
 
-        The leading ones, until together they carry as much energy as the shared direction (all,
-        where they do not): the root of the mean of ‖W v‖² over them, weighted by variance.
+        The leading ones, until together they have the energy of the shared direction (all, where
+        they do not): the root of the mean of ‖W v‖² over them, weighted by variance. Draws hold the
+        directions fixed and weigh them anew.
 
         Args:
             rows: at most so many tokens, spread evenly, are decomposed.
         """
         chosen = np.linspace(0, len(self.x_ND) - 1, min(rows, len(self.x_ND))).astype(np.int64)
-        found = weighted_pca(self.x_ND[chosen], np.ones(len(chosen)))
+        x_ND, draws = self.x_ND[chosen], self.draws
+        found = weighted_pca(x_ND, np.ones(len(chosen)))
         if found is None:
             return missing("the router's inputs do not vary", len(chosen))
-        shared, _ = self._sums.mean_square(self._sums.sums_GX, self.draws)
+        shared, _ = self._sums.mean_square(self._sums.sums_GX, draws)
         reached = np.cumsum(found.variances)
         count = min(int(np.searchsorted(reached, shared)) + 1, found.basis_DQ.shape[1])
-        gain_Q = ((self.weight_ED @ found.basis_DQ[:, :count]) ** 2).sum(axis=0)
-        share_Q = found.variances[:count] / found.variances[:count].sum()
-        return Estimate(float(np.sqrt(gain_Q @ share_Q)), n=len(chosen))
+        basis_DQ = found.basis_DQ[:, :count]
+        gain_Q = ((self.weight_ED @ basis_DQ) ** 2).sum(axis=0)
+        along_NQ = ((x_ND.astype(np.float64) - found.mean_D) @ basis_DQ) ** 2
+        energy_GQ = np.zeros((draws.groups, count))
+        np.add.at(energy_GQ, self.group_N[chosen], along_NQ)
+        energy_Q, energy_BQ = energy_GQ.sum(axis=0), draws.sum_draws(energy_GQ)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws_B = np.sqrt(energy_BQ @ gain_Q / energy_BQ.sum(axis=1))
+        value = float(np.sqrt(energy_Q @ gain_Q / energy_Q.sum()))
+        return Estimate(value, draws_B if len(draws_B) else None, len(chosen))
 
     def row_space_share(self) -> Estimate:
         """Share of the inputs' variance that lies in the span of the router's rows."""
@@ -190,4 +199,4 @@ class SharedDirection:
             return missing("the router's inputs do not vary", len(self.x_ND))
         with np.errstate(divide="ignore", invalid="ignore"):
             draws_B = np.where(total_B > 0, seen_B / total_B, np.nan)
-        return Estimate(seen / total, draws_B if len(draws_B) else None, len(self.x_ND))
+        return Estimate(float(seen / total), draws_B if len(draws_B) else None, len(self.x_ND))

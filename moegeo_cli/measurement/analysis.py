@@ -104,7 +104,7 @@ def measure_run(
     newest = folder.newest
     config, architecture = models.describe(newest.path)
     loaded = open_probe(folder, probe, max_tokens, models)
-    chosen = _choose(folder, steps, latest)
+    chosen = choose_checkpoints(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline, models)
     measurement = RunMeasurement(
         architecture, config, loaded, settings, store, progress, models, ranks
@@ -272,7 +272,7 @@ def _first_class(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def _choose(
+def choose_checkpoints(
     folder: RunFolder, steps: str | Sequence[int] | None, latest: bool
 ) -> list[CheckpointFolder]:
     """The checkpoints that were asked for, oldest first."""

@@ -201,7 +201,7 @@ def list_matrices(
                 f"distance_{name}": space.distance_EE,
                 f"distance_{name}_null": space.null_distance_EE,
             }
-    return {name: tuple(_round(row) for row in matrix) for name, matrix in found.items()}
+    return {name: tuple(round_row(row) for row in matrix) for name, matrix in found.items()}
 
 
 def describe_expert(
@@ -243,5 +243,6 @@ def _number(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
 
 
-def _round(row: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:
+def round_row(row: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:
+    """Numbers at the length that lists and matrices have, null for what is not known."""
     return tuple(_number(float(value)) for value in row)
