@@ -65,7 +65,7 @@ def match_experts(one_EW: np.ndarray, other_EW: np.ndarray) -> Match | None:
     spread = float(others.std(ddof=1)) if len(others) > 1 else 0.0
     error = max(spread, one_EW.shape[1] ** -0.5) / np.sqrt(len(matched))
     gap = float(matched.mean() - others.mean())
-    return Match(partner_E, float(matched.mean()), float(others.mean()), gap / error)
+    return Match(partner_E, float(matched.mean()), float(others.mean()), float(gap / error))
 
 
 def _cosines(one_EW: np.ndarray, other_EW: np.ndarray) -> np.ndarray:

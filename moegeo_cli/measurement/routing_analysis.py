@@ -65,9 +65,8 @@ def measure_routing_of(
     newest = checkpoints[-1]
     analysis = RoutingReplay(models, newest, probe, settings, listener)
     if listener:
-        layers = len(analysis.architecture.moe_layers or ())
-        replays = len(checkpoints) + (other is not None) + bool(settings.generate)
-        listener.begin(newest.relative, replays + layers, "step")
+        count = len(checkpoints) + 1 + (other is not None) + bool(settings.generate)
+        listener.begin(newest.relative, count, "step")
     found = analysis.replay(newest)
     if not found.routers:
         path, reason = next(iter(found.coverage.not_measured.items()))

@@ -146,9 +146,9 @@ class RoutingReplay:
             generated, told = generated_figures(found.ready, self.measurer, settings, None)
         notes = (f"--generate: {generated}",) if isinstance(generated, str) else ()
         measured = []
+        if listener:
+            listener.checkpoint("routers", 0, f"what the choices of {len(found.routers)} reflect")
         for tokens in found.routers:
-            if listener:
-                listener.checkpoint(tokens.router, 0, "what its choices reflect")
             own = {} if isinstance(generated, str) else generated.get(tokens.router, {})
             prompt_T = prompt_tokens(tokens, self.probe, self.architecture)
             measured.append(measure_router(tokens, prompt_T, own, domains, self.draws, settings))

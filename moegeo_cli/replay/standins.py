@@ -40,8 +40,13 @@ class StandIn(nn.Module, ABC):
         """Look at the probe before it is replayed."""
 
 
-def describe_choice(traces: Sequence[RouterTrace]) -> list[str]:
-    """What must be said where choices were computed and not observed."""
+def describe_choice(traces: Sequence[RouterTrace], *, held: bool) -> list[str]:
+    """What must be said where choices were computed and not observed.
+
+    Args:
+        traces: of all routers.
+        held: whether a loss's gradient could be held against them.
+    """
     computed = [trace for trace in traces if not trace.observed and not trace.problem]
     if not computed:
         return []
@@ -50,6 +55,8 @@ def describe_choice(traces: Sequence[RouterTrace]) -> list[str]:
         f"the choice of {len(computed)} of {len(traces)} routers was computed as the top "
         f"{router.top_k} of their {router.computed} scores, not observed"
     )
+    if not held:
+        return [f"{words}; no loss was taken that could confirm it"]
     sure = sum(trace.confirmed for trace in computed)
     if sure == len(computed):
         return [f"{words}; the loss's gradient reaches these experts and no others"]
