@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.expert_settings import (
@@ -11,10 +15,15 @@ from moegeo_cli.measurement.expert_settings import (
     DEFAULT_RANK,
     ExpertSettings,
 )
+from moegeo_cli.measurement.lenses import describe_run, keep_lens
 from moegeo_cli.measurement.models import choose_models
+from moegeo_cli.measurement.opening import NOT_KEPT, open_store
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
+from moegeo_cli.verdict import load_thresholds
+from moegeo_cli.verdict.interventions import check_framework
+from moegeo_cli.verdict.lenses import judge_lens
 
 
 def experts(
@@ -35,6 +44,11 @@ def experts(
     stream: bool = False,
     memory: str | int | None = None,
     seed: int = 0,
+    cache: bool = True,
+    cache_dir: Path | str | None = None,
+    verify_fingerprint: str = "sampled",
+    framework: str | None = None,
+    thresholds: Mapping[str, Any] | Path | None = None,
     progress: Listener | None = None,
 ) -> ExpertsRecord:
     """How alike a checkpoint's experts are, by what they do and by what they see.
@@ -59,10 +73,16 @@ def experts(
         stream: read layers from the files while they compute, even where the model would fit.
         memory: stay within so much while replaying, like "8GB"; streams where that needs it.
         seed: of sampling, directions, nulls and random choices.
+        cache: keep what was measured, for `analyze` to judge the run by.
+        cache_dir: where; None for `.moegeo` in the run.
+        verify_fingerprint: as in `analyze`; it looks up what was kept with the same one.
+        framework: whose keys interventions name; None to find it from the checkpoint.
+        thresholds: overrides, as a table or a TOML file.
         progress: hears how far the work is.
 
     Returns:
-        Layers with metrics, matrices and experts; merge and prune candidates, best first.
+        Layers with metrics, matrices and experts; merge and prune candidates, best first; findings
+        and what to do.
 
     Raises:
         MoegeoError: bad input, by its subclasses.
@@ -84,9 +104,20 @@ def experts(
         verify=verify,
         seed=seed,
     )
+    limits = load_thresholds(thresholds)
+    check_framework(framework)
     models = choose_models(None, None, None, None)
     folder = models.open(path)
     config, architecture = models.describe(folder.newest.path)
     loaded = open_probe(folder, probe, max_tokens, models)
     models.check(folder.newest.path, architecture)
-    return measure_experts(folder.newest, architecture, config, loaded, settings, progress)
+    found = fingerprint(folder.newest, verify_fingerprint)
+    record = measure_experts(folder.newest, architecture, config, loaded, settings, progress)
+    record = dataclasses.replace(record, fingerprint=found)
+    store = open_store(folder, cache, cache_dir)
+    keep_lens(store, "experts", record, models)
+    if store.problem is not None:
+        notes = (*record.notes, NOT_KEPT.format(store.problem))
+        record = dataclasses.replace(record, notes=notes)
+    about = describe_run(folder.newest, architecture)
+    return judge_lens("experts", record, limits, about, framework)

@@ -96,7 +96,7 @@ def measure_experts(
         )
     blocks = {r.path: find_experts(model, r) for r in asked}
     if listener:
-        listener.begin(checkpoint.relative, 1 + len(asked))
+        listener.begin(checkpoint.relative, 1 + len(asked), "part")
         listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
     rows_N = _kept_rows(asked, probe.tokens, settings.seed)
     outcome = replay(
