@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import choose_checkpoints, parse_ranges
+from moegeo_cli.measurement.lenses import describe_run, keep_lens
 from moegeo_cli.measurement.models import choose_models
+from moegeo_cli.measurement.opening import NOT_KEPT, open_store
 from moegeo_cli.measurement.probe import default_tokens, open_probe
 from moegeo_cli.measurement.routing_settings import DEFAULT_PAIRS, RoutingSettings
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
 from moegeo_cli.routing_records import RoutingRecord
+from moegeo_cli.verdict import load_thresholds
+from moegeo_cli.verdict.interventions import check_framework
+from moegeo_cli.verdict.lenses import judge_lens
 
 
 def routing(
@@ -39,6 +45,11 @@ def routing(
     top_k: int | None = None,
     scoring: str | None = None,
     captures: Path | str | None = None,
+    cache: bool = True,
+    cache_dir: Path | str | None = None,
+    verify_fingerprint: str = "sampled",
+    framework: str | None = None,
+    thresholds: Mapping[str, Any] | Path | None = None,
     progress: Listener | None = None,
 ) -> RoutingRecord:
     """What routing reflects: geometry, shared directions, domains, depth, prompts, another model.
@@ -67,10 +78,16 @@ def routing(
         top_k: likewise.
         scoring: likewise.
         captures: router inputs captured earlier; then no model is built, and no probe is read.
+        cache: keep what was measured, for `analyze` to judge the run by.
+        cache_dir: where; None for `.moegeo` in the run.
+        verify_fingerprint: as in `analyze`; it looks up what was kept with the same one.
+        framework: whose keys interventions name; None to find it from the checkpoint.
+        thresholds: overrides, as a table or a TOML file.
         progress: hears how far the work is.
 
     Returns:
-        Routers with metrics, pairs and matrices; domains; the run's course; the other model.
+        Routers with metrics, pairs and matrices; domains; the run's course; the other model;
+        findings and what to do.
 
     Raises:
         MoegeoError: bad input, by its subclasses.
@@ -89,7 +106,10 @@ def routing(
         stream=stream,
         memory=parse_bytes(memory),
         seed=seed,
+        verify_fingerprint=verify_fingerprint,
     )
+    limits = load_thresholds(thresholds)
+    check_framework(framework)
     models = choose_models(model, router, top_k, scoring, captures, config)
     folder = models.open(path)
     beside = None if other is None else models.open(other)
@@ -100,4 +120,11 @@ def routing(
     second = None
     if beside is not None:
         second = (beside.newest, open_probe(beside, probe, max_tokens, models))
-    return measure_routing_of(chosen, models, loaded, settings, second, progress)
+    record = measure_routing_of(chosen, models, loaded, settings, second, progress)
+    store = open_store(folder, cache, cache_dir)
+    keep_lens(store, "routing", dataclasses.replace(record, other=None), models)
+    if store.problem is not None:
+        notes = (*record.notes, NOT_KEPT.format(store.problem))
+        record = dataclasses.replace(record, notes=notes)
+    about = describe_run(folder.newest, models.describe(folder.newest.path)[1])
+    return judge_lens("routing", record, limits, about, framework)

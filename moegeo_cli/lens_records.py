@@ -1,7 +1,8 @@
 """Lenses: further commands on one checkpoint, whose findings reach the verdict of its run.
 
-`moegeo experts` is one. What a lens measured is kept with the run's other measurements, and
-`moegeo analyze` judges it with the newest checkpoint: measured once, judged whenever asked.
+`moegeo experts` and `moegeo routing` are such. What a lens measured is kept with the run's other
+measurements, and `moegeo analyze` judges it with the newest checkpoint: measured once, judged
+whenever asked.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.routing_records import RoutingRecord
 
-LensRecord: TypeAlias = ExpertsRecord
-LENSES: Mapping[str, type[LensRecord]] = {"experts": ExpertsRecord}
+LensRecord: TypeAlias = ExpertsRecord | RoutingRecord
+LENSES: Mapping[str, type[LensRecord]] = {"experts": ExpertsRecord, "routing": RoutingRecord}
 # What is there of each lens: its record, or why there is none.
 Lenses = Mapping[str, LensRecord | str]
 

@@ -11,6 +11,7 @@ from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import check_output, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.experts import ExpertsFormat
 from moegeo_cli.cli.models import own_model
+from moegeo_cli.cli.settings import threshold_overrides
 
 
 def routing(
@@ -57,6 +58,10 @@ def routing(
     stream: o.StreamOption = False,
     memory: o.MemoryOption = None,
     seed: o.SeedOption = 0,
+    verify_fingerprint: o.VerifyFingerprintOption = o.Verification.sampled,
+    no_cache: o.NoCacheOption = False,
+    cache_dir: o.CacheDirOption = None,
+    framework: o.FrameworkOption = None,
     model: o.ModelOption = None,
     router: o.RouterOption = None,
     top_k: o.TopKOption = None,
@@ -94,7 +99,9 @@ def routing(
             layers=layers, steps=steps, latest=latest, device=device, dtype=dtype.value,
             batch_size=batch_size, max_tokens=max_tokens, stream=stream, memory=memory, seed=seed,
             model=own_model(model), router=router, top_k=top_k, scoring=scoring,
-            captures=captures, progress=progress,
+            captures=captures, cache=not no_cache, cache_dir=cache_dir,
+            verify_fingerprint=verify_fingerprint.value, framework=framework,
+            thresholds=threshold_overrides(), progress=progress,
         )  # fmt: skip
     if matrices is not None:
         write_payload(matrices_file(record, matrices), matrices)

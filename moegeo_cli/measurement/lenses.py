@@ -8,6 +8,7 @@ reads.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
@@ -26,11 +27,8 @@ def lens_key(lens: str, fingerprint: str, models: Models) -> str:
 
 def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> None:
     """Keep what a lens measured of the checkpoint that its record names by its fingerprint."""
-    bare = dataclasses.replace(
-        record,
-        layers=tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers),
-        findings=(), interventions=(), checks=(),
-    )  # fmt: skip
+    layers: Any = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
+    bare = dataclasses.replace(record, layers=layers, findings=(), interventions=(), checks=())
     store.save_json(lens_key(lens, record.fingerprint, models), to_dict(bare))
 
 

@@ -167,7 +167,7 @@ def _beside(
         checkpoint=checkpoint.relative,
         step=checkpoint.step,
         model_type=analysis.architecture.model_type,
-        fingerprint=take_fingerprint(checkpoint),
+        fingerprint=take_fingerprint(checkpoint, settings.verify_fingerprint),
         coverage=found.coverage,
         lineage=lineage,
         lineage_reason=words,

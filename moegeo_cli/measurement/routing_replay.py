@@ -122,7 +122,7 @@ class RoutingReplay:
         last = {t.router: snapshot(t) for t in final or () if t.logits_TE is not None}
         return Stage(
             checkpoint,
-            take_fingerprint(checkpoint),
+            take_fingerprint(checkpoint, self.settings.verify_fingerprint),
             found.coverage,
             {t.router: t.layer for t in found.routers},
             {t.router: stage_figures(t, self.draws, last.get(t.router)) for t in found.routers},

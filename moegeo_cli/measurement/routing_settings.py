@@ -17,6 +17,7 @@ class RoutingSettings:
     """Settings of the analysis of what routing reflects.
 
     `pairs` of tokens are sampled of each kind. `generate` tokens continue each prompt, 0 for none.
+    `verify_fingerprint` says how much of the files is hashed.
     """
 
     pairs: int = DEFAULT_PAIRS
@@ -28,6 +29,7 @@ class RoutingSettings:
     stream: bool = False
     memory: int | None = None
     seed: int = 0
+    verify_fingerprint: str = "sampled"
 
     def __post_init__(self) -> None:
         for option, number, least in (

@@ -170,14 +170,13 @@ def tables(record: RoutingRecord) -> list[Table]:
             if _says_something(table)]  # fmt: skip
 
 
-def advice(record: RoutingRecord) -> list[str]:
-    """Findings with what to do."""
-    lines = [
-        f"{clean(f.severity)}: {clean(f.id)} {clean(f.name)}: {clean(f.message)}"
-        for f in record.findings
+def checks(record: RoutingRecord) -> list[str]:
+    """What became of the rules that found nothing."""
+    return [
+        f"check {check.id} {check.name}: {clean(check.reason or 'passed')}"
+        for check in record.checks
+        if check.outcome != "found"
     ]
-    lines += [f"to do: {clean(i.title)}: {clean(i.action)}" for i in record.interventions]
-    return lines
 
 
 def settings_words(record: RoutingRecord) -> str:

@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.text import Text
 
 from moegeo_cli.reports import routing_outline as outline
+from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
-from moegeo_cli.reports.markdown import Notes
+from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines
 from moegeo_cli.reports.markdown import table as markdown_table
 from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.routing_outline import Cell, Table
@@ -31,6 +32,12 @@ def print_routing(record: RoutingRecord, console: Console) -> None:
         page.line(line, "dim")
     for line in outline.gaps(record):
         page.line(line, "bold red")
+    if record.findings:
+        page.section("FINDINGS")
+    for finding in record.findings:
+        print_finding(page, finding)
+    for line in outline.checks(record):
+        page.line(line, "dim")
     page.section("AT A GLANCE", "means over layers")
     for line in outline.sentences(record):
         page.show(page.paragraph(line, indent=2))
@@ -39,11 +46,7 @@ def print_routing(record: RoutingRecord, console: Console) -> None:
     if outline.left_out(record):
         page.line()
         page.line(outline.left_out(record), "dim")
-    lines = outline.advice(record)
-    if lines:
-        page.section("FINDINGS", "no limit here is calibrated")
-    for line in lines:
-        page.show(page.paragraph(line, indent=2))
+    print_interventions(page, record.interventions)
     page.footnotes()
 
 
@@ -87,7 +90,9 @@ def render_markdown(record: RoutingRecord) -> str:
     lines = [f"# moegeo routing: {markdown_text(record.name)}", ""]
     missing = [markdown_text(line) for line in outline.gaps(record)]
     lines += [f"> **{gap}**" for gap in missing] + ([""] if missing else [])
-    lines += [f"{markdown_text(line)}  " for line in outline.head_lines(record)]
+    head = (*outline.head_lines(record), *outline.checks(record))
+    lines += [f"{markdown_text(line)}  " for line in head]
+    lines += findings_table(record.findings)
     lines += ["", *(f"- {markdown_text(line)}" for line in outline.sentences(record))]
     for table in outline.tables(record):
         rows = [
@@ -101,9 +106,10 @@ def render_markdown(record: RoutingRecord) -> str:
         lines += ["", *(f"- {markdown_text(words)}" for words in table.notes)]
     if outline.left_out(record):
         lines += ["", markdown_text(outline.left_out(record))]
-    found = outline.advice(record)
-    if found:
-        lines += ["", "## Findings", "", *(f"- {markdown_text(line)}" for line in found)]
+    if record.interventions:
+        lines += ["", "## What to do", ""]
+    for place, item in enumerate(record.interventions, 1):
+        lines += intervention_lines(place, item)
     lines += notes.lines()
     lines += ["", f"Settings: {markdown_code(outline.settings_words(record))}"]
     return "\n".join(lines).rstrip() + "\n"

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from moegeo_cli.lens_records import Lenses, LensRecord, command
+from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.lens_records import Lenses, command
 from moegeo_cli.records import Check, Finding, RunRecord
-from moegeo_cli.verdict import experts_rules
+from moegeo_cli.routing_records import RoutingRecord
+from moegeo_cli.verdict import experts_rules, routing_lens_rules
 from moegeo_cli.verdict.interventions import recommend
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, definitions, settle
 from moegeo_cli.verdict.thresholds import Thresholds
 
+R = TypeVar("R", ExpertsRecord, RoutingRecord)
 # By the name of the finding; findings.toml says whose record each one reads.
 LENS_RULES: dict[str, Callable[[Any, Thresholds], Outcome]] = {
     "redundant-experts": experts_rules.redundant_experts,
+    "shared-direction": routing_lens_rules.shared_direction,
+    "routing-ignores-input": routing_lens_rules.routing_ignores_input,
 }
 
 
@@ -51,8 +56,8 @@ def judge_lenses(
 
 
 def judge_lens(
-    lens: str, record: LensRecord, limits: Thresholds, about: RunRecord, framework: str | None
-) -> LensRecord:
+    lens: str, record: R, limits: Thresholds, about: RunRecord, framework: str | None
+) -> R:
     """A lens's record with its findings, the rules that were tried, and what to do.
 
     Args:
