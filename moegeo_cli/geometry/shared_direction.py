@@ -21,14 +21,21 @@ from moegeo_cli.geometry.grassmann import weighted_pca
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 
 ROUNDING = 1e-5  # of the largest singular value: below it a direction of float32 rows is rounding
+SAME_ROWS = 1e-6  # of the rows' size
 NO_RESPONSE = "all rows of the router are the same"
 NOTHING_SHARED = "the mean of the router's inputs is zero"
 
 
 def centre_rows(weight_ED: np.ndarray) -> np.ndarray:
-    """W_c = (I − 11ᵀ/E) W in float64: a vector added to every row leaves it as it is."""
+    """W_c = (I − 11ᵀ/E) W in float64: a vector added to every row leaves it as it is.
+
+    Rows that differ by the rounding of float32 alone come back as zeros.
+    """
     wide_ED = weight_ED.astype(np.float64)
-    return np.asarray(wide_ED - wide_ED.mean(axis=0))
+    centred_ED = wide_ED - wide_ED.mean(axis=0)
+    if np.linalg.norm(centred_ED) <= SAME_ROWS * np.linalg.norm(wide_ED):
+        return np.zeros_like(centred_ED)
+    return np.asarray(centred_ED)
 
 
 def row_space(weight_ED: np.ndarray, *, centred: bool) -> np.ndarray:
