@@ -164,10 +164,10 @@ def test_sequences_are_means_of_their_items() -> None:
 def test_dealt_sequences_stay_together() -> None:
     dealt = deal_sequences(SEQUENCE, np.random.default_rng(2))
     for sequence in range(6):
-        other = SEQUENCE[dealt[SEQUENCE == sequence]]
+        other = SEQUENCE[dealt[sequence == SEQUENCE]]
         assert len(set(other)) == 1
-        own = np.flatnonzero(SEQUENCE == sequence)
-        start = np.flatnonzero(SEQUENCE == other[0])
+        own = np.flatnonzero(sequence == SEQUENCE)
+        start = np.flatnonzero(other[0] == SEQUENCE)
         expected = start[(own - own[0]) % len(start)]
         np.testing.assert_array_equal(dealt[own], expected)
 

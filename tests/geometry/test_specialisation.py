@@ -34,7 +34,7 @@ def usage_of(leaning: float, seed: int = 0, own: float = 0.7) -> Usage:
     sequence = np.repeat(np.arange(S), generator.integers(8, 40, S))
     taste = own * generator.normal(size=(S, E)) + np.linspace(1, 0, E)
     for domain in range(3):
-        taste[LABELS == domain, 2 * domain : 2 * domain + 2] += leaning
+        taste[domain == LABELS, 2 * domain : 2 * domain + 2] += leaning
     scores = taste[sequence] + generator.gumbel(size=(len(sequence), E))
     return Usage(np.argsort(-scores, axis=1)[:, :K], sequence, GROUPS, E)
 

@@ -16,7 +16,7 @@ SEQUENCES, EXPERTS, SLOTS = 18, 7, 3
 
 
 def some_usage(seed: int = 0, *, empty: bool = True) -> Usage:
-    """Unequal sequences, unequal loads, groups of two, slots that are empty, a token without any."""
+    """Unequal sequences and loads, groups of two, empty slots, a token that chose nothing."""
     generator = np.random.default_rng(seed)
     lengths = generator.integers(2, 13, SEQUENCES)
     sequence = np.repeat(np.arange(SEQUENCES), lengths)
