@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moegeo_cli.geometry.pair_correlation import correlate
+from moegeo_cli.geometry.pair_correlation import PairSample
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 from moegeo_cli.geometry.specialisation import p_value
 
@@ -71,7 +71,8 @@ def mantel(
     one_NN, other_NN = (r.astype(float) @ r.T.astype(float) for r in (one_NE, other_NF))
     one_P, other_P = one_NN[left, right], other_NN[left, right]
     groups_P2 = groups_S[np.stack([of_N[left], of_N[right]], axis=1)]
-    spearman, pearson = correlate(one_P, other_P, groups_P2, draws)
+    sample = PairSample(groups_P2, draws)
+    spearman, pearson = sample.correlate(sample.rank(one_P), sample.rank(other_P))
     if pearson.value is None:
         return pearson, spearman, None, None
     generator = np.random.default_rng(seed)

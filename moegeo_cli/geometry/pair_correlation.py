@@ -135,61 +135,86 @@ def deal_sequences(sequence_N: np.ndarray, generator: np.random.Generator) -> np
     return np.asarray(start[other[of_N]] + place_N % size[other[of_N]])
 
 
-def correlate(
-    one_P: np.ndarray, other_P: np.ndarray, groups_P2: np.ndarray, draws: Draws
-) -> tuple[Estimate, Estimate]:
-    """Spearman's and Pearson's correlation over pairs.
+@dataclass(frozen=True)
+class Similarity:
+    """A similarity of each pair, and its ranks: over all pairs, then without each group's."""
+
+    values_P: np.ndarray
+    ranks_HP: np.ndarray
+
+
+class PairSample:
+    """Sampled pairs that are correlated: which groups of sequences each one is of.
 
     Args:
-        one_P: a similarity of each pair.
-        other_P: another one.
-        groups_P2: the groups of sequences that each pair is of.
+        groups_P2: the two groups of each pair.
         draws: the bootstrap draws.
     """
-    count = len(one_P)
-    if count < FEW_PAIRS:
-        reason = f"{count} pairs, fewer than {FEW_PAIRS}"
-        return missing(reason, count), missing(reason, count)
-    if np.ptp(one_P) == 0 or np.ptp(other_P) == 0:
-        same = "the same hidden similarity" if np.ptp(one_P) == 0 else "the same usage"
-        reason = f"all pairs have {same}"
-        return missing(reason, count), missing(reason, count)
-    groups = draws.groups if len(draws.counts_BG) else 0
-    without_GP = (groups_P2[None] != np.arange(groups)[:, None, None]).all(axis=2)
-    kept_HP = np.concatenate([np.ones((1, count), dtype=bool), without_GP])
-    spearman_H = _correlation(_ranks(one_P, kept_HP), _ranks(other_P, kept_HP), kept_HP)
-    pearson_H = _correlation(one_P[None], other_P[None], kept_HP)
-    found = [
-        Estimate(float(h[0]), draws_from_jackknife(float(h[0]), h[1:], draws), count)
-        for h in (spearman_H, pearson_H)
-    ]
+
+    def __init__(self, groups_P2: np.ndarray, draws: Draws) -> None:
+        self.draws, self.count = draws, len(groups_P2)
+        groups = draws.groups if len(draws.counts_BG) else 0
+        without_GP = (groups_P2[None] != np.arange(groups)[:, None, None]).all(axis=2)
+        self.kept_HP = np.concatenate([np.ones((1, self.count), dtype=bool), without_GP])
+
+    def rank(self, values_P: np.ndarray) -> Similarity:
+        """A similarity with its ranks."""
+        return Similarity(values_P, _ranks(values_P, self.kept_HP))
+
+    def correlate(self, hidden: Similarity, usage: Similarity) -> tuple[Estimate, Estimate]:
+        """Spearman's and Pearson's correlation over the pairs."""
+        reason = None
+        if self.count < FEW_PAIRS:
+            reason = f"{self.count} pairs, fewer than {FEW_PAIRS}"
+        elif np.ptp(hidden.values_P) == 0:
+            reason = "all pairs have the same hidden similarity"
+        elif np.ptp(usage.values_P) == 0:
+            reason = "all pairs have the same usage"
+        if reason is not None:
+            return missing(reason, self.count), missing(reason, self.count)
+        found = []
+        for one_HP, other_HP in (
+            (hidden.ranks_HP, usage.ranks_HP), (hidden.values_P[None], usage.values_P[None])
+        ):  # fmt: skip
+            value_H = _correlation(one_HP, other_HP, self.kept_HP)
+            value = float(value_H[0])
+            draws_B = draws_from_jackknife(value, value_H[1:], self.draws)
+            found.append(Estimate(value, draws_B, self.count))
+        return found[0], found[1]
+
+
+def correlation_sizes(hidden: Similarity, dealt: Sequence[Similarity]) -> tuple[float, float]:
+    """Mean size of Spearman's and of Pearson's correlation with each of some usage similarities.
+
+    Args:
+        hidden: a hidden similarity.
+        dealt: where nothing ties usage to it; one that does not vary has a correlation of 0.
+    """
+    if not len(hidden.values_P) or not dealt:
+        return 0.0, 0.0
+    found = []
+    for one_P, others in (
+        (hidden.ranks_HP[0], [d.ranks_HP[0] for d in dealt]),
+        (hidden.values_P, [d.values_P for d in dealt]),
+    ):
+        own_P = one_P - one_P.mean()
+        rows_NP = np.stack(others) - np.mean(others, axis=1, keepdims=True)
+        sizes_N = np.linalg.norm(rows_NP, axis=1) * np.linalg.norm(own_P)
+        known_N = sizes_N > 1e-9 * len(one_P)
+        sizes_N = np.where(known_N, np.abs(rows_NP @ own_P) / np.maximum(sizes_N, 1e-300), 0.0)
+        found.append(float(sizes_N.mean()))
     return found[0], found[1]
 
 
-def correlation_sizes(one_P: np.ndarray, dealt: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Mean size of Spearman's and of Pearson's correlation with each of some similarities.
-
-    Args:
-        one_P: a similarity of each pair.
-        dealt: others, where nothing ties them to it; one that does not vary has a correlation of 0.
-    """
-    if not len(one_P) or not dealt:
-        return 0.0, 0.0
-    kept = np.ones((1, len(one_P)), dtype=bool)
-    ranks = _ranks(one_P, kept)
-    sizes = np.abs([
-        [
-            _correlation(ranks, _ranks(other_P, kept), kept)[0],
-            _correlation(one_P[None], other_P[None], kept)[0],
-        ]
-        for other_P in dealt
-    ])  # fmt: skip
-    spearman, pearson = np.nan_to_num(sizes).mean(axis=0)
-    return float(spearman), float(pearson)
+def rank_alone(values_P: np.ndarray) -> Similarity:
+    """A similarity ranked over all pairs alone."""
+    return Similarity(values_P, _ranks(values_P, np.ones((1, len(values_P)), dtype=bool)))
 
 
 def _ranks(values_P: np.ndarray, kept_HP: np.ndarray) -> np.ndarray:
     """Ranks among the kept ones of each row, ties sharing their mean: shape (H, P)."""
+    if not len(values_P):
+        return np.zeros(kept_HP.shape)
     order = np.argsort(values_P, kind="stable")
     in_order = values_P[order]
     new = np.concatenate([[True], in_order[1:] > in_order[:-1]])

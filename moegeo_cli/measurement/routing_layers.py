@@ -14,10 +14,11 @@ from moegeo_cli.geometry.coactivation import conditional, expected_counts, pair_
 from moegeo_cli.geometry.pair_correlation import (
     NULL_DEALS,
     Items,
-    correlate,
+    PairSample,
     correlation_sizes,
     deal_sequences,
     hidden_similarities,
+    rank_alone,
     sample_pairs,
     usage_similarities,
 )
@@ -124,12 +125,19 @@ def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list
         generator = np.random.default_rng([settings.seed, number])
         pairs_P2 = sample_pairs(own.sequence_N, settings.pairs, generator, within=within)
         deals = [deal_sequences(own.sequence_N, generator) for _ in range(NULL_DEALS)]
-        hidden, usage = hidden_similarities(own, pairs_P2), usage_similarities(own, pairs_P2)
-        dealt = [usage_similarities(own, deal[pairs_P2]) for deal in deals]
-        for name, hidden_P in hidden.items():
-            for kind, usage_P in usage.items():
-                estimates = correlate(hidden_P, usage_P, own.group_N[pairs_P2], draws)
-                nulls = correlation_sizes(hidden_P, [d[kind] for d in dealt])
+        sample = PairSample(own.group_N[pairs_P2], draws)
+        hidden, usage = (
+            {name: sample.rank(values_P) for name, values_P in known.items()}
+            for known in (hidden_similarities(own, pairs_P2), usage_similarities(own, pairs_P2))
+        )
+        dealt = [
+            {k: rank_alone(v) for k, v in usage_similarities(own, deal[pairs_P2]).items()}
+            for deal in deals
+        ]
+        for name, one in hidden.items():
+            for kind, other in usage.items():
+                estimates = sample.correlate(one, other)
+                nulls = correlation_sizes(one, [d[kind] for d in dealt])
                 spearman, pearson = (
                     metric(estimate, CORRELATION, None if estimate.value is None else null)
                     for estimate, null in zip(estimates, nulls, strict=True)

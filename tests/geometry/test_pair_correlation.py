@@ -10,16 +10,24 @@ from scipy.stats import pearsonr, spearmanr
 
 from moegeo_cli.geometry.pair_correlation import (
     Items,
-    correlate,
+    PairSample,
     correlation_sizes,
     deal_sequences,
     hidden_similarities,
+    rank_alone,
     sample_pairs,
     usage_similarities,
 )
-from moegeo_cli.geometry.resample import Draws, group_sequences, interval, make_draws
+from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, interval, make_draws
 
 SEQUENCE = np.repeat(np.arange(6), [3, 1, 4, 2, 5, 3])
+
+
+def correlate(
+    one: np.ndarray, other: np.ndarray, groups: np.ndarray, draws: Draws
+) -> tuple[Estimate, Estimate]:
+    sample = PairSample(groups, draws)
+    return sample.correlate(sample.rank(one), sample.rank(other))
 
 
 @pytest.mark.parametrize("within", [True, False])
@@ -180,8 +188,12 @@ def test_the_null_is_the_size_that_dealt_usage_shows() -> None:
     deals = [deal_sequences(own.sequence_N, generator) for _ in range(20)]
     dealt = [usage_similarities(own, deal[pairs])["distribution"] for deal in deals]
     sizes = [abs(spearmanr(hidden, d).statistic) for d in dealt]
-    assert correlation_sizes(hidden, dealt)[0] == pytest.approx(np.mean(sizes))
-    assert correlation_sizes(hidden, [np.ones(2000)]) == pytest.approx((0.0, 0.0), abs=1e-9)
+    found = correlation_sizes(rank_alone(hidden), [rank_alone(d) for d in dealt])
+    assert found[0] == pytest.approx(np.mean(sizes))
+    sizes = [abs(pearsonr(hidden, d).statistic) for d in dealt]
+    assert found[1] == pytest.approx(np.mean(sizes))
+    flat = correlation_sizes(rank_alone(hidden), [rank_alone(np.ones(2000))])
+    assert flat == (0.0, 0.0)
 
 
 def test_intervals_are_as_wide_as_resampling_whole_groups_makes_them() -> None:
