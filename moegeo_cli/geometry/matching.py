@@ -37,7 +37,7 @@ class Match:
     @property
     def told(self) -> bool:
         """Whether these experts have an ancestor in common."""
-        return self.score > CLEARLY and self.matched - self.others > LEAST_COSINE
+        return bool(self.score > CLEARLY and self.matched - self.others > LEAST_COSINE)
 
     @property
     def renumbered(self) -> bool:

@@ -88,8 +88,7 @@ def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, 
         matches.append(match)
     known = [m for m in matches if m is not None]
     if not known:
-        shapes = set(reasons) == {OTHER_SHAPES}
-        return (False if shapes else None), "; ".join(sorted(set(reasons))) or "no router", matches
+        return None, "; ".join(sorted(set(reasons))) or "no router", matches
     told = sum(m.told for m in known)
     matched, others = (
         float(np.median([getattr(m, n) for m in known])) for n in ("matched", "others")
@@ -125,7 +124,7 @@ def compare_pair(
     figures["overlap_same_token"] = Figure(
         _same_tokens(a.usage, b.usage, match.partner_E, draws)
         if told and match is not None
-        else missing(UNTOLD if lineage is False else "experts were not matched"),
+        else missing(UNTOLD if lineage is False else "experts could not be matched"),
         0.0,
     )
     return RouterPair(

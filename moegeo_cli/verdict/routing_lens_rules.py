@@ -29,7 +29,7 @@ def shared_direction(record: RoutingRecord, limits: Thresholds) -> Outcome:
     return Found(
         "watch",
         f"in {layer_words(layers)} a direction that all inputs share is not suppressed: in layer "
-        f"{top.layer} {_value(top, 'constant_share'):.0%} of the logits' energy is the same for "
+        f"{top.layer}, {_value(top, 'constant_share'):.0%} of the logits' energy is the same for "
         f"every token, answered {_value(top, 'response_relative'):.2f} times as strongly as a "
         "random direction",
         layers,
@@ -55,7 +55,7 @@ def routing_ignores_input(record: RoutingRecord, limits: Thresholds) -> Outcome:
     return Found(
         "watch",
         f"{layer_words(layers)} choose{'s' if len(layers) == 1 else ''} nearly the same experts "
-        f"whatever the input: in layer {top.layer} unrelated tokens have {metric.value:.0%} of "
+        f"whatever the input: in layer {top.layer}, unrelated tokens have {metric.value:.0%} of "
         f"them in common, {metric.null_value:.0%} if all were used evenly",
         layers,
         _evidence(found, ("overlap_unrelated",)),
