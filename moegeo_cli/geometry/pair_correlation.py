@@ -26,9 +26,10 @@ FEW_PAIRS = 16
 class Items:
     """What is compared: rows by item, and the sequence and group that each item is of.
 
-    `x_ND` are hidden states, `response_NE` what the router's rows make of them (None where its
-    logits say nothing), `root_NE` the roots of routing distributions (None likewise), `usage_NE`
-    what was chosen: 1/√k at each chosen expert, or the mean of that.
+    Items of one sequence lie together. `x_ND` are hidden states, `response_NE` what the router's
+    rows make of them (None where its logits say nothing), `root_NE` the roots of routing
+    distributions (None likewise), `usage_NE` what was chosen: 1/√k at each chosen expert, or the
+    mean of that.
     """
 
     x_ND: np.ndarray
@@ -43,16 +44,16 @@ class Items:
 
         The root of a mean distribution is that of the mean of the distributions.
         """
-        sequences, inverse, counts = np.unique(
-            self.sequence_N, return_inverse=True, return_counts=True
+        sequences, first, counts = np.unique(
+            self.sequence_N, return_index=True, return_counts=True
         )
 
         def mean(rows_NX: np.ndarray) -> np.ndarray:
-            sums = np.zeros((len(sequences), rows_NX.shape[1]))
-            np.add.at(sums, inverse, rows_NX)
+            if not len(first):
+                return rows_NX.astype(np.float64)
+            sums = np.add.reduceat(rows_NX, first, axis=0, dtype=np.float64)
             return np.asarray((sums / counts[:, None])[counts >= least])
 
-        first = np.unique(inverse, return_index=True)[1]
         return Items(
             x_ND=mean(self.x_ND),
             response_NE=None if self.response_NE is None else mean(self.response_NE),

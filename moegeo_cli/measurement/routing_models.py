@@ -162,7 +162,7 @@ def _same_tokens(one: Usage, other: Usage, partner_E: np.ndarray, draws: Draws) 
     """Experts in common on the same token, above those in common on tokens of two sequences."""
     if not np.array_equal(one.sequence_T, other.sequence_T):
         return missing(OTHER_TOKENS)
-    renamed_F = np.empty(len(partner_E), dtype=np.int64)
+    renamed_F = np.arange(other.experts)  # experts without weights keep their places
     renamed_F[partner_E] = np.arange(len(partner_E))
     used = (one.chosen_T > 0) & (other.chosen_T > 0)
     one, other = one.part(used), other.part(used)

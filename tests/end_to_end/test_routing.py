@@ -360,6 +360,15 @@ def test_an_encoder_and_its_decoder_have_their_own_rows(tmp_path: Path, probe: P
     assert all(p.metrics["overlap_same_token"].value == 1 for p in record.other.layers)
 
 
+def test_experts_without_weights_keep_their_numbers(tmp_path: Path, probe: Path) -> None:
+    save_zoo("longcat_flash", tmp_path)  # 8 experts, and 2 that give back what they are given
+    other = measure(tmp_path, probe, tmp_path, max_tokens=400).other
+    assert other is not None
+    for pair in other.layers:
+        assert pair.partner == tuple(range(8))
+        assert pair.metrics["overlap_same_token"].value == pytest.approx(1)
+
+
 def test_reports_and_matrices(
     tiny: Callable[..., Path], tmp_path: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
