@@ -59,14 +59,14 @@ def merge(experts: Experts, a: int, b: int, share: float) -> None:
         UnsupportedArchitectureError: their weights are not known well enough.
     """
     layout = _require_layout(experts)
-    order = torch.from_numpy(match_neurons(layout, a, b)).to(layout.outward.device)
+    order = torch.from_numpy(match_neurons(layout, a, b)).to(layout.outward[a].device)
     with torch.no_grad():
         ins = [*zip(layout.rows(a), layout.rows(b), strict=True)]
         ins += [*zip(layout.bias_rows(a), layout.bias_rows(b), strict=True)]
         pairs = [(one, other, other[order]) for one, other in ins]
         pairs.append((layout.outward[a], layout.outward[b], layout.outward[b][:, order]))
-        if layout.bias_EO is not None:
-            pairs.append((layout.bias_EO[a], layout.bias_EO[b], layout.bias_EO[b]))
+        if layout.bias_out is not None:
+            pairs.append((layout.bias_out[a], layout.bias_out[b], layout.bias_out[b]))
         for one, other, matched in pairs:
             mean = share * one.float() + (1.0 - share) * matched.float()
             one.copy_(mean.to(one.dtype))
@@ -82,8 +82,8 @@ def silence(experts: Experts, expert: int) -> None:
     layout = _require_layout(experts)
     with torch.no_grad():
         layout.outward[expert].zero_()
-        if layout.bias_EO is not None:
-            layout.bias_EO[expert].zero_()
+        if layout.bias_out is not None:
+            layout.bias_out[expert].zero_()
 
 
 def _require_layout(experts: Experts) -> Layout:
@@ -104,8 +104,7 @@ def restored(chosen: Sequence[tuple[Experts, int]]) -> Iterator[None]:
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     for experts, expert in chosen:
         layout = _require_layout(experts)
-        stacks = [*layout.inward, layout.outward, layout.bias_ER, layout.bias_EO]
-        kept += [(s[expert], s[expert].detach().clone()) for s in stacks if s is not None]
+        kept += [(s[expert], s[expert].detach().clone()) for s in layout.stacks]
     try:
         yield
     finally:

@@ -144,7 +144,7 @@ def test_autograd_stands_in_where_no_closed_form_is_known() -> None:
         for _ in range(3)
     ])  # fmt: skip
     x_ND = torch.randn(5, 10)
-    block = ExpertBlock(router, modules.requires_grad_(False), "list", 3)
+    block = ExpertBlock(router, modules.requires_grad_(False), "list", 3, members=tuple(modules))
     experts = open_experts(block, x_ND)
     assert experts.layout is None
     assert "autograd" in experts.method
@@ -204,8 +204,8 @@ def test_a_permuted_copy_is_matched_and_merging_it_changes_nothing(model_type: s
     for mine, other in zip(layout.bias_rows(0), layout.bias_rows(2), strict=True):
         other.copy_(mine[order])
     layout.outward[2].copy_(layout.outward[0][:, order])
-    if layout.bias_EO is not None:
-        layout.bias_EO[2].copy_(layout.bias_EO[0])
+    if layout.bias_out is not None:
+        layout.bias_out[2].copy_(layout.bias_out[0])
     before = experts.block.call(0, x_ND)
     torch.testing.assert_close(experts.block.call(2, x_ND), before, rtol=1e-4, atol=1e-5)
     assert match_neurons(layout, 2, 0).tolist() == order.tolist()
