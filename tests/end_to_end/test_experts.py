@@ -86,6 +86,11 @@ def test_a_permuted_copy_ranks_first_and_independent_pairs_stay_within_their_nul
     others = document["merge_candidates"][1:]
     assert all(c["alignment"]["value"] < 0.5 for c in others)
     assert sum(c["above_null"] for c in others) <= 1
+    [finding] = document["findings"]
+    assert (finding["name"], finding["layers"]) == ("redundant-experts", [LAYER])
+    assert f"{TWIN} + {COPY}" in finding["message"]
+    nearest = {e["expert"]: e["nearest"] for e in layer_of(document)["expert"]}
+    assert (nearest[TWIN], nearest[COPY]) == (COPY, TWIN)
     assert document["coverage"]["routers_found"] == len(document["layers"])
     assert layer_of(document)["directions"] == (directions or 0)
     load = [e["load"] for e in layer_of(document)["expert"]]

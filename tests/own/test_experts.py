@@ -199,6 +199,7 @@ def test_a_planted_twin_is_found_merged_and_reaches_the_verdict(
     assert (first["layer"], first["experts"]) == (1, [1, 3])
     assert first["alignment"]["value"] > 0.99
     assert all(c["alignment"]["value"] < 0.6 for c in others)
+    assert sum(c["above_null"] for c in others) <= 1
     ranking = next(t for t in document["verification"]["trials"] if t["choice"] == "ranking")
     assert ranking["change"]["value"] == pytest.approx(0, abs=1e-6)
     run = call(capsys, "analyze", tmp_path / "run", *common, "--baseline", "none").document
