@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def experts(
     path: Path | str,
     *,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     tokens: str = "routed",
     weights: str = "topk",
     rank: float = DEFAULT_RANK,
@@ -49,6 +50,11 @@ def experts(
     verify_fingerprint: str = "sampled",
     framework: str | None = None,
     thresholds: Mapping[str, Any] | Path | None = None,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+    captures: Path | str | None = None,
     progress: Listener | None = None,
 ) -> ExpertsRecord:
     """How alike a checkpoint's experts are, by what they do and by what they see.
@@ -56,6 +62,8 @@ def experts(
     Args:
         path: a checkpoint, or a run: then its newest one.
         probe: a probe file; None for the bundled one.
+        config: a config.json, or a folder with one and the tokenizer, for checkpoints that have
+            none of their own; None to look beside and above them.
         tokens: which count for the alignment of a pair: those "routed" to either, "coselected" by
             both, or "all".
         weights: weigh tokens by the dispatch ("topk") or by the whole routing distribution
@@ -78,6 +86,11 @@ def experts(
         verify_fingerprint: as in `analyze`; it looks up what was kept with the same one.
         framework: whose keys interventions name; None to find it from the checkpoint.
         thresholds: overrides, as a table or a TOML file.
+        model: what builds a model of your own, as in `analyze`, as are the next three.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
+        captures: router inputs captured earlier: then only what experts are given is measured.
         progress: hears how far the work is.
 
     Returns:
@@ -106,13 +119,14 @@ def experts(
     )
     limits = load_thresholds(thresholds)
     check_framework(framework)
-    models = choose_models(None, None, None, None)
+    models = choose_models(model, router, top_k, scoring, captures, config)
     folder = models.open(path)
-    config, architecture = models.describe(folder.newest.path)
+    document, architecture = models.describe(folder.newest.path)
     loaded = open_probe(folder, probe, max_tokens, models)
     models.check(folder.newest.path, architecture)
     found = fingerprint(folder.newest, verify_fingerprint)
-    record = measure_experts(folder.newest, architecture, config, loaded, settings, progress)
+    record = measure_experts(folder.newest, architecture, document, loaded, settings, models,
+                             progress)  # fmt: skip
     record = dataclasses.replace(record, fingerprint=found)
     store = open_store(folder, cache, cache_dir)
     keep_lens(store, "experts", record, models)

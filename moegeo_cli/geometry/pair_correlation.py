@@ -44,9 +44,7 @@ class Items:
 
         The root of a mean distribution is that of the mean of the distributions.
         """
-        sequences, first, counts = np.unique(
-            self.sequence_N, return_index=True, return_counts=True
-        )
+        sequences, first, counts = np.unique(self.sequence_N, return_index=True, return_counts=True)
 
         def mean(rows_NX: np.ndarray) -> np.ndarray:
             if not len(first):

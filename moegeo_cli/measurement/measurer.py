@@ -23,16 +23,16 @@ from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measurement.fitting import choose_source
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
-from moegeo_cli.measurement.replaying import Wanted, replay_probe
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.damage import find_damage
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
-from moegeo_cli.replay.plan import Replay, RouterTrace
+from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.routers import Router
+from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import Manner, ModelSource
 from moegeo_cli.replay.standins import StandIn
 
@@ -138,10 +138,47 @@ class Measurer:
         """
         self._replay(give, None)
 
+    def replay(
+        self,
+        path: Path,
+        adapt: Callable[[Ready, Plan], Plan],
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Ready, Replay, Plan]:
+        """Load a checkpoint's weights and replay the probe for another purpose.
+
+        Args:
+            path: the checkpoint.
+            adapt: the plan of such a pass, from the usual one and what was found ready.
+            progress: hears how many tokens were replayed.
+
+        Raises: what loading and replaying raise.
+        """
+        return self._replay(partial(self.load, path), progress, adapt)
+
+    def replay_model(
+        self, model: nn.Module, adapt: Callable[[Ready, Plan], Plan]
+    ) -> tuple[Ready, Replay, Plan]:
+        """The same through a model as it stands.
+
+        Args:
+            model: the model, whole in memory.
+            adapt: the plan of such a pass.
+
+        Raises: what replaying raises.
+        """
+        return self._replay(lambda: model, None, adapt)
+
+    @property
+    def inputs(self) -> list[np.ndarray] | list[Sample]:
+        """The probe's sequences as a replay takes them: token ids, or samples."""
+        samples = [s for s in self.probe.sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in self.probe.sequences if not isinstance(s, Sample)]
+        return samples or ids
+
     def _measure(
         self, give: Callable[[], nn.Module], path: Path, progress: Callable[[int], None] | None
     ) -> CheckpointArrays:
-        ready, outcome = self._replay(give, progress)
+        ready, outcome, _ = self._replay(give, progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
         tokens, manner = self.probe.tokens, self.manner
         if manner.terms is not None:
@@ -179,23 +216,47 @@ class Measurer:
 
     @property
     def manner(self) -> Manner:
-        """How its models are replayed."""
+        """How the models of the source are replayed."""
         return self._source.manner if self._source is not None else Manner()
 
     def _replay(
-        self, give: Callable[[], nn.Module], progress: Callable[[int], None] | None
-    ) -> tuple[Ready, Replay]:
+        self,
+        give: Callable[[], nn.Module],
+        progress: Callable[[int], None] | None,
+        adapt: Callable[[Ready, Plan], Plan] | None = None,
+    ) -> tuple[Ready, Replay, Plan]:
         """The model that `give` gives, and the probe's pass through it."""
         if self.ranks is None:
             ready = self._prepare(give)
         else:
             ready = self.ranks.together(partial(self._prepare, give))
             self.ranks.require_same("the routers' weights", digest(ready.routers))
-        wanted = Wanted(self.settings.fishers, self._input_rows(ready.asked, self.probe.tokens))
-        return ready, replay_probe(
-            ready, self.architecture, self.settings, self.manner, self.probe, self.groups_S,
-            wanted, progress=progress, ranks=self.ranks,
+        sequences, manner, model = self.probe.sequences, self.manner, ready.model
+        own, alone = isinstance(model, StandIn), False
+        if isinstance(model, StandIn):
+            model.prepare(ready.asked, self.inputs)
+            alone = model.alone
+        splits = [s.source for s in sequences if not isinstance(s, Sample)]
+        assert self.architecture.scoring is not None
+        plan = Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            unselected=self.architecture.unselected_gradient,
+            scoring=self.architecture.scoring,
+            batch_size=1 if alone else self.settings.batch_size,
+            batch_tokens=manner.batch_tokens,
+            mixed_lengths=not ready.stateful and not own,
+            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
+            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            seed=self.settings.seed,
+        )
+        if adapt is not None:
+            plan = adapt(ready, plan)
+        outcome = replay(
+            model, ready.asked, self.inputs, [s.labels for s in sequences], plan,
+            progress=progress, kind=manner.kind, ranks=self.ranks,
         )  # fmt: skip
+        return ready, outcome, plan
 
     def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
         return prepare(give(), self.architecture, self.settings.layers)

@@ -5,6 +5,7 @@ Legend: S sequences, N tokens with kept inputs.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,7 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.resample import Draws, group_sequences, make_draws
 from moegeo_cli.measurement.measurer import Measurer
 from moegeo_cli.measurement.models import Models
-from moegeo_cli.measurement.ready import Ready, prepare, say_notes
-from moegeo_cli.measurement.replaying import Wanted, replay_probe
+from moegeo_cli.measurement.ready import Ready, say_notes
 from moegeo_cli.measurement.routing_figures import Figures
 from moegeo_cli.measurement.routing_layers import Domains, MeasuredRouter, measure_router
 from moegeo_cli.measurement.routing_models import Side, take_side
@@ -31,6 +31,7 @@ from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
 from moegeo_cli.replay.memory import peak_bytes, say_memory
+from moegeo_cli.replay.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -90,25 +91,27 @@ class RoutingReplay:
         if self.listener:
             note = f"{self.probe.tokens:,} tokens"
             self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
-        measurer = self.measurer
-        ready = prepare(measurer.load(path), architecture, self.settings.layers)
-        rows_N = kept_rows(
-            ready.asked, self.probe.tokens, self.settings.seed, self.settings.kept_bytes
+        measurer, settings, tokens = self.measurer, self.settings, self.probe.tokens
+
+        def adapt(ready: Ready, plan: Plan) -> Plan:
+            rows_N = kept_rows(ready.asked, tokens, settings.seed, settings.kept_bytes)
+            return dataclasses.replace(plan, fishers=(), sample_rows=rows_N)
+
+        ready, outcome, plan = measurer.replay(
+            path, adapt, self.listener.advance if self.listener else None
         )
-        outcome = replay_probe(
-            ready, architecture, self.settings.replay, measurer.manner, self.probe, self.groups_S,
-            Wanted((), rows_N), progress=self.listener.advance if self.listener else None,
-        )  # fmt: skip
+        rows_N = plan.sample_rows
+        assert rows_N is not None
         if self.listener and measurer.manner.terms is not None:
             self.listener.note(say_memory(measurer.manner.terms, peak_bytes(measurer.device)))
         skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
         routers = []
         for trace in outcome.traces:
-            tokens = gather_routed(trace, outcome, rows_N, self.probe, self.groups_S, architecture)
-            if isinstance(tokens, str):
-                skipped[trace.router.path] = tokens
+            own = gather_routed(trace, outcome, rows_N, self.probe, self.groups_S, architecture)
+            if isinstance(own, str):
+                skipped[trace.router.path] = own
             else:
-                routers.append(tokens)
+                routers.append(own)
         return Replayed(
             ready, routers, Coverage(len(ready.routers), len(routers), skipped),
             tuple(say_notes(ready, measurer.manner, outcome, self.probe)), outcome.batch_size,

@@ -5,6 +5,7 @@ Legend: T tokens, S sequences.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,6 @@ from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.measurement.measurer import Measurer
 from moegeo_cli.measurement.probe import context_of
 from moegeo_cli.measurement.ready import Ready
-from moegeo_cli.measurement.replaying import Wanted, replay_probe
 from moegeo_cli.measurement.routing_figures import Figures, rollout_figures
 from moegeo_cli.measurement.routing_layers import Domains
 from moegeo_cli.measurement.routing_settings import RoutingSettings
@@ -94,10 +94,11 @@ def generated_figures(
     groups_S = group_sequences(len(prompts), settings.seed)
     draws, domains = make_draws(groups_S, settings.seed), Domains.of([s.domain for s in prompts])
     rows = np.arange(1)  # inputs of these tokens are not looked at
-    outcome = replay_probe(
-        ready, architecture, settings.replay, measurer.manner, continued, groups_S,
-        Wanted((), rows),
-    )  # fmt: skip
+    _, outcome, _ = Measurer(
+        architecture, measurer.config, continued, groups_S, settings.replay
+    ).replay_model(
+        ready.model, lambda _, plan: dataclasses.replace(plan, fishers=(), sample_rows=rows)
+    )
     found: dict[str, Figures] = {}
     for trace in outcome.traces:
         tokens = gather_routed(trace, outcome, rows, continued, groups_S, architecture)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.probes import Sample
+from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.plan import RouterTrace
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.samples import as_batch
@@ -34,6 +35,12 @@ class StandIn(nn.Module, ABC):
     @abstractmethod
     def find_routers(self) -> list[Router]:
         """Its routers, in the order of their layers."""
+
+    @abstractmethod
+    def find_experts(
+        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
+    ) -> dict[str, ExpertBlock]:
+        """The experts of each router by its path; with a problem where they are no functions."""
 
     @abstractmethod
     def prepare(self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]) -> None:

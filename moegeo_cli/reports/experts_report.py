@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from moegeo_cli.experts_records import ExpertLayerRecord, ExpertsRecord, Trial
+from moegeo_cli.experts_records import (
+    ExpertLayerRecord,
+    ExpertsRecord,
+    MergeCandidate,
+    PruneCandidate,
+    Trial,
+)
 from moegeo_cli.records import Metric
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.advice import print_finding, print_interventions
@@ -182,6 +188,10 @@ def _place(layer: ExpertLayerRecord) -> str:
     return figures.layer_name(layer.layer, layer.router)
 
 
+def _at(candidate: MergeCandidate | PruneCandidate) -> str:
+    return clean(figures.layer_name(candidate.layer, candidate.router))
+
+
 def _null(metric: Metric) -> str:
     return "" if metric.null_value is None else f" ({metric.null_value:.2f})"
 
@@ -207,14 +217,14 @@ def _asymmetry(record: ExpertsRecord) -> list[str]:
 
 def _merges(record: ExpertsRecord) -> list[str]:
     return [
-        f"layer {c.layer}: {' + '.join(map(str, c.experts))}: {clean(c.reason)}"
+        f"layer {_at(c)}: {' + '.join(map(str, c.experts))}: {clean(c.reason)}"
         for c in record.merge_candidates
     ]
 
 
 def _prunes(record: ExpertsRecord) -> list[str]:
     return [
-        f"layer {c.layer}: {c.expert}: score {figures.number(c.score)}: {clean(c.reason)}"
+        f"layer {_at(c)}: {c.expert}: score {figures.number(c.score)}: {clean(c.reason)}"
         for c in record.prune_candidates
     ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moegeo_cli.experts_records import ExpertLayerRecord, ExpertRecord, ExpertsRecord
-from moegeo_cli.records import Evidence
+from moegeo_cli.records import Evidence, Metric, layer_name
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, low
 from moegeo_cli.verdict.thresholds import Thresholds
 
@@ -29,13 +29,12 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
         found = record.coverage.routers_found
         if len(told) == found:
             return None
-        return Skipped(f"the functions of {len(told)} of {found} layers' experts were measured, "
-                       "and none of those are alike")  # fmt: skip
+        words = f"experts were measured as functions in {len(told)} of {found} layers"
+        return Skipped(f"{words}, where none are alike" if told else words)
     pairs = _pairs(twins)
     shown = [
-        f"layer {layer.layer}: {a} + {b} ({expert.nearest_alignment.value:.3f})"
-        for (layer, a, b), expert in pairs[:SHOWN_PAIRS]
-        if expert.nearest_alignment is not None
+        f"layer {layer_name(layer.layer, layer.router)}: {a} + {b} ({number.value:.3f})"
+        for (layer, a, b), number in pairs[:SHOWN_PAIRS]
     ]
     more = f"; and {len(pairs) - SHOWN_PAIRS} more pairs" if len(pairs) > SHOWN_PAIRS else ""
     among = sum(layer.experts for layer in told)
@@ -45,9 +44,8 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
         f"cosine of Jacobians: {'; '.join(shown)}{more}",
         tuple(layer.layer for layer, _ in twins),
         tuple(
-            Evidence("nearest_alignment", expert.nearest_alignment, layer.layer, layer.router)
-            for (layer, _, _), expert in pairs[:MOST_EVIDENCE]
-            if expert.nearest_alignment is not None
+            Evidence("nearest_alignment", number, layer.layer, layer.router)
+            for (layer, _, _), number in pairs[:MOST_EVIDENCE]
         ),
         limit.threshold,
     )
@@ -56,11 +54,12 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
 Place = tuple[ExpertLayerRecord, int, int]
 
 
-def _pairs(twins: list[tuple[ExpertLayerRecord, ExpertRecord]]) -> list[tuple[Place, ExpertRecord]]:
-    """Each expert with its nearest one, a pair once, the most alike first."""
-    found: dict[tuple[str, int, int], tuple[Place, ExpertRecord]] = {}
+def _pairs(twins: list[tuple[ExpertLayerRecord, ExpertRecord]]) -> list[tuple[Place, Metric]]:
+    """Each expert with its nearest one and their alignment, a pair once, the most alike first."""
+    found: dict[tuple[str, int, int], tuple[Place, Metric]] = {}
     for layer, expert in twins:
         assert expert.nearest is not None
+        assert expert.nearest_alignment is not None
         a, b = sorted((expert.expert, expert.nearest))
-        found.setdefault((layer.router, a, b), ((layer, a, b), expert))
-    return sorted(found.values(), key=lambda pair: -low(pair[1].nearest_alignment))
+        found.setdefault((layer.router, a, b), ((layer, a, b), expert.nearest_alignment))
+    return sorted(found.values(), key=lambda pair: -low(pair[1]))
