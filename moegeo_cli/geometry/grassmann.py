@@ -155,6 +155,7 @@ def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.n
     count = len(bases_EDR)
     distance_EE, overlap_EE = np.full((2, count, count), np.nan)
     have = [e for e, basis in enumerate(bases_EDR) if basis is not None]
+    bases_EDR = _within_their_span(bases_EDR)
     for place, a in enumerate(have):
         distance_EE[a, a], overlap_EE[a, a] = 0.0, 1.0
         others = have[place + 1 :]
@@ -171,6 +172,15 @@ def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.n
         ):  # fmt: skip
             name_EE[a, others] = name_EE[others, a] = values_P
     return distance_EE, overlap_EE
+
+
+def _within_their_span(bases_EDR: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    """The same subspaces in coordinates of what all of them span, where that is narrower."""
+    known = [basis for basis in bases_EDR if basis is not None]
+    if not known or sum(basis.shape[1] for basis in known) >= known[0].shape[0]:
+        return bases_EDR
+    frame = np.linalg.qr(np.concatenate(known, 1).astype(np.float64))[0]
+    return [None if basis is None else frame.T @ basis for basis in bases_EDR]
 
 
 def enough_tokens(count: float, rank: int) -> str | None:

@@ -13,16 +13,13 @@ Legend: N tokens, D width of a block's input, O of its output, E experts, K chos
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
+from moegeo_cli.replay.expert_asking import NO_TENSOR, AskedBlock, NotThere, first_output
 from moegeo_cli.replay.expert_blocks import ExpertBlock, list_members
 from moegeo_cli.replay.reading import RouterCall, RouterTap
 from moegeo_cli.replay.routers import Router
@@ -30,20 +27,13 @@ from moegeo_cli.replay.routers import Router
 CHECKED_TOKENS = 8
 # Two computations of one thing: share of its norm.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
-FAR = 1e4  # a logit beside which all others are nothing; float16 holds it
-ONE = math.log(math.e - 1.0)  # where the square root of softplus is 1
 
 NO_BLOCK = "no block with a parameter an expert was found around the router"
 OTHER_INPUT = "its block is not given what its router sees: what its experts are given is not known"
 NOT_APART = "its experts cannot be told from the rest of their block"
 MIXES = "what its block gives a token depends on the other tokens"
 NO_SUM = "what its block gives is not the sum of its experts by the weights that were read"
-UNREADABLE = "its router's output cannot be made to choose one expert"
-FAILS = "its block fails with one token a row: {}"
-
-
-class _NotThere(Exception):  # noqa: N818 - an answer, not an error
-    """Why a block cannot be asked."""
+FAILS = "its block cannot be asked for one expert: {}"
 
 
 def find_own_experts(
@@ -79,7 +69,7 @@ def find_own_experts(
             continue
         try:
             found[router.path] = _prove(router, block, seen[router.path])
-        except _NotThere as reason:
+        except NotThere as reason:
             found[router.path] = _unknown(router, str(reason))
     return found
 
@@ -99,18 +89,10 @@ class _Seen:
     def keep(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
         """Hears of the block."""
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
-        if tensors:
-            self.given = tensors[0].detach()
-            self.made = _first(output, len(self.given))
-
-
-def _first(output: Any, rows: int) -> torch.Tensor:
-    """A block's output: a tensor, or the first of several that has as many rows."""
-    parts = output if isinstance(output, tuple | list) else (output,)
-    found = [p for p in parts if isinstance(p, torch.Tensor) and p.ndim and len(p) == rows]
-    if not found:
-        raise _NotThere(FAILS.format("it returns no tensor of its input's form"))
-    return found[0]
+        if tensors and tensors[0].ndim:  # copies: residual streams are often added to in place
+            self.given = tensors[0].detach().clone()
+            made = first_output(output, len(self.given))
+            self.made = None if made is None else made.detach().clone()
 
 
 def _unknown(router: Router, problem: str) -> ExpertBlock:
@@ -149,52 +131,54 @@ def _prove(router: Router, block: nn.Module, seen: _Seen) -> ExpertBlock:
     """The experts as functions, if they are what makes up the block's output.
 
     Raises:
-        _NotThere: they are not, and why.
+        NotThere: they are not, and why.
     """
     call, given, made = seen.call, seen.given, seen.made
-    if call is None or given is None or made is None:
-        raise _NotThere(OTHER_INPUT)
+    if call is None or given is None:
+        raise NotThere(OTHER_INPUT)
+    if made is None or made.numel() % max(given[..., 0].numel(), 1):
+        raise NotThere(FAILS.format(NO_TENSOR))
     rows_ND = given.reshape(-1, given.shape[-1])
     x_ND = call.x_ND.detach()
     half = rows_ND.dtype.itemsize < 4
     limit = AGREEMENT_HALF if half else AGREEMENT
     if rows_ND.shape != x_ND.shape or not _close(rows_ND, x_ND.to(rows_ND), limit):
-        raise _NotThere(OTHER_INPUT)
+        raise NotThere(OTHER_INPUT)
     step = max(1, len(rows_ND) // CHECKED_TOKENS)
     few = slice(None, step * CHECKED_TOKENS, step)
     x_ND, made_NO = rows_ND[few], made.reshape(len(rows_ND), -1)[few]
     selected_NK, weights_NK = call.selected_NK[few], call.weights_NK.detach()[few]
     own = _by_expert(block, router)
-    experts = _Asked(router, block, own, given.ndim)
+    experts = AskedBlock(router, block, own, given.ndim)
     try:
         with torch.no_grad():
             # In another order, so that a token has other neighbours than it had in its sequence.
             if not _close(experts.block_output(x_ND.flip(0)).flip(0), made_NO, limit):
-                raise _NotThere(MIXES)
+                raise NotThere(MIXES)
             rest_NO = experts.rest(0, x_ND)
             for e in (0, router.experts - 1):
                 if not _near(experts.rest(e, x_ND, alone=True), rest_NO, made_NO, limit):
-                    raise _NotThere(NOT_APART)
+                    raise NotThere(NOT_APART)
             experts.has_rest = not _near(rest_NO, torch.zeros_like(rest_NO), made_NO, limit)
             parts = torch.stack([experts(e, x_ND) for e in range(router.experts)], 1)
-    except _NotThere:
+    except NotThere:
         raise
     except Exception as error:  # whatever a user's code raises
-        raise _NotThere(FAILS.format(f"{type(error).__name__}: {error}"[:120])) from error
+        raise NotThere(FAILS.format(f"{type(error).__name__}: {error}"[:120])) from error
     mix_NE = torch.zeros(len(x_ND), router.experts, dtype=parts.dtype, device=parts.device)
     if not selected_NK.shape[-1]:
-        raise _NotThere(NO_SUM)
+        raise NotThere(NO_SUM)
     mix_NE.scatter_add_(1, selected_NK.clamp_min(0), (weights_NK * (selected_NK >= 0)).to(mix_NE))
     routed_NO = made_NO - rest_NO
     for renormalised in (False, True):
         weights_NE = mix_NE / mix_NE.sum(1, keepdim=True) if renormalised else mix_NE
         if _near(torch.einsum("ne,neo->no", weights_NE, parts), routed_NO, routed_NO, limit):
             return _describe(router, block, experts, own, renormalised=renormalised)
-    raise _NotThere(NO_SUM)
+    raise NotThere(NO_SUM)
 
 
 def _describe(
-    router: Router, block: nn.Module, asked: _Asked, own: Mapping[str, int | None],
+    router: Router, block: nn.Module, asked: AskedBlock, own: Mapping[str, int | None],
     *, renormalised: bool,
 ) -> ExpertBlock:  # fmt: skip
     lists = [m for m in block.modules() if list_members(m) is not None]
@@ -204,98 +188,6 @@ def _describe(
         router, block, "block", router.experts, members=None if stacked else members,
         stacked=stacked, ask=asked, renormalised=renormalised,
     )  # fmt: skip
-
-
-class _Asked:
-    """A block that gives one expert's part.
-
-    Args:
-        router: made to choose.
-        block: what holds it and the experts.
-        own: parameters of single experts.
-        ndim: dimensions of the block's input; 3 for (batch, positions, D).
-    """
-
-    def __init__(
-        self, router: Router, block: nn.Module, own: Mapping[str, int | None], ndim: int
-    ) -> None:
-        self.router, self.block, self.own, self.ndim = router, block, own, ndim
-        self.has_rest = False
-
-    def __call__(self, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
-        """f_e(x), shape (N, O)."""
-        with self._choosing(expert):
-            found = self.block_output(x_ND)
-        return found - self.rest(expert, x_ND) if self.has_rest else found
-
-    def rest(self, expert: int, x_ND: torch.Tensor, *, alone: bool = False) -> torch.Tensor:
-        """What the block gives beside an expert: with all experts' parameters at zero.
-
-        Args:
-            expert: the one that is chosen.
-            x_ND: tokens.
-            alone: only this expert's, which must give the same.
-        """
-        named = dict(self.block.named_parameters())
-        zeros = {}
-        for name, whose in self.own.items():
-            if alone and whose is None:
-                zeros[name] = named[name].detach().clone()
-                zeros[name][expert] = 0.0
-            elif not alone or whose == expert:
-                zeros[name] = torch.zeros_like(named[name][:1]).expand_as(named[name])
-        with self._choosing(expert):
-            return self.block_output(x_ND, zeros)
-
-    def block_output(
-        self, x_ND: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
-    ) -> torch.Tensor:
-        """The block's output for rows of tokens, each a sequence of its own: (N, O)."""
-        x = x_ND.reshape(len(x_ND), *[1] * (self.ndim - 2), x_ND.shape[1])
-        found = functional_call(self.block, dict(parameters or {}), (x,))
-        return _first(found, len(x_ND)).reshape(len(x_ND), -1)
-
-    @contextlib.contextmanager
-    def _choosing(self, expert: int) -> Iterator[None]:
-        handle = self.router.module.register_forward_hook(partial(self._choose, expert))
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    def _choose(self, expert: int, module: nn.Module, args: Any, output: Any) -> Any:
-        """The router's output as it would be if it chose this expert alone, with weight 1."""
-        if isinstance(output, torch.Tensor):
-            return self._logits(expert, output)
-        parts = list(output) if isinstance(output, tuple) else []
-        chosen = [
-            p for p in parts if isinstance(p, torch.Tensor)
-            and not p.is_floating_point() and p.dtype != torch.bool
-        ]  # fmt: skip
-        if len(chosen) != 1:
-            raise _NotThere(UNREADABLE)
-        [index] = chosen
-        count = index.shape[-1]
-        others = [e for e in range(self.router.experts) if e != expert][: count - 1]
-        weights = [1.0] + [0.0] * (count - 1)
-
-        def held(part: Any) -> Any:
-            if not isinstance(part, torch.Tensor):
-                return part
-            if part is index:
-                return torch.tensor([expert, *others], device=part.device).to(part).expand_as(part)
-            if part.shape == index.shape:
-                return torch.tensor(weights, device=part.device).to(part).expand_as(part)
-            if part.shape[-1] == self.router.experts:
-                return self._logits(expert, part)
-            return part
-
-        return tuple(held(part) for part in parts)
-
-    def _logits(self, expert: int, like: torch.Tensor) -> torch.Tensor:
-        held = torch.full_like(like.detach(), -FAR)
-        held[..., expert] = ONE if self.router.computed == "sqrt_softplus" else FAR
-        return held
 
 
 def _near(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, limit: float) -> bool:

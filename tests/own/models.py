@@ -222,6 +222,13 @@ class Mixing(Stacked):
         return out + rows.roll(1, 0)
 
 
+class Boxed(Stacked):
+    """What the block gives is in a dictionary."""
+
+    def forward(self, rows: torch.Tensor) -> Any:
+        return {"out": super().forward(rows)}
+
+
 class Entangled(Stacked):
     """A table with a row an expert that every token gets."""
 
@@ -249,6 +256,7 @@ class Rows(nn.Module):
             steps = torch.arange(1, x.shape[1] + 1)[None, :, None]
             seen = F.layer_norm(x + x.cumsum(1) / steps, (WIDTH,))
             made = block(seen.reshape(-1, WIDTH) if self.flat else seen)
+            made = made["out"] if isinstance(made, dict) else made
             x = x + (made[0] if isinstance(made, tuple) else made).reshape(x.shape)
         logits: torch.Tensor = self.head(x)
         return logits
@@ -272,6 +280,10 @@ def normed_after(config: dict[str, Any] | None) -> nn.Module:
 
 def mixing(config: dict[str, Any] | None) -> nn.Module:
     return Rows(Mixing, flat=True)
+
+
+def boxed(config: dict[str, Any] | None) -> nn.Module:
+    return Rows(Boxed, flat=True)
 
 
 def entangled(config: dict[str, Any] | None) -> nn.Module:

@@ -128,7 +128,8 @@ def test_alignments_and_weights_are_those_of_the_written_functions(
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("normed", "not given what its router sees"), ("normed_after", "not the sum of its experts"),
-     ("mixing", "depends on the other tokens"), ("entangled", "cannot be told from the rest")],
+     ("mixing", "depends on the other tokens"), ("entangled", "cannot be told from the rest"),
+     ("boxed", "no tensor of its input's form")],
 )  # fmt: skip
 def test_a_block_that_is_no_sum_of_experts_has_its_reason(
     name: str, reason: str, tmp_path: Path, probe: tuple[Path, list[list[int]]]
