@@ -13,10 +13,12 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from moegeo_cli.api import analyze, compare, inspect, invariance
     from moegeo_cli.api_experts import experts
+    from moegeo_cli.api_routing import routing
     from moegeo_cli.measurement.capturing import capture_routers
 
 __all__ = [
     "__version__", "analyze", "capture_routers", "compare", "experts", "inspect", "invariance",
+    "routing",
 ]  # fmt: skip
 
 
@@ -34,4 +36,8 @@ def __getattr__(name: str) -> Any:
         from moegeo_cli.api_experts import experts
 
         return experts
+    if name == "routing":
+        from moegeo_cli.api_routing import routing
+
+        return routing
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

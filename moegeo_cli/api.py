@@ -17,8 +17,9 @@ from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
+from moegeo_cli.measurement.lenses import lens_notes
 from moegeo_cli.measurement.models import choose_models
-from moegeo_cli.measurement.opening import measure_path
+from moegeo_cli.measurement.opening import add_notes, measure_path
 from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
@@ -146,9 +147,11 @@ def analyze(
         "reference": None if reference is None else Path(reference).name,
     }
     run = dataclasses.replace(run, settings=settings_said)
-    run = judge(run, reference=other, policy=policy, thresholds=limits, paired_losses=losses)
+    lenses = measured.lenses()
+    run = judge(add_notes(run, lens_notes(lenses[run.newest.path])), reference=other, policy=policy,
+                thresholds=limits, paired_losses=losses, lenses=lenses)  # fmt: skip
     assert run.verdict is not None
-    return dataclasses.replace(run, interventions=recommend(run, run.verdict, framework))
+    return dataclasses.replace(run, interventions=recommend(run, run.verdict.findings, framework))
 
 
 def compare(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.expert_settings import (
@@ -11,16 +15,22 @@ from moegeo_cli.measurement.expert_settings import (
     DEFAULT_RANK,
     ExpertSettings,
 )
+from moegeo_cli.measurement.lenses import describe_run, keep_lens
 from moegeo_cli.measurement.models import choose_models
+from moegeo_cli.measurement.opening import NOT_KEPT, open_store
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
+from moegeo_cli.verdict import load_thresholds
+from moegeo_cli.verdict.interventions import check_framework
+from moegeo_cli.verdict.lenses import judge_lens
 
 
 def experts(
     path: Path | str,
     *,
     probe: Path | str | None = None,
+    config: Path | str | None = None,
     tokens: str = "routed",
     weights: str = "topk",
     rank: float = DEFAULT_RANK,
@@ -35,6 +45,16 @@ def experts(
     stream: bool = False,
     memory: str | int | None = None,
     seed: int = 0,
+    cache: bool = True,
+    cache_dir: Path | str | None = None,
+    verify_fingerprint: str = "sampled",
+    framework: str | None = None,
+    thresholds: Mapping[str, Any] | Path | None = None,
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+    captures: Path | str | None = None,
     progress: Listener | None = None,
 ) -> ExpertsRecord:
     """How alike a checkpoint's experts are, by what they do and by what they see.
@@ -42,6 +62,8 @@ def experts(
     Args:
         path: a checkpoint, or a run: then its newest one.
         probe: a probe file; None for the bundled one.
+        config: a config.json, or a folder with one and the tokenizer, for checkpoints that have
+            none of their own; None to look beside and above them.
         tokens: which count for the alignment of a pair: those "routed" to either, "coselected" by
             both, or "all".
         weights: weigh tokens by the dispatch ("topk") or by the whole routing distribution
@@ -59,10 +81,21 @@ def experts(
         stream: read layers from the files while they compute, even where the model would fit.
         memory: stay within so much while replaying, like "8GB"; streams where that needs it.
         seed: of sampling, directions, nulls and random choices.
+        cache: keep what was measured, for `analyze` to judge the run by.
+        cache_dir: where; None for `.moegeo` in the run.
+        verify_fingerprint: as in `analyze`; it looks up what was kept with the same one.
+        framework: whose keys interventions name; None to find it from the checkpoint.
+        thresholds: overrides, as a table or a TOML file.
+        model: what builds a model of your own, as in `analyze`, as are the next three.
+        router: likewise.
+        top_k: likewise.
+        scoring: likewise.
+        captures: router inputs captured earlier: then only what experts are given is measured.
         progress: hears how far the work is.
 
     Returns:
-        Layers with metrics, matrices and experts; merge and prune candidates, best first.
+        Layers with metrics, matrices and experts; merge and prune candidates, best first; findings
+        and what to do.
 
     Raises:
         MoegeoError: bad input, by its subclasses.
@@ -84,9 +117,21 @@ def experts(
         verify=verify,
         seed=seed,
     )
-    models = choose_models(None, None, None, None)
+    limits = load_thresholds(thresholds)
+    check_framework(framework)
+    models = choose_models(model, router, top_k, scoring, captures, config)
     folder = models.open(path)
-    config, architecture = models.describe(folder.newest.path)
+    document, architecture = models.describe(folder.newest.path)
     loaded = open_probe(folder, probe, max_tokens, models)
     models.check(folder.newest.path, architecture)
-    return measure_experts(folder.newest, architecture, config, loaded, settings, progress)
+    found = fingerprint(folder.newest, verify_fingerprint)
+    record = measure_experts(folder.newest, architecture, document, loaded, settings, models,
+                             progress)  # fmt: skip
+    record = dataclasses.replace(record, fingerprint=found)
+    store = open_store(folder, cache, cache_dir)
+    keep_lens(store, "experts", record, models)
+    if store.problem is not None:
+        notes = (*record.notes, NOT_KEPT.format(store.problem))
+        record = dataclasses.replace(record, notes=notes)
+    about = describe_run(folder.newest, architecture)
+    return judge_lens("experts", record, limits, about, framework)

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moegeo_cli.records import Coverage, Metric, Metrics
+from moegeo_cli.records import Check, Coverage, Finding, Intervention, Metric, Metrics
 
 FORMAT_NAME = "moegeo.experts"
-# 1: first version.
+# 1: first version; fingerprint, findings, interventions and checks, nearest experts and null_limit
+#    came later within it.
 FORMAT_VERSION = 1
 
 Matrix = tuple[tuple[float | None, ...], ...]
@@ -30,7 +31,9 @@ class ExpertRecord:
     `fisher_trace` that of its router row. `rank_input` and `rank_output` are effective ranks.
     `singular_values` are means over a few of its tokens, largest first; `stable_rank` is
     ‖J‖² / σ₁² and `spectral_decay` the slope of ln σ_i against ln i. `split_half_input` is the
-    overlap of the subspaces of its two halves of tokens. `reasons` say what is missing.
+    overlap of the subspaces of its two halves of tokens. `nearest` is the expert of its layer that
+    computes most nearly the same, `nearest_alignment` how nearly: null where no token counts for a
+    pair with it. `reasons` say what is missing.
     """
 
     expert: int
@@ -47,6 +50,8 @@ class ExpertRecord:
     stable_rank: float | None = None
     spectral_decay: float | None = None
     reasons: tuple[str, ...] = ()
+    nearest: int | None = None
+    nearest_alignment: Metric | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class ExpertLayerRecord:
     the subspaces. `coexist` says whether functions differ while subspaces overlap, as [GA] finds:
     the interval of `asymmetry` lies above 0, that of the overlap above what random subspaces have;
     null where it could not be told. `seen_alike_done_differently` counts pairs whose rank by
-    overlap is over half the ranking above that by alignment.
+    overlap is over half the ranking above that by alignment. `null_limit` is the alignment that one
+    of the layer's pairs exceeds by chance with 1% probability; null where there are no functions.
     """
 
     layer: int
@@ -74,6 +80,7 @@ class ExpertLayerRecord:
     coexist: bool | None = None
     seen_alike_done_differently: int | None = None
     seen_differently_done_alike: int | None = None
+    null_limit: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +135,10 @@ class Verification:
 
 @dataclass(frozen=True, slots=True)
 class ExpertsRecord:
-    """A checkpoint's experts as functions, and what they are given."""
+    """A checkpoint's experts as functions, and what they are given.
+
+    `checks` are the rules that were tried on it; what they found reaches `moegeo analyze` too.
+    """
 
     status: str
     versions: Mapping[str, str]
@@ -145,3 +155,7 @@ class ExpertsRecord:
     prune_candidates: tuple[PruneCandidate, ...] = ()
     verification: Verification | None = None
     notes: tuple[str, ...] = field(default=())
+    fingerprint: str = ""  # of the checkpoint; "" in older files
+    findings: tuple[Finding, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
+    checks: tuple[Check, ...] = ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -234,6 +235,13 @@ class RunRecord:
     def newest(self) -> CheckpointRecord:
         """The newest complete checkpoint: the one that the run is judged by."""
         return self.checkpoints[-1]
+
+
+def layer_name(layer: int, router: str) -> str:
+    """A router's place for people: its layer, its side of a model with two, attention's routers."""
+    side = re.match(r"(?:model\.)?(encoder|decoder)\.", router)
+    words = [str(layer), *([side[1]] if side else [])]
+    return " ".join([*words, *(["attention"] if re.search(r"attn|attention", router) else [])])
 
 
 R = TypeVar("R")

@@ -22,12 +22,25 @@ from moegeo_cli.experts_records import (
     Verification,
 )
 from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
+from moegeo_cli.routing_records import (
+    UNITS,
+    DomainRecord,
+    GeometryRecord,
+    OtherModel,
+    RouterMetrics,
+    RouterPair,
+    RoutingLayerRecord,
+    RoutingRecord,
+    RoutingStep,
+    Trajectory,
+)
 from moegeo_cli.verdict.interventions import catalogue
 from moegeo_cli.verdict.thresholds import load_thresholds
 
 RECORDS = (
     ExpertsRecord, ExpertLayerRecord, ExpertRecord, MergeCandidate, PruneCandidate, Trial,
-    Verification,
+    Verification, RoutingRecord, RoutingLayerRecord, GeometryRecord, DomainRecord, RouterMetrics,
+    RoutingStep, Trajectory, RouterPair, OtherModel,
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
@@ -83,13 +96,17 @@ def test_every_intervention_is_listed() -> None:
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
-def test_every_key_of_the_experts_format_is_named(record: type) -> None:
+def test_every_key_of_the_lenses_formats_is_named(record: type) -> None:
     assert {f.name for f in dataclasses.fields(record)} - words("json.md") == set()
+
+
+def test_every_number_about_routing_is_explained() -> None:
+    assert set(UNITS) - words("routing.md") == set()
 
 
 def test_every_number_about_experts_is_explained() -> None:
     sample = ROOT / "sample_checkpoints" / "healthy-qwen3-moe"
-    [layer] = experts(sample, max_tokens=600, layers="0").layers
+    [layer] = experts(sample, max_tokens=600, layers="0", cache=False).layers
     known = words("experts.md")
     names = {*layer.metrics, *(name.removesuffix("_null") for name in layer.matrices)}
     assert names - known == set()

@@ -63,7 +63,8 @@ class Architecture:
     `moe_layers` is None where the config does not tell which layers have a router.
     `unselected_gradient` is "zero", "dense", or "verify" where nothing is known.
     `encoder_decoder`: one part reads a source, another writes a target.
-    `own_choice` says why what routers choose does not follow from their logits alone.
+    `own_choice` says why what routers choose does not follow from their logits alone,
+    `other_input` why experts are given something else than what their router's weight is given.
     `balance_key` is the config key of the balance loss that transformers applies when
     output_router_logits is true; None where it applies none.
     """
@@ -87,6 +88,7 @@ class Architecture:
     balance_key: str | None = None
     encoder_decoder: bool = False
     own_choice: str | None = None
+    other_input: str | None = None
     refused: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -194,6 +196,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         balance_key=facts.get("balance"),
         encoder_decoder=bool(facts.get("pairs", config.get("is_encoder_decoder") is True)),
         own_choice=facts.get("own_choice"),
+        other_input=facts.get("other_input"),
         refused=refused,
         notes=tuple(notes),
     )

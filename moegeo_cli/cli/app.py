@@ -24,6 +24,7 @@ from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
 from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
+from moegeo_cli.cli.routing import routing
 from moegeo_cli.cli.settings import load_defaults
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.reports.escaping import clean
@@ -47,6 +48,7 @@ app.command()(analyze)
 app.command()(compare)
 app.command()(inspect)
 app.command()(experts)
+app.command()(routing)
 app.command()(invariance)
 app.add_typer(probe_app, name="probe", help="Make and describe a probe dataset.")
 

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from moegeo_cli.cli import options as o
-from moegeo_cli.cli.console import show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.models import own_model
+from moegeo_cli.cli.settings import threshold_overrides
 
 
 class ExpertsFormat(StrEnum):
@@ -38,6 +40,7 @@ class Weights(StrEnum):
 def experts(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: then its newest one.")],
     probe: o.ProbeOption = None,
+    config: o.ConfigOption = None,
     tokens: Annotated[
         Tokens,
         typer.Option(
@@ -89,6 +92,15 @@ def experts(
     stream: o.StreamOption = False,
     memory: o.MemoryOption = None,
     seed: o.SeedOption = 0,
+    verify_fingerprint: o.VerifyFingerprintOption = o.Verification.sampled,
+    no_cache: o.NoCacheOption = False,
+    cache_dir: o.CacheDirOption = None,
+    framework: o.FrameworkOption = None,
+    model: o.ModelOption = None,
+    router: o.RouterOption = None,
+    top_k: o.TopKOption = None,
+    scoring: o.ScoringOption = None,
+    captures: o.CapturesOption = None,
     matrices: Annotated[
         Path | None,
         typer.Option(
@@ -110,14 +122,19 @@ def experts(
 
     if matrices is not None:
         check_name(matrices)  # before hours of work
+    check_output(matrices)
+    check_output(output)
     from moegeo_cli import api_experts
 
     with show_progress() as progress:
         record = api_experts.experts(
-            path, probe=probe, tokens=tokens.value, weights=weights.value, rank=rank,
+            path, probe=probe, config=config, tokens=tokens.value, weights=weights.value, rank=rank,
             jacobian_tokens=jacobian_tokens, directions=directions, verify=verify, layers=layers,
             device=device, dtype=dtype.value, batch_size=batch_size, max_tokens=max_tokens,
-            stream=stream, memory=memory, seed=seed, progress=progress,
+            stream=stream, memory=memory, seed=seed, cache=not no_cache, cache_dir=cache_dir,
+            verify_fingerprint=verify_fingerprint.value, framework=framework,
+            thresholds=threshold_overrides(), model=own_model(model), router=router, top_k=top_k,
+            scoring=scoring, captures=captures, progress=progress,
         )  # fmt: skip
     if matrices is not None:
         write_payload(matrices_file(record, matrices), matrices)

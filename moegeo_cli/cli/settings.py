@@ -13,7 +13,7 @@ from typing import Any
 
 from moegeo_cli.errors import UsageError
 
-COMMANDS = ("analyze", "compare", "experts", "inspect", "invariance", "probe")
+COMMANDS = ("analyze", "compare", "experts", "inspect", "invariance", "probe", "routing")
 SHARED = {
     "probe", "config", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework",
     "device", "device_map", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory",
@@ -21,6 +21,7 @@ SHARED = {
     "verify_fingerprint",
     "by", "force", "thresholds", "model", "router", "top_k", "scoring", "captures",
     "tokens", "weights", "rank", "jacobian_tokens", "directions", "verify", "matrices",
+    "pairs", "generate",
 }  # fmt: skip
 
 FLAGS = {"exact", "latest", "no_cache", "force"}

@@ -14,24 +14,30 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
+from scipy.linalg import eigh, eigvalsh
 
 # Fewer tokens than this many a dimension span whatever they happen to: no subspace is taken.
 TOKENS_PER_RANK = 4
+PRESENT = 1e-12  # of the largest variance: below it a component is rounding
+NOTHING = 1e-24  # of the mean's squared norm: rows that differ by less do not differ
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
     """Weighted principal components: `basis_DQ` orthonormal columns, best first.
 
-    `variances` holds those of all components, kept or not; `effective_rank` is exp(entropy of
-    their shares).
+    `variances` holds those of all components, kept or not.
     """
 
     mean_D: np.ndarray
     basis_DQ: np.ndarray
     variances: np.ndarray
-    effective_rank: float
+
+    @property
+    def effective_rank(self) -> float:
+        """exp(entropy of the shares of variance)."""
+        shares = self.variances / self.variances.sum()
+        return math.exp(-float((shares * np.log(shares)).sum()))
 
     def rank_of(self, share: float) -> int:
         """How many leading components it takes to explain a share of the variance."""
@@ -52,6 +58,36 @@ def weighted_pca(
     Returns:
         None where no two rows with weight differ.
     """
+    found = _centre(rows_ND, weights_N)
+    if found is None:
+        return None
+    mean_D, scaled_ND, gram = found
+    variance = np.maximum(eigvalsh(gram)[::-1], 0.0)
+    if variance.sum() <= NOTHING * max(float(mean_D @ mean_D), 1e-300):
+        return None
+    present = variance > PRESENT * variance[0]
+    kept = min(int(present.sum()), components or len(gram))
+    return Spectrum(mean_D, _leading(scaled_ND, gram, kept)[0], variance[present])
+
+
+def leading_basis(rows_ND: np.ndarray, weights_N: np.ndarray, rank: int) -> np.ndarray | None:
+    """The leading components of `weighted_pca` alone, (D, R), at a third of its cost.
+
+    None where the rows about their mean span fewer dimensions.
+    """
+    found = _centre(rows_ND, weights_N)
+    if found is None or len(found[2]) < rank:
+        return None
+    mean_D, scaled_ND, gram = found
+    basis_DR, variance_R = _leading(scaled_ND, gram, rank)
+    least = max(PRESENT * variance_R[0], NOTHING * float(mean_D @ mean_D))
+    return basis_DR if variance_R[-1] > least else None
+
+
+def _centre(
+    rows_ND: np.ndarray, weights_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Mean, rows about it by the roots of their weights, and their products, the fewer of both."""
     used = weights_N > 0
     if used.sum() < 2:
         return None
@@ -60,26 +96,18 @@ def weighted_pca(
     rows_ND = rows_ND[used].astype(np.float64)
     mean_D = share_N @ rows_ND
     scaled_ND = (rows_ND - mean_D) * np.sqrt(share_N)[:, None]
-    count, width = scaled_ND.shape
-    small = count < width
-    gram = scaled_ND @ scaled_ND.T if small else scaled_ND.T @ scaled_ND
-    variance, vectors = eigh(gram)
-    variance, vectors = np.maximum(variance[::-1], 0.0), vectors[:, ::-1]
-    total = float(variance.sum())
-    if total <= 1e-24 * max(float(mean_D @ mean_D), 1e-300):
-        return None
-    present = variance > 1e-12 * variance[0]
-    shares = variance[present] / variance[present].sum()
-    kept = min(int(present.sum()), components or width)
-    basis_DQ = vectors[:, :kept]
-    if small:
-        basis_DQ = np.linalg.qr(scaled_ND.T @ basis_DQ / np.sqrt(variance[:kept]))[0]
-    return Spectrum(
-        mean_D=mean_D,
-        basis_DQ=basis_DQ,
-        variances=variance[present],
-        effective_rank=math.exp(-float((shares * np.log(shares)).sum())),
-    )
+    small = scaled_ND.shape[0] < scaled_ND.shape[1]
+    return mean_D, scaled_ND, scaled_ND @ scaled_ND.T if small else scaled_ND.T @ scaled_ND
+
+
+def _leading(scaled_ND: np.ndarray, gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The leading components of rows, (D, Q), and their variances, best first."""
+    size = len(gram)
+    variance_Q, vectors = eigh(gram, subset_by_index=[size - count, size - 1])
+    variance_Q, vectors = variance_Q[::-1], vectors[:, ::-1]
+    if size < scaled_ND.shape[1]:
+        vectors = np.linalg.qr(scaled_ND.T @ vectors / np.sqrt(np.maximum(variance_Q, 1e-300)))[0]
+    return vectors, variance_Q
 
 
 def principal_angles(one_DR: np.ndarray, other_DR: np.ndarray) -> np.ndarray:
@@ -127,6 +155,7 @@ def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.n
     count = len(bases_EDR)
     distance_EE, overlap_EE = np.full((2, count, count), np.nan)
     have = [e for e, basis in enumerate(bases_EDR) if basis is not None]
+    bases_EDR = _within_their_span(bases_EDR)
     for place, a in enumerate(have):
         distance_EE[a, a], overlap_EE[a, a] = 0.0, 1.0
         others = have[place + 1 :]
@@ -143,6 +172,15 @@ def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.n
         ):  # fmt: skip
             name_EE[a, others] = name_EE[others, a] = values_P
     return distance_EE, overlap_EE
+
+
+def _within_their_span(bases_EDR: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    """The same subspaces in coordinates of what all of them span, where that is narrower."""
+    known = [basis for basis in bases_EDR if basis is not None]
+    if not known or sum(basis.shape[1] for basis in known) >= known[0].shape[0]:
+        return bases_EDR
+    frame = np.linalg.qr(np.concatenate(known, 1).astype(np.float64))[0]
+    return [None if basis is None else frame.T @ basis for basis in bases_EDR]
 
 
 def enough_tokens(count: float, rank: int) -> str | None:

@@ -20,14 +20,18 @@ from torch.nn import functional as F
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
-from moegeo_cli.errors import ProbeError
+from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.captures import CapturedRouter, Column
+from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.standins import StandIn
 
 NO_LOSS = "router inputs alone have no loss"
+NO_EXPERTS = "captured router inputs: no expert was run"
+SAME_INPUT = "experts of this type are given what their routers see: inputs stand for both"
+TAKEN_INPUT = "experts are taken to be given what their routers see, which nothing confirms"
 
 
 class LoneRouter(nn.Module):
@@ -152,6 +156,27 @@ class RoutersAlone(StandIn):
     def find_routers(self) -> list[Router]:
         """See `StandIn`."""
         return [lone.router for lone in self.lone if isinstance(lone, LoneRouter)]
+
+    def find_experts(
+        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
+    ) -> dict[str, ExpertBlock]:
+        """See `StandIn`: none of them is here to be asked.
+
+        Raises:
+            UnsupportedArchitectureError: they are given something else than what routers see.
+        """
+        first = routers[0].module
+        assert isinstance(first, LoneRouter)
+        architecture = first.architecture
+        if architecture.other_input is not None:
+            raise UnsupportedArchitectureError(
+                f"what experts of {architecture.text_type} are given is not what their routers see",
+                found=architecture.other_input,
+                hint="measure the model itself, without --captures",
+            )
+        note = SAME_INPUT if architecture.known else TAKEN_INPUT
+        self.notes = [n for n in self.notes if n != note] + [note]
+        return {r.path: ExpertBlock(r, r.module, "list", r.experts, NO_EXPERTS) for r in routers}
 
     def prepare(self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]) -> None:
         """Nothing to look at: rows do not influence each other."""

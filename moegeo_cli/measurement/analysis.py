@@ -17,8 +17,10 @@ from moegeo_cli.checkpoints.training import TrainingLog, read_training
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import BaselineError, MoegeoError, UsageError
 from moegeo_cli.geometry.resample import make_draws
+from moegeo_cli.lens_records import Lenses
 from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.history import add_history
+from moegeo_cli.measurement.lenses import find_lenses
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import (
@@ -53,6 +55,14 @@ class Analysis:
     keys: Mapping[str, str]
     baseline_keys: tuple[str, ...]
     fresh: Mapping[str, Measured]
+
+    def lenses(self) -> dict[str, Lenses]:
+        """What further commands measured of each checkpoint, by its path, from the store."""
+        source = self.measurement
+        return {
+            c.path: find_lenses(source.store, c.fingerprint, source.models)
+            for c in self.record.checkpoints
+        }
 
     def measured(self, relative: str) -> Measured:
         """A checkpoint's record and arrays, from memory or from the store."""
@@ -104,7 +114,7 @@ def measure_run(
     newest = folder.newest
     config, architecture = models.describe(newest.path)
     loaded = open_probe(folder, probe, max_tokens, models)
-    chosen = _choose(folder, steps, latest)
+    chosen = choose_checkpoints(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline, models)
     measurement = RunMeasurement(
         architecture, config, loaded, settings, store, progress, models, ranks
@@ -272,7 +282,7 @@ def _first_class(config: Mapping[str, Any]) -> str | None:
     return str(names[0]) if isinstance(names, list) and names else None
 
 
-def _choose(
+def choose_checkpoints(
     folder: RunFolder, steps: str | Sequence[int] | None, latest: bool
 ) -> list[CheckpointFolder]:
     """The checkpoints that were asked for, oldest first."""

@@ -148,17 +148,20 @@ def _spectra(
 
 
 def weight_cosines(experts: Experts) -> np.ndarray | None:
-    """Cosines of the experts' weights as they are stored, neurons unmatched; None if not known."""
+    """Cosines of the experts' weights as they are stored, neurons unmatched.
+
+    None if they are not known, or not in memory together.
+    """
     layout = experts.layout
-    if layout is None:
+    if layout is None or not all(stack.in_memory for stack in layout.stacks):
         return None
     count = experts.block.experts
     gram = torch.zeros(count, count, dtype=torch.float64)
     for stack in (*layout.inward, layout.outward):
-        stack = stack[:count]
-        rows = max(1, WEIGHT_BYTES // (4 * count * int(stack.shape[2])))
-        for start in range(0, int(stack.shape[1]), rows):
-            flat = stack[:, start : start + rows].float().flatten(1)
+        rows = max(1, WEIGHT_BYTES // (4 * count * stack.shape[1]))
+        for start in range(0, stack.shape[0], rows):
+            parts = [stack[e][start : start + rows].float().flatten() for e in range(count)]
+            flat = torch.stack(parts)
             gram += (flat @ flat.T).double().cpu()
     norm = gram.diagonal().clamp_min(1e-300).sqrt()
     return np.asarray((gram / (norm[:, None] * norm[None, :])).numpy())

@@ -17,12 +17,12 @@ from moegeo_cli.experts_records import ExpertLayerRecord
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.measurement.expert_alignment import Functions, measure_functions, output_rows
 from moegeo_cli.measurement.expert_metrics import (
-    COSINE,
     OVERLAP,
     describe_expert,
     layer_metrics,
     list_matrices,
     metric,
+    pair_alignment,
 )
 from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_subspaces import ExpertRows, Subspaces, measure_subspaces
@@ -52,15 +52,7 @@ class MeasuredLayer:
     def alignment(self, a: int, b: int) -> Metric:
         """The alignment of a pair, with its interval."""
         assert self.functions is not None
-        sums = self.functions.sums
-        value = sums.mean_EE[a, b]
-        draws_B = sums.draws_of(self.draws, np.array([a]), np.array([b]))[:, 0]
-        null = float(self.functions.null.mean_EE[a, b])
-        return metric(
-            Estimate(float(value), draws_B if len(draws_B) else None, int(sums.tokens_EE[a, b])),
-            COSINE,
-            null if np.isfinite(null) else None,
-        )
+        return pair_alignment(self.functions, self.draws, a, b)
 
     def overlap(self, a: int, b: int) -> Metric:
         """The overlap of a pair's input subspaces, with its interval."""
@@ -110,12 +102,13 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
         metrics=metrics,
         matrices=list_matrices(functions, inputs, outputs),
         expert=tuple(
-            describe_expert(e, tokens, functions, inputs, outputs, norm_E)
+            describe_expert(e, tokens, functions, inputs, outputs, norm_E, draws)
             for e in range(block.experts)
         ),
         coexist=_coexist(metrics),
         seen_alike_done_differently=None if alike is None else int(alike[0].sum()),
         seen_differently_done_alike=None if alike is None else int(alike[1].sum()),
+        null_limit=limit,
     )
     return MeasuredLayer(record, tokens, experts, functions, inputs, draws, limit)
 

@@ -201,7 +201,26 @@ def list_matrices(
                 f"distance_{name}": space.distance_EE,
                 f"distance_{name}_null": space.null_distance_EE,
             }
-    return {name: tuple(_round(row) for row in matrix) for name, matrix in found.items()}
+    return {name: tuple(round_row(row) for row in matrix) for name, matrix in found.items()}
+
+
+def pair_alignment(functions: Functions, draws: Draws, a: int, b: int) -> Metric:
+    """The alignment of two experts, with its interval and beside its null."""
+    sums, null = functions.sums, float(functions.null.mean_EE[a, b])
+    draws_B = sums.draws_of(draws, np.array([a]), np.array([b]))[:, 0]
+    estimate = Estimate(
+        float(sums.mean_EE[a, b]), draws_B if len(draws_B) else None, int(sums.tokens_EE[a, b])
+    )
+    return metric(estimate, COSINE, null if np.isfinite(null) else None)
+
+
+def find_nearest(functions: Functions | None, expert: int) -> int | None:
+    """The expert that is most aligned with one; None where no token counts for a pair with it."""
+    if functions is None:
+        return None
+    row_E = functions.sums.mean_EE[expert].copy()
+    row_E[expert] = np.nan
+    return int(np.nanargmax(row_E)) if np.isfinite(row_E).any() else None
 
 
 def describe_expert(
@@ -211,12 +230,14 @@ def describe_expert(
     inputs: Subspaces,
     outputs: Subspaces | None,
     norm_E: np.ndarray,
+    draws: Draws,
 ) -> ExpertRecord:
     """One expert's record."""
     singular = None if functions is None else functions.singular_ES[expert]
     fisher_E = tokens.fisher_trace_E
     spaces = [("inputs", inputs), *([("outputs", outputs)] if outputs is not None else [])]
     used = bool(tokens.tokens_E[expert])
+    nearest = find_nearest(functions, expert)
     return ExpertRecord(
         expert=expert,
         tokens=int(tokens.tokens_E[expert]),
@@ -236,6 +257,9 @@ def describe_expert(
         reasons=tuple(
             f"{name}: {space.reasons[expert]}" for name, space in spaces if space.reasons[expert]
         ),
+        nearest=nearest,
+        nearest_alignment=None if functions is None or nearest is None
+        else pair_alignment(functions, draws, expert, nearest),
     )  # fmt: skip
 
 
@@ -243,5 +267,6 @@ def _number(value: float) -> float | None:
     return float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None
 
 
-def _round(row: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:
+def round_row(row: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:
+    """Numbers at the length that lists and matrices have, null for what is not known."""
     return tuple(_number(float(value)) for value in row)

@@ -15,6 +15,7 @@ from moegeo_cli.geometry.grassmann import (
     Spectrum,
     enough_tokens,
     geodesic_distance,
+    leading_basis,
     leave_groups_out,
     overlap,
     pair_distances,
@@ -78,7 +79,8 @@ def measure_subspaces(
         spectrum, reason = _spectrum(rows.rows_ND, rows.weight_N, dimensions)
         spectra.append(spectrum)
         reasons.append(reason)
-    distance_EE, overlap_EE = pair_distances([_basis(s, dimensions) for s in spectra])
+    bases = [None if s is None else s.basis_DQ[:, :dimensions] for s in spectra]
+    distance_EE, overlap_EE = pair_distances(bases)
     nulls = np.array([
         pair_distances(_random_bases(experts, reasons, pool_PD, dimensions, [seed, draw]))
         for draw in range(NULL_DRAWS)
@@ -132,8 +134,11 @@ def _spectrum(
     return found, None
 
 
-def _basis(spectrum: Spectrum | None, rank: int) -> np.ndarray | None:
-    return None if spectrum is None else spectrum.basis_DQ[:, :rank]
+def _basis_of(rows_ND: np.ndarray, weight_N: np.ndarray, rank: int) -> np.ndarray | None:
+    """The subspace alone; None where there are too few tokens."""
+    if enough_tokens(int((weight_N > 0).sum()), rank):
+        return None
+    return leading_basis(rows_ND, weight_N, rank)
 
 
 def _random_bases(
@@ -153,8 +158,7 @@ def _random_bases(
         if reason is not None:
             found.append(None)
             continue
-        spectrum = _spectrum(pool_PD[chosen], weights, rank)[0]
-        found.append(_basis(spectrum, rank))
+        found.append(_basis_of(pool_PD[chosen], weights, rank))
     return found
 
 
@@ -163,7 +167,7 @@ def _halves(rows: ExpertRows, rank: int) -> tuple[float, float]:
     bases = []
     for half in (0, 1):
         mine = rows.group_N % 2 == half
-        basis = _basis(_spectrum(rows.rows_ND[mine], rows.weight_N[mine], rank)[0], rank)
+        basis = _basis_of(rows.rows_ND[mine], rows.weight_N[mine], rank)
         if basis is None:
             return np.nan, np.nan
         bases.append(basis)

@@ -14,7 +14,7 @@ import torch
 from moegeo_cli.fisher.accumulation import FisherAccumulator
 from moegeo_cli.geometry.scoring import find_scoring, probabilities
 from moegeo_cli.replay.expert_blocks import ExpertBlock
-from moegeo_cli.replay.plan import RouterTrace
+from moegeo_cli.replay.plan import Plan, RouterTrace
 
 # Rows of an expert's inputs or outputs behind one subspace: more cost time and add little.
 SUBSPACE_TOKENS = 1024
@@ -61,9 +61,8 @@ class LayerTokens:
 def gather_tokens(
     block: ExpertBlock,
     trace: RouterTrace,
-    rows_N: np.ndarray,
-    group_T: np.ndarray,
-    scoring: str,
+    plan: Plan,
+    sequence_T: np.ndarray,
     weights: str,
     device: torch.device,
     *,
@@ -74,9 +73,8 @@ def gather_tokens(
     Args:
         block: its experts.
         trace: what a replay left.
-        rows_N: the probe rows whose inputs were kept.
-        group_T: each probe row's group of sequences.
-        scoring: how logits become the routing distribution.
+        plan: of that replay: which inputs were kept, groups of sequences, scoring.
+        sequence_T: each probe row's sequence.
         weights: "topk" or "soft".
         device: where the experts are.
         hashed: whether the layer dispatches by token id.
@@ -84,7 +82,14 @@ def gather_tokens(
     selected, combine, x = trace.selected_TK, trace.weights_TK, trace.sample_x_MD
     if trace.problem or selected is None or combine is None or x is None:
         return trace.problem or "the experts were not called"
+    assert plan.sample_rows is not None
+    rows_N, group_T = plan.sample_rows, plan.groups_S[sequence_T]
+    if trace.rows is not None:  # a side of an encoder with its decoder: its own tokens alone
+        kept_N = np.isin(rows_N, trace.rows)
+        rows_N, x = rows_N[kept_N], x[kept_N]
+        selected, combine = selected[trace.rows], combine[trace.rows]
     logits_NE = trace.logits_TE[rows_N]
+    place_N = rows_N if trace.rows is None else np.searchsorted(trace.rows, rows_N)
     if not np.isfinite(x).all() or not np.isfinite(combine).all():
         return "the experts' inputs or weights are not finite"
     if not hashed and not np.isfinite(logits_NE).all():
@@ -93,13 +98,17 @@ def gather_tokens(
         return "the router hashes: it has no routing distribution to weigh by"
     count = block.experts
     dispatch_TE, combine_TE = _spread(selected, combine, trace.router.experts)
-    mass_NE = dispatch_TE[rows_N, :count].astype(np.float64)
-    weight_NE = combine_TE[rows_N, :count]
+    if block.renormalised:
+        combine_TE /= np.maximum(combine_TE.sum(1, keepdims=True), 1e-300)
+    mass_NE = dispatch_TE[place_N, :count].astype(np.float64)
+    weight_NE = combine_TE[place_N, :count]
     if block.scales_input:  # the weight is in the input already
         weight_NE = mass_NE
     if weights == "soft":
-        mass_NE = weight_NE = probabilities(logits_NE, scoring)[:, :count]
-    scale_NE = find_scoring(scoring).score(logits_NE)[:, :count] if block.scales_input else None
+        mass_NE = weight_NE = probabilities(logits_NE, plan.scoring)[:, :count]
+    scale_NE = (
+        find_scoring(plan.scoring).score(logits_NE)[:, :count] if block.scales_input else None
+    )
     total = combine_TE.sum()
     return LayerTokens(
         block=block,
@@ -112,7 +121,7 @@ def gather_tokens(
         tokens_E=dispatch_TE[:, :count].sum(0),
         load_E=dispatch_TE[:, :count].sum(0) / max(dispatch_TE.sum(), 1),
         mass_E=combine_TE[:, :count].sum(0) / (total if total > 0 else 1.0),
-        fisher_trace_E=None if hashed else _fisher_trace(trace, count),
+        fisher_trace_E=None if hashed else _fisher_trace(trace, count, len(selected)),
     )
 
 
@@ -130,7 +139,7 @@ def _spread(
     return dispatch, combine
 
 
-def _fisher_trace(trace: RouterTrace, count: int) -> np.ndarray | None:
-    """Trace of each router row's empirical Fisher, per token of the probe."""
+def _fisher_trace(trace: RouterTrace, count: int, tokens: int) -> np.ndarray | None:
+    """Trace of each router row's empirical Fisher, per token that the router sees."""
     found: FisherAccumulator | None = trace.fishers.get(("empirical", "position"))
-    return None if found is None else found.totals()[0].sum(1)[:count] / len(trace.logits_TE)
+    return None if found is None else found.totals()[0].sum(1)[:count] / tokens

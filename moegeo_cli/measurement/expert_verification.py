@@ -25,7 +25,7 @@ from moegeo_cli.measurement.expert_candidates import (
 )
 from moegeo_cli.measurement.expert_layers import MeasuredLayer
 from moegeo_cli.measurement.expert_metrics import metric
-from moegeo_cli.records import Metric
+from moegeo_cli.records import Metric, layer_name
 from moegeo_cli.replay.expert_functions import Experts
 from moegeo_cli.replay.expert_surgery import merge, restored, silence
 
@@ -154,7 +154,8 @@ def _shuffled(entries: list[C], generator: np.random.Generator) -> list[C]:
 
 
 def _name(layers: Sequence[MeasuredLayer], place: int, experts: str) -> str:
-    return f"layer {layers[place].record.layer}: {experts}"
+    record = layers[place].record
+    return f"layer {layer_name(record.layer, record.router)}: {experts}"
 
 
 def _trial(action: str, choice: str, names: tuple[str, ...], found: list[Estimate]) -> list[Trial]:

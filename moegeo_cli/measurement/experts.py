@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -21,10 +21,9 @@ from torch import nn
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.experts_records import ExpertsRecord, Verification
 from moegeo_cli.geometry.estimates import ratio_of_sums
-from moegeo_cli.geometry.resample import group_sequences, make_draws
+from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
 from moegeo_cli.measurement.analysis import PACKAGES
 from moegeo_cli.measurement.expert_candidates import LISTED, merge_candidates, prune_candidates
 from moegeo_cli.measurement.expert_layers import MeasuredLayer, measure_layer
@@ -32,21 +31,24 @@ from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_tokens import gather_tokens
 from moegeo_cli.measurement.expert_verification import verify
 from moegeo_cli.measurement.measurer import Measurer, sample_rows
-from moegeo_cli.measurement.ready import OTHERS, UNPADDED
+from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.ready import Ready, say_notes
 from moegeo_cli.measurement.run import Listener
-from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
-from moegeo_cli.replay.batches import carries_state
 from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
-from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
-from moegeo_cli.replay.session import replay
+from moegeo_cli.replay.routers import Router
+from moegeo_cli.replay.standins import StandIn
 
 # Inputs are wide: never more tokens, nor more bytes of them over all layers.
 KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
 NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
+NOTHING_TO_CHANGE = "--verify was left out: no experts' weights are in a form that can be changed"
+NO_LABELS = "--verify needs labels in the probe, and was left out"
 NO_EXPERTS = "no module of experts was found beside the router"
+EMPIRICAL = ("empirical", "position")
 
 
 def measure_experts(
@@ -55,6 +57,7 @@ def measure_experts(
     config: dict[str, Any],
     probe: Probe,
     settings: ExpertSettings,
+    models: Models,
     listener: Listener | None = None,
 ) -> ExpertsRecord:
     """Measure the experts of one checkpoint.
@@ -65,62 +68,37 @@ def measure_experts(
         config: the parsed config.json.
         probe: the probe, tokenised.
         settings: how to measure.
+        models: what model this is.
         listener: hears of progress.
 
     Raises:
-        UnsupportedArchitectureError: no router, a scoring that is not known, or an encoder with a
-            decoder.
+        UnsupportedArchitectureError: no router, or a scoring that is not known.
     """
-    if architecture.scoring is None:
-        raise UnsupportedArchitectureError(
-            f"the scoring function of {architecture.model_type} is not known",
-            hint="report this model type, with its config.json",
-        )
-    if architecture.encoder_decoder:
-        raise UnsupportedArchitectureError(
-            f"{architecture.model_type} has an encoder and a decoder: its experts are not read yet",
-            hint="`moegeo analyze` measures its routers",
-        )
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(architecture, config, probe, groups_S, settings.replay)
-    source, device = measurer.source(checkpoint.path), measurer.device
-    model = source.load(checkpoint.path)
-    manner = source.manner
-    routers = find_routers(model)
-    asked = [r for r in routers if settings.layers is None or r.layer in settings.layers]
-    if not asked:
-        raise UnsupportedArchitectureError(
-            "no router to measure",
-            found=f"routers in layers {sorted({r.layer for r in routers})}",
-            hint="choose --layers among these",
-        )
-    blocks = {r.path: find_experts(model, r) for r in asked}
-    if listener:
-        listener.begin(checkpoint.relative, 1 + len(asked))
-        listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
-    rows_N = _kept_rows(asked, probe.tokens, settings.seed)
-    outcome = replay(
-        model, asked, _token_ids(probe), [s.labels for s in probe.sequences],
-        Plan(
-            fishers=(CATEGORICAL, ("empirical", "position")),
-            groups_S=groups_S,
-            unselected=architecture.unselected_gradient,
-            scoring=architecture.scoring,
-            batch_size=settings.batch_size,
-            batch_tokens=manner.batch_tokens,
-            mixed_lengths=not carries_state(model),
-            sample_rows=rows_N,
+    measurer = Measurer(architecture, config, probe, groups_S, settings.replay, models)
+    blocks: dict[str, ExpertBlock | None] = {}
+
+    def adapt(ready: Ready, plan: Plan) -> Plan:
+        blocks.update(_find_blocks(ready, measurer))
+        if listener:
+            listener.begin(checkpoint.relative, 1 + len(ready.asked), "part")
+            listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
+        return dataclasses.replace(
+            plan,
+            fishers=(CATEGORICAL, EMPIRICAL) if _no_loss(ready.model) is None else (CATEGORICAL,),
+            sample_rows=_kept_rows(ready.asked, probe.tokens, settings.seed),
             input_modules=_input_modules(blocks),
-            seed=settings.seed,
-        ),
-        progress=listener.advance if listener else None,
-        kind=manner.kind,
-    )  # fmt: skip
+        )
+
+    ready, outcome, plan = measurer.replay(
+        checkpoint.path, adapt, listener.advance if listener else None
+    )
     draws = make_draws(groups_S, settings.seed)
-    skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
+    manner = measurer.manner
+    skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
     layers: list[MeasuredLayer] = []
     streamed = manner.kind is not None
-    with _one_by_one(model):
+    with _one_by_one(ready.model):
         for trace in outcome.traces:
             path = trace.router.path
             block = blocks[path]
@@ -130,25 +108,22 @@ def measure_experts(
                 skipped[path] = NO_EXPERTS
                 continue
             tokens = gather_tokens(
-                block, trace, rows_N, groups_S[outcome.sequence_T], architecture.scoring,
-                settings.weights, device, hashed=trace.router.layer in architecture.hash_layers,
+                block, trace, plan, outcome.sequence_T, settings.weights, measurer.device,
+                hashed=trace.router.layer in architecture.hash_layers,
             )  # fmt: skip
             if isinstance(tokens, str):
                 skipped[path] = tokens
                 continue
-            with source.holding(path):
+            with measurer.source(checkpoint.path).holding(path):
                 layer = measure_layer(tokens, draws, settings)
             # Weights that only pass through are not held on to.
             layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)
-    verification = None
-    if settings.verify and layers and not streamed:
-        verification = verify(
-            layers, _losses(model, probe, outcome), outcome.loss_tokens_S, draws,
-            settings.verify, settings.seed,
-        )  # fmt: skip
-    whole = len(layers) == len(routers) and all(x.functions is not None for x in layers)
+    verification, why_not = None, None
+    if settings.verify:
+        verification, why_not = _verify(measurer, ready, outcome, plan, layers, draws, settings)
+    whole = len(layers) == len(ready.routers) and all(x.functions is not None for x in layers)
     count = max(LISTED, settings.verify)
-    assert outcome.loss_S is not None
+    assert plan.sample_rows is not None
     return ExpertsRecord(
         status="complete" if whole else "partial",
         versions={"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}},
@@ -160,30 +135,70 @@ def measure_experts(
         settings={
             **dataclasses.asdict(settings),
             "max_tokens": probe.tokens,
-            "kept_tokens": len(rows_N),
-            "device": device.type,
+            "kept_tokens": len(plan.sample_rows),
+            "device": measurer.device.type,
             "dtype": str(measurer.dtype).removeprefix("torch."),
             "batch_size": outcome.batch_size,
-            "threads": torch.get_num_threads() if device.type == "cpu" else None,
+            "threads": torch.get_num_threads() if measurer.device.type == "cpu" else None,
             "reweighting": settings.weights == "soft",
         },
-        coverage=Coverage(len(routers), len(layers), skipped),
-        loss=ratio_of_sums(outcome.loss_S, outcome.loss_tokens_S, draws).metric("loss"),
+        coverage=Coverage(len(ready.routers), len(layers), skipped),
+        loss=_loss(ready, outcome, draws).metric("loss"),
         layers=tuple(layer.record for layer in layers),
         merge_candidates=merge_candidates(layers, count),
         prune_candidates=prune_candidates(layers, count),
         verification=verification,
-        notes=(
-            *manner.notes,
-            *outcome.notes,
-            *([OTHERS.format(len(others))] if (others := find_other_routers(model)) else []),
-            *([UNPADDED] if carries_state(model) else []),
-            *([NOT_IN_MEMORY] if settings.verify and streamed else []),
-        ),
+        notes=(*say_notes(ready, manner, outcome, probe), *([why_not] if why_not else [])),
     )
 
 
-def _kept_rows(routers: list[Router], tokens: int, seed: int) -> np.ndarray:
+def _find_blocks(ready: Ready, measurer: Measurer) -> dict[str, ExpertBlock | None]:
+    """The experts of each router that is asked for."""
+    if isinstance(ready.model, StandIn):
+        return dict(ready.model.find_experts(ready.asked, measurer.inputs))
+    return {router.path: find_experts(ready.model, router) for router in ready.asked}
+
+
+def _no_loss(model: nn.Module) -> str | None:
+    """Why there is no loss; None where there is one."""
+    return model.no_loss if isinstance(model, StandIn) else None
+
+
+def _loss(ready: Ready, outcome: Replay, draws: Draws) -> Estimate:
+    """The probe's loss a token."""
+    reason = _no_loss(ready.model)
+    if reason is not None or outcome.loss_S is None:
+        return missing(reason or "no loss was taken", 0)
+    return ratio_of_sums(outcome.loss_S, outcome.loss_tokens_S, draws)
+
+
+def _verify(
+    measurer: Measurer,
+    ready: Ready,
+    outcome: Replay,
+    plan: Plan,
+    layers: Sequence[MeasuredLayer],
+    draws: Draws,
+    settings: ExpertSettings,
+) -> tuple[Verification | None, str | None]:
+    """The trials of `--verify`, or why there are none."""
+    if measurer.manner.kind is not None:
+        return None, NOT_IN_MEMORY
+    if not any(layer.experts is not None and layer.experts.layout for layer in layers):
+        return None, NOTHING_TO_CHANGE
+    if not outcome.loss_tokens_S.any() or outcome.loss_S is None:
+        return None, NO_LABELS
+
+    def losses() -> np.ndarray:
+        labels = [s.labels for s in measurer.probe.sequences]
+        return sequence_losses(ready.model, measurer.inputs, labels, plan, outcome.batch_size)
+
+    return verify(
+        layers, losses, outcome.loss_tokens_S, draws, settings.verify, settings.seed
+    ), None  # fmt: skip
+
+
+def _kept_rows(routers: Sequence[Router], tokens: int, seed: int) -> np.ndarray:
     """The probe rows whose inputs are kept: the same for every layer."""
     width = sum(int(r.weight_ED.shape[1]) for r in routers)
     return sample_rows(tokens, max(16, min(KEPT_TOKENS, KEPT_BYTES // (4 * width))), seed)
@@ -201,23 +216,15 @@ def _input_modules(blocks: dict[str, ExpertBlock | None]) -> dict[str, nn.Module
 @contextlib.contextmanager
 def _one_by_one(model: Any) -> Iterator[None]:
     """Experts computed one by one: grouped products have no second derivative, and need widths."""
-    before = getattr(model.config, "_experts_implementation", None)
-    model.set_experts_implementation("eager")
+    inner = getattr(model, "inner", model)
+    change = getattr(inner, "set_experts_implementation", None)
+    before = getattr(getattr(inner, "config", None), "_experts_implementation", None)
+    if change is None:
+        yield
+        return
+    change("eager")
     try:
         yield
     finally:
         if before is not None and not getattr(model, "_moegeo_eager", False):
-            model.set_experts_implementation(before)
-
-
-def _token_ids(probe: Probe) -> list[np.ndarray]:
-    """Token ids by sequence: a checkpoint's own model takes nothing else."""
-    return [s.input_ids for s in probe.sequences if not isinstance(s, Sample)]
-
-
-def _losses(model: nn.Module, probe: Probe, outcome: Replay) -> Callable[[], np.ndarray]:
-    """The probe's loss by sequence, of the model as it stands, in the batches of the replay."""
-    ids = _token_ids(probe)
-    labels = [s.labels for s in probe.sequences]
-    mixed = not carries_state(model)
-    return lambda: sequence_losses(model, ids, labels, outcome.batch_size, mixed_lengths=mixed)
+            change(before)

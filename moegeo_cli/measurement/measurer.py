@@ -138,12 +138,49 @@ class Measurer:
         """
         self._replay(give, None)
 
+    def replay(
+        self,
+        path: Path,
+        adapt: Callable[[Ready, Plan], Plan],
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Ready, Replay, Plan]:
+        """Load a checkpoint's weights and replay the probe for another purpose.
+
+        Args:
+            path: the checkpoint.
+            adapt: the plan of such a pass, from the usual one and what was found ready.
+            progress: hears how many tokens were replayed.
+
+        Raises: what loading and replaying raise.
+        """
+        return self._replay(partial(self.load, path), progress, adapt)
+
+    def replay_model(
+        self, model: nn.Module, adapt: Callable[[Ready, Plan], Plan]
+    ) -> tuple[Ready, Replay, Plan]:
+        """The same through a model as it stands.
+
+        Args:
+            model: the model, whole in memory.
+            adapt: the plan of such a pass.
+
+        Raises: what replaying raises.
+        """
+        return self._replay(lambda: model, None, adapt)
+
+    @property
+    def inputs(self) -> list[np.ndarray] | list[Sample]:
+        """The probe's sequences as a replay takes them: token ids, or samples."""
+        samples = [s for s in self.probe.sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in self.probe.sequences if not isinstance(s, Sample)]
+        return samples or ids
+
     def _measure(
         self, give: Callable[[], nn.Module], path: Path, progress: Callable[[int], None] | None
     ) -> CheckpointArrays:
-        ready, outcome = self._replay(give, progress)
+        ready, outcome, _ = self._replay(give, progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
-        tokens, manner = self.probe.tokens, self._manner
+        tokens, manner = self.probe.tokens, self.manner
         if manner.terms is not None:
             self.memory = say_memory(manner.terms, peak_bytes(self.device))
         adam = self._adam(model, path, asked)
@@ -178,24 +215,26 @@ class Measurer:
         )
 
     @property
-    def _manner(self) -> Manner:
+    def manner(self) -> Manner:
+        """How the models of the source are replayed."""
         return self._source.manner if self._source is not None else Manner()
 
     def _replay(
-        self, give: Callable[[], nn.Module], progress: Callable[[int], None] | None
-    ) -> tuple[Ready, Replay]:
+        self,
+        give: Callable[[], nn.Module],
+        progress: Callable[[int], None] | None,
+        adapt: Callable[[Ready, Plan], Plan] | None = None,
+    ) -> tuple[Ready, Replay, Plan]:
         """The model that `give` gives, and the probe's pass through it."""
         if self.ranks is None:
             ready = self._prepare(give)
         else:
             ready = self.ranks.together(partial(self._prepare, give))
             self.ranks.require_same("the routers' weights", digest(ready.routers))
-        sequences, manner, model = self.probe.sequences, self._manner, ready.model
-        samples = [s for s in sequences if isinstance(s, Sample)]
-        ids = [s.input_ids for s in sequences if not isinstance(s, Sample)]
+        sequences, manner, model = self.probe.sequences, self.manner, ready.model
         own, alone = isinstance(model, StandIn), False
         if isinstance(model, StandIn):
-            model.prepare(ready.asked, samples or ids)
+            model.prepare(ready.asked, self.inputs)
             alone = model.alone
         splits = [s.source for s in sequences if not isinstance(s, Sample)]
         assert self.architecture.scoring is not None
@@ -211,10 +250,13 @@ class Measurer:
             sample_rows=self._input_rows(ready.asked, self.probe.tokens),
             seed=self.settings.seed,
         )
-        return ready, replay(
-            model, ready.asked, samples or ids, [s.labels for s in sequences], plan,
+        if adapt is not None:
+            plan = adapt(ready, plan)
+        outcome = replay(
+            model, ready.asked, self.inputs, [s.labels for s in sequences], plan,
             progress=progress, kind=manner.kind, ranks=self.ranks,
         )  # fmt: skip
+        return ready, outcome, plan
 
     def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
         return prepare(give(), self.architecture, self.settings.layers)

@@ -13,10 +13,13 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.records import RunRecord
 from moegeo_cli.store.cache import FOLDER, Store
 
 if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
+
+NOT_KEPT = "measurements were not kept: {}"
 
 
 def measure_path(
@@ -47,15 +50,20 @@ def measure_path(
     """
     _refuse_together(shared["settings"], models, baseline, shared["ranks"])
     folder = models.open(path)
-    store = Store(_store_folder(folder, cache_dir) if cache else None)
+    store = open_store(folder, cache, cache_dir)
     measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
                            models=models, **shared)  # fmt: skip
     if store.problem is None:
         return measured
-    run = measured.record
-    notes = [*run.run["notes"], f"measurements were not kept: {store.problem}"]
-    run = dataclasses.replace(run, run={**run.run, "notes": notes})
+    run = add_notes(measured.record, [NOT_KEPT.format(store.problem)])
     return dataclasses.replace(measured, record=run)
+
+
+def add_notes(run: RunRecord, notes: Sequence[str]) -> RunRecord:
+    """The run with further notes on how it was measured."""
+    if not notes:
+        return run
+    return dataclasses.replace(run, run={**run.run, "notes": [*run.run["notes"], *notes]})
 
 
 def _refuse_together(
@@ -73,6 +81,11 @@ def _refuse_together(
                 found=f"{one} with {other}",
                 hint="leave one of the two out",
             )
+
+
+def open_store(folder: RunFolder, cache: bool, cache_dir: Path | str | None) -> Store:
+    """The measurements that are kept of a run; one that keeps nothing without `cache`."""
+    return Store(_store_folder(folder, cache_dir) if cache else None)
 
 
 def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:

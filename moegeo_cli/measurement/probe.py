@@ -64,7 +64,7 @@ def open_probe(
         vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
         tokenizer_dir=_tokenizer_place(folder.newest),
         max_tokens=max_tokens or _enough_tokens(folder, architecture),
-        max_length=_context(config),
+        max_length=context_of(config),
         samples=models.samples,
     )
     return loaded.as_pairs() if architecture.encoder_decoder else loaded
@@ -88,6 +88,7 @@ def vocabulary_of(config: Mapping[str, Any]) -> int:
     return size
 
 
-def _context(config: Mapping[str, Any]) -> int | None:
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence that a config.json allows; None where it does not say."""
     length = text_config(config).get("max_position_embeddings")
     return length if isinstance(length, int) else None

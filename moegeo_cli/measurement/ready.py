@@ -73,7 +73,7 @@ def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> li
     return [
         *manner.notes,
         *(ready.model.notes if isinstance(ready.model, StandIn) else ()),
-        *describe_choice(outcome.traces),
+        *describe_choice(outcome.traces, held=outcome.loss_S is not None),
         *outcome.notes,
         *([UNPADDED] if ready.stateful else []),
         *pairs,

@@ -1,7 +1,8 @@
 """The experts of a router: the module that computes them, and each one as a function of x.
 
 An expert is asked for by calling the model's own module with a routing that chooses it alone,
-whatever the architecture: what a closed form says is held to that.
+whatever the architecture: what a closed form says is held to that. A user's own model is asked
+through the block that holds router and experts (`own_experts.py`).
 
 Legend: N tokens, D width of an expert's input, O of its output, E experts.
 """
@@ -9,6 +10,8 @@ Legend: N tokens, D width of an expert's input, O of its output, E experts.
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +29,12 @@ class ExpertBlock:
 
     `module` computes them, or is the block that holds their two layers. `form` says how it is
     called: "routed" (x, indices, weights), "stacked" (each expert's copy of x, already scaled),
-    "sorted" (tokens by expert through two layers of the block) or "list" (a module each).
-    `experts` counts those that do work: experts without any stand behind them. `problem` says why
-    they are not functions of one token, and then nothing but what they are given is measured.
+    "sorted" (tokens by expert through two layers of the block), "list" (a module each) or "block"
+    (a user's block, through `ask`). `experts` counts those that do work: experts without any stand
+    behind them. `problem` says why they are not functions of one token, and then nothing but what
+    they are given is measured. `members` are the modules of the experts, where each has its own;
+    `stacked` the parameters that hold a row of a user's block an expert. `renormalised`: the block
+    divides the weights that its router's scores give by their sum.
     """
 
     router: Router
@@ -36,6 +42,10 @@ class ExpertBlock:
     form: str
     experts: int
     problem: str | None = None
+    members: tuple[nn.Module, ...] | None = None
+    stacked: tuple[str, ...] = ()
+    ask: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    renormalised: bool = False
 
     @property
     def scales_input(self) -> bool:
@@ -51,9 +61,11 @@ class ExpertBlock:
         """f_e(x), by the model's own code and in its own dtype: shape (N, O)."""
         if not len(x_ND):  # modules disagree on what nothing gives
             return self.call(expert, x_ND.new_zeros(1, x_ND.shape[1]))[:0]
+        if self.ask is not None:
+            return self.ask(expert, x_ND)
         if self.form == "list":
-            assert isinstance(self.module, nn.ModuleList)
-            return self.module[expert](x_ND)
+            assert self.members is not None
+            return self.members[expert](x_ND)
         if self.form == "stacked":
             slots = [torch.zeros_like(x_ND)] * self.experts
             slots[expert] = x_ND
@@ -91,10 +103,23 @@ def find_experts(model: nn.Module, router: Router) -> ExpertBlock | None:
 
 
 def _describe(router: Router, module: nn.Module) -> ExpertBlock:
-    if isinstance(module, nn.ModuleList):
-        return ExpertBlock(router, module, "list", min(len(module), router.experts))
+    members = list_members(module)
+    if members is not None:
+        count = min(len(members), router.experts)
+        return ExpertBlock(router, module, "list", count, members=members[:count])
     stacks = [p for p in module.parameters() if p.ndim == 3]
     count = min((int(p.shape[0]) for p in stacks), default=router.experts)
     arguments = len(inspect.signature(module.forward).parameters)
     form = "routed" if arguments >= 3 else "stacked"
     return ExpertBlock(router, module, form, min(count, router.experts))
+
+
+def list_members(module: nn.Module) -> tuple[nn.Module, ...] | None:
+    """The experts of a list or a dictionary of modules, in the order of their numbers."""
+    if isinstance(module, nn.ModuleList):
+        return tuple(module)
+    if not isinstance(module, nn.ModuleDict):
+        return None
+    numbered = [(int(n[0]), child) for name, child in module.items()
+                if (n := re.findall(r"\d+$", name))]  # fmt: skip
+    return tuple(child for _, child in sorted(numbered, key=lambda entry: entry[0])) or None

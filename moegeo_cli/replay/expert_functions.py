@@ -56,10 +56,10 @@ class NeuronExpert:
         parts = [p[expert].float() for p in layout.inward]
         self.in_RD = parts[0] if len(parts) == 1 else torch.cat(parts)
         self.out_OF = layout.outward[expert].float()
-        self.bias_O = None if layout.bias_EO is None else layout.bias_EO[expert].float()
+        self.bias_O = None if layout.bias_out is None else layout.bias_out[expert].float()
         pre_NR = x_ND.float() @ self.in_RD.T
-        if layout.bias_ER is not None:
-            pre_NR = pre_NR + layout.bias_ER[expert].float()
+        if layout.bias_in:
+            pre_NR = pre_NR + torch.cat([bias[expert].float() for bias in layout.bias_in])
         with torch.enable_grad():
             pre_NR = pre_NR.detach().requires_grad_(True)
             inner_NF = layout.inner(pre_NR)
@@ -188,35 +188,41 @@ def open_experts(block: ExpertBlock, x_ND: torch.Tensor) -> Experts:
         block: the experts.
         x_ND: inputs that reach them; a few serve for the comparison.
     """
-    tokens = x_ND[:CHECKED_TOKENS]
     width = int(x_ND.shape[1])
+    shown = [_Shown(block, e, x_ND[:CHECKED_TOKENS]) for e in sorted({0, block.experts - 1})]
     for layout in possible_layouts(block, width):
-        if all(_agrees(block, layout, e, tokens) for e in {0, block.experts - 1}):
+        if all(one.agrees(layout) for one in shown):
             return Experts(block, layout, width)
     return Experts(block, None, width)
 
 
-def _agrees(block: ExpertBlock, layout: Layout, expert: int, x_ND: torch.Tensor) -> bool:
-    """Whether a closed form gives the module's own values and its derivatives by autograd."""
-    called = CalledExpert(block, expert, x_ND)
-    half = called.x_ND.dtype.itemsize < 4
-    limit = AGREEMENT_HALF if half else AGREEMENT
-    try:
-        form = NeuronExpert(layout, expert, called.x_ND)
-        expected = called.values()
-        if form.values().shape != expected.shape:
-            return False
+class _Shown:
+    """What the module itself gives for one expert at a few tokens: values and derivatives."""
+
+    def __init__(self, block: ExpertBlock, expert: int, x_ND: torch.Tensor) -> None:
+        called = CalledExpert(block, expert, x_ND)
+        self.expert, self.x_ND = expert, called.x_ND
+        self.limit = AGREEMENT_HALF if called.x_ND.dtype.itemsize < 4 else AGREEMENT
+        self.values_NO = called.values()
         generator = torch.Generator().manual_seed(0)
-        u = torch.randn(*expected.shape, generator=generator).to(expected)[:, None]
-        v = torch.randn(len(x_ND), 1, x_ND.shape[1], generator=generator).to(expected)
-        pairs = (
-            (form.values(), expected),
-            (form.pull(u), called.pull(u)),
-            (form.push(v), called.push(v)),
-        )
-        return all(_close(a, b, limit) for a, b in pairs)
-    except (RuntimeError, TypeError, ValueError, IndexError):
-        return False
+        shape = self.values_NO.shape
+        self.u = torch.randn(*shape, generator=generator).to(self.values_NO)[:, None]
+        self.v = torch.randn(len(x_ND), 1, x_ND.shape[1], generator=generator).to(self.values_NO)
+        self.pulled, self.pushed = called.pull(self.u), called.push(self.v)
+
+    def agrees(self, layout: Layout) -> bool:
+        """Whether a closed form gives the same."""
+        try:
+            form = NeuronExpert(layout, self.expert, self.x_ND)
+            values_NO = form.values()
+            return (
+                values_NO.shape == self.values_NO.shape
+                and _close(values_NO, self.values_NO, self.limit)
+                and _close(form.pull(self.u), self.pulled, self.limit)
+                and _close(form.push(self.v), self.pushed, self.limit)
+            )
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            return False
 
 
 def _disturbance(width: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

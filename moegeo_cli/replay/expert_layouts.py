@@ -1,4 +1,4 @@
-"""Where the weights of experts lie in a module: the layouts that transformers' models use.
+"""Where the weights of experts lie: the layouts that transformers' models use, and users' own.
 
 Legend: D width of the input, O of the output, F inner neurons, R rows of the inward map (2F with
 a gate), E experts.
@@ -6,29 +6,72 @@ a gate), E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from moegeo_cli.replay.expert_blocks import ExpertBlock
 
 Inner = Callable[[torch.Tensor], torch.Tensor]
+# Tried on experts that keep theirs nowhere: one that is not theirs does not pass the comparison.
+COMMON: Mapping[str, Inner] = {
+    "SiLU": F.silu,
+    "GELU": F.gelu,
+    "GELU by tanh": partial(F.gelu, approximate="tanh"),
+    "ReLU": F.relu,
+    "squared ReLU": lambda pre: F.relu(pre).square(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A matrix (or a bias) of every expert: views of the live parameters, one at a time.
+
+    `source` is indexed by expert. `turned`: the matrices lie the other way round.
+    """
+
+    source: Any
+    turned: bool = False
+
+    def __getitem__(self, expert: int) -> torch.Tensor:
+        found: torch.Tensor = self.source[expert]
+        return found.T if self.turned else found
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one expert's."""
+        source = self.source
+        own = tuple(source[0].shape) if isinstance(source, list) else tuple(source.shape[1:])
+        return own[::-1] if self.turned else own
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of it is there, and not read expert by expert."""
+        return isinstance(self.source, list | torch.Tensor)
+
+    def turn(self) -> Stack:
+        """The same, the other way round."""
+        return Stack(self.source, not self.turned)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where an expert's weights lie in a module, and which inner function joins them.
 
-    `inward` are stacks of (R, D) by expert, one or, gate and up apart, two; `outward` a stack of
-    (O, F). `interleaved`: gate and up rows alternate. All are views of the live parameters.
+    `inward` are stacks of (R, D), one or, gate and up apart, two, each with its bias or none has
+    one; `outward` is a stack of (O, F). `interleaved`: gate and up rows alternate.
     """
 
-    inward: tuple[torch.Tensor, ...]
-    bias_ER: torch.Tensor | None
-    outward: torch.Tensor
-    bias_EO: torch.Tensor | None
+    inward: tuple[Stack, ...]
+    bias_in: tuple[Stack, ...]
+    outward: Stack
+    bias_out: Stack | None
     inner: Inner
     interleaved: bool
     name: str
@@ -36,29 +79,31 @@ class Layout:
     @property
     def neurons(self) -> int:
         """F."""
-        return int(self.outward.shape[2])
+        return self.outward.shape[1]
 
     @property
     def gated(self) -> bool:
         """Whether each neuron has a gate beside its own row."""
-        return sum(int(part.shape[1]) for part in self.inward) == 2 * self.neurons
+        return sum(stack.shape[0] for stack in self.inward) == 2 * self.neurons
+
+    @property
+    def stacks(self) -> list[Stack]:
+        """All there are."""
+        last = [] if self.bias_out is None else [self.bias_out]
+        return [*self.inward, *self.bias_in, self.outward, *last]
 
     def rows(self, expert: int) -> list[torch.Tensor]:
         """Views of W_i by role, each (F, D): gate and up, or the one that there is."""
-        if len(self.inward) == 2 or not self.gated:
-            return [part[expert] for part in self.inward]
-        whole = self.inward[0][expert]
-        if self.interleaved:
-            return [whole[::2], whole[1::2]]
-        return [whole[: self.neurons], whole[self.neurons :]]
+        return self._roles(self.inward, expert)
 
     def bias_rows(self, expert: int) -> list[torch.Tensor]:
         """Views of b_i by the same roles; empty without biases."""
-        if self.bias_ER is None:
-            return []
-        whole = self.bias_ER[expert]
-        if not self.gated:
-            return [whole]
+        return self._roles(self.bias_in, expert)
+
+    def _roles(self, stacks: tuple[Stack, ...], expert: int) -> list[torch.Tensor]:
+        if len(stacks) != 1 or not self.gated:
+            return [stack[expert] for stack in stacks]
+        whole = stacks[0][expert]
         if self.interleaved:
             return [whole[::2], whole[1::2]]
         return [whole[: self.neurons], whole[self.neurons :]]
@@ -71,62 +116,121 @@ def possible_layouts(block: ExpertBlock, width: int) -> Iterator[Layout]:
         block: the experts.
         width: of their inputs.
     """
-    stacks = _stacks(block)
-    if stacks is None:
+    for inward, bias_in, outward, bias_out in _arrangements(block):
+        for inner, interleaved, gated, name in _inner_functions(block):
+            for turns in itertools.product((False, True), repeat=len(inward) + 1):
+                *ins, out = (s.turn() if t else s for s, t in zip((*inward, outward), turns))  # noqa: B905
+                rows = sum(stack.shape[0] for stack in ins)
+                neurons = out.shape[1] * (2 if gated else 1)
+                if rows == neurons and all(stack.shape[1] == width for stack in ins):
+                    yield Layout(tuple(ins), bias_in, out, bias_out, inner, interleaved, name)
+
+
+# Inward maps, their biases, the outward map, its bias.
+Arrangement = tuple[tuple[Stack, ...], tuple[Stack, ...], Stack, Stack | None]
+
+
+def _arrangements(block: ExpertBlock) -> Iterator[Arrangement]:
+    """Which matrices may lead into an expert and which out of it."""
+    if block.members is None and block.form != "block":
+        yield from _by_name(block)
         return
-    inward, outward, biases = stacks
-    for inner, interleaved, name in _inner_functions(block.module):
-        for turned in (False, True):
-            ins = tuple(p.transpose(1, 2) if turned else p for p in inward)
-            for out_turned in (turned, not turned):
-                out = outward.transpose(1, 2) if out_turned else outward
-                rows = sum(int(p.shape[1]) for p in ins)
-                neurons = int(out.shape[2])
-                if all(p.shape[2] == width for p in ins) and rows in (neurons, 2 * neurons):
-                    yield Layout(ins, biases[0], out, biases[1], inner, interleaved, name)
+    matrices, biases = _by_shape(block)
+    for names in itertools.permutations(matrices):
+        if len(names) not in (2, 3):
+            return
+        *ins, out = names
+        stacks = tuple(matrices[name] for name in ins)
+        own = [biases[name] for name in ins if name in biases]
+        if len(own) in (0, len(ins)):
+            yield stacks, tuple(own), matrices[out], biases.get(out)
 
 
-Stacks = tuple[
-    tuple[torch.Tensor, ...], torch.Tensor, tuple[torch.Tensor | None, torch.Tensor | None]
-]
+def _by_shape(block: ExpertBlock) -> tuple[dict[str, Stack], dict[str, Stack]]:
+    """An expert's matrices by name, and the biases of those that have one."""
+    if block.members is not None:
+        tables = [dict(member.named_parameters()) for member in block.members]
+        found = {name: Stack([table[name] for table in tables]) for name in tables[0]}
+    else:
+        named = dict(block.module.named_parameters())
+        found = {name: Stack(named[name]) for name in block.stacked}
+    matrices = {name: stack for name, stack in found.items() if len(stack.shape) == 2}
+    biases = {name: stack for name, stack in found.items() if len(stack.shape) == 1}
+    return matrices, {
+        name: bias
+        for name in matrices
+        for other, bias in biases.items()
+        if other in _bias_names(name)
+    }
 
 
-def _stacks(block: ExpertBlock) -> Stacks | None:
-    """Stacks of the inward and outward maps by expert, and their biases."""
-    named = dict(block.module.named_parameters())
+def _bias_names(weight: str) -> tuple[str, ...]:
+    """What the bias of a weight may be called."""
+    start, _, last = weight.rpartition(".")
+    if last == "weight":
+        return (f"{start}.bias",)
+    return (f"{weight}_bias", f"{weight}_b", weight.replace("weight", "bias"),
+            f"{start}.b{last[1:]}".lstrip("."), f"{start}.bias_{last}".lstrip("."))  # fmt: skip
+
+
+def _by_name(block: ExpertBlock) -> Iterator[Arrangement]:
+    """By the names that transformers' modules of experts have."""
+    module = block.module
+    named: dict[str, Any] = dict(module.named_parameters())
+    named |= {n: v for n, v in vars(module).items() if getattr(v, "ndim", 0) == 3}
     if block.form == "sorted":
-        return (named["input_linear.weight"],), named["output_linear.weight"], (None, None)
+        yield (
+            (Stack(named["input_linear.weight"]),), (), Stack(named["output_linear.weight"]), None,
+        )  # fmt: skip
+        return
     if {"mlp.w1", "mlp.v1", "mlp.w2"} <= named.keys():  # stacked along one dimension
         w1, v1, w2 = (
-            named[f"mlp.{n}"].unflatten(0, (block.experts, -1)) for n in ("w1", "v1", "w2")
+            Stack(named[f"mlp.{n}"].unflatten(0, (block.experts, -1))) for n in ("w1", "v1", "w2")
         )
-        return (w1, v1), w2, (None, None)
+        yield (w1, v1), (), w2, None
+        return
     first = next((n for n in ("gate_up_proj", "up_proj") if n in named), None)
     if first is None or "down_proj" not in named:
-        return None
-    inward: tuple[torch.Tensor, ...] = (named[first],)
-    if first == "up_proj" and "gate_proj" in named:
-        inward = (named["gate_proj"], named["up_proj"])
-    if any(p.ndim != 3 for p in (*inward, named["down_proj"])):
-        return None
-    return inward, named["down_proj"], (named.get(f"{first}_bias"), named.get("down_proj_bias"))
+        return
+    names = ("gate_proj", "up_proj") if first == "up_proj" and "gate_proj" in named else (first,)
+    if any(named[name].ndim != 3 for name in (*names, "down_proj")):
+        return
+    bias_in = tuple(Stack(named[f"{n}_bias"]) for n in names if f"{n}_bias" in named)
+    bias_out = named.get("down_proj_bias")
+    yield (
+        tuple(Stack(named[name]) for name in names), bias_in, Stack(named["down_proj"]),
+        None if bias_out is None else Stack(bias_out),
+    )  # fmt: skip
 
 
-def _inner_functions(module: nn.Module) -> Iterator[tuple[Inner, bool, str]]:
-    """Inner functions that a module could have: its own rule of gating first."""
+def _inner_functions(block: ExpertBlock) -> Iterator[tuple[Inner, bool, bool, str]]:
+    """Inner functions that experts could have: the module's own rule of gating first.
+
+    Each with whether gate and up rows alternate, whether there are gates, and its name.
+    """
+    module = block.members[0] if block.members is not None else block.module
     own = getattr(module, "_apply_gate", None)
-    holders = [module, *module.children()]
-    names = ("act_fn", "activation_fn", "activation", "act")
-    act = next((f for h in holders for n in names if callable(f := getattr(h, n, None))), None)
+    act = _activation(module)
     label = type(act).__name__ if act is not None else "own gate"
     if own is not None and getattr(module, "has_gate", True):
         for interleaved in (not getattr(module, "is_concatenated", True), False):
-            yield own, interleaved, f"gated {label}"
-    if act is not None:
+            yield own, interleaved, True, f"gated {label}"
+    known: dict[str, Inner] = {} if act is None else {label: act}
+    if block.members is not None or block.form == "block":
+        known |= COMMON
+    for name, function in known.items():
+        yield partial(_gate, function), False, True, f"gated {name}"
+        yield function, False, False, name
 
-        def gated(pre: torch.Tensor) -> torch.Tensor:
-            gate, up = pre.chunk(2, dim=-1)
-            return act(gate) * up
 
-        yield gated, False, f"gated {label}"
-        yield act, False, label
+def _gate(act: Inner, pre: torch.Tensor) -> torch.Tensor:
+    gate, up = pre.chunk(2, dim=-1)
+    return act(gate) * up
+
+
+def _activation(module: nn.Module) -> Inner | None:
+    """What a module, or a part of it, keeps as its activation."""
+    holders: Sequence[nn.Module] = [module, *module.children()]
+    names = ("act_fn", "activation_fn", "activation", "act")
+    kept = (getattr(holder, name, None) for holder in holders for name in names)
+    return next((f for f in kept if callable(f)), None)

@@ -8,43 +8,41 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from moegeo_cli.replay.batches import IGNORED_LABEL, make_batches, plan_batches
+from moegeo_cli.probes import Sample
+from moegeo_cli.replay.batches import plan_batches
+from moegeo_cli.replay.feeding import batch_losses, call_inputs, list_batches
+from moegeo_cli.replay.plan import Plan
 
 
 def sequence_losses(
     model: nn.Module,
-    ids: list[np.ndarray],
+    ids: list[np.ndarray] | list[Sample],
     labels: list[np.ndarray | None],
+    plan: Plan,
     batch_size: int | None,
-    *,
-    mixed_lengths: bool,
 ) -> np.ndarray:
-    """Sum of next-token cross-entropies of each sequence, in nats, shape (S,).
+    """Sum of the losses of each sequence, in nats, shape (S,): 0 where there is none.
 
     Args:
         model: the model as it stands.
-        ids: token ids by sequence.
-        labels: likewise; None for the ids themselves.
+        ids: token ids by sequence, or samples.
+        labels: of sequences of token ids; None for the ids themselves.
+        plan: of a replay, whose batches these are.
         batch_size: sequences a batch; None for about 2,048 tokens.
-        mixed_lengths: whether padding changes nothing for this model.
     """
     device = next(model.parameters()).device
-    plan = plan_batches([len(i) for i in ids], batch_size, mixed=mixed_lengths)
+    splits = None if plan.splits_S is None else plan.splits_S.tolist()
+    batches = plan_batches(
+        [len(i) for i in ids], batch_size, mixed=plan.mixed_lengths, tokens=plan.batch_tokens,
+        splits=splits,
+    )  # fmt: skip
     loss_S = np.zeros(len(ids))
     with torch.no_grad():
-        for batch in make_batches(ids, labels, plan, device):
-            inputs = {"input_ids": batch.input_ids_BN, "use_cache": False}
-            if batch.mask_BN is not None:
-                inputs["attention_mask"] = batch.mask_BN
-            logits = model(**inputs).logits.float()
-            losses = F.cross_entropy(
-                logits.reshape(-1, logits.shape[-1]),
-                batch.targets_BN.reshape(-1),
-                reduction="none",
-                ignore_index=IGNORED_LABEL,
-            )
+        for batch in list_batches(model, ids, labels, batches, device):
+            if batch.targets is None:
+                continue
+            losses = batch_losses(batch, model(**call_inputs(model, batch, plan)).logits, plan)
             by_sequence = losses.double().reshape(len(batch.sequence_B), -1).sum(1)
             loss_S[batch.sequence_B.cpu().numpy()] = by_sequence.cpu().numpy()
     return loss_S

@@ -32,8 +32,11 @@ from moegeo_cli.errors import (
     UsageError,
 )
 from moegeo_cli.probes import Sample
+from moegeo_cli.replay.expert_blocks import ExpertBlock
+from moegeo_cli.replay.own_experts import find_own_experts
 from moegeo_cli.replay.reading import RouterCall, RouterTap
 from moegeo_cli.replay.routers import Router, find_routers
+from moegeo_cli.replay.samples import as_batch
 from moegeo_cli.replay.sources import Manner
 from moegeo_cli.replay.standins import StandIn, first_two
 
@@ -71,6 +74,14 @@ class OwnModel(StandIn):
         self.alone = bool(pair) and not _batches_agree(self, routers, pair)
         if self.alone and ALONE not in self.notes:
             self.notes.append(ALONE)
+
+    def find_experts(
+        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
+    ) -> dict[str, ExpertBlock]:
+        """See `StandIn`: asked through their blocks, on the first sample."""
+        weight = routers[0].weight_ED
+        sample = as_batch(ids[0], weight.device, weight.dtype)
+        return find_own_experts(self.inner, routers, sample, lambda batch: self(**batch))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OwnModel:
         """A copy; results of a pass that modules keep as attributes come without their graph."""

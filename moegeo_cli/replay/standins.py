@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.probes import Sample
+from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.plan import RouterTrace
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.samples import as_batch
@@ -36,12 +37,23 @@ class StandIn(nn.Module, ABC):
         """Its routers, in the order of their layers."""
 
     @abstractmethod
+    def find_experts(
+        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
+    ) -> dict[str, ExpertBlock]:
+        """The experts of each router by its path; with a problem where they are no functions."""
+
+    @abstractmethod
     def prepare(self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]) -> None:
         """Look at the probe before it is replayed."""
 
 
-def describe_choice(traces: Sequence[RouterTrace]) -> list[str]:
-    """What must be said where choices were computed and not observed."""
+def describe_choice(traces: Sequence[RouterTrace], *, held: bool) -> list[str]:
+    """What must be said where choices were computed and not observed.
+
+    Args:
+        traces: of all routers.
+        held: whether a loss's gradient could be held against them.
+    """
     computed = [trace for trace in traces if not trace.observed and not trace.problem]
     if not computed:
         return []
@@ -50,6 +62,8 @@ def describe_choice(traces: Sequence[RouterTrace]) -> list[str]:
         f"the choice of {len(computed)} of {len(traces)} routers was computed as the top "
         f"{router.top_k} of their {router.computed} scores, not observed"
     )
+    if not held:
+        return [f"{words}; no loss was taken that could confirm it"]
     sure = sum(trace.confirmed for trace in computed)
     if sure == len(computed):
         return [f"{words}; the loss's gradient reaches these experts and no others"]

@@ -7,11 +7,18 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from moegeo_cli.experts_records import ExpertLayerRecord, ExpertsRecord, Trial
+from moegeo_cli.experts_records import (
+    ExpertLayerRecord,
+    ExpertsRecord,
+    MergeCandidate,
+    PruneCandidate,
+    Trial,
+)
 from moegeo_cli.records import Metric
 from moegeo_cli.reports import figures
+from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
-from moegeo_cli.reports.markdown import Notes, table
+from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines, table
 from moegeo_cli.reports.outline import probe_words
 from moegeo_cli.reports.page import Page
 
@@ -43,6 +50,12 @@ def print_experts(record: ExpertsRecord, console: Console) -> None:
         page.line(line, "dim")
     for line in _gaps(record):
         page.line(line, "bold red")
+    if record.findings:
+        page.section("FINDINGS")
+    for finding in record.findings:
+        print_finding(page, finding)
+    for line in _checks(record):
+        page.line(line, "dim")
     roomy = page.width >= ROOMY
     page.section("LAYERS", "means over pairs of experts" + (", 95%" if roomy else ""))
     shown = page.table(("layer", "right"), *((title, "right") for _, title in COLUMNS))
@@ -68,6 +81,7 @@ def print_experts(record: ExpertsRecord, console: Console) -> None:
     for line in _prunes(record):
         page.show(page.paragraph(line, indent=2))
     _print_trials(page, record)
+    print_interventions(page, record.interventions)
     page.footnotes()
 
 
@@ -103,7 +117,8 @@ def render_markdown(record: ExpertsRecord) -> str:
     lines = [f"# moegeo experts: {markdown_text(record.name)}", ""]
     gaps = [markdown_text(line) for line in _gaps(record)]
     lines += [f"> **{gap}**" for gap in gaps] + ([""] if gaps else [])
-    lines += [f"{markdown_text(line)}  " for line in _head(record)]
+    lines += [f"{markdown_text(line)}  " for line in (*_head(record), *_checks(record))]
+    lines += findings_table(record.findings)
     rows = []
     for layer in record.layers:
         row = [markdown_text(_place(layer))]
@@ -127,6 +142,10 @@ def render_markdown(record: ExpertsRecord) -> str:
         lines += ["", "## Verified", "", f"Change of the probe's loss ({_loss(record)}).", ""]
         lines += table(("", "chosen by", "nats a token", "experts"), trials, (2,))
         lines += [f"- {markdown_text(note)}" for note in found.notes]
+    if record.interventions:
+        lines += ["", "## What to do", ""]
+    for place, item in enumerate(record.interventions, 1):
+        lines += intervention_lines(place, item)
     lines += notes.lines()
     lines += ["", f"Settings: {markdown_code(_settings(record))}"]
     return "\n".join(lines).rstrip() + "\n"
@@ -155,8 +174,22 @@ def _gaps(record: ExpertsRecord) -> list[str]:
     return words + [f"{clean(k)}: {clean(v)}" for k, v in coverage.not_measured.items()]
 
 
+def _checks(record: ExpertsRecord) -> list[str]:
+    """What became of the rules that found nothing."""
+    lines = [
+        f"{check.id} {check.name}: {clean(check.reason or 'passed')}"
+        for check in record.checks
+        if check.outcome != "found"
+    ]
+    return [f"check {line}" for line in lines]
+
+
 def _place(layer: ExpertLayerRecord) -> str:
     return figures.layer_name(layer.layer, layer.router)
+
+
+def _at(candidate: MergeCandidate | PruneCandidate) -> str:
+    return clean(figures.layer_name(candidate.layer, candidate.router))
 
 
 def _null(metric: Metric) -> str:
@@ -184,14 +217,14 @@ def _asymmetry(record: ExpertsRecord) -> list[str]:
 
 def _merges(record: ExpertsRecord) -> list[str]:
     return [
-        f"layer {c.layer}: {' + '.join(map(str, c.experts))}: {clean(c.reason)}"
+        f"layer {_at(c)}: {' + '.join(map(str, c.experts))}: {clean(c.reason)}"
         for c in record.merge_candidates
     ]
 
 
 def _prunes(record: ExpertsRecord) -> list[str]:
     return [
-        f"layer {c.layer}: {c.expert}: score {figures.number(c.score)}: {clean(c.reason)}"
+        f"layer {_at(c)}: {c.expert}: score {figures.number(c.score)}: {clean(c.reason)}"
         for c in record.prune_candidates
     ]
 

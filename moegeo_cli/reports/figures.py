@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from moegeo_cli.catalogue import SPECS
-from moegeo_cli.records import Metric
+from moegeo_cli.records import Metric, layer_name
 
+__all__ = [
+    "as_metric", "count", "decimals", "interval", "label", "layer_name", "longer_side", "number",
+    "plural", "step_name", "unit",
+]  # fmt: skip
 _WORST = "_worst"
 # Metrics of the dynamics, which the catalogue does not hold.
 _LABELS = {"loss": "loss", "fsi_rate": "FSI change", "fsi_rate_share": "share of its bound"}
@@ -20,11 +23,6 @@ def label(name: str) -> str:
     spec = SPECS.get(base)
     text = spec.label if spec else _LABELS.get(base, base.replace("_", " "))
     return f"{text}, worst router" if name.endswith(_WORST) else text
-
-
-def layer_name(layer: int, router: str) -> str:
-    """A router's place for people: its layer, and whether it routes attention there."""
-    return f"{layer} attention" if re.search(r"attn|attention", router) else str(layer)
 
 
 def unit(name: str, metric: Metric | None = None) -> str:

@@ -11,23 +11,27 @@ import json
 from importlib import resources
 from typing import Any, TypeVar, cast
 
-from moegeo_cli import comparison, experts_records, records
+from moegeo_cli import comparison, experts_records, records, routing_records
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import FormatError
 from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.reports.validation import find_problem
+from moegeo_cli.routing_records import RoutingRecord
 
-R = TypeVar("R", RunRecord, ComparisonRecord, ExpertsRecord)
+AnyRecord = RunRecord | ComparisonRecord | ExpertsRecord | RoutingRecord
+R = TypeVar("R", RunRecord, ComparisonRecord, ExpertsRecord, RoutingRecord)
 VERSIONS = {
     records.FORMAT_NAME: records.FORMAT_VERSION,
     comparison.FORMAT_NAME: comparison.FORMAT_VERSION,
     experts_records.FORMAT_NAME: experts_records.FORMAT_VERSION,
+    routing_records.FORMAT_NAME: routing_records.FORMAT_VERSION,
 }
 NAMES: dict[type, str] = {
     RunRecord: records.FORMAT_NAME,
     ComparisonRecord: comparison.FORMAT_NAME,
     ExpertsRecord: experts_records.FORMAT_NAME,
+    RoutingRecord: routing_records.FORMAT_NAME,
 }
 # Keys of a metric that are there only where they say something.
 _WHERE_DUE = ("null_value", "reason", "router")
@@ -35,7 +39,7 @@ _METRIC = {"value", "ci_low", "ci_high", "n", "unit", "higher_is_better"}
 _LINE = 160  # objects longer than this are broken over lines
 
 
-def render(record: RunRecord | ComparisonRecord | ExpertsRecord) -> str:
+def render(record: AnyRecord) -> str:
     """The record as JSON text that ends with a line break."""
     name = NAMES[type(record)]
     payload = {
@@ -72,11 +76,20 @@ def read_experts(text: str | bytes) -> ExpertsRecord:
     return _read(text, ExpertsRecord, experts_records.FORMAT_NAME)
 
 
+def read_routing(text: str | bytes) -> RoutingRecord:
+    """An analysis of what routing reflects from its JSON text.
+
+    Raises:
+        FormatError: not JSON, not such an analysis, of a newer version, or damaged.
+    """
+    return _read(text, RoutingRecord, routing_records.FORMAT_NAME)
+
+
 def schema(name: str = records.FORMAT_NAME, *, strict: bool = False) -> dict[str, Any]:
     """The JSON Schema of a format.
 
     Args:
-        name: "moegeo.run", "moegeo.compare" or "moegeo.experts".
+        name: "moegeo.run", "moegeo.compare", "moegeo.experts" or "moegeo.routing".
         strict: refuse keys that this version does not write. Without it a file of the same
             version may hold keys that were added later, as the format promises.
     """

@@ -84,11 +84,12 @@ def _advice(record: RunRecord, full: bool) -> list[str]:
         return []
     lines = ["", "## What to do next", ""]
     for place, item in enumerate(record.interventions, 1):
-        lines += _intervention(place, item, full)
+        lines += intervention_lines(place, item, full)
     return lines
 
 
-def _intervention(place: int, item: Intervention, full: bool) -> list[str]:
+def intervention_lines(place: int, item: Intervention, full: bool = True) -> list[str]:
+    """An entry of a numbered list of interventions, at length or its key alone."""
     key = item.key
     if key.key is None:
         change = f"no key in {markdown_text(key.framework)}"
@@ -115,11 +116,7 @@ def _intervention(place: int, item: Intervention, full: bool) -> list[str]:
 
 
 def _findings(record: RunRecord) -> list[str]:
-    active = judgement.findings(record.verdict)
-    lines = ["", "## Findings", ""] if active else []
-    if active:
-        rows = [_finding(f) for f in active]
-        lines += table(("severity", "check", "layers", "what was seen", "numbers", "limit"), rows)
+    lines = findings_table(judgement.findings(record.verdict))
     resolved = judgement.findings(record.verdict, state="resolved")
     if resolved:
         lines.append("")
@@ -127,6 +124,14 @@ def _findings(record: RunRecord) -> list[str]:
         steps = ", ".join(f"{s:,}" for s in finding.steps)
         lines.append(f"Resolved: {_rule(finding)}, at step {steps}.")
     return lines
+
+
+def findings_table(findings: Sequence[Finding]) -> list[str]:
+    """Findings under their heading, nothing where there are none."""
+    if not findings:
+        return []
+    heads = ("severity", "check", "layers", "what was seen", "numbers", "limit")
+    return ["", "## Findings", "", *table(heads, [_finding(f) for f in findings])]
 
 
 def _rule(finding: Finding) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.routing_records import RoutingRecord
 
 SUFFIXES = (".safetensors", ".csv")
 # Both halves of these say different things; of the others one is enough.
-ORDERED = {"alignment_null"}
+ORDERED = {"alignment_null", "coactivation", "coactivation_expected"}
 
 
 def check_name(path: Path) -> None:
@@ -28,7 +29,7 @@ def check_name(path: Path) -> None:
         )
 
 
-def matrices_file(record: ExpertsRecord, path: Path) -> bytes | str:
+def matrices_file(record: ExpertsRecord | RoutingRecord, path: Path) -> bytes | str:
     """The matrices of all layers in the format that the name asks for.
 
     safetensors: `<router>.<matrix>`, float64, NaN where a pair was not measured. CSV: layer,
@@ -49,7 +50,7 @@ def matrices_file(record: ExpertsRecord, path: Path) -> bytes | str:
     return data
 
 
-def _csv(record: ExpertsRecord) -> str:
+def _csv(record: ExpertsRecord | RoutingRecord) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["layer", "router", "matrix", "a", "b", "value"])

@@ -8,9 +8,10 @@ from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from moegeo_cli.records import Finding, Intervention, RunRecord
+from moegeo_cli.records import Intervention, RunRecord
 from moegeo_cli.reports import figures, judgement, outline
-from moegeo_cli.reports.escaping import clean, clean_lines
+from moegeo_cli.reports.advice import print_finding, print_interventions
+from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.page import STYLES, Page
 from moegeo_cli.reports.terminal_tables import (
     print_depth,
@@ -44,7 +45,7 @@ def print_run(record: RunRecord, console: Console, path: str | None = None) -> N
     print_depth(page, record)
     print_dynamics(page, record)
     page.footnotes()
-    _print_interventions(page, record)
+    print_interventions(page, record.interventions)
     _print_foot(page, record, path)
 
 
@@ -130,50 +131,13 @@ def _print_findings(page: Page, record: RunRecord) -> None:
     if active:
         page.section("FINDINGS")
     for finding in active:
-        _print_finding(page, finding)
+        print_finding(page, finding)
     resolved = judgement.findings(record.verdict, state="resolved")
     if resolved:
         page.section("RESOLVED", "held at earlier checkpoints, no longer")
     for finding in resolved:
         steps = ", ".join(f"{s:,}" for s in finding.steps)
         page.line(f"{clean(finding.id)} {clean(finding.name)} at step {steps}", "dim", indent=2)
-
-
-def _print_finding(page: Page, finding: Finding) -> None:
-    head = Text("  ").append(f"{finding.severity.upper():<8}", STYLES.get(finding.severity, "bold"))
-    head.append(f"{clean(finding.id)} {clean(finding.name)}", "bold")
-    if finding.layers:
-        word = "layers" if len(finding.layers) > 1 else "layer"
-        head.append(f"   {word} {judgement.layer_list(finding.layers)}", "dim")
-    page.show(head)
-    page.line(clean(finding.message), indent=10)
-    for text in judgement.evidence_lines(finding.evidence):
-        page.line(text, "dim", indent=10)
-    limit = judgement.threshold_words(finding)
-    if limit:
-        page.line(limit, "dim", indent=10)
-
-
-def _print_interventions(page: Page, record: RunRecord) -> None:
-    if record.interventions:
-        page.section("INTERVENTIONS", "what to change, why, and how to see that it worked")
-    for place, item in enumerate(record.interventions, 1):
-        page.show(page.paragraph(clean(item.title), "bold", sign=f"{place}.", indent=2))
-        live = outline.live_words(item.key)
-        rows = [
-            ("do", clean(item.action)),
-            ("key", "   ".join(w for w in (outline.key_words(item.key), live) if w)),
-            ("note", clean(item.key.note or "")),
-            ("why", clean(item.why)),
-            ("check", clean(item.check)),
-            ("known", outline.evidence_words(item.evidence)),
-            ("not with", ", ".join(clean(c) for c in item.conflicts)),
-        ]
-        for name, words in rows:
-            if words:
-                page.show(page.paragraph(words, sign=f"{name:<9}", indent=5))
-        for line in clean_lines(item.key.lines or ""):
-            page.line(line, "cyan", indent=15)
 
 
 def _print_foot(page: Page, record: RunRecord, path: str | None) -> None:

@@ -108,6 +108,10 @@ class Store:
         except (OSError, ValueError, RecursionError):
             return None
 
+    def has_json(self, key: str) -> bool:
+        """Whether there is such a file, whole or not."""
+        return self.folder is not None and (self.folder / f"{key}.json").is_file()
+
     def save_json(self, key: str, document: Any) -> None:
         """Keep a JSON document that was derived from entries."""
         if self.folder is None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moegeo_cli.errors import UsageError
-from moegeo_cli.records import ConfigKey, Intervention, RunRecord, Verdict
+from moegeo_cli.records import ConfigKey, Finding, Intervention, LayerRecord, RunRecord
 from moegeo_cli.verdict.thresholds import FOLDER
 
 FRAMEWORKS = (
@@ -21,30 +21,27 @@ ASSUMED = "assumed: nothing beside the checkpoint names a framework"
 
 
 def recommend(
-    run: RunRecord, verdict: Verdict, framework: str | None = None
+    run: RunRecord, findings: Sequence[Finding], framework: str | None = None
 ) -> tuple[Intervention, ...]:
     """What the active findings call for and what applies to this checkpoint, best first.
 
     Args:
-        run: the judged run, for its settings and its newest checkpoint.
-        verdict: of the run.
+        run: for its settings and its newest checkpoint, if it has one.
+        findings: of its verdict.
         framework: whose keys are named; None for what was found from the checkpoint.
 
     Raises:
         UsageError: an unknown framework.
     """
-    if framework is not None and framework not in FRAMEWORKS:
-        raise UsageError(
-            f"no framework is called {framework!r}", found=f"known: {', '.join(FRAMEWORKS)}"
-        )
+    check_framework(framework)
     named = framework or run.run.get("framework")
     note = None if named in FRAMEWORKS else ASSUMED
     name = named if named in FRAMEWORKS else "transformers"
-    active = {f.name: f for f in verdict.findings if f.state == "active" and f.severity != "info"}
+    active = {f.name: f for f in findings if f.state == "active" and f.severity != "info"}
     chosen = []
     for entry in catalogue()["intervention"]:
         called = [f for f in entry["findings"] if f in active]
-        if not called or not APPLIES[entry["applies"]](run, verdict):
+        if not called or not APPLIES[entry["applies"]](run):
             continue
         layers = sorted({n for f in called for n in active[f].layers})
         chosen.append(
@@ -62,6 +59,18 @@ def recommend(
             )
         )
     return tuple(chosen)
+
+
+def check_framework(framework: str | None) -> None:
+    """Refuse a framework that is not known, before hours of work.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if framework is not None and framework not in FRAMEWORKS:
+        raise UsageError(
+            f"no framework is called {framework!r}", found=f"known: {', '.join(FRAMEWORKS)}"
+        )
 
 
 @functools.cache
@@ -136,7 +145,7 @@ def _join(*notes: str | None) -> str | None:
     return "; ".join(n for n in notes if n) or None
 
 
-def _switch_off(run: RunRecord, verdict: Verdict) -> bool:
+def _switch_off(run: RunRecord) -> bool:
     training = run.run.get("training") or {}
     return (
         run.run.get("framework") in (None, *READS_CONFIG)
@@ -146,42 +155,46 @@ def _switch_off(run: RunRecord, verdict: Verdict) -> bool:
     )
 
 
-def _balance_live(run: RunRecord, verdict: Verdict) -> bool:
+def _balance_live(run: RunRecord) -> bool:
     training = run.run.get("training") or {}
-    return bool(training.get("router_aux_loss_coef")) and not _switch_off(run, verdict)
+    return bool(training.get("router_aux_loss_coef")) and not _switch_off(run)
 
 
-def _balance_can_rise(run: RunRecord, verdict: Verdict) -> bool:
-    return not _switch_off(run, verdict) and not _selection_bias(run, verdict)
+def _balance_can_rise(run: RunRecord) -> bool:
+    return not _switch_off(run) and not _selection_bias(run)
 
 
-def _selection_bias(run: RunRecord, verdict: Verdict) -> bool:
+def _selection_bias(run: RunRecord) -> bool:
     return run.run.get("model_type") in {"deepseek_v3", "glm4_moe", "dots1", "ernie4_5_moe"} or (
         run.run.get("scoring") == "sigmoid"
     )
 
 
-def _finite(run: RunRecord, verdict: Verdict) -> bool:
-    return all(layer.state == "ok" for layer in run.newest.layers)
+def _newest_layers(run: RunRecord) -> Sequence[LayerRecord]:
+    return run.newest.layers if run.checkpoints else ()
 
 
-def _has_dead(run: RunRecord, verdict: Verdict) -> bool:
-    return any(layer.dead for layer in run.newest.layers)
+def _finite(run: RunRecord) -> bool:
+    return all(layer.state == "ok" for layer in _newest_layers(run))
 
 
-def _has_clean_checkpoint(run: RunRecord, verdict: Verdict) -> bool:
+def _has_dead(run: RunRecord) -> bool:
+    return any(layer.dead for layer in _newest_layers(run))
+
+
+def _has_clean_checkpoint(run: RunRecord) -> bool:
     return any(
         c.verdict is not None and c.verdict.status != "failing" for c in run.checkpoints[1:-1]
     )
 
 
-def _capacity(run: RunRecord, verdict: Verdict) -> bool:
+def _capacity(run: RunRecord) -> bool:
     training = run.run.get("training") or {}
     return any("capacity" in key for key in training)
 
 
-APPLIES: dict[str, Callable[[RunRecord, Verdict], bool]] = {
-    "always": lambda run, verdict: True,
+APPLIES: dict[str, Callable[[RunRecord], bool]] = {
+    "always": lambda run: True,
     "balance_can_rise": _balance_can_rise,
     "balance_live": _balance_live,
     "capacity": _capacity,
@@ -189,6 +202,6 @@ APPLIES: dict[str, Callable[[RunRecord, Verdict], bool]] = {
     "has_clean_checkpoint": _has_clean_checkpoint,
     "has_dead": _has_dead,
     "selection_bias": _selection_bias,
-    "softmax": lambda run, verdict: run.run.get("scoring") == "softmax",
+    "softmax": lambda run: run.run.get("scoring") == "softmax",
     "switch_off": _switch_off,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from moegeo_cli.lens_records import LENSES, Lenses, absent
 from moegeo_cli.records import (
     Check,
     CheckpointRecord,
@@ -14,14 +15,8 @@ from moegeo_cli.records import (
     Verdict,
 )
 from moegeo_cli.verdict import routing_rules, run_rules
-from moegeo_cli.verdict.rules import (
-    SEVERITIES,
-    Found,
-    Rule,
-    Situation,
-    Skipped,
-    definitions,
-)
+from moegeo_cli.verdict.lenses import LENS_RULES, judge_lenses
+from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, settle
 from moegeo_cli.verdict.thresholds import Thresholds, load_thresholds
 
 RULES: dict[str, Rule] = {
@@ -58,6 +53,7 @@ def judge(
     policy: str = "calibrated",
     thresholds: Thresholds | None = None,
     paired_losses: Mapping[str, Metric] | None = None,
+    lenses: Mapping[str, Lenses] | None = None,
 ) -> RunRecord:
     """Judge every checkpoint with what came before it, and the run by its newest one.
 
@@ -67,6 +63,7 @@ def judge(
         policy: "calibrated", by what has evidence, or "paper", by [GM]'s rule.
         thresholds: limits; None for the shipped ones.
         paired_losses: loss minus the reference's by checkpoint path, where they match.
+        lenses: what further commands measured, by checkpoint path.
 
     Returns:
         The run with all verdicts filled in.
@@ -76,32 +73,28 @@ def judge(
     judged: list[CheckpointRecord] = []
     for place, checkpoint in enumerate(run.checkpoints):
         situation = Situation(run, run.checkpoints[: place + 1], limits, losses)
-        verdict = _verdict(situation, policy, reference)
+        nothing: Lenses = {lens: absent(lens) for lens in LENSES}
+        of_it = (lenses or {}).get(checkpoint.path, nothing)
+        verdict = _verdict(situation, of_it, policy, reference)
         judged.append(dataclasses.replace(checkpoint, verdict=verdict))
     return dataclasses.replace(run, checkpoints=tuple(judged), verdict=_with_history(judged))
 
 
-def _verdict(situation: Situation, policy: str, reference: RunRecord | None) -> Verdict:
+def _verdict(
+    situation: Situation, lenses: Lenses, policy: str, reference: RunRecord | None
+) -> Verdict:
     findings, checks, undecided = [], [], []
+    steps = _steps(situation.now)
     for name, rule in RULES.items():
-        about = definitions()[name]
         outcome = rule(situation)
-        if isinstance(outcome, Found):
-            severity = _allowed(outcome.severity, name, situation.limits)
-            findings.append(
-                Finding(
-                    about.id, name, severity, about.axis, outcome.message,
-                    tuple(sorted(set(outcome.layers))),
-                    outcome.evidence, outcome.threshold, "active", _steps(situation.now),
-                )
-            )  # fmt: skip
-            checks.append(Check(about.id, name, about.axis, "found"))
-        elif isinstance(outcome, Skipped):
-            checks.append(Check(about.id, name, about.axis, "skipped", outcome.reason))
-            if outcome.undecided:
-                undecided.append(outcome.reason)
-        else:
-            checks.append(Check(about.id, name, about.axis, "passed"))
+        finding, check = settle(name, outcome, situation.limits, steps)
+        findings += [] if finding is None else [finding]
+        checks.append(check)
+        if isinstance(outcome, Skipped) and outcome.undecided:
+            undecided.append(outcome.reason)
+    found, tried = judge_lenses(lenses, situation.limits, steps)
+    findings += found
+    checks += tried
     if policy == "paper":
         return _by_paper(situation, findings, checks)
     routing = _axis(findings, "routing")
@@ -116,17 +109,6 @@ def _verdict(situation: Situation, policy: str, reference: RunRecord | None) -> 
     reasons = _reasons(findings, routing, performance, partial, undecided)
     return Verdict(status, routing, performance, "calibrated", tuple(findings), reasons,
                    tuple(checks))  # fmt: skip
-
-
-def _allowed(severity: str, name: str, limits: Thresholds) -> str:
-    """An uncalibrated limit alone makes nothing failing; exact facts may."""
-    about = definitions()[name]
-    ceiling = about.severity
-    limit = limits.get(name)
-    exact = about.fact or name == "loss-spike"  # failing there is a loss that is not finite
-    if severity == "failing" and not exact and (limit is None or not limit.calibrated):
-        ceiling = "watch"
-    return min(severity, ceiling, key=SEVERITIES.index)
 
 
 def _axis(findings: list[Finding], axis: str) -> str:
@@ -197,6 +179,8 @@ def _with_history(judged: list[CheckpointRecord]) -> Verdict:
             steps.setdefault(finding.name, []).extend(_steps(checkpoint))
             latest[finding.name] = finding
     active = {f.name for f in last.findings}
+    # Where a command was not run on the newest checkpoint, nothing is known to have passed.
+    active |= {c.name for c in last.checks if c.outcome == "skipped" and c.name in LENS_RULES}
     findings = [dataclasses.replace(f, steps=tuple(steps[f.name])) for f in last.findings]
     findings += [
         dataclasses.replace(f, state="resolved", steps=tuple(steps[name]))

@@ -12,6 +12,7 @@ from moegeo_cli.verdict.rules import (
     evidence,
     known,
     layer_words,
+    low,
     worst,
 )
 from moegeo_cli.verdict.thresholds import collapse_limit
@@ -105,7 +106,7 @@ def router_locked(situation: Situation) -> Outcome:
     found = [
         x
         for x in situation.now.layers
-        if _low(known(x, "fsi")) >= sharp.value and _high(known(x, "collapse")) <= level
+        if low(known(x, "fsi")) >= sharp.value and _high(known(x, "collapse")) <= level
     ]
     if not found:
         return None
@@ -244,7 +245,7 @@ def _above(situation: Situation, name: str, metric: str, words: str) -> Outcome:
     layers = [x for x in situation.now.layers if known(x, metric)]
     if not layers:
         return Skipped("not measured")
-    found = [x for x in layers if _low(known(x, metric)) > limit.value]
+    found = [x for x in layers if low(known(x, metric)) > limit.value]
     if not found:
         return None
     top = max(found, key=lambda x: x.metrics[metric].value or 0.0)
@@ -268,13 +269,6 @@ def _state(situation: Situation, state: str, words: str) -> Outcome:
         f"each router of {layer_words(layers)}"
     )  # fmt: skip
     return Found("failing", f"{which} {words}", layers, (), Threshold(None, "exact"))
-
-
-def _low(metric: Metric | None) -> float:
-    """Lower end of the interval; never over a limit without a value."""
-    if metric is None or metric.value is None:
-        return float("-inf")
-    return metric.value if metric.ci_low is None else metric.ci_low
 
 
 def _high(metric: Metric | None) -> float:

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from moegeo_cli.records import (
+    Check,
     CheckpointRecord,
     Evidence,
+    Finding,
     LayerRecord,
     Metric,
     RunRecord,
@@ -74,6 +76,7 @@ class Definition:
     severity: str
     meaning: str
     fact: bool = field(default=False)
+    lens: str | None = None  # the command whose record it reads; None for the run's own
 
 
 @functools.cache
@@ -81,6 +84,39 @@ def definitions() -> Mapping[str, Definition]:
     """All findings by name."""
     table = tomllib.loads((FOLDER / "findings.toml").read_text(encoding="utf-8"))
     return {name: Definition(name=name, **row) for name, row in table.items()}
+
+
+def settle(
+    name: str, outcome: Outcome, limits: Thresholds, steps: tuple[int, ...]
+) -> tuple[Finding | None, Check]:
+    """What a rule's outcome puts into a verdict: its check and, where it holds, its finding.
+
+    Args:
+        name: of the finding.
+        outcome: of its rule.
+        limits: an uncalibrated one makes nothing failing.
+        steps: of the checkpoint that was judged.
+    """
+    about = definitions()[name]
+    if isinstance(outcome, Skipped):
+        return None, Check(about.id, name, about.axis, "skipped", outcome.reason)
+    if outcome is None:
+        return None, Check(about.id, name, about.axis, "passed")
+    finding = Finding(
+        about.id, name, _allowed(outcome.severity, about, limits), about.axis, outcome.message,
+        tuple(sorted(set(outcome.layers))), outcome.evidence, outcome.threshold, "active", steps,
+    )  # fmt: skip
+    return finding, Check(about.id, name, about.axis, "found")
+
+
+def _allowed(severity: str, about: Definition, limits: Thresholds) -> str:
+    """An uncalibrated limit alone makes nothing failing; exact facts may."""
+    ceiling = about.severity
+    limit = limits.get(about.name)
+    exact = about.fact or about.name == "loss-spike"  # failing there is a loss that is not finite
+    if severity == "failing" and not exact and (limit is None or not limit.calibrated):
+        ceiling = "watch"
+    return min(severity, ceiling, key=SEVERITIES.index)
 
 
 def worst(severities: Sequence[str]) -> str:
@@ -91,6 +127,13 @@ def worst(severities: Sequence[str]) -> str:
 def evidence(name: str, layer: LayerRecord) -> Evidence:
     """A router's metric, as evidence."""
     return Evidence(name, layer.metrics[name], layer.layer, layer.router)
+
+
+def low(metric: Metric | None) -> float:
+    """Lower end of the interval; never over a limit without a value."""
+    if metric is None or metric.value is None:
+        return float("-inf")
+    return metric.value if metric.ci_low is None else metric.ci_low
 
 
 def known(layer: LayerRecord, name: str) -> Metric | None:

@@ -49,6 +49,10 @@ def test_two_ranks_give_the_numbers_of_save_pretrained(
         assert expected.code == found.code == 0, found.err
         assert found.document["run"]["layout"] == "torch-distributed"
         assert numbers(found.document) == numbers(expected.document), model_type
+        own = ("--probe", probe, "--format", "json", "--rank", 2)
+        alike = moegeo("experts", plain, *own), moegeo("experts", sharded, *own, "--config", plain)
+        assert alike[1].code == 0, alike[1].err
+        assert numbers(alike[0].document) == numbers(alike[1].document), model_type
     index = open_weights(ranks / "titan")
     state = torch.load(ranks / "titan.pt", weights_only=True)
     assert set(index.names()) == set(state)

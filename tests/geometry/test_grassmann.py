@@ -49,11 +49,16 @@ def test_known_angles_come_back(angles: list[float]) -> None:
     distance = size / (math.sqrt(len(angles)) * math.pi / 2)
     assert geodesic_distance(found) == pytest.approx(distance, abs=1e-12)
     assert overlap(found) == pytest.approx(np.mean(np.cos(angles) ** 2), abs=1e-12)
+    distances, overlaps = pair_distances([one, other])  # in narrower coordinates
+    assert distances[0, 1] == pytest.approx(distance, rel=1e-6, abs=1e-12)
+    assert overlaps[1, 0] == pytest.approx(overlap(found), abs=1e-12)
 
 
-def test_random_angles_agree_with_scipy_and_pairs_with_single_ones() -> None:
+@pytest.mark.parametrize("width", [12, 60])
+def test_random_angles_agree_with_scipy_and_pairs_with_single_ones(width: int) -> None:
+    """All of them together span the whole space, and less than it."""
     generator = np.random.default_rng(1)
-    bases = [np.linalg.qr(generator.standard_normal((12, 3)))[0] for _ in range(4)]
+    bases = [np.linalg.qr(generator.standard_normal((width, 3)))[0] for _ in range(4)]
     distance, overlaps = pair_distances([*bases, None])
     for a, one in enumerate(bases):
         for b, other in enumerate(bases):

@@ -8,17 +8,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from moegeo_cli import analyze, capture_routers
+from moegeo_cli import analyze, capture_routers, experts
+from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.errors import OutputError, ProbeError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.records import CheckpointRecord, RunRecord
+from moegeo_cli.replay.expert_blocks import find_experts
+from moegeo_cli.replay.reading import RouterTap
+from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.reports import json_report
 from tests.architectures import oracle
 from tests.architectures.table import write_probe
+from tests.architectures.test_every_type import TYPES
 from tests.architectures.zoo import save_tiny
 from tests.command import call
 from tests.own import models
@@ -482,3 +489,92 @@ def test_captures_are_measured_without_the_model(
     of(here, file)
     assert read
     assert all("gate.weight" in n or "e_score_correction_bias" in n for n in read), read
+
+
+def test_captures_measure_what_experts_are_given_and_say_why_nothing_else(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a run of the whole model: the same subspaces; no functions, no loss, no finding."""
+    from transformers import AutoModelForCausalLM
+
+    here = tiny("deepseek_v3")
+    ids = sequences(24)
+    probe = tmp_path / "probe.jsonl"
+    probe.write_text("".join(json.dumps({"input_ids": i}) + "\n" for i in ids))
+    file = tmp_path / "c.safetensors"
+    capture(AutoModelForCausalLM.from_pretrained(here).eval(), ids, file, checkpoint=here)
+    whole = experts(here, probe=probe, rank=2, cache=False)
+    found = call(capsys, "experts", here, "--captures", file, "--rank", 2, "--verify", 1,
+                 "--no-cache", "--format", "json")  # fmt: skip
+    assert found.code == 0, found.err
+    document = found.document
+    jsonschema.validate(document, json_report.schema("moegeo.experts", strict=True))
+    assert (document["status"], document["loss"]["value"]) == ("partial", None)
+    assert "no loss" in document["loss"]["reason"]
+    assert any("given what their routers see" in note for note in document["notes"])
+    assert any("--verify was left out" in note for note in document["notes"])
+    assert document["merge_candidates"] == []
+    [check] = document["checks"]
+    assert (check["outcome"], document["findings"]) == ("skipped", [])
+    assert len(document["layers"]) == len(whole.layers) == 2
+    for layer, known in zip(document["layers"], whole.layers, strict=True):
+        for name in ("alignment", "overlap_output", "asymmetry"):
+            assert layer["metrics"][name]["value"] is None
+            assert "no expert was run" in layer["metrics"][name]["reason"]
+        for name in ("overlap_input", "distance_input"):
+            a, b = (np.array(m, dtype=float) for m in (layer["matrices"][name],
+                                                       known.matrices[name]))  # fmt: skip
+            np.testing.assert_allclose(a, b, atol=1e-4)
+        assert [e["tokens"] for e in layer["expert"]] == [e.tokens for e in known.expert]
+
+
+OTHER_INPUT = {"gemma4_text", "llama4_text", "nemotron_h", "zaya"}
+
+
+def given_alike(model_type: str, folder: Path) -> bool:
+    """Whether a type's experts are given what its routers' weights are given."""
+    save_tiny(model_type, folder)
+    model = oracle.load_whole(folder)
+    found = []
+    for router in find_routers(model):
+        block = find_experts(model, router)
+        assert block is not None
+        if block.scales_input:
+            return False
+        if block.input_module is None:  # lists and sorted slots take the router's own
+            continue
+        seen: dict[str, torch.Tensor] = {}
+
+        def keep(_: Any, args: Any, seen: dict[str, torch.Tensor] = seen) -> None:
+            seen["experts"] = args[0].reshape(-1, args[0].shape[-1])
+
+        def take(call: Any, seen: dict[str, torch.Tensor] = seen) -> None:
+            seen["router"] = call.x_ND
+
+        handles = [block.input_module.register_forward_pre_hook(keep), RouterTap(router, take)]
+        with torch.no_grad():
+            model(input_ids=torch.arange(3, 20)[None], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        one, other = seen["experts"], seen["router"]
+        found.append(one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-3))
+    return all(found)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(name, marks=() if name in {*OTHER_INPUT, "deepseek_v4"} else pytest.mark.slow)
+     for name in TYPES],
+)  # fmt: skip
+def test_whose_experts_are_given_something_else_is_known(model_type: str, tmp_path: Path) -> None:
+    assert given_alike(model_type, tmp_path) == (model_type not in OTHER_INPUT)
+    known = describe_architecture(json.loads((tmp_path / "config.json").read_text()))
+    assert (known.other_input is not None) == (model_type in OTHER_INPUT)
+
+
+def test_experts_that_are_given_something_else_are_refused(tmp_path: Path) -> None:
+    save_tiny("gemma4_text", tmp_path / "m")
+    file = tmp_path / "c.safetensors"
+    capture(oracle.load_whole(tmp_path / "m"), sequences(), file, checkpoint=tmp_path / "m")
+    with pytest.raises(UnsupportedArchitectureError, match="not what their routers see"):
+        experts(tmp_path / "m", captures=file)

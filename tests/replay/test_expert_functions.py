@@ -144,7 +144,7 @@ def test_autograd_stands_in_where_no_closed_form_is_known() -> None:
         for _ in range(3)
     ])  # fmt: skip
     x_ND = torch.randn(5, 10)
-    block = ExpertBlock(router, modules.requires_grad_(False), "list", 3)
+    block = ExpertBlock(router, modules.requires_grad_(False), "list", 3, members=tuple(modules))
     experts = open_experts(block, x_ND)
     assert experts.layout is None
     assert "autograd" in experts.method
@@ -193,8 +193,15 @@ def test_mean_jacobians_of_closed_forms() -> None:
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("flipped", [False, True])
 @pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss", "dbrx", "nemotron_h"])
-def test_a_permuted_copy_is_matched_and_merging_it_changes_nothing(model_type: str) -> None:
+def test_a_permuted_copy_is_matched_and_merging_it_changes_nothing(
+    model_type: str, flipped: bool
+) -> None:
+    """SwiGLU's up rows and down columns may change sign together; gpt_oss clamps and adds 1 to up,
+    and nemotron's squared ReLU has no such freedom.
+    """
+    odd = model_type in {"mixtral", "dbrx"}
     experts, x_ND = open_block(build(model_type))
     layout = experts.layout
     assert layout is not None
@@ -204,11 +211,18 @@ def test_a_permuted_copy_is_matched_and_merging_it_changes_nothing(model_type: s
     for mine, other in zip(layout.bias_rows(0), layout.bias_rows(2), strict=True):
         other.copy_(mine[order])
     layout.outward[2].copy_(layout.outward[0][:, order])
-    if layout.bias_EO is not None:
-        layout.bias_EO[2].copy_(layout.bias_EO[0])
+    if layout.bias_out is not None:
+        layout.bias_out[2].copy_(layout.bias_out[0])
+    signs = torch.ones(layout.neurons)
+    if flipped and odd:
+        signs[::3] = -1.0
+        layout.rows(2)[-1].mul_(signs[:, None])
+        layout.outward[2].mul_(signs)
     before = experts.block.call(0, x_ND)
     torch.testing.assert_close(experts.block.call(2, x_ND), before, rtol=1e-4, atol=1e-5)
-    assert match_neurons(layout, 2, 0).tolist() == order.tolist()
+    found = match_neurons(layout, 2, 0)
+    assert found[0].tolist() == order.tolist()
+    assert found[1].tolist() == signs.tolist()
     state = [p.clone() for p in experts.block.module.parameters()]
     with restored([(experts, 0), (experts, 2)]):
         merge(experts, 0, 2, 0.3)

@@ -12,6 +12,7 @@ from moegeo_cli.records import Intervention, RunRecord
 from moegeo_cli.verdict import judge, recommend
 from moegeo_cli.verdict.interventions import APPLIES, FRAMEWORKS, READS_CONFIG, catalogue
 from moegeo_cli.verdict.judging import RULES
+from moegeo_cli.verdict.lenses import LENS_RULES
 from tests.verdict.conftest import checkpoint, layer, run_of
 
 COLLAPSED = layer(1, collapse=0.95)
@@ -20,7 +21,7 @@ COLLAPSED = layer(1, collapse=0.95)
 def advise(run: RunRecord, framework: str | None = None) -> dict[str, Intervention]:
     judged = judge(run)
     assert judged.verdict is not None
-    return {i.id: i for i in recommend(judged, judged.verdict, framework)}
+    return {i.id: i for i in recommend(judged, judged.verdict.findings, framework)}
 
 
 def collapsed(**about: Any) -> RunRecord:
@@ -125,7 +126,7 @@ def test_the_catalogue_is_whole() -> None:
     entries = catalogue()["intervention"]
     names = {e["id"] for e in entries}
     for entry in entries:
-        assert set(entry["findings"]) <= set(RULES), entry["id"]
+        assert set(entry["findings"]) <= {*RULES, *LENS_RULES}, entry["id"]
         assert entry["applies"] in APPLIES
         assert entry["check"]
         assert entry["grade"] in {"measured", "literature", "untested"}

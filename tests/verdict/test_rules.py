@@ -11,6 +11,7 @@ import pytest
 from moegeo_cli.records import Coverage, Finding, Metric, RunRecord, Verdict
 from moegeo_cli.verdict import judge, load_thresholds
 from moegeo_cli.verdict.judging import RULES
+from moegeo_cli.verdict.lenses import LENS_RULES
 from moegeo_cli.verdict.rules import definitions
 from moegeo_cli.verdict.thresholds import collapse_limit
 from tests.verdict.conftest import checkpoint, layer, metric, run_of
@@ -34,7 +35,7 @@ def test_a_healthy_run_has_no_finding_and_every_rule_was_tried(healthy: RunRecor
     assert verdict.status == verdict.routing == "healthy"
     assert verdict.performance == "undetermined"
     assert verdict.findings == ()
-    assert {c.name for c in verdict.checks} == set(RULES) == set(definitions())
+    assert {c.name for c in verdict.checks} == {*RULES, *LENS_RULES} == set(definitions())
     assert all(c.reason for c in verdict.checks if c.outcome == "skipped")
 
 

@@ -1,0 +1,75 @@
+"""What further commands measured of a checkpoint, kept with the run's other measurements.
+
+One file a lens, checkpoint and model code: the command's last result takes the place of the one
+before. It holds what was measured and no judgement, and not the E × E matrices, which no rule
+reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.lens_records import LENSES, Lenses, LensRecord, absent, command, damaged
+from moegeo_cli.measurement.models import Models
+from moegeo_cli.records import RunRecord, from_dict, to_dict
+from moegeo_cli.store.cache import Store, entry_key
+
+
+def lens_key(lens: str, fingerprint: str, models: Models) -> str:
+    """The name that a lens's measurement of a checkpoint is kept under."""
+    parts = {"lens": lens, "fingerprint": fingerprint, "model": models.identity}
+    return f"{lens}-{entry_key(parts)}"
+
+
+def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> None:
+    """Keep what a lens measured of the checkpoint that its record names by its fingerprint."""
+    layers: Any = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
+    bare = dataclasses.replace(record, layers=layers, findings=(), interventions=(), checks=())
+    store.save_json(lens_key(lens, record.fingerprint, models), to_dict(bare))
+
+
+def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
+    """What is kept of a checkpoint, by lens; in its place why there is nothing that counts."""
+    found: dict[str, LensRecord | str] = {}
+    for lens, kind in LENSES.items():
+        key = lens_key(lens, fingerprint, models)
+        document = store.load_json(key)
+        try:
+            record = None if document is None else from_dict(kind, document)
+        except (TypeError, ValueError, KeyError, AttributeError):
+            record = None
+        found[lens] = record or (damaged if store.has_json(key) else absent)(lens)
+    return found
+
+
+def describe_run(checkpoint: CheckpointFolder, architecture: Architecture) -> RunRecord:
+    """What advice is fitted to, of a checkpoint by itself: its framework and training settings."""
+    trained = read_training(checkpoint)
+    about = {
+        "framework": trained.framework,
+        "model_type": architecture.model_type,
+        "scoring": architecture.scoring,
+        "training": dict(trained.settings),
+        "log": [dict(entry) for entry in trained.log],
+    }
+    return RunRecord("complete", {}, about, {}, {}, {}, ())
+
+
+def lens_notes(lenses: Lenses) -> list[str]:
+    """What a run's report says of the records that its verdict rests on."""
+    notes = []
+    for lens, record in lenses.items():
+        if isinstance(record, str):
+            notes += [record] if record == damaged(lens) else []
+            continue
+        coverage, probe = record.coverage, record.probe
+        notes.append(
+            f"checks of `{command(lens)}` rest on its last run on this checkpoint: "
+            f"{coverage.routers_measured} of {coverage.routers_found} routers, probe "
+            f"{probe.get('source')}, {probe.get('tokens'):,} tokens"
+        )
+    return notes

@@ -1,0 +1,92 @@
+"""Rules about what `moegeo routing` measured."""
+
+from __future__ import annotations
+
+from moegeo_cli.records import Evidence
+from moegeo_cli.routing_records import RoutingLayerRecord, RoutingRecord
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, layer_words, low
+from moegeo_cli.verdict.thresholds import Thresholds
+
+
+def shared_direction(record: RoutingRecord, limits: Thresholds) -> Outcome:
+    """A direction that all inputs share, answered more than a random one, that rules the logits.
+
+    Balancing would suppress it: what it adds is the same for every token and favours the same
+    experts. Both intervals must lie above their limits.
+    """
+    gain, share = limits["shared-direction"], limits["shared-direction-share"]
+    told = [x for x in record.layers if _known(x, "response_relative", "constant_share")]
+    found = [
+        x
+        for x in told
+        if low(x.metrics["response_relative"]) > gain.value
+        and low(x.metrics["constant_share"]) > share.value
+    ]
+    if not found:
+        return _nothing(record, len(told), "measured against a shared direction")
+    top = max(found, key=lambda x: x.metrics["constant_share"].value or 0.0)
+    layers = tuple(x.layer for x in found)
+    return Found(
+        "watch",
+        f"in {layer_words(layers)} a direction that all inputs share is not suppressed: in layer "
+        f"{top.layer}, {_value(top, 'constant_share'):.0%} of the logits' energy is the same for "
+        f"every token, answered {_value(top, 'response_relative'):.2f} times as strongly as a "
+        "random direction",
+        layers,
+        _evidence(found, ("constant_share", "response_relative")),
+        share.threshold,
+    )
+
+
+def routing_ignores_input(record: RoutingRecord, limits: Thresholds) -> Outcome:
+    """Unrelated tokens that get nearly the same experts.
+
+    The overlap counts from what evenly used experts would give to all; its whole interval must lie
+    above the limit.
+    """
+    limit = limits["routing-ignores-input"]
+    told = [x for x in record.layers if _choice(x) is not None]
+    found = [x for x in told if (_choice(x) or 0.0) > limit.value]
+    if not found:
+        return _nothing(record, len(told), "looked at with unrelated tokens")
+    top = max(found, key=lambda x: _choice(x) or 0.0)
+    metric = top.metrics["overlap_unrelated"]
+    layers = tuple(x.layer for x in found)
+    return Found(
+        "watch",
+        f"{layer_words(layers)} choose{'s' if len(layers) == 1 else ''} nearly the same experts "
+        f"whatever the input: in layer {top.layer}, unrelated tokens have {metric.value:.0%} of "
+        f"them in common, {metric.null_value:.0%} if all were used evenly",
+        layers,
+        _evidence(found, ("overlap_unrelated",)),
+        limit.threshold,
+    )
+
+
+def _choice(layer: RoutingLayerRecord) -> float | None:
+    """Overlap of unrelated tokens above even use, at the low end; None where there is no choice."""
+    metric = layer.metrics.get("overlap_unrelated")
+    if metric is None or metric.value is None or metric.null_value is None:
+        return None
+    if metric.null_value >= 1.0 - 1e-9:  # every token uses every expert
+        return None
+    return (low(metric) - metric.null_value) / (1.0 - metric.null_value)
+
+
+def _nothing(record: RoutingRecord, told: int, words: str) -> Outcome:
+    """Passed where every router was looked at; else not decided."""
+    found = record.coverage.routers_found
+    return None if told == found else Skipped(f"{told} of {found} routers were {words}")
+
+
+def _known(layer: RoutingLayerRecord, *names: str) -> bool:
+    metrics = [layer.metrics.get(name) for name in names]
+    return all(m is not None and m.value is not None for m in metrics)
+
+
+def _value(layer: RoutingLayerRecord, name: str) -> float:
+    return layer.metrics[name].value or 0.0
+
+
+def _evidence(layers: list[RoutingLayerRecord], names: tuple[str, ...]) -> tuple[Evidence, ...]:
+    return tuple(Evidence(n, x.metrics[n], x.layer, x.router) for x in layers for n in names)
