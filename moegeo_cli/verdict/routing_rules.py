@@ -13,15 +13,19 @@ from moegeo_cli.verdict.rules import (
     known,
     layer_words,
     low,
-    worst,
 )
-from moegeo_cli.verdict.thresholds import collapse_limit
+from moegeo_cli.verdict.thresholds import collapse_limit, is_studied
 
 
 def router_collapse(situation: Situation) -> Outcome:
-    """Load imbalance beyond the limit, once the part that noise explains is taken off."""
+    """Load imbalance beyond the limit, once the part that noise explains is taken off.
+
+    Failing takes a whole interval over a calibrated limit, and that the study speaks for it: E and
+    K that it had, or a load that is collapsed by the study's own definition; and not the start of
+    training, where healthy runs collapse for a while.
+    """
     limit = situation.limits["router-collapse"]
-    found: list[tuple[float, str, LayerRecord, float]] = []
+    found: list[tuple[float, bool, LayerRecord, float]] = []
     measured, sequences = 0, situation.run.probe.get("sequences")
     for layer in situation.now.layers:
         metric = known(layer, "collapse")
@@ -38,8 +42,8 @@ def router_collapse(situation: Situation) -> Outcome:
         # Few sequences resemble themselves: their interval is no proof.
         enough = sequences is None or sequences >= MIN_SEQUENCES
         sure = enough and metric.ci_low is not None and metric.ci_low - null >= bound
-        severity = "failing" if sure and limit.calibrated else "watch"
-        found.append((metric.value, severity, layer, bound))
+        sure = sure and limit.calibrated and _speaks_for(situation, layer)
+        found.append((metric.value, sure, layer, bound))
     if not measured:
         return Skipped("no router has a collapse that could reach the limit", undecided=True)
     if not found:
@@ -47,11 +51,15 @@ def router_collapse(situation: Situation) -> Outcome:
     found.sort(key=lambda f: (-f[0], f[2].layer))
     value, _, first, bound = found[0]
     layers = tuple(sorted(f[2].layer for f in found))
+    early = _is_early(situation)
+    studied = is_studied(limit, first.experts, first.top_k or 1)
     return Found(
-        worst([f[1] for f in found]),
+        "failing" if any(f[1] for f in found) and not early else "watch",
         f"collapse is {value:.2f} in layer {first.layer}, over the limit of {bound:.2f} for "
         f"{first.experts} experts of which {first.top_k} are chosen; {layer_words(layers)} "
-        f"{'is' if len(layers) == 1 else 'are'} over it",
+        f"{'is' if len(layers) == 1 else 'are'} over it"
+        f"{'' if studied else '; that limit is of the nearest E and K that were studied'}"
+        f"{'; so early in training healthy runs are, too, for a while' if early else ''}",
         layers,
         tuple(evidence("collapse", f[2]) for f in found),
         Threshold(
@@ -59,6 +67,19 @@ def router_collapse(situation: Situation) -> Outcome:
             limit.threshold.false_positive_rate,
         ),
     )  # fmt: skip
+
+
+def _speaks_for(situation: Situation, layer: LayerRecord) -> bool:
+    """Whether the limit was studied at this E and K, or the load is collapsed by definition."""
+    if is_studied(situation.limits["router-collapse"], layer.experts, layer.top_k or 1):
+        return True
+    definition = situation.limits["router-collapse-entropy"].value
+    return _high(known(layer, "entropy_load_rescaled")) < definition
+
+
+def _is_early(situation: Situation) -> bool:
+    fraction = situation.now.progress.get("fraction")
+    return fraction is not None and fraction < situation.limits["router-collapse-from"].value
 
 
 def dead_experts(situation: Situation) -> Outcome:

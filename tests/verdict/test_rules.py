@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from moegeo_cli.verdict import judge, load_thresholds
 from moegeo_cli.verdict.judging import RULES
 from moegeo_cli.verdict.lenses import LENS_RULES
 from moegeo_cli.verdict.rules import definitions
-from moegeo_cli.verdict.thresholds import collapse_limit
+from moegeo_cli.verdict.thresholds import collapse_limit, is_studied
 from tests.verdict.conftest import checkpoint, layer, metric, run_of
 
 
@@ -39,14 +38,39 @@ def test_a_healthy_run_has_no_finding_and_every_rule_was_tried(healthy: RunRecor
     assert all(c.reason for c in verdict.checks if c.outcome == "skipped")
 
 
-def test_the_collapse_limit_is_the_pilots_on_the_scale_of_collapse() -> None:
-    """Load whose distance is 0.43 · 2 arccos(1/√E), written as `collapse` would have it."""
+def test_the_collapse_limit_is_that_of_the_nearest_cell() -> None:
     limit = load_thresholds()["router-collapse"]
-    assert limit.value == 0.43
-    for experts, top_k in ((8, 2), (16, 1), (64, 8)):
-        distance = 0.43 * 2 * math.acos(1 / math.sqrt(experts))
-        expected = distance / (2 * math.acos(math.sqrt(top_k / experts)))
-        assert collapse_limit(limit, experts, top_k) == pytest.approx(expected)
+    cells = {(c.experts, c.top_k): c.value for c in limit.cells}
+    assert collapse_limit(limit, 8, 2) == cells[8, 2] == limit.value
+    assert collapse_limit(limit, 9, 2) == cells[8, 2]
+    largest = max(cells)
+    assert collapse_limit(limit, 100 * largest[0], 100) == cells[largest]
+    assert not is_studied(limit, 9, 2)
+    own = load_thresholds({"router-collapse": 0.3})["router-collapse"]
+    assert collapse_limit(own, 4096, 8) == 0.3
+    assert is_studied(own, 4096, 8)
+
+
+def test_collapse_at_the_start_of_training_is_watched() -> None:
+    high = layer(0, collapse=0.95)
+    for fraction, severity in ((0.05, "watch"), (0.1, "failing"), (None, "failing")):
+        found = find(run_of(checkpoint(100, high, fraction=fraction)), "router-collapse")
+        assert found is not None
+        assert found.severity == severity
+        assert ("early in training" in found.message) == (fraction == 0.05)
+
+
+def test_collapse_at_an_e_that_was_not_studied_fails_by_the_definition_alone() -> None:
+    for entropy, severity in ((0.5, "failing"), (0.69, "watch"), (0.9, "watch")):
+        high = layer(0, collapse=0.95, experts=512, top_k=8, entropy_load_rescaled=entropy)
+        found = find(run_of(checkpoint(100, high)), "router-collapse")
+        assert found is not None
+        assert found.severity == severity
+        assert "nearest E and K that were studied" in found.message
+    found = find(run_of(checkpoint(100, layer(0, collapse=0.95, experts=512, top_k=8))),
+                 "router-collapse")  # fmt: skip
+    assert found is not None
+    assert found.severity == "watch"
 
 
 def test_collapse_fails_where_its_whole_interval_is_over_the_limit() -> None:
