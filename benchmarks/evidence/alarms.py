@@ -17,8 +17,12 @@ import pandas as pd
 # Where an alarm may lead to a restart: thresholds are fitted from 10% of training on.
 ALARMS_AT = (0.1, 0.2, 0.5)
 # Columns of alarms, the most severe first, and the findings that they are.
-ALARMS = {"spike": "loss-spike", "collapse_alarm": "router-collapse",
-          "gap_alarm": "loss-behind-reference"}  # fmt: skip
+ALARMS = {
+    "spike": "loss-spike",
+    "collapse_alarm": "router-collapse",
+    "gap_alarm": "loss-behind-reference",
+    "dead_alarm": "dead-experts",
+}
 
 
 def worst_collapse(entry: str) -> tuple[float, float]:
@@ -68,6 +72,7 @@ def alarm_rows(
         gap=gap,
         gap_alarm=gap > gap_limit,
         spike=table["log.loss_rise_max"] > rise_limit,
+        dead_alarm=["dead-experts" in json.loads(entry) for entry in table["findings"]],
     )
 
 

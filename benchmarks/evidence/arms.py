@@ -1,8 +1,8 @@
 """What is tried on a flagged run: the catalogue's interventions as changes of its training.
 
-A kind of failure is what the alarm says: the worst finding at the earliest alarm. Each has its
-control, which goes on as before with other data, and at most six arms that the catalogue names for
-it. The cause stays in place except where an arm is its remedy.
+A kind of failure is what the alarm says: the finding at the earliest alarm. Each has its control,
+which goes on as before with other data, and at most six arms that the catalogue names for it. The
+cause stays in place except where an arm is its remedy.
 
 Legend: E experts.
 """
@@ -19,7 +19,6 @@ from torch import nn
 from benchmarks.evidence.faults import RouterTap
 from benchmarks.evidence.models import expert_weights, find_routers
 from benchmarks.evidence.settings import ModelSettings, TrainSettings
-from moegeo_cli.records import Finding
 
 FLAGGED, SEEDS = 24, (101, 102)
 DEAD_LOAD = 0.05
@@ -42,9 +41,13 @@ class Arm:
     applies: Callable[[TrainSettings, ModelSettings], bool] = lambda train, model: True
 
 
+def _sigmoid(model: ModelSettings) -> bool:
+    return model.kind == "glm4_moe"
+
+
 def _balance(train: TrainSettings, model: ModelSettings) -> TrainSettings:
     """Ten times the balance loss over the batch, or three times the bias rate, and switched on."""
-    if model.kind == "glm4_moe":
+    if _sigmoid(model):
         return dataclasses.replace(train, bias_rate=max(3 * train.bias_rate, 0.003))
     return dataclasses.replace(train, balance=max(10 * train.balance, 0.01), balance_applied=True,
                                balance_over="batch", balance_until=1.0)  # fmt: skip
@@ -70,10 +73,6 @@ def _z(train: TrainSettings, model: ModelSettings) -> TrainSettings:
 
 def _jitter(train: TrainSettings, model: ModelSettings) -> TrainSettings:
     return dataclasses.replace(train, router_noise=0.01)
-
-
-def _precision(train: TrainSettings, model: ModelSettings) -> TrainSettings:
-    return dataclasses.replace(train, router_precision="float32")
 
 
 def _milder_data(train: TrainSettings, model: ModelSettings) -> TrainSettings:
@@ -104,7 +103,8 @@ def revive(model: nn.Module, taps: list[RouterTap], loads: list[torch.Tensor]) -
 
 
 CONTROL = Arm("control")
-BALANCE = Arm("raise-balance-loss", _balance)
+BALANCE = Arm("raise-balance-loss", _balance, applies=lambda train, model: not _sigmoid(model))
+BIAS = Arm("raise-bias-rate", _balance, applies=lambda train, model: _sigmoid(model))
 SHRINK = Arm("router-weights", touch=shrink_routers)
 SLOW_ROUTER = Arm("lower-router-rate", _router_rate)
 REVIVE = Arm("revive-dead-experts", _balance, revive)
@@ -115,28 +115,21 @@ LOWER_RATE = Arm("learning-rate", _rate(0.3))
 HIGHER_RATE = Arm("higher-learning-rate", _rate(3.0))
 REWIND_BALANCE = Arm("rewind", _balance, rewind=True)
 REWIND_RATE = Arm("rewind", _milder_data, rewind=True)
-FLOAT32 = Arm("router-float32", _precision,
-              applies=lambda train, model: train.router_precision != "float32")  # fmt: skip
 
+# At most six apply to a run beside its control: of BALANCE and BIAS one.
 ARMS: Mapping[str, tuple[Arm, ...]] = {
-    "router-collapse": (CONTROL, BALANCE, SHRINK, SLOW_ROUTER, REVIVE, JITTER, REWIND_BALANCE),
-    "loss-behind-reference": (CONTROL, LOWER_RATE, HIGHER_RATE, CLIP, BALANCE, SLOW_ROUTER,
-                              REWIND_RATE),
     "loss-spike": (CONTROL, LOWER_RATE, CLIP, Z_LOSS, SLOW_ROUTER, REWIND_RATE),
-    "dead-experts": (CONTROL, REVIVE, BALANCE, SHRINK, SLOW_ROUTER, JITTER),
-    "router-locked": (CONTROL, SHRINK, SLOW_ROUTER, Z_LOSS, BALANCE),
-    "near-ties": (CONTROL, FLOAT32, Z_LOSS, SLOW_ROUTER),
-    "logit-explosion": (CONTROL, SHRINK, Z_LOSS, SLOW_ROUTER, CLIP, FLOAT32),
+    "router-collapse": (
+        CONTROL, BALANCE, BIAS, SHRINK, SLOW_ROUTER, REVIVE, JITTER, REWIND_BALANCE,
+    ),
+    "loss-behind-reference": (
+        CONTROL, LOWER_RATE, HIGHER_RATE, CLIP, BALANCE, BIAS, SLOW_ROUTER, REWIND_RATE,
+    ),
+    "dead-experts": (CONTROL, REVIVE, BALANCE, BIAS, SHRINK, SLOW_ROUTER, JITTER),
 }  # fmt: skip
-
-
-def kind_of(findings: list[Finding]) -> str | None:
-    """The kind of failure that active findings tell, the most severe and first of ARMS; or None."""
-    names = {f.name for f in findings if f.state == "active" and f.severity != "info"}
-    return next((kind for kind in ARMS if kind in names), None)
+ARMS_A_RUN = 6
 
 
 def most_restarts() -> int:
-    """Restarts of the four kinds with the most arms."""
-    arms = sorted((len(a) for a in ARMS.values()), reverse=True)[:4]
-    return FLAGGED * len(SEEDS) * sum(arms)
+    """Restarts where every kind has as many flagged runs and arms as it may."""
+    return FLAGGED * len(SEEDS) * len(ARMS) * (1 + ARMS_A_RUN)

@@ -17,6 +17,7 @@ FRAMEWORKS = (
 )  # fmt: skip
 READS_CONFIG = ("transformers", "trl", "axolotl")  # the checkpoint's config.json is their setting
 OF_THE_TRAINER = ("learning_rate", "clipping")  # arguments that the Trainer always reads
+STUDY = "evidence study: docs/evidence.md"
 ASSUMED = "assumed: nothing beside the checkpoint names a framework"
 
 
@@ -53,7 +54,7 @@ def recommend(
                 why="; ".join(active[f].message for f in called),
                 key=_key(entry, run, name, note),
                 check=entry["check"],
-                evidence=_evidence(entry),
+                evidence=_evidence(entry, called),
                 conflicts=tuple(entry.get("conflicts", ())),
                 layers=tuple(layers),
             )
@@ -131,10 +132,37 @@ def _peak_rate(run: RunRecord) -> float | None:
     return max((r for r in rates if isinstance(r, int | float)), default=None)
 
 
-def _evidence(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> dict[str, Any]:
+    """How well it is known: what the study measured for one of these findings, else the entry's.
+
+    `recovered` counts restarts that did not fail in the end, of `n`; `recovered_control` those of
+    the same runs and seeds without a change; `difference` is that of the shares, with its 95%
+    `interval`.
+    """
     names = ("source", "recovered", "recovered_control", "n", "note")
-    found = {name: entry[name] for name in names if entry.get(name) not in (None, "")}
-    return {"grade": entry["grade"], **found}
+    own = {name: entry[name] for name in names if entry.get(name) not in (None, "")}
+    found = next(
+        (
+            row
+            for finding in called
+            for row in recoveries()
+            if (row["intervention"], row["finding"]) == (entry["id"], finding)
+        ),
+        None,
+    )
+    if found is None:
+        return {"grade": entry["grade"], **own}
+    measured = {name: value for name, value in found.items() if name != "intervention"}
+    if own.get("source"):
+        measured["literature"] = own["source"]
+    return {"grade": "measured", "source": STUDY, **measured}
+
+
+@functools.cache
+def recoveries() -> tuple[Mapping[str, Any], ...]:
+    """recoveries.toml: by intervention and finding, what the evidence study measured."""
+    text = (FOLDER / "recoveries.toml").read_text(encoding="utf-8")
+    return tuple(tomllib.loads(text).get("recovery", ()))
 
 
 def _tidy(value: Any) -> Any:

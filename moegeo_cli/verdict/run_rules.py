@@ -66,12 +66,18 @@ def loss_behind_reference(situation: Situation) -> Outcome:
     if gap.ci_low is None or gap.ci_high is None:
         return Skipped("the loss difference has no interval")
     limit = situation.limits["loss-behind-reference"]
-    if gap.ci_low <= limit.value:
+    own = situation.now.loss.value
+    reference = None if own is None else own - gap.value
+    if reference is None or reference <= 0:
+        return Skipped("the reference's loss is not above 0: a gap is no share of it")
+    share = gap.value / reference
+    if gap.ci_low / reference <= limit.value:
         return None
     return Found(
         "watch",
         f"the loss is {gap.value:+.3f} nats per token [{gap.ci_low:+.3f}, "
-        f"{gap.ci_high:+.3f}] against the reference at the same progress",
+        f"{gap.ci_high:+.3f}] against the reference at the same progress, {share:+.1%} of it "
+        f"(limit {limit.value:.1%})",
         (),
         (Evidence("loss_difference", gap),),
         limit.threshold,
