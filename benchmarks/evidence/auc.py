@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta, norm
 
-DRAWS = 2000
+DRAWS = 1000
 SEED = 11
 
 

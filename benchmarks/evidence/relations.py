@@ -6,6 +6,7 @@ Legend: N runs, B draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,35 +17,87 @@ from benchmarks.evidence.auc import Resampling, share
 DRAWS = 1000
 
 
+@dataclass(frozen=True)
+class Pairs:
+    """Two numbers of each run and its task, as arrays (N,)."""
+
+    x_N: np.ndarray
+    y_N: np.ndarray
+    task_N: np.ndarray
+
+    @classmethod
+    def of(cls, table: pd.DataFrame, x: str, y: str) -> Pairs:
+        """From columns."""
+        codes = pd.factorize(table["task"])[0]
+        return cls(table[x].to_numpy(float), table[y].to_numpy(float), codes)
+
+    def take(self, place_N: np.ndarray) -> Pairs:
+        """Some runs, as often as they are named."""
+        return Pairs(self.x_N[place_N], self.y_N[place_N], self.task_N[place_N])
+
+
+Statistic = Callable[[Pairs], float]
+
+
 def resampled(
-    table: pd.DataFrame, statistic: Callable[[pd.DataFrame], float], draws: int = DRAWS
+    table: pd.DataFrame, x: str, y: str, statistic: Statistic, draws: int = DRAWS
 ) -> tuple[float, float, float]:
     """A statistic with its 95% interval from draws of whole bases within tasks."""
     weights_BN = Resampling.of(table["task"], table["base"], draws).weights_BN.astype(int)
-    places = np.arange(len(table))
-    values = [statistic(table.iloc[np.repeat(places, w_N)]) for w_N in weights_BN]
+    pairs, places = Pairs.of(table, x, y), np.arange(len(table))
+    values = [statistic(pairs.take(np.repeat(places, w_N))) for w_N in weights_BN]
     low, high = np.nanquantile(values, [0.025, 0.975])
-    return statistic(table), float(low), float(high)
+    return statistic(pairs), float(low), float(high)
 
 
-def correlation(table: pd.DataFrame, x: str, y: str) -> float:
+def correlation(pairs: Pairs) -> float:
     """Pearson's."""
-    return float(pearsonr(table[x], table[y])[0]) if len(table) > 2 else float("nan")
+    x_N, y_N = pairs.x_N - pairs.x_N.mean(), pairs.y_N - pairs.y_N.mean()
+    scale = np.sqrt((x_N**2).sum() * (y_N**2).sum())
+    return float((x_N * y_N).sum() / scale) if scale else float("nan")
 
 
-def within_tasks(table: pd.DataFrame, x: str, y: str) -> float:
+def within_tasks(pairs: Pairs) -> float:
     """Pearson's after each task's mean is taken off both."""
-    centred = table[[x, y]] - table.groupby("task")[[x, y]].transform("mean")
-    return correlation(centred, x, y)
+    return correlation(
+        Pairs(_centred(pairs.x_N, pairs.task_N), _centred(pairs.y_N, pairs.task_N), pairs.task_N)
+    )
 
 
-def rank_within(table: pd.DataFrame, x: str, y: str) -> float:
-    """Spearman's of ranks within tasks."""
-    ranks = pd.DataFrame(
-        {name: table.groupby("task")[name].transform(lambda v: rankdata(v) / len(v))
-         for name in (x, y)}
-    )  # fmt: skip
-    return correlation(ranks, x, y)
+def rank_within(pairs: Pairs) -> float:
+    """Pearson's of ranks within tasks, as shares of the task's runs."""
+    ranks = []
+    for values_N in (pairs.x_N, pairs.y_N):
+        rank_N = np.empty(len(values_N))
+        for task in np.unique(pairs.task_N):
+            own = pairs.task_N == task
+            rank_N[own] = rankdata(values_N[own]) / own.sum()
+        ranks.append(rank_N)
+    return within_tasks(Pairs(ranks[0], ranks[1], pairs.task_N))
+
+
+def bend(pairs: Pairs) -> tuple[float, float]:
+    """The squared term's coefficient, and the variance that it adds to a line, within tasks."""
+    x_N = _scaled(pairs.x_N, pairs.task_N)
+    y_N = _scaled(pairs.y_N, pairs.task_N)
+    line, curve = np.polyfit(x_N, y_N, 1), np.polyfit(x_N, y_N, 2)
+    total = float((y_N**2).sum())
+    left = [float(((np.polyval(c, x_N) - y_N) ** 2).sum()) for c in (line, curve)]
+    return float(curve[0]), (left[0] - left[1]) / total
+
+
+def _centred(values_N: np.ndarray, task_N: np.ndarray) -> np.ndarray:
+    counts = np.maximum(np.bincount(task_N), 1)
+    centred: np.ndarray = values_N - (np.bincount(task_N, values_N) / counts)[task_N]
+    return centred
+
+
+def _scaled(values_N: np.ndarray, task_N: np.ndarray) -> np.ndarray:
+    centred_N = _centred(values_N, task_N)
+    counts = np.maximum(np.bincount(task_N), 1)
+    spread = np.sqrt(np.bincount(task_N, centred_N**2) / counts)
+    scaled: np.ndarray = centred_N / (spread[task_N] + 1e-12)
+    return scaled
 
 
 def fsi_performance(
@@ -55,38 +108,23 @@ def fsi_performance(
     `bend` is the coefficient of the squared, standardised feature beside the linear one (negative
     for an inverted U), within tasks; `gain` the share of variance that it adds.
     """
+    statistics: dict[str, Statistic] = {
+        "within": within_tasks, "ranks": rank_within, "pooled": correlation,
+        "bend": lambda pairs: bend(pairs)[0],
+    }  # fmt: skip
     rows = []
     for fraction, table in stages:
         known = table[np.isfinite(table[feature])]
         row: dict[str, object] = {"stage": fraction, "runs": len(known)}
         for task, own in known.groupby("task"):
-            row[str(task)] = correlation(own, feature, "performance")
-        for name, statistic in (("within", within_tasks), ("ranks", rank_within),
-                                ("pooled", correlation)):  # fmt: skip
+            row[str(task)] = correlation(Pairs.of(own, feature, "performance"))
+        for name, statistic in statistics.items():
             row[name], row[f"{name}_low"], row[f"{name}_high"] = resampled(
-                known,
-                lambda t, s=statistic: s(t, feature, "performance"),  # type: ignore[misc]
+                known, feature, "performance", statistic
             )
-        row["bend"], row["bend_low"], row["bend_high"] = resampled(
-            known, lambda t: bend(t, feature)[0]
-        )
-        row["gain"] = bend(known, feature)[1]
+        row["gain"] = bend(Pairs.of(known, feature, "performance"))[1]
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def bend(table: pd.DataFrame, feature: str) -> tuple[float, float]:
-    """The squared term's coefficient, and the variance that it adds to a line, within tasks."""
-    centred = table.groupby("task")[[feature, "performance"]].transform(
-        lambda v: (v - v.mean()) / (v.std() + 1e-12)
-    )
-    x_N, y_N = centred[feature].to_numpy(), centred["performance"].to_numpy()
-    line = np.polyfit(x_N, y_N, 1)
-    curve = np.polyfit(x_N, y_N, 2)
-    total = float((y_N**2).sum())
-    gain = float(((np.polyval(line, x_N) - y_N) ** 2).sum()
-                 - ((np.polyval(curve, x_N) - y_N) ** 2).sum()) / total  # fmt: skip
-    return float(curve[0]), gain
 
 
 def diagonal_and_whole(exact: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from benchmarks.evidence.calibration import (
 from benchmarks.evidence.policies import stopping_value
 from benchmarks.evidence.prediction import PRIMARY_BASE, leave_task_out, matrix, nested_change
 from benchmarks.evidence.recoveries import arm_effects
-from benchmarks.evidence.relations import bend, variance_parts
+from benchmarks.evidence.relations import Pairs, bend, rank_within, variance_parts, within_tasks
 from benchmarks.evidence.table import add_labels
 
 
@@ -203,11 +203,27 @@ def test_stopping_at_an_alarm_saves_what_is_left() -> None:
     assert row["sound stopped"].startswith("0 of 1")
 
 
+def test_correlations_within_tasks_ignore_what_separates_tasks() -> None:
+    generator = np.random.default_rng(2)
+    table = pd.DataFrame({"task": np.repeat(["a", "b", "c"], 60)})
+    table["x"] = generator.normal(size=180)
+    table["y"] = -table["x"] + 10 * table["task"].map({"a": 0, "b": 1, "c": 2})
+    table["x"] += 5 * table["task"].map({"a": 0, "b": 1, "c": 2})
+    pairs = Pairs.of(table, "x", "y")
+    assert within_tasks(pairs) == pytest.approx(-1.0)
+    assert rank_within(pairs) == pytest.approx(-1.0)
+    again = table.assign(y=table["x"] + generator.normal(size=180))
+    centred = again[["x", "y"]] - again.groupby("task")[["x", "y"]].transform("mean")
+    assert within_tasks(Pairs.of(again, "x", "y")) == pytest.approx(
+        np.corrcoef(centred["x"], centred["y"])[0, 1]
+    )
+
+
 def test_a_bend_is_found_and_seeds_are_told_from_causes() -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=400)
     table = pd.DataFrame({"task": "t", "x": x, "performance": -(x**2)})
-    coefficient, gain = bend(table, "x")
+    coefficient, gain = bend(Pairs.of(table, "x", "performance"))
     assert coefficient < 0
     assert gain > 0.9
     rows = []
