@@ -86,7 +86,11 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
     outputs = None
     if experts is not None:
         made = [output_rows(experts, tokens, e, r) for e, r in enumerate(rows_E)]
-        norm_E = np.array([np.linalg.norm(y, axis=1).mean() if len(y) else np.nan for y in made])
+        norm_E = np.array([
+            np.average(np.linalg.norm(y, axis=1), weights=tokens.mass_NE[r, e]) if len(y)
+            else np.nan
+            for e, (y, r) in enumerate(zip(made, rows_E, strict=True))
+        ])  # fmt: skip
         outputs = _subspaces(tokens, made, rows_E, settings)
     limit = None if functions is None else null_limit(functions)
     metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
