@@ -27,13 +27,13 @@ class ExpertRecord:
     """One expert of a layer.
 
     `tokens` are those dispatched to it on the probe, `load` their share of the dispatch, `mass` its
-    share of the combine weights. `output_norm` is the mean ‖f(x)‖ over tokens that reach it,
-    `fisher_trace` that of its router row. `rank_input` and `rank_output` are effective ranks.
-    `singular_values` are means over a few of its tokens, largest first; `stable_rank` is
-    ‖J‖² / σ₁² and `spectral_decay` the slope of ln σ_i against ln i. `split_half_input` is the
-    overlap of the subspaces of its two halves of tokens. `nearest` is the expert of its layer that
-    computes most nearly the same, `nearest_alignment` how nearly: null where no token counts for a
-    pair with it. `reasons` say what is missing.
+    share of the combine weights. `output_norm` is the mean ‖f(x)‖ over tokens that reach it (with
+    `--weights soft` over all, by the routing distribution), `fisher_trace` that of its router row.
+    `rank_input` and `rank_output` are effective ranks. `singular_values` are means over a few of
+    its tokens, largest first; `stable_rank` is ‖J‖² / σ₁² and `spectral_decay` the slope of ln σ_i
+    against ln i. `split_half_input` is the overlap of the subspaces of its two halves of tokens.
+    `nearest` is the expert of its layer that computes most nearly the same, `nearest_alignment` how
+    nearly: null where no token counts for a pair with it. `reasons` say what is missing.
     """
 
     expert: int

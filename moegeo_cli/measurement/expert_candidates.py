@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from moegeo_cli.experts_records import MergeCandidate, PruneCandidate
-from moegeo_cli.measurement.expert_layers import MeasuredLayer, disagrees
+from moegeo_cli.measurement.expert_layers import MeasuredLayer, disagreement
+from moegeo_cli.records import layer_name
 
 LISTED = 10
+NO_FUNCTIONS = "the experts were not measured as functions"
 Pair = tuple[int, int, int]  # place of the layer, and two experts
 Single = tuple[int, int]  # place of the layer, and an expert
 
@@ -72,9 +74,9 @@ def _merge(layer: MeasuredLayer, a: int, b: int) -> MergeCandidate:
     if overlap.value is not None:
         words += f"; their inputs overlap by {overlap.value:.2f}"
         words += "" if overlap.null_value is None else f" (random tokens {overlap.null_value:.2f})"
-    contrary = disagrees(layer, a, b)
+    contrary = disagreement(layer, a, b)
     if contrary:
-        words += "; by their inputs they would rank far lower"
+        words += f"; by their inputs they would rank {contrary}"
     cosine_EE = functions.weight_cosine_EE
     return MergeCandidate(
         layer=layer.record.layer,
@@ -85,25 +87,55 @@ def _merge(layer: MeasuredLayer, a: int, b: int) -> MergeCandidate:
         router=layer.record.router,
         weight_cosine=None if cosine_EE is None else float(cosine_EE[a, b]),
         above_null=above,
-        disagrees=contrary,
+        disagrees=contrary is not None,
     )
 
 
-def prune_scores(layer: MeasuredLayer) -> np.ndarray | None:
+def prune_scores(layer: MeasuredLayer) -> np.ndarray | str:
     """Routed mass × output norm × Fisher trace of each expert, each relative to its mean.
 
-    An expert that nothing was routed to has 0. None where the layer lacks one of the three.
+    An expert that nothing was routed to has 0. In words, why there are none where the layer lacks
+    one of the three.
     """
-    tokens, record = layer.tokens, layer.record
-    fisher_E = tokens.fisher_trace_E
-    if fisher_E is None or layer.functions is None:
-        return None
-    norm_E = np.array([e.output_norm if e.output_norm is not None else 0.0 for e in record.expert])
-    parts = [np.where(tokens.tokens_E > 0, p, 0.0) for p in (tokens.mass_E, norm_E, fisher_E)]
-    if any(part.sum() <= 0 for part in parts):
-        return None
-    score_E: np.ndarray = np.prod([part / part.mean() for part in parts], axis=0)
-    return score_E
+    parts = _prune_parts(layer)
+    return parts if isinstance(parts, str) else np.asarray(np.prod(parts, axis=0))
+
+
+def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
+    """The three, each relative to its mean over the layer's experts; or which one is missing.
+
+    An expert that nothing was routed to has 0, in the means too.
+    """
+    tokens = layer.tokens
+    if layer.functions is None:
+        return NO_FUNCTIONS
+    if isinstance(tokens.fisher_trace_E, str):
+        return tokens.fisher_trace_E
+    norm_E = np.array([e.output_norm or 0.0 for e in layer.record.expert])
+    found = []
+    for name, part_E in (
+        ("combine weight", tokens.mass_E), ("output norm", norm_E),
+        ("Fisher trace", tokens.fisher_trace_E),
+    ):  # fmt: skip
+        own_E = np.where(tokens.tokens_E > 0, part_E, 0.0)
+        if not own_E.sum() > 0:
+            return f"the {name} of every expert is 0"
+        found.append(own_E / own_E.mean())
+    return found
+
+
+def unranked(layers: Sequence[MeasuredLayer]) -> list[str]:
+    """Which layers have no experts ranked to prune though functions were measured, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        score_E = prune_scores(layer)
+        if isinstance(score_E, str) and score_E != NO_FUNCTIONS:
+            record = layer.record
+            by_reason.setdefault(score_E, []).append(layer_name(record.layer, record.router))
+    return [
+        f"no prune candidates in layer{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}"
+        for reason, names in by_reason.items()
+    ]
 
 
 def rank_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
@@ -111,7 +143,7 @@ def rank_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
     scored = [
         (float(score), (place, e))
         for place, layer in enumerate(layers)
-        if (score_E := prune_scores(layer)) is not None
+        if not isinstance(score_E := prune_scores(layer), str)
         for e, score in enumerate(score_E)
     ]
     return [single for _, single in sorted(scored)]
@@ -142,21 +174,16 @@ def prune_candidates(layers: Sequence[MeasuredLayer], count: int) -> tuple[Prune
 
 
 def _prune(layer: MeasuredLayer, e: int) -> PruneCandidate:
-    score_E = prune_scores(layer)
-    assert score_E is not None
-    expert = layer.record.expert[e]
-    if expert.tokens == 0:
-        words = "no token of the probe is dispatched to it"
-    else:
-        fair = 1.0 / layer.record.experts
-        words = f"{(expert.mass or 0.0) / fair:.2f} of the fair share of combine weight"
-        for name, value, values in (
-            ("output norm", expert.output_norm, [x.output_norm for x in layer.record.expert]),
-            ("Fisher trace", expert.fisher_trace, [x.fisher_trace for x in layer.record.expert]),
-        ):
-            known = [v for v in values if v is not None]
-            if value is not None and sum(known) > 0:
-                words += f", {value / (sum(known) / len(known)):.2f} of the mean {name}"
+    score_E, parts = prune_scores(layer), _prune_parts(layer)
+    assert not isinstance(score_E, str)
+    assert not isinstance(parts, str)
+    words = "no token of the probe is dispatched to it"
+    if layer.record.expert[e].tokens:
+        mass, norm, fisher = (part_E[e] for part_E in parts)
+        words = (
+            f"{mass:.2f} of the fair share of combine weight, {norm:.2f} of the mean output norm, "
+            f"{fisher:.2f} of the mean Fisher trace"
+        )
     return PruneCandidate(
         layer=layer.record.layer,
         expert=e,

@@ -6,7 +6,7 @@ Legend: N kept tokens, E experts, P pairs of them, G groups of sequences, B draw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,8 +74,13 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
         draws: the bootstrap draws, shared by all layers.
         settings: how to measure.
     """
+    experts = None
+    if not tokens.block.problem:
+        experts = open_experts(tokens.block, tokens.inputs(_some(tokens), 0))
+        problem = _not_finite(experts, tokens)
+        if problem:
+            experts, tokens = None, replace(tokens, block=replace(tokens.block, problem=problem))
     block = tokens.block
-    experts = None if block.problem else open_experts(block, tokens.inputs(_some(tokens), 0))
     functions = None if experts is None else measure_functions(experts, tokens, settings)
     rows_E = [tokens.rows_of(e, settings.seed) for e in range(block.experts)]
     inputs = _subspaces(
@@ -86,7 +91,11 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
     outputs = None
     if experts is not None:
         made = [output_rows(experts, tokens, e, r) for e, r in enumerate(rows_E)]
-        norm_E = np.array([np.linalg.norm(y, axis=1).mean() if len(y) else np.nan for y in made])
+        norm_E = np.array([
+            np.average(np.linalg.norm(y, axis=1), weights=tokens.mass_NE[r, e]) if len(y)
+            else np.nan
+            for e, (y, r) in enumerate(zip(made, rows_E, strict=True))
+        ])  # fmt: skip
         outputs = _subspaces(tokens, made, rows_E, settings)
     limit = None if functions is None else null_limit(functions)
     metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
@@ -158,10 +167,30 @@ def _disagreements(
     return flags[0], flags[1]
 
 
-def disagrees(layer: MeasuredLayer, a: int, b: int) -> bool:
-    """Whether a pair's subspaces and functions say different things; a < b."""
+def disagreement(layer: MeasuredLayer, a: int, b: int) -> str | None:
+    """Where a pair would rank by its inputs instead of its functions; a < b.
+
+    "far higher" where the two are seen alike and done differently, "far lower" where it is the
+    other way round; None where the two rankings agree.
+    """
     found = _disagreements(layer.functions, layer.inputs)
-    return found is not None and bool(found[0][a, b] or found[1][a, b])
+    if found is None:
+        return None
+    alike_EE, apart_EE = found
+    return "far higher" if alike_EE[a, b] else "far lower" if apart_EE[a, b] else None
+
+
+def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
+    """Which experts give no finite values, as lost weights do not; None where all do."""
+    rows = _some(tokens)
+    lost = [
+        str(e)
+        for e in range(experts.block.experts)
+        if not experts.at(e, tokens.inputs(rows, e)).values().isfinite().all()
+    ]
+    if not lost:
+        return None
+    return f"expert{'s' if len(lost) > 1 else ''} {', '.join(lost)} of the layer: no finite values"
 
 
 def _some(tokens: LayerTokens) -> np.ndarray:

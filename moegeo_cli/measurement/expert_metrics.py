@@ -244,7 +244,7 @@ def describe_expert(
         load=float(tokens.load_E[expert]),
         mass=float(tokens.mass_E[expert]),
         output_norm=_number(norm_E[expert]),
-        fisher_trace=None if fisher_E is None or not used else float(fisher_E[expert]),
+        fisher_trace=None if isinstance(fisher_E, str) or not used else float(fisher_E[expert]),
         rank_input=_number(inputs.effective_rank_E[expert]),
         rank_output=None if outputs is None else _number(outputs.effective_rank_E[expert]),
         split_half_input=_number(inputs.half_overlap_E[expert]),
@@ -254,13 +254,26 @@ def describe_expert(
         ),
         stable_rank=None if functions is None else _number(functions.stable_rank_E[expert]),
         spectral_decay=None if functions is None else functions.decay_E[expert],
-        reasons=tuple(
-            f"{name}: {space.reasons[expert]}" for name, space in spaces if space.reasons[expert]
-        ),
+        reasons=_reasons(expert, tokens, dict(spaces)),
         nearest=nearest,
         nearest_alignment=None if functions is None or nearest is None
         else pair_alignment(functions, draws, expert, nearest),
     )  # fmt: skip
+
+
+def _reasons(expert: int, tokens: LayerTokens, spaces: dict[str, Subspaces]) -> tuple[str, ...]:
+    """What of an expert is missing, and why."""
+    found = [f"functions: {tokens.block.problem}"] if tokens.block.problem else []
+    for name, space in spaces.items():
+        reason = space.reasons[expert]
+        if reason is None and not np.isfinite(space.half_overlap_E[expert]):
+            reason = "too few tokens in one of its two halves"
+        found += [f"{name}: {reason}"] if reason else []
+    if not tokens.tokens_E[expert]:
+        found.append("no token of the probe is dispatched to it")
+    elif isinstance(tokens.fisher_trace_E, str):
+        found.append(f"Fisher trace: {tokens.fisher_trace_E}")
+    return tuple(found)
 
 
 def _number(value: float) -> float | None:

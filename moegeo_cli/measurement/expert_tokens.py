@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moegeo_cli.fisher.accumulation import FisherAccumulator
+from moegeo_cli.geometry.estimates import HASHED
 from moegeo_cli.geometry.scoring import find_scoring, probabilities
 from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.plan import Plan, RouterTrace
@@ -27,6 +28,7 @@ class LayerTokens:
     `mass_NE` says how much a token is an expert's (its dispatch, or the routing distribution), and
     `weight_NE` how it weighs among the expert's tokens (the combine weights, or the distribution).
     `scale_NE` multiplies inputs before experts see them, where the architecture does that.
+    `fisher_trace_E` are the traces of the router rows' Fishers; or, in words, why there are none.
     """
 
     block: ExpertBlock
@@ -39,7 +41,7 @@ class LayerTokens:
     tokens_E: np.ndarray
     load_E: np.ndarray
     mass_E: np.ndarray
-    fisher_trace_E: np.ndarray | None
+    fisher_trace_E: np.ndarray | str
 
     def inputs(self, rows: np.ndarray, expert: int) -> torch.Tensor:
         """What reaches an expert at some of the kept tokens."""
@@ -67,6 +69,7 @@ def gather_tokens(
     device: torch.device,
     *,
     hashed: bool,
+    has_loss: bool,
 ) -> LayerTokens | str:
     """The tokens of one router; or, in words, why they cannot be had.
 
@@ -78,6 +81,7 @@ def gather_tokens(
         weights: "topk" or "soft".
         device: where the experts are.
         hashed: whether the layer dispatches by token id.
+        has_loss: whether any token counts towards a loss.
     """
     selected, combine, x = trace.selected_TK, trace.weights_TK, trace.sample_x_MD
     if trace.problem or selected is None or combine is None or x is None:
@@ -121,7 +125,7 @@ def gather_tokens(
         tokens_E=dispatch_TE[:, :count].sum(0),
         load_E=dispatch_TE[:, :count].sum(0) / max(dispatch_TE.sum(), 1),
         mass_E=combine_TE[:, :count].sum(0) / (total if total > 0 else 1.0),
-        fisher_trace_E=None if hashed else _fisher_trace(trace, count, len(selected)),
+        fisher_trace_E=HASHED if hashed else _fisher_trace(trace, count, len(selected), has_loss),
     )
 
 
@@ -139,7 +143,10 @@ def _spread(
     return dispatch, combine
 
 
-def _fisher_trace(trace: RouterTrace, count: int, tokens: int) -> np.ndarray | None:
-    """Trace of each router row's empirical Fisher, per token that the router sees."""
+def _fisher_trace(trace: RouterTrace, count: int, tokens: int, has_loss: bool) -> np.ndarray | str:
+    """Trace of each router row's empirical Fisher, per token that the router sees; or why not."""
     found: FisherAccumulator | None = trace.fishers.get(("empirical", "position"))
-    return None if found is None else found.totals()[0].sum(1)[:count] / tokens
+    if found is None or not has_loss:
+        return "no token counts towards a loss"
+    trace_E: np.ndarray = found.totals()[0].sum(1)[:count] / tokens
+    return trace_E if np.isfinite(trace_E).all() else "the loss's gradient is not finite"

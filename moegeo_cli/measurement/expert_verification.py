@@ -162,6 +162,9 @@ def _trial(action: str, choice: str, names: tuple[str, ...], found: list[Estimat
     """A choice's record; of several random ones the mean, its interval over them all."""
     if not found:
         return []
+    lost = [f for f in found if f.value is None]
+    if lost:
+        return [Trial(action, choice, names, metric(lost[0], NATS))]
     mean = Estimate(
         float(np.mean([f.value for f in found])),
         None if any(f.draws_B is None for f in found)

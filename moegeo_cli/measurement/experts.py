@@ -21,15 +21,22 @@ from torch import nn
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.experts_records import ExpertsRecord, Verification
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
 from moegeo_cli.measurement.analysis import PACKAGES
-from moegeo_cli.measurement.expert_candidates import LISTED, merge_candidates, prune_candidates
+from moegeo_cli.measurement.expert_candidates import (
+    LISTED,
+    merge_candidates,
+    prune_candidates,
+    unranked,
+)
 from moegeo_cli.measurement.expert_layers import MeasuredLayer, measure_layer
 from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_tokens import gather_tokens
 from moegeo_cli.measurement.expert_verification import verify
+from moegeo_cli.measurement.lenses import STATE_HINT
 from moegeo_cli.measurement.measurer import Measurer, sample_rows
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.ready import Ready, say_notes
@@ -47,6 +54,7 @@ KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
 NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
 NOTHING_TO_CHANGE = "--verify was left out: no experts' weights are in a form that can be changed"
 NO_LABELS = "--verify needs labels in the probe, and was left out"
+NO_FINITE_LOSS = "--verify was left out: the loss is not finite"
 NO_EXPERTS = "no module of experts was found beside the router"
 EMPIRICAL = ("empirical", "position")
 
@@ -72,7 +80,8 @@ def measure_experts(
         listener: hears of progress.
 
     Raises:
-        UnsupportedArchitectureError: no router, or a scoring that is not known.
+        UnsupportedArchitectureError: no router, a scoring that is not known, or nothing that
+            could be measured.
     """
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     measurer = Measurer(architecture, config, probe, groups_S, settings.replay, models)
@@ -110,6 +119,7 @@ def measure_experts(
             tokens = gather_tokens(
                 block, trace, plan, outcome.sequence_T, settings.weights, measurer.device,
                 hashed=trace.router.layer in architecture.hash_layers,
+                has_loss=bool(outcome.loss_tokens_S.any()),
             )  # fmt: skip
             if isinstance(tokens, str):
                 skipped[path] = tokens
@@ -118,6 +128,11 @@ def measure_experts(
                 layer = measure_layer(tokens, draws, settings)
             # Weights that only pass through are not held on to.
             layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)
+    if not layers:
+        path, reason = next(iter(skipped.items()))
+        raise UnsupportedArchitectureError(
+            "no router's experts could be measured", found=f"{path}: {reason}", hint=STATE_HINT
+        )
     verification, why_not = None, None
     if settings.verify:
         verification, why_not = _verify(measurer, ready, outcome, plan, layers, draws, settings)
@@ -148,8 +163,11 @@ def measure_experts(
         merge_candidates=merge_candidates(layers, count),
         prune_candidates=prune_candidates(layers, count),
         verification=verification,
-        notes=(*say_notes(ready, manner, outcome, probe), *([why_not] if why_not else [])),
-    )
+        notes=(
+            *say_notes(ready, manner, outcome, probe), *([why_not] if why_not else []),
+            *unranked(layers),
+        ),
+    )  # fmt: skip
 
 
 def _find_blocks(ready: Ready, measurer: Measurer) -> dict[str, ExpertBlock | None]:
@@ -188,6 +206,8 @@ def _verify(
         return None, NOTHING_TO_CHANGE
     if not outcome.loss_tokens_S.any() or outcome.loss_S is None:
         return None, NO_LABELS
+    if not np.isfinite(outcome.loss_S).all():
+        return None, NO_FINITE_LOSS
 
     def losses() -> np.ndarray:
         labels = [s.labels for s in measurer.probe.sequences]

@@ -18,6 +18,9 @@ from moegeo_cli.measurement.models import Models
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 
+# Where a lens can measure nothing of a checkpoint.
+STATE_HINT = "`moegeo analyze` says what state its routers and experts are in"
+
 
 def lens_key(lens: str, fingerprint: str, models: Models) -> str:
     """The name that a lens's measurement of a checkpoint is kept under."""

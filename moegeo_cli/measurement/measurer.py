@@ -242,6 +242,7 @@ class Measurer:
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
             unselected=self.architecture.unselected_gradient,
+            renormalised=bool(self.architecture.selection.renormalised),
             scoring=self.architecture.scoring,
             batch_size=1 if alone else self.settings.batch_size,
             batch_tokens=manner.batch_tokens,

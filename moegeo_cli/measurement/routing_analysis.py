@@ -18,6 +18,7 @@ from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.errors import ComparisonError, UnsupportedArchitectureError
 from moegeo_cli.geometry.resample import Draws, mean_of
 from moegeo_cli.measurement.analysis import PACKAGES
+from moegeo_cli.measurement.lenses import STATE_HINT
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.routing_figures import Figure, mean_figures, trend
 from moegeo_cli.measurement.routing_layers import Domains, MeasuredRouter
@@ -70,7 +71,9 @@ def measure_routing_of(
     found = analysis.replay(newest)
     if not found.routers:
         path, reason = next(iter(found.coverage.not_measured.items()))
-        raise UnsupportedArchitectureError("no router could be measured", found=f"{path}: {reason}")
+        raise UnsupportedArchitectureError(
+            "no router could be measured", found=f"{path}: {reason}", hint=STATE_HINT
+        )
     domains = Domains.of([s.domain for s in probe.sequences])
     measured, generated, notes = analysis.measure(found, domains)
     final = analysis.stage(newest, found, found.routers)

@@ -153,6 +153,8 @@ class LossGradients:
         magnitude and never decided entry by entry.
         """
         delta_NE = rows.real(gradient.reshape(-1, trace.router.experts)).float()
+        if self.plan.renormalised and _is_constant(rows.real(call.weights_NK.detach())):
+            return torch.zeros_like(delta_NE)
         if self.unselected == "dense" and call.observed:
             return delta_NE
         selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool)
@@ -190,6 +192,14 @@ class LossGradients:
                 found=f"{ratio:.2g} of the selected experts' rms",
                 hint="report this model type: its entry in architectures.toml is wrong",
             )
+
+
+def _is_constant(weights_NK: torch.Tensor) -> bool:
+    """Whether the combine weights say nothing: one expert a token, divided by its own weight.
+
+    No logit then reaches the loss, and what comes back is rounding.
+    """
+    return weights_NK.shape[1] == 1 and bool((weights_NK == weights_NK[:1]).all())
 
 
 def _reachable(

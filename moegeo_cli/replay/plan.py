@@ -25,7 +25,8 @@ class Plan:
     """What a pass is to measure.
 
     `fishers` lists (kind, unit); `groups_S` gives each sequence's group. `unselected` says
-    whether unselected experts carry gradient: "zero", "dense" or "verify" (not known).
+    whether unselected experts carry gradient: "zero", "dense" or "verify" (not known),
+    `renormalised` that the weights of those that are selected are divided by their sum.
     `splits_S` says how many tokens of a sequence an encoder reads, where there is one; batches
     then hold sequences of one length and split.
     """
@@ -33,6 +34,7 @@ class Plan:
     fishers: tuple[tuple[str, str], ...]
     groups_S: np.ndarray
     unselected: str = "verify"
+    renormalised: bool = False
     scoring: str = "softmax"
     batch_size: int | None = None
     batch_tokens: int | None = None  # positions of a batch where no size is given; None: usual

@@ -16,7 +16,7 @@ from moegeo_cli.replay.plan import Plan
 from moegeo_cli.replay.reading import RouterCall, verify_call
 from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.session import replay
-from tests.tiny_models import CONFIGS
+from tests.tiny_models import CONFIGS, save_tiny
 
 CPU = torch.device("cpu")
 SIGMOID = {"deepseek_v3", "glm4_moe"}
@@ -180,6 +180,36 @@ def test_a_wrong_architecture_fact_is_refused(tiny: Callable[..., Path]) -> None
     ids = sequences()
     with pytest.raises(UnsupportedArchitectureError, match="did not select"):
         replay(model, find_routers(model), ids, [None] * 7, plan_for("olmoe", unselected="zero"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "experts"),
+    [("mixtral", "num_local_experts"), ("gpt_oss", "num_local_experts"),
+     ("deepseek_v3", "n_routed_experts")],
+)  # fmt: skip
+@pytest.mark.parametrize("seed", range(3))
+def test_one_expert_divided_by_its_own_weight_has_a_fisher_of_zero(
+    model_type: str, experts: str, seed: int, tmp_path: Path
+) -> None:
+    # Of two experts, rounding reaches the one that was not selected as much as the other.
+    groups = {"n_group": 1, "topk_group": 1} if model_type == "deepseek_v3" else {}
+    path = save_tiny(
+        model_type, tmp_path / "m", seed, **{experts: 2, "num_experts_per_tok": 1, **groups}
+    )
+    model = load_model(path, CPU, torch.float32)
+    plan = plan_for(model_type, unselected="zero", renormalised=True)
+    for trace in replay(model, find_routers(model), sequences(), [None] * 7, plan).traces:
+        for unit in ("position", "sequence", "loss_token"):
+            assert not trace.fishers["empirical", unit].totals()[0].any()
+        assert trace.fishers["categorical", "token"].totals()[0].any()
+
+
+def test_one_expert_with_its_own_weight_keeps_its_gradient(tmp_path: Path) -> None:
+    path = save_tiny("olmoe", tmp_path / "m", num_experts_per_tok=1)
+    model = load_model(path, CPU, torch.float32)
+    plan = plan_for("olmoe", unselected="verify", renormalised=True)  # as if the config misled
+    for trace in replay(model, find_routers(model), sequences(), [None] * 7, plan).traces:
+        assert trace.fishers["empirical", "position"].totals()[0].any(axis=1).all()
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
