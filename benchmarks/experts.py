@@ -29,7 +29,9 @@ from moegeo_cli.replay.routers import find_routers
 GROUPS, KEPT = 32, 4096
 
 
-def build_tokens(experts: int, top_k: int, width: int, inner: int, kept: int = KEPT) -> LayerTokens:
+def build_tokens(
+    experts: int, top_k: int, width: int, inner: int, kept: int = KEPT, device: str = "cpu"
+) -> LayerTokens:
     """A layer of random experts, and random tokens that are routed at random."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -39,7 +41,7 @@ def build_tokens(experts: int, top_k: int, width: int, inner: int, kept: int = K
         num_experts_per_tok=top_k, moe_intermediate_size=inner, intermediate_size=64,
         num_attention_heads=8, num_key_value_heads=4, head_dim=16, decoder_sparse_step=1,
     )  # fmt: skip
-    model = Qwen3MoeForCausalLM(config).eval().requires_grad_(False)
+    model = Qwen3MoeForCausalLM(config).eval().requires_grad_(False).to(device)
     model.set_experts_implementation("eager")
     block = find_experts(model, find_routers(model)[0])
     assert block is not None
@@ -49,7 +51,7 @@ def build_tokens(experts: int, top_k: int, width: int, inner: int, kept: int = K
     mass_NE = (weight_NE > 0).astype(float)
     return LayerTokens(
         block=block,
-        x_ND=torch.randn(kept, width),
+        x_ND=torch.randn(kept, width).to(device),
         group_N=np.arange(kept) * GROUPS // kept,
         groups=GROUPS,
         mass_NE=mass_NE,
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--inner", type=int, default=1024)
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--device", default="cpu", help="of the large layer")
     options = parser.parse_args()
     print(f"{torch.get_num_threads()} threads, float32, 4 directions a token, null included")
     small = build_tokens(16, 4, 512, 256)
@@ -125,7 +128,7 @@ def main() -> None:
     layers = {e: build_tokens(e, 4, 512, 256) for e in (16, 32, 64)}
     grow("experts", {str(e): alignment(t, 256) for e, t in layers.items()}, options.rounds)
     del layers, small
-    tokens = build_tokens(options.experts, 8, options.width, options.inner)
+    tokens = build_tokens(options.experts, 8, options.width, options.inner, device=options.device)
     print(f"  {options.experts} experts, D = {options.width}, F = {options.inner}, "
           f"{options.tokens} tokens")  # fmt: skip
     seconds, worked, extra = watch(alignment(tokens, options.tokens))

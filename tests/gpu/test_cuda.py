@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from moegeo_cli import analyze
+from moegeo_cli import analyze, experts, routing
 from tests.tiny_models import CONFIGS
 
 pytestmark = [
@@ -86,3 +87,22 @@ def test_streamed_layers_give_the_whole_models_numbers_there(
                     assert theirs.metrics[name].value == pytest.approx(
                         ours.metrics[name].value, rel=1e-4, abs=1e-6
                     ), name
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("lens", [experts, routing])
+def test_a_lens_agrees_with_the_cpu(
+    lens: Callable[..., Any], model_type: str, tiny: Callable[..., Path], probe: Path
+) -> None:
+    path = tiny(model_type, 3)
+    one, other = (lens(path, probe=probe, cache=False, device=d) for d in ("cpu", "cuda"))
+    compared = 0
+    for ours, theirs in zip(one.layers, other.layers, strict=True):
+        for name, metric in ours.metrics.items():
+            assert (metric.value is None) == (theirs.metrics[name].value is None), name
+            if metric.value is not None:
+                compared += 1
+                assert theirs.metrics[name].value == pytest.approx(
+                    metric.value, rel=5e-3, abs=1e-4
+                ), name
+    assert compared > 10
