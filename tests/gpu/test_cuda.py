@@ -75,9 +75,10 @@ def test_streamed_layers_give_the_whole_models_numbers_there(
 ) -> None:
     path = tiny("qwen3_moe", 3)
     whole, layers, parts = (
-        analyze(path, probe=probe, baseline="none", cache=False, device="cuda", **way)
-        .checkpoints[0]
-        for way in ({}, {"stream": True}, {"device_map": "auto"})
+        analyze(path, probe=probe, baseline="none", cache=False, **way).checkpoints[0]
+        for way in (
+            {"device": "cuda"}, {"device": "cuda", "stream": True}, {"device_map": "auto"},
+        )
     )  # fmt: skip
     assert layers.replay["notes"][0].startswith("layers streamed")
     for other in (layers, parts):
