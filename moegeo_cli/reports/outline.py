@@ -144,9 +144,20 @@ def evidence_words(evidence: Mapping[str, Any]) -> str:
     words = clean(evidence.get("grade", "untested"))
     counts = [evidence.get(name) for name in ("recovered", "recovered_control", "n")]
     if None not in counts:
-        recovered, control, runs = (setting(c) for c in counts)
-        words += f": {recovered} of {runs} runs recovered with it, {control} without"
-    parts = [clean(evidence[name]) for name in ("source", "note") if evidence.get(name)]
+        recovered, control, count = (setting(c) for c in counts)
+        words += f": {recovered} of {count} restarts recovered with it, {control} without"
+        if isinstance(evidence.get("interval"), list | tuple):
+            difference, low, high = (
+                100 * v for v in (evidence["difference"], *evidence["interval"])
+            )
+            words += f", {difference:+.0f} points [{low:+.0f}, {high:+.0f}]"
+    if "saved" in evidence:
+        failing, sound = evidence["stopped_failing"], evidence["stopped_sound"]
+        words += (
+            f": stopping there saved {evidence['saved']:.0%} of all compute; it stopped "
+            f"{failing[0]} of {failing[1]} failing runs and {sound[0]} of {sound[1]} sound ones"
+        )
+    parts = [clean(evidence[name]) for name in ("source", "literature") if evidence.get(name)]
     return words + (f" ({'; '.join(parts)})" if parts else "")
 
 

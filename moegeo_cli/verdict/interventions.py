@@ -137,25 +137,17 @@ def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> dict[str, Any]
 
     `recovered` counts restarts that did not fail in the end, of `n`; `recovered_control` those of
     the same runs and seeds without a change; `difference` is that of the shares, with its 95%
-    `interval`.
+    `interval`. For stopping: `saved`, the share of all compute, beside runs `stopped` that would
+    have failed and that would not, each of how many.
     """
-    names = ("source", "recovered", "recovered_control", "n", "note")
-    own = {name: entry[name] for name in names if entry.get(name) not in (None, "")}
-    found = next(
-        (
-            row
-            for finding in called
-            for row in recoveries()
-            if (row["intervention"], row["finding"]) == (entry["id"], finding)
-        ),
-        None,
-    )
-    if found is None:
-        return {"grade": entry["grade"], **own}
-    measured = {name: value for name, value in found.items() if name != "intervention"}
-    if own.get("source"):
-        measured["literature"] = own["source"]
-    return {"grade": "measured", "source": STUDY, **measured}
+    for finding in called:
+        for row in recoveries():
+            if (row["intervention"], row["finding"]) == (entry["id"], finding):
+                measured = {name: value for name, value in row.items() if name != "intervention"}
+                if entry["source"]:
+                    measured["literature"] = entry["source"]
+                return {"grade": "measured", "source": STUDY, **measured}
+    return {name: entry[name] for name in ("grade", "source") if entry[name]}
 
 
 @functools.cache

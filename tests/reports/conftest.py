@@ -144,7 +144,7 @@ VERDICT = Verdict(
             "MG101", "router-collapse", "failing", "routing",
             "Router 1 sends 88% of its load to two of eight experts.", (1,),
             (Evidence("collapse", metric("collapse", 0.81), 1, NASTY),),
-            Threshold(0.65, "pilot study, E=8", 0.62, 0.9, 0.12), steps=(1000, 3000),
+            Threshold(0.65, "evidence study, E=8", 0.62, 0.9, 0.12), steps=(1000, 3000),
         ),
         Finding(
             "MG102", "dead-experts", "watch", "routing",
@@ -183,7 +183,9 @@ INTERVENTIONS = (
         ("MG101",), "The router sits far above the limit.",
         ConfigKey("transformers", "router_aux_loss_coef", 0.001, 0.01, True),
         "After 500 steps the load entropy of layer 1 rises.",
-        {"grade": "measured", "recovered": 6, "control": 6, "n": 20}, ("stop",), (1,),
+        {"grade": "measured", "source": "evidence study", "finding": "router-collapse",
+         "recovered": 31, "recovered_control": 24, "n": 48, "runs": 24, "difference": 0.146,
+         "interval": [-0.02, 0.31]}, ("stop",), (1,),
     ),
     Intervention(
         "scale-router-weights", "Scale the router's weights by 0.2",
