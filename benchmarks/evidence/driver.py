@@ -49,10 +49,11 @@ def run_all(work: Path, workers: int, only: str | None = None) -> None:
 
 
 def restart_all(work: Path, workers: int, only: str | None = None) -> None:
-    """The restarts that have no record yet."""
+    """The restarts that have no record yet; all with the first seed of data before the second."""
     from benchmarks.evidence.restarts import plan_restarts, restart_path
 
     restarts = [r for r in plan_restarts() if only is None or only in r.name]
+    restarts.sort(key=lambda r: r.seed)
     left = [r for r in restarts if not restart_path(work, r).exists()]
     print(f"{len(restarts) - len(left)} of {len(restarts)} restarts are done", flush=True)
     _spread([(r, work) for r in left], _one_restart, workers)
