@@ -53,7 +53,7 @@ def write_table(name: str, table: pd.DataFrame) -> None:
 
 def read_table(name: str) -> pd.DataFrame:
     """One table."""
-    return pd.read_csv(FOLDER / f"{name}.csv.gz")
+    return pd.read_csv(FOLDER / f"{name}.csv.gz").copy()  # whole again: its columns come in pieces
 
 
 def read_runs() -> pd.DataFrame:
