@@ -115,7 +115,7 @@ def dead_experts(situation: Situation) -> Outcome:
 
 
 def router_locked(situation: Situation) -> Outcome:
-    """Sharp and balanced early in training."""
+    """Sharp and balanced early in training: a fact, since the study found no failure behind it."""
     until = situation.limits["router-locked-until"].value
     fraction = situation.now.progress.get("fraction")
     if fraction is None:
@@ -133,7 +133,7 @@ def router_locked(situation: Situation) -> Outcome:
         return None
     layers = tuple(x.layer for x in found)
     return Found(
-        "watch",
+        "info",
         f"FSI is over {sharp.value:g} with balanced load at {fraction:.0%} of training in "
         f"{layer_words(layers)}",
         layers,

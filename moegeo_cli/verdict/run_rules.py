@@ -57,7 +57,11 @@ def heterogeneity_rising(situation: Situation) -> Outcome:
 
 
 def loss_behind_reference(situation: Situation) -> Outcome:
-    """The loss against the reference at the same progress."""
+    """The loss against the reference at the same progress: a watch over the limit, else a fact.
+
+    A gap that is sure may still be one that runs close again, or that seeds of one setting show:
+    the limit is what only few runs that ended well had.
+    """
     if situation.losses is None:
         return Skipped("no --reference run was given")
     gap = situation.losses.get(situation.now.path)
@@ -71,13 +75,14 @@ def loss_behind_reference(situation: Situation) -> Outcome:
     if reference is None or reference <= 0:
         return Skipped("the reference's loss is not above 0: a gap is no share of it")
     share = gap.value / reference
-    if gap.ci_low / reference <= limit.value:
+    if gap.ci_low <= 0:
         return None
+    above = gap.ci_low / reference > limit.value
     return Found(
-        "watch",
+        "watch" if above else "info",
         f"the loss is {gap.value:+.3f} nats per token [{gap.ci_low:+.3f}, "
         f"{gap.ci_high:+.3f}] against the reference at the same progress, {share:+.1%} of it "
-        f"(limit {limit.value:.1%})",
+        f"({'over' if above else 'not surely over'} the limit of {limit.value:.1%})",
         (),
         (Evidence("loss_difference", gap),),
         limit.threshold,
