@@ -62,9 +62,11 @@ def stopping_value(table: pd.DataFrame, column: str, fractions: Sequence[float])
         saved = (1 - stopped).fillna(0.0)
         is_failed = failed.loc[names].astype(bool).to_numpy()
         hit = stopped.notna().to_numpy()
+        failing = int((hit & is_failed).sum()), int(is_failed.sum())
+        sound = int((hit & ~is_failed).sum()), int((~is_failed).sum())
         rows.append({
             "until": until, "runs": len(names), "saved": float(saved.mean()),
-            "failed stopped": share(int((hit & is_failed).sum()), int(is_failed.sum())),
-            "sound stopped": share(int((hit & ~is_failed).sum()), int((~is_failed).sum())),
+            "failed stopped": share(*failing), "failed_counts": failing,
+            "sound stopped": share(*sound), "sound_counts": sound,
         })  # fmt: skip
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ Legend: N runs, F features, B draws.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -185,6 +185,23 @@ def _change(areas: list[Auc], values: list[np.ndarray]) -> Change:
     tail = min((change_B <= 0).mean(), (change_B >= 0).mean())
     return Change(areas[0], areas[1], areas[1].value - areas[0].value, float(low), float(high),
                   float(min(1.0, 2 * max(tail, 1 / len(change_B)))))  # fmt: skip
+
+
+def all_areas(
+    decisions: Mapping[float, pd.DataFrame], runs: pd.DataFrame
+) -> pd.DataFrame:  # fmt: skip
+    """Every feature at every decision on development bases, Holm over all; beside it untouched."""
+    known, new = [], []
+    for fraction, table in decisions.items():
+        apart = table["untouched"].astype(bool)
+        names = numeric_features(table[~apart], runs)
+        known.append(feature_areas(table[~apart], names, "failed").assign(at=fraction))
+        own = feature_areas(table[apart], known[-1]["feature"].tolist(), "failed")
+        new.append(own[["feature", "auc", "low", "high"]].assign(at=fraction))
+    return adjust(pd.concat(known, ignore_index=True)).merge(
+        pd.concat(new).rename(columns={n: f"untouched_{n}" for n in ("auc", "low", "high")}),
+        on=["feature", "at"], how="left",
+    )  # fmt: skip
 
 
 def matrix(table: pd.DataFrame, features: Sequence[str]) -> np.ndarray:

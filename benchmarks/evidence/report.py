@@ -1,4 +1,4 @@
-"""docs/evidence.md's tables and figures, from the committed tables.
+"""docs/evidence.md's tables and figures and the table of all areas, from the committed tables.
 
 The page holds prose and blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`, which this
 fills; `check` changes nothing and fails where something would.
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.evidence import sections
+from benchmarks.evidence import rule_sections, sections
 from benchmarks.evidence.alarms import study_alarms
-from benchmarks.evidence.prediction import at_decision
-from benchmarks.evidence.settings import FRACTIONS
-from benchmarks.evidence.table import FOLDER, read_runs, read_table
+from benchmarks.evidence.prediction import all_areas, at_decision
+from benchmarks.evidence.settings import DECISIONS, FRACTIONS
+from benchmarks.evidence.table import FOLDER, read_runs, read_table, table_bytes, write_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 FIGURES = PAGE.parent / "evidence"
@@ -58,6 +58,11 @@ class Results:
         """Runs with their features at each share of training."""
         return {f: at_decision(self.runs, self.points, f) for f in FRACTIONS}
 
+    @cached_property
+    def areas(self) -> pd.DataFrame:
+        """The area of every feature at every decision."""
+        return all_areas({f: self.decisions[f] for f in DECISIONS}, self.runs)
+
     def part(self, fraction: float, *, untouched: bool) -> pd.DataFrame:
         """A decision's development or untouched bases."""
         table = self.decisions[fraction]
@@ -71,16 +76,16 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "areas": sections.areas_block,
     "exploratory": sections.exploratory_block,
     "sets": sections.sets_block,
-    "detection": sections.detection_block,
-    "foretelling": sections.foretelling_block,
-    "limits": sections.limits_block,
-    "rules": sections.rules_block,
-    "stopping": sections.stopping_block,
+    "detection": rule_sections.detection_block,
+    "foretelling": rule_sections.foretelling_block,
+    "limits": rule_sections.limits_block,
+    "rules": rule_sections.rules_block,
+    "stopping": rule_sections.stopping_block,
     "paper": sections.paper_block,
     "fsi": sections.fsi_block,
     "diagonal": sections.diagonal_block,
     "probes": sections.probes_block,
-    "interventions": sections.interventions_block,
+    "interventions": rule_sections.interventions_block,
 }
 
 
@@ -99,10 +104,14 @@ def write_report(*, check: bool = False) -> int:
         path = FIGURES / name
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             changed.append(name)
+    path = FOLDER / "areas.csv.gz"
+    if not path.exists() or path.read_bytes() != table_bytes(results.areas):
+        changed.append(path.name)
     if check:
         print("\n".join(f"{name} differs" for name in changed) or "nothing differs")
         return 1 if changed else 0
     PAGE.write_text(after, encoding="utf-8")
+    write_table("areas", results.areas)
     FIGURES.mkdir(exist_ok=True)
     for name, text in figures.items():
         (FIGURES / name).write_text(text, encoding="utf-8")

@@ -1,24 +1,23 @@
-"""Each block of docs/evidence.md as Markdown.
+"""What the runs, their features and the paper's claims came to: blocks of docs/evidence.md.
 
 "dev" are development bases, "untouched" those that nothing was fitted or chosen on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from benchmarks.evidence import policies, prediction, recoveries, relations
-from benchmarks.evidence.auc import Resampling, share, stratified_auc
+from benchmarks.evidence import prediction, relations
+from benchmarks.evidence.auc import Resampling, stratified_auc
+from benchmarks.evidence.markdown import percent, table_of
 from benchmarks.evidence.settings import DECISIONS, FRACTIONS
 
 if TYPE_CHECKING:
     from benchmarks.evidence.report import Results
 
-# Shown at every decision; all others are in results/areas.csv.
+# Shown at every decision; all others are in results/areas.csv.gz.
 HEADLINE = {
     "validation": "validation loss",
     "log.training_loss": "training loss (log)",
@@ -43,18 +42,6 @@ HEADLINE = {
     "dynamics.speed": "`speed`",
     "dynamics.saturation": "`saturation`",
 }
-
-
-def table_of(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-def percent(fraction: float) -> str:
-    """A share of training in words."""
-    return f"{fraction:.0%}"
 
 
 def runs_block(results: Results) -> str:
@@ -135,29 +122,9 @@ def areas_block(results: Results) -> str:
     return "\n\n".join(blocks)
 
 
-def all_areas(results: Results) -> pd.DataFrame:
-    """Every feature at every decision on development bases, Holm over all; then untouched."""
-    found = []
-    for fraction in DECISIONS:
-        table = results.part(fraction, untouched=False)
-        names = prediction.numeric_features(table, results.runs)
-        found.append(prediction.feature_areas(table, names, "failed").assign(at=fraction))
-    areas = prediction.adjust(pd.concat(found, ignore_index=True))
-    other = []
-    for fraction in DECISIONS:
-        table = results.part(fraction, untouched=True)
-        names = areas.loc[areas["at"] == fraction, "feature"].tolist()
-        own = prediction.feature_areas(table, names, "failed").assign(at=fraction)
-        other.append(own[["feature", "at", "auc", "low", "high"]])
-    return areas.merge(
-        pd.concat(other).rename(columns={n: f"untouched_{n}" for n in ("auc", "low", "high")}),
-        on=["feature", "at"], how="left",
-    )  # fmt: skip
-
-
 def exploratory_block(results: Results) -> str:
     """What stands after Holm's correction, strongest first, at 10%."""
-    areas = all_areas(results)
+    areas = results.areas
     standing = areas[areas["p_holm"] < 0.05]
     by_decision = ", ".join(
         f"{percent(f)}: {int((standing['at'] == f).sum())} of {int((areas['at'] == f).sum())}"
@@ -196,103 +163,21 @@ def sets_block(results: Results) -> str:
     return table_of(["features", *map(percent, DECISIONS)], rows)
 
 
-def detection_block(results: Results) -> str:
-    """The default policy's collapse alarm against the label of the same checkpoint."""
-    table = policies.with_state(results.alarms, results.runs)
-    rows = []
-    for words, untouched in (("development", False), ("untouched", True)):
-        own = table[table["untouched"] == untouched]
-        found = policies.rates_table(
-            own, {"router-collapse": "collapse_alarm"}, "collapsed_now", FRACTIONS
-        )
-        rows += [[words, percent(r["at"]), r["checkpoints"], r["false alarms"], r["recall"],
-                  r["precision"]] for _, r in found.iterrows()]  # fmt: skip
-    return table_of(["bases", "at", "checkpoints", "false alarms", "recall", "precision"], rows)
-
-
-def foretelling_block(results: Results) -> str:
-    """Alarms on runs that are clean at the decision against failure at the end."""
-    table = policies.with_state(results.alarms, results.runs)
-    table["any"] = table["collapse_alarm"] | table["gap_alarm"] | table["spike"]
-    rules = {"any": "any", "loss-behind-reference": "gap_alarm",
-             "router-collapse": "collapse_alarm", "loss-spike": "spike"}  # fmt: skip
-    rows = []
-    for words, untouched in (("development", False), ("untouched", True)):
-        own = table[table["untouched"] == untouched]
-        found = policies.rates_table(own, rules, "failed", DECISIONS, only="clean")
-        rows += [[words, f"`{r['rule']}`" if r["rule"] != "any" else "any alarm",
-                  percent(r["at"]), r["checkpoints"], r["false alarms"], r["recall"],
-                  r["precision"]] for _, r in found.iterrows()]  # fmt: skip
-    return table_of(
-        ["bases", "rule", "at", "clean runs", "false alarms", "recall", "precision"], rows
-    )
-
-
-def limits_block(results: Results) -> str:
-    """The shipped limits by (E, K)."""
-    from moegeo_cli.verdict import load_thresholds
-
-    limit = load_thresholds()["router-collapse"]
-    return table_of(
-        ["E", "K", "limit on `collapse` less its null"],
-        [[c.experts, c.top_k, f"{c.value:.3f}"] for c in limit.cells],
-    )
-
-
-def rules_block(results: Results) -> str:
-    """All rules that the study can replay, at 10%, against failure at the end."""
-    from benchmarks.evidence.alarms import rule_columns
-
-    table, rules = rule_columns(results.runs, results.points)
-    rows = []
-    for words, untouched in (("development", False), ("untouched", True)):
-        own = table[table["untouched"] == untouched]
-        found = policies.rates_table(own, rules, "failed", (0.1, 0.2))
-        rows += [[words, f"`{r['rule']}`", percent(r["at"]), r["false alarms"], r["recall"],
-                  r["precision"]] for _, r in found.iterrows()]  # fmt: skip
-    return table_of(["bases", "rule", "at", "false alarms", "recall", "precision"], rows)
-
-
-def stopping_block(results: Results) -> str:
-    """What stopping at the first loss alarm would have saved."""
-    table = results.alarms[results.alarms["fraction"] >= 0.1]
-    rows = []
-    for words, untouched in (("development", False), ("untouched", True)):
-        own = table[table["untouched"] == untouched]
-        for name, column in (("loss-behind-reference", "gap_alarm"),
-                             ("router-collapse", "collapse_alarm")):  # fmt: skip
-            found = policies.stopping_value(own, column, (0.1, 0.2, 0.5))
-            rows += [
-                [
-                    words,
-                    f"`{name}`",
-                    percent(r["until"]),
-                    f"{r['saved']:.1%}",
-                    r["failed stopped"],
-                    r["sound stopped"],
-                ]
-                for _, r in found.iterrows()
-            ]
-    return table_of(
-        ["bases", "stop at", "until", "compute saved", "failed runs stopped", "sound runs lost"],
-        rows,
-    )  # fmt: skip
-
-
 def paper_block(results: Results) -> str:
-    """The paper's numbers beside those found, at 10% and on all bases of each part."""
+    """The paper's numbers beside those found, at 10% and as early as anything was measured."""
     rows = []
-    for words, untouched in (("development", False), ("untouched", True)):
-        table = results.part(0.1, untouched=untouched)
-        found = prediction.feature_areas(
-            table, ["fhs", "validation", "log.loss_extrapolated"], "failed"
-        ).set_index("feature")
-        score, loss = found.loc["fhs", "auc"], found.loc["validation", "auc"]
-        rows.append([words, f"{score:.2f}", f"{loss:.2f}", f"{score / loss - 1:+.0%}",
-                     f"{found.loc['log.loss_extrapolated', 'auc']:.2f}"])  # fmt: skip
+    for fraction in (DECISIONS[0], prediction.PRIMARY_AT):
+        for words, untouched in (("development", False), ("untouched", True)):
+            table = results.part(fraction, untouched=untouched)
+            found = prediction.feature_areas(table, ["fhs", "validation"], "failed")
+            score, loss = found.set_index("feature").loc[["fhs", "validation"], "auc"]
+            rows.append([percent(fraction), words, f"{score:.2f}", f"{1 - score:.2f}",
+                         f"{loss:.2f}", f"{score / loss - 1:+.0%}",
+                         f"{(1 - score) / loss - 1:+.0%}"])  # fmt: skip
     return table_of(
-        ["bases", "AUC of `fhs` (paper: 0.89)", "AUC of the validation loss at matched tokens",
-         "`fhs` over it (paper: +23%)", "AUC of the extrapolated training loss"], rows,
+        ["at", "bases", "AUC of `fhs`, high as failing (paper: 0.89)", "low as failing",
+         "validation loss at matched tokens", "`fhs` over it (paper: +23%)", "low `fhs` over it"],
+        rows,
     )  # fmt: skip
 
 
@@ -335,28 +220,3 @@ def probes_block(results: Results) -> str:
         ["probe tokens", "checkpoints", "same routing axis", "same `router-collapse`"],
         [[f"{r.tokens:,}", r.checkpoints, r.words, r.collapse_words] for r in found.itertuples()],
     )
-
-
-def interventions_block(results: Results) -> str:
-    """Every arm beside its control."""
-    if results.restarts is None:
-        return "The restarts have not been run."
-    table = recoveries.with_outcomes(results.restarts, results.runs)
-    effects = recoveries.arm_effects(table)
-    rows = []
-    for _, r in effects.sort_values(["kind", "difference"], ascending=[True, False]).iterrows():
-        if r["arm"] == "control":
-            continue
-        rows.append([
-            f"`{r['kind']}`", f"`{r['arm']}`", f"{r['runs']} / {r['configurations']}",
-            share(int(r["recovered"]), int(r["n"])), f"{r['recovered_control']} of {r['n']}",
-            f"{r['difference']:+.2f} [{r['difference_low']:+.2f}, {r['difference_high']:+.2f}]",
-            f"{r['recovered_failing']} of {r['n_failing']}",
-            f"{r['gain']:+.3f} [{r['gain_low']:+.3f}, {r['gain_high']:+.3f}]",
-            f"{r['collapsed']} / {r['collapsed_control']}",
-        ])  # fmt: skip
-    return table_of(
-        ["alarm", "arm", "runs / configurations", "recovered", "control", "difference",
-         "of those that fail in the control", "change of performance",
-         "collapsed: arm / control"], rows,
-    )  # fmt: skip

@@ -2,7 +2,8 @@
 
 `runs.csv.gz` has a row a run, `points.csv.gz` one a run and decision, `exact.csv.gz` one a router,
 `restarts.csv.gz` one a restart. Numbers have six digits. All analyses read these tables alone, so
-they can be done again, or otherwise, without training anything.
+they can be done again, or otherwise, without training anything; `areas.csv.gz` is what they say of
+every feature.
 """
 
 from __future__ import annotations
@@ -41,14 +42,19 @@ def build_tables(work: Path) -> dict[str, pd.DataFrame]:
     }  # fmt: skip
 
 
-def write_table(name: str, table: pd.DataFrame) -> None:
-    """One table, the same bytes for the same numbers."""
-    FOLDER.mkdir(exist_ok=True)
+def table_bytes(table: pd.DataFrame) -> bytes:
+    """A table as it is kept, the same bytes for the same numbers."""
     text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", mode="wb", fileobj=buffer, mtime=0) as file:
         file.write(text.encode())
-    (FOLDER / f"{name}.csv.gz").write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def write_table(name: str, table: pd.DataFrame) -> None:
+    """Keep one table."""
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.csv.gz").write_bytes(table_bytes(table))
 
 
 def read_table(name: str) -> pd.DataFrame:

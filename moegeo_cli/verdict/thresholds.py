@@ -143,6 +143,11 @@ def _shipped() -> Mapping[str, Limit]:
     }
 
 
+def forget() -> None:
+    """Read the shipped limits anew when they are next asked for: the study has written them."""
+    _shipped.cache_clear()
+
+
 def _limit(row: Mapping[str, Any]) -> Limit:
     return Limit(
         Threshold(

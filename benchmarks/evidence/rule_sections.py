@@ -1,0 +1,148 @@
+"""What rules, stopping and interventions came to: blocks of docs/evidence.md.
+
+"development" are the bases that limits were fitted on, "untouched" those that nothing was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.evidence import policies, recoveries
+from benchmarks.evidence.alarms import rule_columns
+from benchmarks.evidence.auc import share
+from benchmarks.evidence.markdown import percent, table_of
+from benchmarks.evidence.settings import DECISIONS, FRACTIONS
+
+if TYPE_CHECKING:
+    from benchmarks.evidence.report import Results
+
+
+def side_by_side(
+    table: pd.DataFrame, rules: Mapping[str, str], label: str, fractions: Sequence[float],
+    only: str | None = None,
+) -> list[list[object]]:  # fmt: skip
+    """A row a rule and decision: sound and failed runs by alarm, on both parts of the bases."""
+    parts = [
+        policies.rates_table(table[table["untouched"] == apart], rules, label, fractions, only)
+        .set_index(["rule", "at"])
+        for apart in (False, True)
+    ]  # fmt: skip
+    rows: list[list[object]] = []
+    for name in rules:
+        for fraction in fractions:
+            cells = [
+                own.loc[(name, fraction), column] if (name, fraction) in own.index else "–"
+                for own in parts
+                for column in ("false alarms", "recall", "precision")
+            ]
+            rows.append([name, percent(fraction), *cells])
+    return rows
+
+
+def rate_heads(first: str) -> list[str]:
+    """Of tables with `side_by_side`'s rows."""
+    rates = ("false alarms", "recall", "precision")
+    return [first, "at", *(f"{part}: {rate}" for part in ("development", "untouched")
+                           for rate in rates)]  # fmt: skip
+
+
+def detection_block(results: Results) -> str:
+    """The default policy's collapse alarm against the label of the same checkpoint."""
+    table = policies.with_state(results.alarms, results.runs)
+    rows = side_by_side(table, {"`router-collapse`": "collapse_alarm"}, "collapsed_now", FRACTIONS)
+    return table_of(rate_heads("finding"), rows)
+
+
+def foretelling_block(results: Results) -> str:
+    """Alarms on runs that are clean at the decision against failure at the end."""
+    table = policies.with_state(results.alarms, results.runs)
+    table["any"] = table["collapse_alarm"] | table["gap_alarm"] | table["spike"]
+    rules = {"any of the three": "any", "`loss-behind-reference`": "gap_alarm",
+             "`router-collapse`": "collapse_alarm", "`loss-spike`": "spike"}  # fmt: skip
+    rows = side_by_side(table, rules, "failed", (0.05, 0.1, 0.2), only="clean")
+    clean = table[table["clean"] & table["fraction"].isin(DECISIONS)]
+    counts = ", ".join(
+        f"{int((own['untouched'] == False).sum())} and {int(own['untouched'].sum())} at "  # noqa: E712
+        f"{percent(float(at))}"
+        for at, own in clean.groupby("fraction")
+    )
+    return f"Clean runs, development and untouched: {counts}.\n\n" + table_of(
+        rate_heads("alarm"), rows
+    )
+
+
+def limits_block(results: Results) -> str:
+    """The shipped limits by (E, K)."""
+    from moegeo_cli.verdict import load_thresholds
+
+    limit = load_thresholds()["router-collapse"]
+    return table_of(
+        ["E", "K", "limit on `collapse` less its null"],
+        [[c.experts, c.top_k, f"{c.value:.3f}"] for c in limit.cells],
+    )
+
+
+def rules_block(results: Results) -> str:
+    """All rules that the study can replay, at 10%, against failure at the end."""
+    table, rules = rule_columns(results.runs, results.points)
+    named = {f"`{name}`": column for name, column in rules.items()}
+    at = table[np.isclose(table["fraction"], 0.1)]
+    shares = [share(int(own["failed"].sum()), len(own)) for _, own in at.groupby("untouched")]
+    rows = side_by_side(table, named, "failed", (0.1,))
+    return (f"Of all runs failed: development {shares[0]}, untouched {shares[1]}. A precision no "
+            "higher than that says nothing.\n\n" + table_of(rate_heads("rule"), rows))  # fmt: skip
+
+
+def stopping_block(results: Results) -> str:
+    """What stopping at the first loss alarm would have saved."""
+    table = results.alarms[results.alarms["fraction"] >= 0.1]
+    rows = []
+    for words, untouched in (("development", False), ("untouched", True)):
+        own = table[table["untouched"] == untouched]
+        for name, column in (("loss-behind-reference", "gap_alarm"),
+                             ("router-collapse", "collapse_alarm")):  # fmt: skip
+            found = policies.stopping_value(own, column, (0.1, 0.2, 0.5))
+            rows += [
+                [
+                    words,
+                    f"`{name}`",
+                    percent(r["until"]),
+                    f"{r['saved']:.1%}",
+                    r["failed stopped"],
+                    r["sound stopped"],
+                ]
+                for _, r in found.iterrows()
+            ]
+    return table_of(
+        ["bases", "stop at", "until", "compute saved", "failed runs stopped", "sound runs lost"],
+        rows,
+    )  # fmt: skip
+
+
+def interventions_block(results: Results) -> str:
+    """Every arm beside its control."""
+    if results.restarts is None:
+        return "The restarts have not been run."
+    table = recoveries.with_outcomes(results.restarts, results.runs)
+    effects = recoveries.arm_effects(table)
+    rows = []
+    for _, r in effects.sort_values(["kind", "difference"], ascending=[True, False]).iterrows():
+        if r["arm"] == "control":
+            continue
+        rows.append([
+            f"`{r['kind']}`", f"`{r['arm']}`", f"{r['runs']} / {r['configurations']}",
+            share(int(r["recovered"]), int(r["n"])), f"{r['recovered_control']} of {r['n']}",
+            f"{r['difference']:+.2f} [{r['difference_low']:+.2f}, {r['difference_high']:+.2f}]",
+            f"{r['recovered_failing']} of {r['n_failing']}",
+            f"{r['gain']:+.3f} [{r['gain_low']:+.3f}, {r['gain_high']:+.3f}]",
+            f"{r['collapsed']} / {r['collapsed_control']}",
+        ])  # fmt: skip
+    return table_of(
+        ["alarm", "arm", "runs / configurations", "recovered", "control", "difference",
+         "of those that fail in the control", "change of performance",
+         "collapsed: arm / control"], rows,
+    )  # fmt: skip
