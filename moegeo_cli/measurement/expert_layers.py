@@ -25,7 +25,12 @@ from moegeo_cli.measurement.expert_metrics import (
     pair_alignment,
 )
 from moegeo_cli.measurement.expert_settings import ExpertSettings
-from moegeo_cli.measurement.expert_subspaces import ExpertRows, Subspaces, measure_subspaces
+from moegeo_cli.measurement.expert_subspaces import (
+    ExpertRows,
+    Subspaces,
+    few_threads,
+    measure_subspaces,
+)
 from moegeo_cli.measurement.expert_tokens import LayerTokens
 from moegeo_cli.records import Metric
 from moegeo_cli.replay.expert_functions import Experts, open_experts
@@ -218,4 +223,5 @@ def _subspaces(
         total = sum(map(len, values_E))
         step = max(1, -(-total // POOL_TOKENS))
         pool_ND = np.concatenate([values[::step] for values in values_E])
-    return measure_subspaces(experts, pool_ND, settings.rank, tokens.groups, settings.seed)
+    with few_threads():
+        return measure_subspaces(experts, pool_ND, settings.rank, tokens.groups, settings.seed)

@@ -6,9 +6,11 @@ Legend: N tokens of an expert, D width, E experts, G groups of sequences, R rank
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from moegeo_cli.geometry.grassmann import (
     LeftOut,
@@ -25,6 +27,7 @@ from moegeo_cli.geometry.grassmann import (
 )
 
 NULL_DRAWS = 2
+BLAS_THREADS = 4  # with sixteen a layer took four times as long: matrices this small are not shared
 KEPT_PER_RANK = 4  # components that intervals turn a subspace within, for each of its dimensions
 
 
@@ -58,6 +61,13 @@ class Subspaces:
     effective_rank_E: np.ndarray
     reasons: tuple[str | None, ...]
     width: int
+
+
+def few_threads() -> AbstractContextManager[object]:
+    """While it holds, BLAS has at most BLAS_THREADS threads, and never more than it had."""
+    controller = ThreadpoolController().select(user_api="blas")
+    had = [library["num_threads"] for library in controller.info()]
+    return controller.limit(limits=min(BLAS_THREADS, *had) if had else None)  # type: ignore[no-any-return]
 
 
 def measure_subspaces(

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from moegeo_cli import experts
+from moegeo_cli.measurement.expert_subspaces import few_threads
 from moegeo_cli.reports import json_report
 from tests.architectures.test_every_type import TOWERS, TYPES
 from tests.architectures.zoo import save_tiny as save_zoo
@@ -334,3 +336,16 @@ def test_every_type_is_measured(model_type: str, tmp_path: Path, probe: Path) ->
         # A norm after the experts mixes their neurons.
         known = "autograd" if model_type == "muse_spark" else "closed form"
         assert known in layer.method or "attention" in layer.method
+
+
+@pytest.mark.parametrize(("had", "while_it_holds"), [(8, 4), (1, 1)])
+def test_small_matrices_take_few_threads_and_never_more_than_allowed(
+    had: int, while_it_holds: int
+) -> None:
+    def threads() -> set[int]:
+        return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
+
+    with threadpool_limits(had, "blas"):
+        with few_threads():
+            assert threads() == {while_it_holds}
+        assert threads() == {had}
