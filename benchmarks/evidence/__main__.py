@@ -6,6 +6,9 @@ python -m benchmarks.evidence restart --work DIR   the restarts
 python -m benchmarks.evidence collect --work DIR   the results as tables, in results/
 python -m benchmarks.evidence report               every table and figure of docs/evidence.md
 python -m benchmarks.evidence regenerate           the data files that the verdict reads
+
+Where an accelerator is at hand, `run` and `restart` take --device, --steps and --scale; the tables
+then hold those runs, and all that follows is the same.
 """
 
 from __future__ import annotations
@@ -27,12 +30,18 @@ def main() -> None:
     )
     parser.add_argument("--work", type=Path, help="the study's folder: records, states, runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="cpu", help="where runs are trained: cpu, cuda")
+    parser.add_argument("--steps", type=int, default=640, help="of a run")
+    parser.add_argument("--scale", type=int, default=1, help="times the models' widths")
     parser.add_argument("--only", help="runs whose name contains this")
     parser.add_argument("--check", action="store_true",
                         help="change nothing, fail where something would")  # fmt: skip
     options = parser.parse_args()
     if options.step in ("run", "restart", "collect") and options.work is None:
         parser.error("--work is needed")
+    from benchmarks.evidence.settings import Size
+
+    size = Size(options.device, options.steps, options.scale)
     if options.step == "plan":
         from benchmarks.evidence.driver import print_plan
 
@@ -40,11 +49,11 @@ def main() -> None:
     elif options.step == "run":
         from benchmarks.evidence.driver import run_all
 
-        run_all(options.work, options.workers, options.only)
+        run_all(options.work, options.workers, size, options.only)
     elif options.step == "restart":
         from benchmarks.evidence.driver import restart_all
 
-        restart_all(options.work, options.workers, options.only)
+        restart_all(options.work, options.workers, size, options.only)
     elif options.step == "collect":
         from benchmarks.evidence.driver import collect
 

@@ -98,7 +98,7 @@ def revive(model: nn.Module, taps: list[RouterTap], loads: list[torch.Tensor]) -
             source = busy[place % len(busy)]
             for tensor in (*parameters, router.weight):
                 row: torch.Tensor = tensor[source]  # type: ignore[index]
-                noise = torch.randn(row.shape, generator=generator) * row.std() * 0.1
+                noise = torch.randn(row.shape, generator=generator).to(row) * row.std() * 0.1
                 tensor[expert] = row + noise  # type: ignore[index]
 
 

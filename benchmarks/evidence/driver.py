@@ -10,7 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.evidence.plan import plan_runs
-from benchmarks.evidence.settings import STEPS, RunSettings
+from benchmarks.evidence.settings import STEPS, RunSettings, Size
 
 # Core-seconds that a run of this plan took on the machine that the results are of, training and
 # measuring, and those of a restart; only used to say beforehand what a plan will cost.
@@ -38,17 +38,17 @@ def print_plan() -> None:
           f"{RESTART_BUDGET:g}")  # fmt: skip
 
 
-def run_all(work: Path, workers: int, only: str | None = None) -> None:
+def run_all(work: Path, workers: int, size: Size, only: str | None = None) -> None:
     """The main runs that have no record yet; bases' healthy runs first within a task."""
     from benchmarks.evidence.main_runs import record_path
 
     runs = [r for r in plan_runs() if only is None or only in r.name]
     left = [r for r in runs if not record_path(work, r.name).exists()]
     print(f"{len(runs) - len(left)} of {len(runs)} runs are done", flush=True)
-    _spread([(r, work) for r in left], _one_run, workers)
+    _spread([(r, work, size) for r in left], _one_run, workers)
 
 
-def restart_all(work: Path, workers: int, only: str | None = None) -> None:
+def restart_all(work: Path, workers: int, size: Size, only: str | None = None) -> None:
     """The restarts that have no record yet; all with the first seed of data before the second."""
     from benchmarks.evidence.restarts import plan_restarts, restart_path
 
@@ -56,7 +56,7 @@ def restart_all(work: Path, workers: int, only: str | None = None) -> None:
     restarts.sort(key=lambda r: r.seed)
     left = [r for r in restarts if not restart_path(work, r).exists()]
     print(f"{len(restarts) - len(left)} of {len(restarts)} restarts are done", flush=True)
-    _spread([(r, work) for r in left], _one_restart, workers)
+    _spread([(r, work, size) for r in left], _one_restart, workers)
 
 
 def collect(work: Path) -> None:
@@ -99,15 +99,13 @@ def _one_thread() -> None:
     warnings.simplefilter("ignore")
 
 
-def _one_run(job: tuple[RunSettings, Path]) -> tuple[str, float]:
+def _one_run(job: tuple[RunSettings, Path, Size]) -> tuple[str, float]:
     from benchmarks.evidence.main_runs import carry_out
 
-    run, work = job
-    return run.name, carry_out(run, work)["seconds"]
+    return job[0].name, carry_out(*job)["seconds"]
 
 
 def _one_restart(job) -> tuple[str, float]:  # type: ignore[no-untyped-def]
     from benchmarks.evidence.restarts import carry_out
 
-    restart, work = job
-    return restart.name, carry_out(restart, work)["seconds"]
+    return job[0].name, carry_out(*job)["seconds"]

@@ -116,9 +116,9 @@ def z_loss(tap: RouterTap) -> torch.Tensor:
 
 
 def loads(tap: RouterTap, experts: int) -> torch.Tensor:
-    """Slots by expert in the batch at hand, (E,)."""
+    """Slots by expert in the batch at hand, (E,), on the CPU."""
     assert tap.chosen_TK is not None
-    return torch.bincount(tap.chosen_TK.reshape(-1), minlength=experts).double()
+    return torch.bincount(tap.chosen_TK.reshape(-1), minlength=experts).double().cpu()
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from benchmarks.evidence.features import (
     verdict_of,
 )
 from benchmarks.evidence.labels import measure
-from benchmarks.evidence.settings import FRACTIONS, STEPS, RunSettings
+from benchmarks.evidence.settings import FRACTIONS, RunSettings, Size
 from benchmarks.evidence.tasks import load_task
 from benchmarks.evidence.training import Run, checkpoint_steps
 from moegeo_cli.errors import ShapeError
@@ -49,21 +49,21 @@ def reference_folder(work: Path, run: RunSettings) -> Path:
     return work / RUNS / f"{run.base}-healthy-{seed}"
 
 
-def carry_out(run: RunSettings, work: Path, steps: int = STEPS) -> dict[str, Any]:
+def carry_out(run: RunSettings, work: Path, size: Size = Size()) -> dict[str, Any]:  # noqa: B008
     """Train and measure one run; its record.
 
     Args:
         run: what to train.
         work: the study's folder.
-        steps: of the run.
+        size: of the study.
     """
-    started = time.process_time()
+    started, run, steps = time.process_time(), size.of(run), size.steps
     task = load_task(run.task)
     keep = run.kind == "healthy" and run.seed in (0, 1)  # others are held against it
     with tempfile.TemporaryDirectory(prefix="evidence-") as scratch:
         folder = work / RUNS / run.name if keep else Path(scratch) / "run"
         shutil.rmtree(folder, ignore_errors=True)
-        trainer = Run(run, task, steps)
+        trainer = Run(run, task, steps, device=size.device)
         outcomes, states, full = [], {}, list[dict[str, Any]]()
         for step in checkpoint_steps(steps):
             trainer.advance(step)

@@ -82,7 +82,9 @@ def expert_weights(model: nn.Module) -> list[list[nn.Parameter]]:
 
 
 def losses(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Nats by sequence or image, summed over its loss tokens."""
+    """Nats by sequence or image, summed over its loss tokens; where the model is."""
+    device = next(model.parameters()).device
+    inputs, labels = inputs.to(device), labels.to(device)
     if isinstance(model, digits.Digits):
         return F.cross_entropy(model(inputs), labels, reduction="none")
     logits = model(input_ids=inputs, use_cache=False).logits[:, :-1].float()

@@ -23,7 +23,7 @@ from benchmarks.evidence.arms import ARMS, FLAGGED, SEEDS
 from benchmarks.evidence.labels import measure
 from benchmarks.evidence.models import losses
 from benchmarks.evidence.plan import plan_runs
-from benchmarks.evidence.settings import STEPS, RunSettings
+from benchmarks.evidence.settings import RunSettings, Size
 from benchmarks.evidence.table import read_runs, read_table
 from benchmarks.evidence.tasks import Task, load_task
 from benchmarks.evidence.training import Run, State
@@ -84,22 +84,22 @@ def restart_path(work: Path, restart: Restart) -> Path:
     return work / RESULTS / f"{restart.name}.json"
 
 
-def carry_out(restart: Restart, work: Path, steps: int = STEPS) -> dict[str, Any]:
+def carry_out(restart: Restart, work: Path, size: Size = Size()) -> dict[str, Any]:  # noqa: B008
     """Restart one run and measure its end.
 
     Raises:
         FileNotFoundError: the states of the main run are not in the study's folder.
     """
-    started = time.process_time()
-    run, task = restart.run, load_task(restart.run.task)
+    started, steps = time.process_time(), size.steps
+    run, task = size.of(restart.run), load_task(restart.run.task)
     arm = next(a for a in ARMS[restart.kind] if a.name == restart.arm)
     states: dict[int, dict[str, Any]] = torch.load(
-        work / "states" / f"{run.name}.pt", weights_only=True
+        work / "states" / f"{run.name}.pt", weights_only=True, map_location=size.device
     )
     step = round(restart.fraction * steps)
     if arm.rewind:
         step = max(s for s in states if s < step)
-    trainer = Run(run, task, steps, data_seed=restart.seed)
+    trainer = Run(run, task, steps, data_seed=restart.seed, device=size.device)
     trainer.restore(State(**states[step]))
     changed = arm.change(run.train, run.model)
     if arm.touch is not None:

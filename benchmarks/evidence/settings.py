@@ -19,6 +19,26 @@ DECISIONS = FRACTIONS[:4]
 
 
 @dataclass(frozen=True, slots=True)
+class Size:
+    """How large the study is done: the one that was, or more where an accelerator is at hand.
+
+    `scale` multiplies the models' widths, `steps` are of a run, `device` is torch's.
+    """
+
+    device: str = "cpu"
+    steps: int = STEPS
+    scale: int = 1
+
+    def of(self, run: RunSettings) -> RunSettings:
+        """A run at this size."""
+        model = run.model
+        larger = dataclasses.replace(
+            model, width=model.width * self.scale, hidden=model.hidden * self.scale
+        )
+        return dataclasses.replace(run, model=larger)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSettings:
     """The architecture.
 

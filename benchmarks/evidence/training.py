@@ -58,14 +58,16 @@ class Run:
         task: its data.
         steps: of the whole run.
         data_seed: of the order of data and of jitter; None for the run's own.
+        device: where it is trained. The start is the same on all, what comes of it is not.
     """
 
     def __init__(
-        self, run: RunSettings, task: Task, steps: int = STEPS, data_seed: int | None = None
-    ) -> None:
+        self, run: RunSettings, task: Task, steps: int = STEPS, data_seed: int | None = None,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
         self.run, self.task, self.steps = run, task, steps
         self.train: TrainSettings = run.train
-        self.model = build_model(run.model, run.train, task, _mix(run.seed, run.base))
+        self.model = build_model(run.model, run.train, task, _mix(run.seed, run.base)).to(device)
         faults.spoil_start(self.model, self.train)
         faults.store_routers(self.model, self.train.router_precision)
         self.optimizer = build_optimizer(self.model, self.train)
@@ -219,7 +221,7 @@ class Run:
         for tap in self.taps:
             bias: torch.Tensor = tap.router.e_score_correction_bias  # type: ignore[assignment]
             load_E = faults.loads(tap, len(bias))
-            bias.add_(self.train.bias_rate * torch.sign(load_E.mean() - load_E).float())
+            bias.add_(self.train.bias_rate * torch.sign(load_E.mean() - load_E).to(bias))
 
     def _note(self, loss: float, norm: float, rate: float) -> None:
         """An entry of the log: losses and norms since the last one, as the Trainer means them."""
