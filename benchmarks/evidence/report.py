@@ -70,6 +70,7 @@ class Results:
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
+    "claims": sections.claims_block,
     "runs": sections.runs_block,
     "variance": sections.variance_block,
     "primary": sections.primary_block,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.evidence import prediction, relations
+from benchmarks.evidence import prediction, recoveries, relations
 from benchmarks.evidence.auc import Resampling, stratified_auc
 from benchmarks.evidence.markdown import percent, table_of
 from benchmarks.evidence.settings import DECISIONS, FRACTIONS
@@ -42,6 +42,39 @@ HEADLINE = {
     "dynamics.speed": "`speed`",
     "dynamics.saturation": "`saturation`",
 }
+
+
+def claims_block(results: Results) -> str:
+    """What [GM] says, beside what was found here."""
+    early, usual = (
+        [prediction.feature_areas(results.part(f, untouched=u), ["fhs", "validation"], "failed")
+         .set_index("feature") for u in (False, True)]
+        for f in (DECISIONS[0], prediction.PRIMARY_AT)
+    )  # fmt: skip
+    fsi = relations.fsi_performance([(1.0, results.decisions[1.0])]).iloc[0]
+    diagonal = relations.diagonal_and_whole(results.exact)["pearson"]
+    beyond = [f"{own.loc['fhs', 'auc'] / own.loc['validation', 'auc'] - 1:+.0%}" for own in usual]
+    rows = [
+        ["FHS foretells failure: AUC at 10% of training", "0.89", " and ".join(
+            f"{own.loc['fhs', 'auc']:.2f}" for own in usual)],
+        ["that is better than loss-based stopping by", "+23%", " and ".join(beyond)],
+        ["at a fortieth of the compute: AUC at 2%", "", " and ".join(
+            f"{own.loc['fhs', 'auc']:.2f} (validation loss {own.loc['validation', 'auc']:.2f})"
+            for own in early)],
+        ["FSI and final performance: r", "0.91",
+         f"within tasks {fsi['within']:+.2f} [{fsi['within_low']:+.2f}, {fsi['within_high']:+.2f}]"],
+        ["heterogeneity from the diagonal and from the whole Fisher: r", "0.95",
+         f"{diagonal.min():.2f} to {diagonal.max():.2f}, by form, kind and size"],
+    ]  # fmt: skip
+    if results.restarts is not None:
+        table = recoveries.with_outcomes(results.restarts, results.runs)
+        arms, control = table[table["arm"] != "control"], table[table["arm"] == "control"]
+        rows.append([
+            "restarts that recover", "87%",
+            f"{arms['recovered'].mean():.0%} with an intervention, "
+            f"{control['recovered'].mean():.0%} without any",
+        ])  # fmt: skip
+    return table_of(["claim", "[GM]", "here (development and untouched bases)"], rows)
 
 
 def runs_block(results: Results) -> str:
