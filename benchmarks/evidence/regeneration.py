@@ -116,9 +116,10 @@ def recoveries_text() -> str:
     head = (
         "# Written by `python -m benchmarks.evidence regenerate`; docs/evidence.md says how. By "
         "finding and\n# intervention: restarts that recovered, of n, those of the control on the "
-        "same runs and seeds, and the\n# difference of the shares with its 95% interval. Of "
-        "stopping: the share of all compute that it saves\n# on untouched bases, and the runs "
-        "that it stops, of those that would have failed and that would not.\n"
+        "same runs and seeds, the\n# difference of the shares, and that of performance (1 is the "
+        "task's best), with 95% intervals.\n# Of stopping: the share of all compute that it saves "
+        "on untouched bases, and the runs that it stops,\n# of those that would have failed and "
+        "that would not.\n"
     )
     head += _stopping_text()
     if not (FOLDER / "restarts.csv.gz").exists():
@@ -138,6 +139,8 @@ def recoveries_text() -> str:
             f"runs = {row['runs']}\n"
             f"difference = {_number(row['difference'])}\n"
             f"interval = [{_number(row['difference_low'])}, {_number(row['difference_high'])}]\n"
+            f"performance = {_number(row['gain'])}\n"
+            f"performance_interval = [{_number(row['gain_low'])}, {_number(row['gain_high'])}]\n"
         )
     return head + "".join(blocks)
 

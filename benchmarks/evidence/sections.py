@@ -61,8 +61,8 @@ def claims_block(results: Results) -> str:
         ["at a fortieth of the compute: AUC at 2%", "", " and ".join(
             f"{own.loc['fhs', 'auc']:.2f} (validation loss {own.loc['validation', 'auc']:.2f})"
             for own in early)],
-        ["FSI and final performance: r", "0.91",
-         f"within tasks {fsi['within']:+.2f} [{fsi['within_low']:+.2f}, {fsi['within_high']:+.2f}]"],
+        ["FSI and final performance, within tasks: r", "0.91",
+         f"{fsi['within']:+.2f} [{fsi['within_low']:+.2f}, {fsi['within_high']:+.2f}]"],
         ["heterogeneity from the diagonal and from the whole Fisher: r", "0.95",
          f"{diagonal.min():.2f} to {diagonal.max():.2f}, by form, kind and size"],
     ]  # fmt: skip

@@ -146,11 +146,9 @@ def evidence_words(evidence: Mapping[str, Any]) -> str:
     if None not in counts:
         recovered, control, count = (setting(c) for c in counts)
         words += f": {recovered} of {count} restarts recovered with it, {control} without"
-        if isinstance(evidence.get("interval"), list | tuple):
-            difference, low, high = (
-                100 * v for v in (evidence["difference"], *evidence["interval"])
-            )
-            words += f", {difference:+.0f} points [{low:+.0f}, {high:+.0f}]"
+        if isinstance(evidence.get("performance_interval"), list | tuple):
+            low, high = evidence["performance_interval"]
+            words += f"; final performance {evidence['performance']:+.2f} [{low:+.2f}, {high:+.2f}]"
     if "saved" in evidence:
         failing, sound = evidence["stopped_failing"], evidence["stopped_sound"]
         words += (
