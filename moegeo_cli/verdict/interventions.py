@@ -137,8 +137,9 @@ def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> dict[str, Any]
 
     `recovered` counts restarts that did not fail in the end, of `n`; `recovered_control` those of
     the same runs and seeds without a change; `difference` is that of the shares, `performance` the
-    mean change of final performance (1 is the task's best), with 95% intervals. For stopping: `saved`, the share of all compute, beside runs `stopped` that would
-    have failed and that would not, each of how many.
+    mean change of final performance (1 is the task's best), with 95% intervals. Of stopping:
+    `saved`, the share of all compute, beside the runs stopped that would have failed and that
+    would not, each of how many.
     """
     for finding in called:
         for row in recoveries():

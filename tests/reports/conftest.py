@@ -185,7 +185,8 @@ INTERVENTIONS = (
         "After 500 steps the load entropy of layer 1 rises.",
         {"grade": "measured", "source": "evidence study", "finding": "router-collapse",
          "recovered": 31, "recovered_control": 24, "n": 48, "runs": 24, "difference": 0.146,
-         "interval": [-0.02, 0.31], "performance": 0.014, "performance_interval": [-0.01, 0.04]}, ("stop",), (1,),
+         "interval": [-0.02, 0.31], "performance": 0.014, "performance_interval": [-0.01, 0.04]},
+        ("stop",), (1,),
     ),
     Intervention(
         "scale-router-weights", "Scale the router's weights by 0.2",
