@@ -106,7 +106,8 @@ def rule_columns(
 ) -> tuple[pd.DataFrame, dict[str, str]]:  # fmt: skip
     """Rules beside the calibrated ones: the paper's, other forms of it, and the product's findings.
 
-    What the product found was recorded while the runs were measured; its limits were the same.
+    What the product found was recorded while the runs were measured; the limits of the rules that
+    are taken from there are the same now.
     """
     table = study_alarms(runs, points)
     found = [json.loads(entry) for entry in table["findings"]]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta, norm
+from scipy.stats import beta, t
 
 DRAWS = 1000
 SEED = 11
@@ -20,7 +20,7 @@ SEED = 11
 
 @dataclass(frozen=True)
 class Auc:
-    """An area with its 95% interval; `p` is two-sided against 0.5, from its standard error."""
+    """An area with its 95% interval; `p` is two-sided against 0.5, by Student's t."""
 
     value: float
     low: float
@@ -36,9 +36,10 @@ class Auc:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How often each run counts in each draw, (B, N)."""
+    """How often each run counts in each draw, (B, N); `freedom` is bases less tasks."""
 
     weights_BN: np.ndarray
+    freedom: int = 1
 
     @classmethod
     def of(cls, tasks: Sequence[str], bases: Sequence[str], draws: int = DRAWS) -> Resampling:
@@ -46,12 +47,14 @@ class Resampling:
         generator = np.random.default_rng(SEED)
         tasks_N, bases_N = np.asarray(tasks), np.asarray(bases)
         weights_BN = np.zeros((draws, len(tasks_N)))
+        freedom = 0
         for task in sorted(set(tasks)):
             names = sorted(set(bases_N[tasks_N == task]))
+            freedom += len(names) - 1
             counts = generator.multinomial(len(names), [1 / len(names)] * len(names), size=draws)
             for name, column in zip(names, counts.T, strict=True):
                 weights_BN[:, bases_N == name] = column[:, None]
-        return cls(weights_BN)
+        return cls(weights_BN, max(freedom, 1))
 
 
 def stratified_auc(
@@ -89,7 +92,7 @@ def stratified_auc(
     low, high = np.quantile(draws, [0.025, 0.975])
     error = float(draws.std(ddof=1)) if len(draws) > 1 else 0.0
     value = float(won / pairs)
-    p = float(2 * norm.sf(abs(value - 0.5) / error)) if error else 1.0
+    p = float(2 * t.sf(abs(value - 0.5) / error, resampling.freedom)) if error else 1.0
     return Auc(value, float(low), float(high), p, positives, negatives, draws)
 
 

@@ -23,7 +23,6 @@ from benchmarks.evidence.auc import clopper_pearson
 FALSE_ALARMS = 0.05
 FITTED_FROM = 0.1
 QUANTILES = (0.95, 0.96, 0.97, 0.98, 0.985, 0.99, 0.995)
-CELLS = tuple((e, k) for e in (4, 8, 16, 32) for k in (1, 2, 4) if 2 * k <= e)
 Limit = Callable[[int, int], float]
 
 
@@ -129,6 +128,7 @@ def choose_quantile(
     return QUANTILES[-1], rates
 
 
-def cell_values(limit: Limit) -> list[dict[str, Any]]:
-    """The limit of each (E, K) that was trained."""
-    return [{"experts": e, "top_k": k, "value": round(limit(e, k), 3)} for e, k in CELLS]
+def cell_values(limit: Limit, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The limit of each (E, K) of the table that it was fitted on."""
+    found = table[["model_experts", "model_top_k"]].drop_duplicates().to_numpy(int).tolist()
+    return [{"experts": e, "top_k": k, "value": round(limit(e, k), 3)} for e, k in sorted(found)]

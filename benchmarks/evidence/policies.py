@@ -10,16 +10,21 @@ import pandas as pd
 
 from benchmarks.evidence.auc import share
 from benchmarks.evidence.calibration import Rates
+from benchmarks.evidence.settings import FRACTIONS
+from benchmarks.evidence.table import is_diverged
 
 
 def with_state(rows: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
-    """Alarm rows with what label tokens say of the same checkpoint: collapsed, diverged, clean."""
+    """Alarm rows with what label tokens say of the same checkpoint: collapsed, diverged, clean.
+
+    Diverged as a run is, with the checkpoints up to this one.
+    """
     collapsed, diverged = [], []
     for name, fraction in rows[["name", "fraction"]].itertuples(index=False):
         run = runs.loc[name]
         collapsed.append(bool(run[f"collapsed_{fraction:g}"]))
-        loss = run[f"loss_{fraction:g}"]
-        diverged.append(not np.isfinite(loss) or loss >= run["unigram"])
+        losses = [run[f"loss_{f:g}"] for f in FRACTIONS if f <= fraction + 1e-9]
+        diverged.append(is_diverged(losses, run["unigram"]))
     table = rows.assign(collapsed_now=collapsed, diverged_now=diverged)
     return table.assign(clean=~table["collapsed_now"] & ~table["diverged_now"])
 

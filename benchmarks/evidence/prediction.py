@@ -80,16 +80,18 @@ def with_derived(table: pd.DataFrame, fraction: float) -> pd.DataFrame:
 
 
 def numeric_features(table: pd.DataFrame, runs: pd.DataFrame) -> list[str]:
-    """Names of what was measured at a decision; not labels, not settings."""
+    """Names of what was measured at a decision; not labels, not settings, nothing twice."""
     settings = {"fraction", "routing", "performance", "findings", "probe_tokens",
                 "collapse_by_router"}  # fmt: skip
-    return [
+    names = [
         name for name in table.columns
         if name not in runs.columns and name not in settings
         and not name.startswith(("routing_", "collapse_5", "collapse_1", "collapse_2",
                                  "collapse_4", "collapse_8"))
         and pd.api.types.is_numeric_dtype(table[name])
     ]  # fmt: skip
+    again = table[names].T.duplicated()
+    return [name for name in names if not again[name]]
 
 
 def feature_areas(table: pd.DataFrame, features: Sequence[str], label: str) -> pd.DataFrame:
@@ -164,7 +166,7 @@ def nested_transfer(
             score_N[new_N],
             both[label].to_numpy(bool)[new_N],
             both["task"][new_N],
-            Resampling(resampling.weights_BN[:, new_N]),
+            Resampling(resampling.weights_BN[:, new_N], resampling.freedom),
         )
         assert area is not None
         refitted = []

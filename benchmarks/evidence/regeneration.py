@@ -59,7 +59,7 @@ def calibration_text() -> str:
         known, "collapsed_now", calibration.fit_collapse, calibration.collapse_alarms
     )
     limit = calibration.fit_collapse(known, quantile)
-    cells = calibration.cell_values(limit)
+    cells = calibration.cell_values(limit, known)
     shown = next(c for c in cells if (c["experts"], c["top_k"]) == SHOWN_CELL)
     found: dict[str, dict[str, Any]] = {
         "router-collapse": {

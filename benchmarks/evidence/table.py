@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,12 +123,9 @@ def add_labels(runs: pd.DataFrame) -> pd.DataFrame:
         runs["base_performance"] - SEED_DEVIATIONS * runs["seed_spread"]
     )
     runs["failed"] = (runs["performance"] < FAILURE) & runs["behind_base"]
-    losses = runs[[f"loss_{f:g}" for f in FRACTIONS]]
-    lowest = losses.min(axis=1)
-    runs["diverged"] = (
-        runs["broken_at"].notna()
-        | (runs["loss_1"] >= runs["unigram"])
-        | (runs["loss_1"] > lowest + LOST * (runs["unigram"] - lowest).clip(lower=0))
+    losses = runs[[f"loss_{f:g}" for f in FRACTIONS]].to_numpy(float)
+    runs["diverged"] = runs["broken_at"].notna() | np.array(
+        [is_diverged(own, unigram) for own, unigram in zip(losses, runs["unigram"], strict=True)]
     )
     runs["collapsed"] = runs["collapsed_1"].fillna(False).astype(bool)
     runs["outcome"] = np.select(
@@ -137,6 +135,13 @@ def add_labels(runs: pd.DataFrame) -> pd.DataFrame:
         "sound",
     )  # fmt: skip
     return runs
+
+
+def is_diverged(losses: Sequence[float], unigram: float) -> bool:
+    """Whether the last of a run's losses so far says so; see LOST."""
+    last, lowest = losses[-1], min((v for v in losses if math.isfinite(v)), default=unigram)
+    gained = max(unigram - lowest, 0.0)
+    return not math.isfinite(last) or last >= unigram or last > lowest + LOST * gained
 
 
 def _others(row: pd.Series, healthy: pd.DataFrame) -> float:
