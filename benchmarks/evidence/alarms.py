@@ -92,13 +92,22 @@ def study_alarms(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
 def first_alarms(runs: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """Runs that raise an alarm where a restart may begin: a row a run, `alarm` and `alarm_at`.
 
-    Where several findings are raised at once, the alarm is the first of ALARMS.
+    Where several findings are raised at once, the alarm is the first of ALARMS. `clean_at` is the
+    last checkpoint before at which that finding was not raised, 0 for the start.
     """
-    rows = study_alarms(runs, points)
-    rows = rows[rows["fraction"].isin(ALARMS_AT)].sort_values(["name", "fraction"])
-    raised = rows[rows[list(ALARMS)].any(axis=1)].drop_duplicates("name")
-    which = [next(ALARMS[c] for c in ALARMS if row[c]) for _, row in raised.iterrows()]
-    return raised.assign(alarm=which, alarm_at=raised["fraction"])
+    rows = study_alarms(runs, points).sort_values(["name", "fraction"])
+    own = rows[rows["fraction"].isin(ALARMS_AT)]
+    raised = own[own[list(ALARMS)].any(axis=1)].drop_duplicates("name")
+    columns = [next(c for c in ALARMS if row[c]) for _, row in raised.iterrows()]
+    by_run = dict(list(rows.groupby("name")))
+    clean_at = []
+    for (_, row), column in zip(raised.iterrows(), columns, strict=True):
+        past = by_run[row["name"]]
+        past = past[(past["fraction"] < row["fraction"]) & ~past[column].astype(bool)]
+        clean_at.append(float(past["fraction"].max()) if len(past) else 0.0)
+    return raised.assign(
+        alarm=[ALARMS[c] for c in columns], alarm_at=raised["fraction"], clean_at=clean_at
+    )
 
 
 def rule_columns(

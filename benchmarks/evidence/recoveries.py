@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.evidence.auc import share
 from benchmarks.evidence.table import FAILURE, SEED_DEVIATIONS
 
 DRAWS = 4000
 SEED = 13
+LEAST = 10  # configurations, for an interval
+MEASURES = ("recovered", "performance", "collapsed")
 
 
 def with_outcomes(restarts: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
@@ -41,69 +42,55 @@ def arm_effects(table: pd.DataFrame) -> pd.DataFrame:
 
     `difference` is the mean over runs of the share of seeds that recovered, less the control's;
     its interval is from draws of whole configurations. `..._failing` is of the runs that failed in
-    every seed of the control, `gain` the mean difference of performance.
+    the main run, before any restart; `gain` the mean difference of performance. An interval is
+    missing where fewer than LEAST configurations were tried, or where no outcome changed.
     """
     rows: list[dict[str, Any]] = []
     for kind, own in table.groupby("kind"):
-        control = _by_run(own[own["arm"] == "control"])
+        control = own[own["arm"] == "control"].set_index(["run", "seed"]).sort_index()
         for arm, tried in own.groupby("arm"):
-            runs = _by_run(tried)
-            both = runs.join(control.add_suffix("_control"), how="inner")
-            change_N = (both["recovered"] - both["recovered_control"]).to_numpy()
-            gain_N = (both["performance"] - both["performance_control"]).to_numpy()
-            failing = both["recovered_control"].to_numpy() == 0
-            draws = _draws(both["configuration"].to_numpy())
-            count = int(both["seeds"].sum())
+            both = (
+                tried.set_index(["run", "seed"])
+                .sort_index()
+                .join(control[list(MEASURES)], how="inner", rsuffix="_control")
+            )
+            runs = _by_run(both)
+            change_N = (runs["recovered"] - runs["recovered_control"]).to_numpy()
+            gain_N = (runs["performance"] - runs["performance_control"]).to_numpy()
+            configuration_N = runs["configuration"].to_numpy()
+            failing = both[both["failed_before"].astype(bool)]
             rows.append({
-                "kind": kind, "arm": arm, "runs": len(both), "n": count,
-                "configurations": both["configuration"].nunique(),
-                "recovered": round((both["recovered"] * both["seeds"]).sum()),
-                "recovered_control": round((both["recovered_control"] * both["seeds"]).sum()),
-                **_interval("difference", change_N, draws),
-                "failing": int(failing.sum()),
-                "recovered_failing": round((both["recovered"] * both["seeds"])[failing].sum()),
-                "n_failing": int(both["seeds"][failing].sum()),
-                **_interval("gain", gain_N, draws),
-                "collapsed": round((both["collapsed"] * both["seeds"]).sum()),
-                "collapsed_control": round((both["collapsed_control"] * both["seeds"]).sum()),
+                "kind": kind, "arm": arm, "runs": len(runs), "n": len(both),
+                "configurations": runs["configuration"].nunique(),
+                "recovered": int(both["recovered"].sum()),
+                "recovered_control": int(both["recovered_control"].sum()),
+                **_interval("difference", change_N, configuration_N),
+                "n_failing": len(failing),
+                "recovered_failing": int(failing["recovered"].sum()),
+                "recovered_failing_control": int(failing["recovered_control"].sum()),
+                **_interval("gain", gain_N, configuration_N),
+                "collapsed": int(both["collapsed"].sum()),
+                "collapsed_control": int(both["collapsed_control"].sum()),
             })  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def _by_run(table: pd.DataFrame) -> pd.DataFrame:
-    """Means over a run's seeds."""
+    """Means over a run's seeds, of an arm and of its control."""
     grouped = table.groupby("run")
-    return pd.DataFrame({
-        "configuration": grouped["configuration"].first(),
-        "recovered": grouped["recovered"].mean(),
-        "performance": grouped["performance"].mean(),
-        "collapsed": grouped["collapsed"].mean(),
-        "seeds": grouped.size(),
-    })  # fmt: skip
+    names = [n + suffix for n in ("recovered", "performance") for suffix in ("", "_control")]
+    means = grouped[names].mean()
+    return means.assign(configuration=grouped["configuration"].first())
 
 
-def _draws(configuration_N: np.ndarray) -> np.ndarray:
-    """How often each run counts in each draw of configurations, (B, N)."""
-    generator = np.random.default_rng(SEED)
+def _interval(name: str, value_N: np.ndarray, configuration_N: np.ndarray) -> dict[str, float]:
+    """The mean, and its 95% interval from draws of configurations."""
     names, place_N = np.unique(configuration_N, return_inverse=True)
+    found = {name: float(value_N.mean()), f"{name}_low": np.nan, f"{name}_high": np.nan}
+    if len(names) < LEAST or not value_N.any():
+        return found
+    generator = np.random.default_rng(SEED)
     counts = generator.multinomial(len(names), [1 / len(names)] * len(names), size=DRAWS)
-    weights: np.ndarray = counts[:, place_N].astype(float)
-    return weights
-
-
-def _interval(name: str, value_N: np.ndarray, weights_BN: np.ndarray) -> dict[str, float]:
-    if not len(value_N):
-        return {name: float("nan"), f"{name}_low": float("nan"), f"{name}_high": float("nan")}
-    totals = weights_BN.sum(1)
-    draws = (weights_BN @ value_N)[totals > 0] / totals[totals > 0]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return {name: float(value_N.mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
-
-
-def words(row: pd.Series) -> str:
-    """A line of what an arm did."""
-    return (
-        f"{share(int(row['recovered']), int(row['n']))}, control "
-        f"{int(row['recovered_control'])}; {row['difference']:+.2f} "
-        f"[{row['difference_low']:+.2f}, {row['difference_high']:+.2f}]"
-    )
+    weights_BN = counts[:, place_N].astype(float)
+    low, high = np.quantile(weights_BN @ value_N / weights_BN.sum(1), [0.025, 0.975])
+    return found | {f"{name}_low": float(low), f"{name}_high": float(high)}

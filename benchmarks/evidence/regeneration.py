@@ -137,10 +137,8 @@ def recoveries_text() -> str:
             f"recovered_control = {row['recovered_control']}\n"
             f"n = {row['n']}\n"
             f"runs = {row['runs']}\n"
-            f"difference = {_number(row['difference'])}\n"
-            f"interval = [{_number(row['difference_low'])}, {_number(row['difference_high'])}]\n"
-            f"performance = {_number(row['gain'])}\n"
-            f"performance_interval = [{_number(row['gain_low'])}, {_number(row['gain_high'])}]\n"
+            + _estimate("difference", "interval", row, "difference")
+            + _estimate("performance", "performance_interval", row, "gain")
         )
     return head + "".join(blocks)
 
@@ -156,6 +154,13 @@ def _stopping_text() -> str:
         f"stopped_failing = {list(row['failed_counts'])}\n"
         f"stopped_sound = {list(row['sound_counts'])}\n"
     )
+
+
+def _estimate(name: str, interval: str, row: pd.Series, column: str) -> str:
+    """A number and its interval, if it has one."""
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    text = f"{name} = {_number(row[column])}\n"
+    return text if np.isnan(low) else text + f"{interval} = [{_number(low)}, {_number(high)}]\n"
 
 
 def _section(name: str, row: dict[str, Any]) -> str:

@@ -35,13 +35,17 @@ DRAW_SEED = 7
 
 @dataclass(frozen=True)
 class Restart:
-    """One run, one arm, one seed of data, from the checkpoint at `fraction`."""
+    """One run, one arm, one seed of data, from the checkpoint at `fraction`.
+
+    An arm that rewinds begins at `clean`, the last checkpoint without the alarm.
+    """
 
     run: RunSettings
     kind: str
     arm: str
     seed: int
     fraction: float
+    clean: float
 
     @property
     def name(self) -> str:
@@ -55,11 +59,13 @@ def plan_restarts() -> list[Restart]:
     runs = {run.name: run for run in plan_runs()}
     restarts = []
     for kind in commonest_kinds(alarms):
-        for name, fraction in choose_flagged(alarms, kind):
+        for name, fraction, clean in choose_flagged(alarms, kind):
             run = runs[name]
             for arm in ARMS[kind]:
                 if arm.applies(run.train, run.model):
-                    restarts += [Restart(run, kind, arm.name, seed, fraction) for seed in SEEDS]
+                    restarts += [
+                        Restart(run, kind, arm.name, seed, fraction, clean) for seed in SEEDS
+                    ]
     return restarts
 
 
@@ -69,14 +75,16 @@ def commonest_kinds(alarms: pd.DataFrame) -> list[str]:
     return [kind for kind, _ in sorted(failed.items(), key=lambda k: (-k[1], k[0]))[:KINDS]]
 
 
-def choose_flagged(alarms: pd.DataFrame, kind: str) -> list[tuple[str, float]]:
-    """Flagged runs of a kind: one of each configuration first, then second seeds, drawn."""
+def choose_flagged(alarms: pd.DataFrame, kind: str) -> list[tuple[str, float, float]]:
+    """Flagged runs of a kind, with where; one of each configuration first, then second seeds."""
     own = alarms[alarms["alarm"] == kind].sort_values("name")
     order = np.random.default_rng([DRAW_SEED, *kind.encode()]).permutation(len(own))
     drawn = own.iloc[order]
     again = drawn.groupby("configuration").cumcount()
     chosen = drawn.iloc[np.argsort(again.to_numpy(), kind="stable")][:FLAGGED]
-    return [(str(r["name"]), float(r["alarm_at"])) for _, r in chosen.iterrows()]
+    return [
+        (str(r["name"]), float(r["alarm_at"]), float(r["clean_at"])) for _, r in chosen.iterrows()
+    ]
 
 
 def restart_path(work: Path, restart: Restart) -> Path:
@@ -96,9 +104,7 @@ def carry_out(restart: Restart, work: Path, size: Size = Size()) -> dict[str, An
     states: dict[int, dict[str, Any]] = torch.load(
         work / "states" / f"{run.name}.pt", weights_only=True, map_location=size.device
     )
-    step = round(restart.fraction * steps)
-    if arm.rewind:
-        step = max(s for s in states if s < step)
+    step = round((restart.clean if arm.rewind else restart.fraction) * steps)
     trainer = Run(run, task, steps, data_seed=restart.seed, device=size.device)
     trainer.restore(State(**states[step]))
     changed = arm.change(run.train, run.model)

@@ -130,19 +130,25 @@ def interventions_block(results: Results) -> str:
     table = recoveries.with_outcomes(results.restarts, results.runs)
     effects = recoveries.arm_effects(table)
     rows = []
-    for _, r in effects.sort_values(["kind", "difference"], ascending=[True, False]).iterrows():
+    for _, r in effects.sort_values(["kind", "gain"], ascending=[True, False]).iterrows():
         if r["arm"] == "control":
             continue
         rows.append([
             f"`{r['kind']}`", f"`{r['arm']}`", f"{r['runs']} / {r['configurations']}",
-            share(int(r["recovered"]), int(r["n"])), f"{r['recovered_control']} of {r['n']}",
-            f"{r['difference']:+.2f} [{r['difference_low']:+.2f}, {r['difference_high']:+.2f}]",
-            f"{r['recovered_failing']} of {r['n_failing']}",
-            f"{r['gain']:+.3f} [{r['gain_low']:+.3f}, {r['gain_high']:+.3f}]",
-            f"{r['collapsed']} / {r['collapsed_control']}",
+            f"{r['recovered']} of {r['n']}", f"{r['recovered_control']} of {r['n']}",
+            signed(r, "difference", 2),
+            f"{r['recovered_failing']} / {r['recovered_failing_control']} of {r['n_failing']}",
+            signed(r, "gain", 3), f"{r['collapsed']} / {r['collapsed_control']}",
         ])  # fmt: skip
     return table_of(
-        ["alarm", "arm", "runs / configurations", "recovered", "control", "difference",
-         "of those that fail in the control", "change of performance",
+        ["alarm", "arm", "runs / configurations", "did not fail", "control", "difference",
+         "of those that had failed: arm / control", "change of performance",
          "collapsed: arm / control"], rows,
     )  # fmt: skip
+
+
+def signed(row: pd.Series, name: str, digits: int) -> str:
+    """A change with its interval, if it has one."""
+    words = f"{row[name]:+.{digits}f}"
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return words if np.isnan(low) else f"{words} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -84,7 +84,7 @@ def test_restarts_are_of_the_commonest_kinds_and_distinct_configurations(
 
     alarms = first_alarms(runs, read_table("points"))
     for kind in commonest_kinds(alarms):
-        chosen = [name for name, _ in choose_flagged(alarms, kind)]
+        chosen = [name for name, *_ in choose_flagged(alarms, kind)]
         assert len(set(chosen)) == len(chosen)
         distinct = alarms.loc[alarms["alarm"] == kind, "configuration"].nunique()
         configurations = runs.loc[chosen, "configuration"].nunique()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -168,28 +169,41 @@ def test_a_run_fails_only_below_its_own_base_and_below_the_best() -> None:
     assert labelled.loc["good-slow", "outcome"] == "failed: behind"
 
 
+def restarts_of(count: int, arms: dict[str, Callable[[int, int], bool]]) -> pd.DataFrame:
+    """Restarts of runs, one a configuration and two seeds, that recover by a rule (run, seed)."""
+    return pd.DataFrame([
+        {"kind": "k", "run": f"r{i}", "configuration": f"c{i}", "arm": arm, "seed": seed,
+         "failed_before": i >= 4, "recovered": good(i, seed),
+         "performance": float(good(i, seed)), "collapsed": False}
+        for i in range(count) for arm, good in arms.items() for seed in (0, 1)
+    ])  # fmt: skip
+
+
 def test_an_arm_is_measured_against_the_control_on_the_same_runs() -> None:
-    rows = []
-    for i in range(12):
-        for arm, good in (("control", i < 4), ("helps", True), ("idle", i < 4)):
-            rows += [
-                {
-                    "kind": "k",
-                    "run": f"r{i}",
-                    "configuration": f"c{i // 2}",
-                    "arm": arm,
-                    "recovered": good,
-                    "performance": float(good),
-                    "collapsed": False,
-                }
-            ] * 2
-    effects = arm_effects(pd.DataFrame(rows)).set_index("arm")
-    assert effects.loc["helps", "difference"] == pytest.approx(8 / 12)
-    assert effects.loc["helps", "difference_low"] > 0
-    assert effects.loc["helps", "recovered_control"] == 8
-    assert effects.loc["helps", "n_failing"] == 16
-    assert effects.loc["idle", "difference"] == 0
-    assert effects.loc["idle", "difference_high"] == 0
+    arms = {"control": lambda i, _: i < 4, "helps": lambda i, _: True, "idle": lambda i, _: i < 4}
+    effects = arm_effects(restarts_of(12, arms)).set_index("arm")
+    helps, idle = effects.loc["helps"], effects.loc["idle"]
+    assert helps["difference"] == pytest.approx(8 / 12)
+    assert helps["difference_low"] > 0
+    assert (helps["recovered"], helps["recovered_control"], helps["n"]) == (24, 8, 24)
+    # Of the runs that had failed before, by what they did then and not by what the control did.
+    assert (helps["n_failing"], helps["recovered_failing"]) == (16, 16)
+    assert helps["recovered_failing_control"] == 0
+    # Where nothing changed there is no spread to draw from.
+    assert idle["difference"] == 0
+    assert np.isnan(idle["difference_high"])
+    few = arm_effects(restarts_of(9, arms)).set_index("arm").loc["helps"]
+    assert few["difference"] == pytest.approx(5 / 9)
+    assert np.isnan(few["difference_low"])
+
+
+def test_an_arm_that_has_one_seed_is_held_against_that_seed() -> None:
+    arms = {"control": lambda i, seed: seed == 0, "half": lambda i, seed: seed == 0}
+    table = restarts_of(12, arms)
+    table = table[(table["arm"] == "control") | (table["seed"] == 0)]
+    half = arm_effects(table).set_index("arm").loc["half"]
+    assert half["difference"] == 0
+    assert (half["recovered"], half["recovered_control"], half["n"]) == (12, 12, 12)
 
 
 def test_stopping_at_an_alarm_saves_what_is_left() -> None:
