@@ -47,13 +47,9 @@ def arm_effects(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows: list[dict[str, Any]] = []
     for kind, own in table.groupby("kind"):
-        control = own[own["arm"] == "control"].set_index(["run", "seed"]).sort_index()
+        control = own.loc[own["arm"] == "control", ["run", "seed", *MEASURES]]
         for arm, tried in own.groupby("arm"):
-            both = (
-                tried.set_index(["run", "seed"])
-                .sort_index()
-                .join(control[list(MEASURES)], how="inner", rsuffix="_control")
-            )
+            both = tried.merge(control, on=["run", "seed"], suffixes=("", "_control"))
             runs = _by_run(both)
             change_N = (runs["recovered"] - runs["recovered_control"]).to_numpy()
             gain_N = (runs["performance"] - runs["performance_control"]).to_numpy()

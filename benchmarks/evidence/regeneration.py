@@ -7,6 +7,7 @@ beside their controls. Limits are fitted on development bases; rates are those o
 from __future__ import annotations
 
 import json
+import tomllib
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,17 @@ def calibration_text() -> str:
     return head + "".join(_section(name, row) for name, row in found.items())
 
 
+def read_quantiles() -> dict[str, float]:
+    """The quantile that each limit was fitted at."""
+    rows = tomllib.loads((DATA / "calibration.toml").read_text(encoding="utf-8"))
+    return {name: row["quantile"] for name, row in rows.items() if "quantile" in row}
+
+
 def _other_rates(runs: pd.DataFrame, points: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Rates of rules that were not fitted: against failure, at 10%, on untouched bases."""
+    """Rates of rules that were not fitted: against failure, at 10%, on untouched bases.
+
+    That of FHS is of the point, as the paper's policy judges it.
+    """
     table, rules = rule_columns(runs, points)
     table = table[table["untouched"] & np.isclose(table["fraction"], RATES_AT)]
     columns = {name: column for name, column in rules.items() if name in RATED}

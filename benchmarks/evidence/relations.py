@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from benchmarks.evidence.auc import Resampling, share
+from benchmarks.evidence.auc import Resampling
 
 DRAWS = 1000
 
@@ -148,23 +148,25 @@ def diagonal_and_whole(exact: pd.DataFrame) -> pd.DataFrame:
 
 
 def probe_agreement(points: pd.DataFrame, sizes: Sequence[int]) -> pd.DataFrame:
-    """How often a small probe says what the default one does: routing axis, and collapse alone."""
-    rows = []
+    """How often a small probe says what the default one does: routing axis, and collapse alone.
+
+    Of tasks whose whole probe is at least twice the largest size; `found` are the checkpoints that
+    the small probe calls failing, of those that the whole one does.
+    """
     own = points[points[f"routing_{sizes[0]}"].notna()]
+    own = own[own["probe_tokens"] >= 2 * max(sizes)]
     collapse = own["findings"].str.contains('"router-collapse": "failing"')
+    rows = []
     for size in sizes:
-        same = own[f"routing_{size}"] == own["routing"]
         small = own[f"collapse_{size}"].fillna("") == "failing"
-        rows.append(
-            {
-                "tokens": size,
-                "checkpoints": len(own),
-                "routing": int(same.sum()),
-                "collapse": int((small == collapse).sum()),
-                "words": share(int(same.sum()), len(own)),
-                "collapse_words": share(int((small == collapse).sum()), len(own)),
-            }
-        )
+        rows.append({
+            "tokens": size,
+            "checkpoints": len(own),
+            "routing": int((own[f"routing_{size}"] == own["routing"]).sum()),
+            "collapse": int((small == collapse).sum()),
+            "found": int((small & collapse).sum()),
+            "failing": int(collapse.sum()),
+        })  # fmt: skip
     return pd.DataFrame(rows)
 
 

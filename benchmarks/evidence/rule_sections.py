@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from benchmarks.evidence import policies, recoveries
+from benchmarks.evidence import calibration, policies, recoveries
 from benchmarks.evidence.alarms import rule_columns
 from benchmarks.evidence.auc import share
 from benchmarks.evidence.markdown import percent, table_of
+from benchmarks.evidence.regeneration import read_quantiles
 from benchmarks.evidence.settings import DECISIONS, FRACTIONS
 
 if TYPE_CHECKING:
@@ -84,6 +85,35 @@ def limits_block(results: Results) -> str:
         ["E", "K", "limit on `collapse` less its null"],
         [[c.experts, c.top_k, f"{c.value:.3f}"] for c in limit.cells],
     )
+
+
+def left_out_block(results: Results) -> str:
+    """False alarms on tasks that the limits were not fitted on, by decision and by task."""
+    table = policies.with_state(results.alarms, results.runs)
+    table = table[~table["untouched"] & (table["fraction"] >= calibration.FITTED_FROM - 1e-9)]
+    # Quantile and limit as shipped: what was fitted on the three other tasks, applied to each.
+    quantiles = read_quantiles()
+    collapse_N = calibration.leaving_tasks_out(
+        table, lambda t: calibration.fit_collapse(t, quantiles["router-collapse"]),
+        calibration.collapse_alarms,
+    )  # fmt: skip
+    decided = table["fraction"].isin(DECISIONS)
+    limits = {
+        task: calibration.fit_gap(
+            table[decided & (table["task"] != task)], quantiles["loss-behind-reference"]
+        )
+        for task in sorted(set(table["task"]))
+    }
+    gap_N = (table["gap"] > table["task"].map(limits)).to_numpy()
+    rows = []
+    for name, alarm_N, label in (("`router-collapse`", collapse_N, "collapsed_now"),
+                                 ("`loss-behind-reference`", gap_N, "failed")):  # fmt: skip
+        for column in ("fraction", "task"):
+            for value, own in table.assign(alarm=alarm_N).groupby(column):
+                sound = own[~own[label].astype(bool)]
+                where = percent(value) if column == "fraction" else value
+                rows.append([name, where, share(int(sound["alarm"].sum()), len(sound))])
+    return table_of(["limit", "at, or on the task", "false alarms, left out"], rows)
 
 
 def rules_block(results: Results) -> str:

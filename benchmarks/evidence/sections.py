@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.evidence import prediction, recoveries, relations
-from benchmarks.evidence.auc import Resampling, stratified_auc
+from benchmarks.evidence.auc import Resampling, share, stratified_auc
 from benchmarks.evidence.markdown import percent, table_of
 from benchmarks.evidence.settings import DECISIONS, FRACTIONS
 
 if TYPE_CHECKING:
     from benchmarks.evidence.report import Results
 
+# Causes that are not at work at 10% of training.
+BEGINS_LATER = ("late-collapse", "late-divergence", "data-shift", "bad-resume")
+AT_WORK = ("validation", "collapse", "fsi", "dispersion", "fhs", "fhs_relative", "fhs_trace",
+           "fhs_conditional")  # fmt: skip
 # Shown at every decision; all others are in results/areas.csv.gz.
 HEADLINE = {
     "validation": "validation loss",
@@ -80,12 +84,13 @@ def claims_block(results: Results) -> str:
 def runs_block(results: Results) -> str:
     """What was trained and what became of it."""
     runs = results.runs
-    heads = ["cause", "runs", "failed: diverged", "failed: collapsed", "failed: behind",
-             "collapsed alone", "sound"]  # fmt: skip
+    outcomes = ("failed: diverged", "failed: collapsed", "failed: behind", "collapsed alone",
+                "sound")  # fmt: skip
+    heads = ["cause", "runs", *outcomes[:3], "did not fail: collapsed", "did not fail"]
     rows = []
     for kind, own in [*runs.groupby("kind"), ("all", runs)]:
         counts = own["outcome"].value_counts()
-        rows.append([kind, len(own), *(int(counts.get(h, 0)) for h in heads[2:])])
+        rows.append([kind, len(own), *(int(counts.get(o, 0)) for o in outcomes)])
     tasks = table_of(
         ["task", "runs", "failed", "collapsed at the end", "unigram loss", "best loss",
          "deviation between healthy seeds (performance)"],
@@ -250,6 +255,26 @@ def probes_block(results: Results) -> str:
 
     found = relations.probe_agreement(results.points, PROBE_SIZES)
     return table_of(
-        ["probe tokens", "checkpoints", "same routing axis", "same `router-collapse`"],
-        [[f"{r.tokens:,}", r.checkpoints, r.words, r.collapse_words] for r in found.itertuples()],
-    )
+        ["probe tokens", "same routing axis", "same `router-collapse`", "of it failing, found"],
+        [[f"{r.tokens:,}", share(r.routing, r.checkpoints), share(r.collapse, r.checkpoints),
+          share(r.found, r.failing)] for r in found.itertuples()],
+    )  # fmt: skip
+
+
+def early_block(results: Results) -> str:
+    """The same areas at 10% without runs whose cause begins later; looked at afterwards."""
+    heads, areas = [""], []
+    for words, untouched in (("development", False), ("untouched", True)):
+        own = results.part(prediction.PRIMARY_AT, untouched=untouched)
+        own = own[~own["kind"].isin(BEGINS_LATER)]
+        failed = int(own["failed"].sum())
+        heads.append(f"{words} ({failed} failed, {len(own) - failed} not)")
+        areas.append(prediction.feature_areas(own, AT_WORK, "failed").set_index("feature"))
+    rows = [
+        [HEADLINE[name], *(
+            f"{own.loc[name, 'auc']:.2f} [{own.loc[name, 'low']:.2f}, {own.loc[name, 'high']:.2f}]"
+            for own in areas
+        )]
+        for name in AT_WORK
+    ]  # fmt: skip
+    return table_of(heads, rows)

@@ -53,11 +53,11 @@ def test_the_collapse_limit_is_that_of_the_nearest_cell() -> None:
 
 def test_collapse_at_the_start_of_training_is_watched() -> None:
     high = layer(0, collapse=0.95)
-    for fraction, severity in ((0.05, "watch"), (0.1, "failing"), (None, "failing")):
+    for fraction, severity in ((0.1, "watch"), (0.2, "failing"), (None, "failing")):
         found = find(run_of(checkpoint(100, high, fraction=fraction)), "router-collapse")
         assert found is not None
         assert found.severity == severity
-        assert ("early in training" in found.message) == (fraction == 0.05)
+        assert ("early in training" in found.message) == (fraction == 0.1)
 
 
 def test_collapse_at_an_e_that_was_not_studied_fails_by_the_definition_alone() -> None:
