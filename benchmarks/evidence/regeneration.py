@@ -127,9 +127,9 @@ def recoveries_text() -> str:
         "# Written by `python -m benchmarks.evidence regenerate`; docs/evidence.md says how. By "
         "finding and\n# intervention: restarts that recovered, of n, those of the control on the "
         "same runs and seeds, the\n# difference of the shares, and that of performance (1 is the "
-        "task's best), with 95% intervals.\n# Of stopping: the share of all compute that it saves "
-        "on untouched bases, and the runs that it stops,\n# of those that would have failed and "
-        "that would not.\n"
+        "task's best), with 95% intervals;\n# and those that end collapsed. Of stopping: the share "
+        "of all compute that it saves on untouched bases,\n# and the runs that it stops, of those "
+        "that would have failed and that would not.\n"
     )
     head += _stopping_text()
     if not (FOLDER / "restarts.csv.gz").exists():
@@ -149,6 +149,8 @@ def recoveries_text() -> str:
             f"runs = {row['runs']}\n"
             + _estimate("difference", "interval", row, "difference")
             + _estimate("performance", "performance_interval", row, "gain")
+            + f"collapsed = {row['collapsed']}\n"
+            f"collapsed_control = {row['collapsed_control']}\n"
         )
     return head + "".join(blocks)
 

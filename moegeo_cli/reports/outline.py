@@ -145,7 +145,9 @@ def evidence_words(evidence: Mapping[str, Any]) -> str:
     counts = [evidence.get(name) for name in ("recovered", "recovered_control", "n")]
     if None not in counts:
         recovered, control, count = (setting(c) for c in counts)
-        words += f": {recovered} of {count} restarts recovered with it, {control} without"
+        words += f": {recovered} of {count} restarts did not fail with it, {control} without"
+        if evidence.get("collapsed") is not None:
+            words += f"; {evidence['collapsed']} ended collapsed, {evidence['collapsed_control']}"
         if isinstance(evidence.get("performance_interval"), list | tuple):
             low, high = evidence["performance_interval"]
             words += f"; final performance {evidence['performance']:+.2f} [{low:+.2f}, {high:+.2f}]"

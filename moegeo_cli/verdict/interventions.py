@@ -137,7 +137,8 @@ def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> dict[str, Any]
 
     `recovered` counts restarts that did not fail in the end, of `n`; `recovered_control` those of
     the same runs and seeds without a change; `difference` is that of the shares, `performance` the
-    mean change of final performance (1 is the task's best), with 95% intervals. Of stopping:
+    mean change of final performance (1 is the task's best), with 95% intervals; `collapsed` and
+    `collapsed_control` count those that end collapsed. Of stopping:
     `saved`, the share of all compute, beside the runs stopped that would have failed and that
     would not, each of how many.
     """

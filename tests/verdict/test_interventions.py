@@ -153,7 +153,8 @@ def test_what_the_study_measured_stands_before_the_literature_with_its_control(
     measured = {"intervention": "raise-balance-loss", "finding": "router-collapse",
                 "recovered": 30, "recovered_control": 20, "n": 40, "runs": 20,
                 "difference": 0.25, "interval": [0.05, 0.4],
-                "performance": 0.031, "performance_interval": [-0.01, 0.07]}  # fmt: skip
+                "performance": 0.031, "performance_interval": [-0.01, 0.07],
+                "collapsed": 3, "collapsed_control": 9}  # fmt: skip
     monkeypatch.setattr(interventions, "recoveries", lambda: (measured,))
     found = advise(collapsed(training={"output_router_logits": True}))
     evidence = found["raise-balance-loss"].evidence
@@ -162,8 +163,8 @@ def test_what_the_study_measured_stands_before_the_literature_with_its_control(
     assert "2101.03961" in evidence["literature"]
     assert {k: v for k, v in measured.items() if k != "intervention"}.items() <= evidence.items()
     assert evidence_words(evidence).startswith(
-        "measured: 30 of 40 restarts recovered with it, 20 without; final performance +0.03 "
-        "[-0.01, +0.07] ("
+        "measured: 30 of 40 restarts did not fail with it, 20 without; 3 ended collapsed, 9; "
+        "final performance +0.03 [-0.01, +0.07] ("
     )
     assert found["jitter"].evidence["grade"] == "literature"
     # Of another finding's restarts nothing is said.
