@@ -147,7 +147,9 @@ def evidence_words(evidence: Mapping[str, Any]) -> str:
         recovered, control, count = (setting(c) for c in counts)
         words += f": {recovered} of {count} restarts did not fail with it, {control} without"
         if evidence.get("collapsed") is not None:
-            words += f"; {evidence['collapsed']} ended collapsed, {evidence['collapsed_control']}"
+            words += (
+                f"; {evidence['collapsed']} against {evidence['collapsed_control']} ended collapsed"
+            )
         if isinstance(evidence.get("performance_interval"), list | tuple):
             low, high = evidence["performance_interval"]
             words += f"; final performance {evidence['performance']:+.2f} [{low:+.2f}, {high:+.2f}]"
