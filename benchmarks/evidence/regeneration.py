@@ -54,8 +54,7 @@ def calibration_text() -> str:
     later = rows[rows["fraction"] >= calibration.FITTED_FROM - 1e-9]
     known, new = later[~later["untouched"]], later[later["untouched"]]
     at = new[np.isclose(new["fraction"], RATES_AT)]
-    study = (f"{len(runs)} runs of {runs['configuration'].nunique()} configurations, "
-             f"benchmarks/evidence")  # fmt: skip
+    study = "evidence study (docs/evidence.md): at most 5% false alarms on tasks left out"
     quantile, left_out = calibration.choose_quantile(
         known, "collapsed_now", calibration.fit_collapse, calibration.collapse_alarms
     )
@@ -66,8 +65,7 @@ def calibration_text() -> str:
         "router-collapse": {
             "value": shown["value"],
             "unit": "collapse less its null, at E = 8 and K = 2",
-            "source": f"evidence study ({study}): at most 5% false alarms on tasks left out; "
-            "rates for collapse at the same checkpoint, at 10% of training, on untouched bases",
+            "source": f"{study}; rates: collapse now, untouched runs at 10% of training",
             "quantile": quantile,
             "left_out_false_alarms": list(left_out.false_positive_rate),
             **Rates.of(calibration.collapse_alarms(at, limit), at["collapsed_now"]).to_data(),
@@ -82,8 +80,7 @@ def calibration_text() -> str:
     found["loss-behind-reference"] = {
         "value": most,
         "unit": "loss over the reference's, less 1",
-        "source": f"evidence study ({study}): at most 5% false alarms on tasks left out; rates for "
-        "failure at the end, at 10% of training, on untouched bases",
+        "source": f"{study}; rates: failure at the end, untouched runs at 10% of training",
         "quantile": quantile,
         "left_out_false_alarms": list(left_out.false_positive_rate),
         **Rates.of(at["gap"] > most, at["failed"]).to_data(),
