@@ -183,4 +183,4 @@ def _section(name: str, row: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return json.dumps(round(float(value), 3))
+    return json.dumps(round(float(value), 3) + 0.0)  # no "-0.0"
