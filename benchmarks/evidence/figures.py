@@ -66,8 +66,8 @@ def _areas(results: Results) -> Any:
         known = [n for n in SHOWN if n in areas.index]
         y = np.array([len(SHOWN) - SHOWN.index(n) for n in known]) + shift
         own = areas.loc[known]
-        axes.errorbar(own["auc"], y, xerr=[own["auc"] - own["low"], own["high"] - own["auc"]],
-                      fmt="o", color=colour, markersize=4, linewidth=1.2, label=words)  # fmt: skip
+        axes.hlines(y, own["low"], own["high"], color=colour, linewidth=1.2)
+        axes.plot(own["auc"], y, "o", color=colour, markersize=4, label=words)
     axes.axvline(0.5, color=REST, linewidth=1, linestyle="--")
     axes.set_yticks([len(SHOWN) - i for i in range(len(SHOWN))], [_shown(n) for n in SHOWN])
     axes.set_xlabel("AUC for failure, features at 10% of training (95%, bases resampled)")
@@ -163,21 +163,23 @@ def _limits(results: Results) -> Any:
 
 
 def _interventions(results: Results) -> Any:
-    """Recovery beyond the control, by arm."""
+    """Recovery beyond the control, and the final performance, by arm."""
+    from matplotlib import pyplot
+
     assert results.restarts is not None
     effects = recoveries.arm_effects(recoveries.with_outcomes(results.restarts, results.runs))
     effects = effects[effects["arm"] != "control"].sort_values(
-        ["kind", "difference"], ascending=[False, True]
+        ["kind", "gain"], ascending=[False, True]
     )
-    figure, axes = _axes(6.4, 0.26 * len(effects) + 0.8)
     y = np.arange(len(effects))
-    axes.errorbar(
-        effects["difference"], y,
-        xerr=[effects["difference"] - effects["difference_low"],
-              effects["difference_high"] - effects["difference"]],
-        fmt="o", color=DEVELOPMENT, markersize=4, linewidth=1.2,
-    )  # fmt: skip
-    axes.axvline(0, color=REST, linewidth=1, linestyle="--")
-    axes.set_yticks(y, [f"{r.kind}: {r.arm}" for r in effects.itertuples()])
-    axes.set_xlabel("share recovered less the control's (95%, configurations resampled)")
+    figure, both = pyplot.subplots(1, 2, figsize=(8.2, 0.24 * len(effects) + 0.8), sharey=True)
+    for axes, name, words in zip(
+        both, ("difference", "gain"), ("share that did not fail", "final performance"), strict=True
+    ):
+        low, high = effects[f"{name}_low"], effects[f"{name}_high"]
+        axes.hlines(y, low, high, color=DEVELOPMENT, linewidth=1.2)
+        axes.plot(effects[name], y, "o", color=DEVELOPMENT, markersize=4)
+        axes.axvline(0, color=REST, linewidth=1, linestyle="--")
+        axes.set_xlabel(f"{words}, less the control's")
+    both[0].set_yticks(y, [f"{r.kind}: {r.arm}" for r in effects.itertuples()])
     return figure
