@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import numpy as np
 
 from benchmarks.evidence import prediction, recoveries
+from benchmarks.evidence.analysis import Results
 from benchmarks.evidence.settings import DECISIONS
-
-if TYPE_CHECKING:
-    from benchmarks.evidence.report import Results
 
 # One hue for development and one for untouched bases; readable on white and on dark pages.
 DEVELOPMENT, UNTOUCHED, REST = "#2a6f97", "#d1603d", "#7f8c8d"

@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.evidence import calibration, policies, recoveries
 from benchmarks.evidence.alarms import rule_columns
+from benchmarks.evidence.analysis import Results
 from benchmarks.evidence.auc import share
 from benchmarks.evidence.markdown import percent, table_of
 from benchmarks.evidence.regeneration import read_quantiles
 from benchmarks.evidence.settings import DECISIONS, FRACTIONS
-
-if TYPE_CHECKING:
-    from benchmarks.evidence.report import Results
 
 
 def side_by_side(

@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from benchmarks.evidence import prediction, recoveries, relations
+from benchmarks.evidence.analysis import Results
 from benchmarks.evidence.auc import Resampling, share, stratified_auc
 from benchmarks.evidence.markdown import percent, table_of
 from benchmarks.evidence.settings import DECISIONS, FRACTIONS
-
-if TYPE_CHECKING:
-    from benchmarks.evidence.report import Results
 
 # Causes that are not at work at 10% of training.
 BEGINS_LATER = ("late-collapse", "late-divergence", "data-shift", "bad-resume")
