@@ -37,9 +37,10 @@ from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_tokens import gather_tokens
 from moegeo_cli.measurement.expert_verification import verify
 from moegeo_cli.measurement.lenses import STATE_HINT
-from moegeo_cli.measurement.measurer import Measurer, sample_rows
+from moegeo_cli.measurement.measurer import Measurer
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.ready import Ready, say_notes
+from moegeo_cli.measurement.router_arrays import sample_rows
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage

@@ -16,28 +16,23 @@ from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.fisher.adam import adam_second_moments
-from moegeo_cli.geometry.heterogeneity import FisherSums, grams
-from moegeo_cli.geometry.routing import measure_routing
-from moegeo_cli.geometry.sums import RouterTokens
-from moegeo_cli.measurement.arrays import CheckpointArrays, RouterArrays
+from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.fitting import choose_source
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
+from moegeo_cli.measurement.router_arrays import SAMPLE_TOKENS, form_router, sample_rows
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
-from moegeo_cli.replay.damage import find_damage
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
-from moegeo_cli.replay.plan import Plan, Replay, RouterTrace
+from moegeo_cli.replay.plan import Plan, Replay
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.session import replay
 from moegeo_cli.replay.sources import Manner, ModelSource
 from moegeo_cli.replay.standins import StandIn
 
-# Rows of the probe that are kept by value, for distances between checkpoints.
-SAMPLE_TOKENS = 4096
 # Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
 SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
 
@@ -186,7 +181,9 @@ class Measurer:
         adam = self._adam(model, path, asked)
         input_rows = self._input_rows(asked, tokens)
         measured = [
-            self._router(outcome, t, a, input_rows)
+            form_router(
+                outcome, t, self.architecture, self.groups_S, a, input_rows, self.settings.seed
+            )
             for t, a in zip(outcome.traces, adam, strict=True)
         ]
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
@@ -279,104 +276,3 @@ class Measurer:
             path / "optimizer.pt", model, [names[id(r.weight_ED)] for r in routers]
         )
         return [m[: r.experts] for m, r in zip(moments, routers, strict=True)]
-
-    def _router(
-        self,
-        outcome: Replay,
-        trace: RouterTrace,
-        adam: np.ndarray | None,
-        input_rows: np.ndarray,
-    ) -> RouterArrays | None:
-        """One router's trace as sums and samples; None where it could not be measured."""
-        if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
-            return None
-        router, selection = trace.router, self.architecture.selection
-        weight_ED = router.weight_ED.detach()[: router.experts].float().cpu().numpy()
-        hashes = router.layer in self.architecture.hash_layers
-        bias = router.selection_bias_E
-        seen = slice(None) if trace.rows is None else trace.rows
-        top_k = router.top_k or self.architecture.top_k
-        tokens = RouterTokens(
-            logits_TE=None if hashes else trace.logits_TE[seen],
-            selected_TK=trace.selected_TK[seen],
-            weights_TK=trace.weights_TK[seen],
-            sequence_T=outcome.sequence_T[seen],
-            scoring=self.architecture.scoring or "",
-            selection_bias_E=None if bias is None else bias.detach().float().cpu().numpy(),
-            bias_on=selection.bias_on,
-            groups=selection.groups,
-            group_score=selection.group_score or "top2",
-            top_k=top_k,
-            experts=router.experts,
-            sequences=len(self.groups_S),
-        )
-        sums = measure_routing(tokens)
-        dispatched_GE = _by_group(sums.dispatch_SE, self.groups_S)
-        probability_GE = _by_group(sums.probability_SE, self.groups_S)
-        tokens_G = _by_group(sums.sequence_tokens[:, None], self.groups_S)[:, 0]
-        fishers = {}
-        for (kind, unit), accumulator in trace.fishers.items() if not hashes else ():
-            if kind == "empirical" and not outcome.loss_tokens_S.any():
-                continue  # not measured, which is not the same as zero
-            total_ED, groups_GEP, trace_GE = accumulator.totals()
-            has = np.ones(router.experts, dtype=bool)
-            if kind == "empirical" and outcome.unselected == "zero":
-                has = dispatched_GE.sum(0) > 0
-            gram_EGG, mean_gram_GG = grams(groups_GEP, has)
-            fishers[kind, unit] = FisherSums(
-                kind=kind,
-                unit=unit,
-                total_ED=total_ED,
-                trace_GE=trace_GE,
-                gram_EGG=gram_EGG,
-                mean_gram_GG=mean_gram_GG,
-                tokens_G=tokens_G,
-                mass_GE=dispatched_GE if kind == "empirical" else probability_GE,
-                dispatched_E=dispatched_GE.sum(0),
-                has_fisher_E=has,
-                projected=not accumulator.exact_groups,
-            )
-        if adam is not None and not hashes:
-            fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
-        damage = find_damage(router)
-        rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, self.settings.seed)
-        inputs_ND, places = trace.sample_x_MD, {}
-        if trace.rows is not None:
-            rows = np.intersect1d(rows, trace.rows)
-            own_N = np.isin(input_rows, trace.rows)
-            inputs_ND = None if inputs_ND is None else inputs_ND[own_N]
-            places = {
-                "sample_rows": np.searchsorted(trace.rows, rows),
-                "input_rows": np.searchsorted(trace.rows, input_rows[own_N]),
-            }
-        return RouterArrays(
-            layer=router.layer,
-            path=router.path,
-            experts=router.experts,
-            top_k=top_k,
-            scoring=self.architecture.scoring or "",
-            sums=sums,
-            fishers=fishers,
-            weight_ED=weight_ED,
-            bias_E=None if router.bias_E is None else router.bias_E.detach().float().cpu().numpy(),
-            sample_logits_ME=trace.logits_TE[rows],
-            sample_selected_MK=trace.selected_TK[rows],
-            sample_x_ND=inputs_ND,
-            **places,
-            experts_nonfinite=None if damage is None else damage.nonfinite,
-            experts_zero=None if damage is None else damage.zero,
-        )
-
-
-def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:
-    """A fixed subset of the probe's rows, the same for every checkpoint and router."""
-    if tokens <= count:
-        return np.arange(tokens)
-    return np.sort(np.random.default_rng(seed).choice(tokens, count, replace=False))
-
-
-def _by_group(values_SX: np.ndarray, groups_S: np.ndarray) -> np.ndarray:
-    """Sum rows of sequences into rows of groups."""
-    sums = np.zeros((int(groups_S.max()) + 1, values_SX.shape[1]))
-    np.add.at(sums, groups_S, values_SX)
-    return sums

@@ -16,7 +16,7 @@ from moegeo_cli.geometry.pair_correlation import Items
 from moegeo_cli.geometry.scoring import find_scoring, probabilities
 from moegeo_cli.geometry.shared_direction import centre_rows, row_space
 from moegeo_cli.geometry.usage import Usage
-from moegeo_cli.measurement.measurer import sample_rows
+from moegeo_cli.measurement.router_arrays import sample_rows
 from moegeo_cli.measurement.routing_settings import KEPT_TOKENS
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.plan import Replay, RouterTrace
