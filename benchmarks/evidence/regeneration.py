@@ -22,6 +22,7 @@ from moegeo_cli.verdict.thresholds import FOLDER as DATA
 from moegeo_cli.verdict.thresholds import forget
 
 RATES_AT, STOPPED_BY = 0.1, 0.2
+RATES_OF = "untouched runs at 10% of training"
 # The limit of the log's rise is not fitted: it is the one that thresholds.toml ships.
 RISE = 0.2
 # The cell that stands for the limit where one number is shown.
@@ -65,7 +66,8 @@ def calibration_text() -> str:
         "router-collapse": {
             "value": shown["value"],
             "unit": "collapse less its null, at E = 8 and K = 2",
-            "source": f"{study}; rates: collapse now, untouched runs at 10% of training",
+            "source": study,
+            "rates": f"collapse now, {RATES_OF}",
             "quantile": quantile,
             "left_out_false_alarms": list(left_out.false_positive_rate),
             **Rates.of(calibration.collapse_alarms(at, limit), at["collapsed_now"]).to_data(),
@@ -80,7 +82,8 @@ def calibration_text() -> str:
     found["loss-behind-reference"] = {
         "value": most,
         "unit": "loss over the reference's, less 1",
-        "source": f"{study}; rates: failure at the end, untouched runs at 10% of training",
+        "source": study,
+        "rates": f"failure at the end, {RATES_OF}",
         "quantile": quantile,
         "left_out_false_alarms": list(left_out.false_positive_rate),
         **Rates.of(at["gap"] > most, at["failed"]).to_data(),
@@ -109,7 +112,10 @@ def _other_rates(runs: pd.DataFrame, points: pd.DataFrame) -> dict[str, dict[str
     columns = {name: column for name, column in rules.items() if name in RATED}
     columns |= {"heterogeneity-above-init": rules["fhs > 1"], "loss-spike": "spike"}
     return {
-        name: Rates.of(table[column].fillna(False), table["failed"]).to_data()
+        name: {
+            "rates": f"failure at the end, {RATES_OF}",
+            **Rates.of(table[column].fillna(False), table["failed"]).to_data(),
+        }
         for name, column in sorted(columns.items())
     }
 

@@ -59,6 +59,8 @@ def foretelling_block(results: Results) -> str:
     """Alarms on runs that are clean at the decision against failure at the end."""
     table = policies.with_state(results.alarms, results.runs)
     table["any"] = table["collapse_alarm"] | table["gap_alarm"] | table["spike"]
+    # Before ten entries of the log there is nothing that a spike could stand out from.
+    table["spike"] = table["spike"].astype(object).where(table["log.loss_rise_max"].notna())
     rules = {"any of the three": "any", "`loss-behind-reference`": "gap_alarm",
              "`router-collapse`": "collapse_alarm", "`loss-spike`": "spike"}  # fmt: skip
     rows = side_by_side(table, rules, "failed", (0.05, 0.1, 0.2), only="clean")

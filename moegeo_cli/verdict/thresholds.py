@@ -149,10 +149,12 @@ def forget() -> None:
 
 
 def _limit(row: Mapping[str, Any]) -> Limit:
+    # What a rate is of stands beside it: a state that is there may foretell nothing.
+    rates = f"; rates: {row['rates']}" if "rates" in row else ""
     return Limit(
         Threshold(
             float(row["value"]),
-            row["source"],
+            row["source"] + rates,
             row.get("precision"),
             row.get("recall"),
             row.get("false_positive_rate"),

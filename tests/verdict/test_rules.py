@@ -306,6 +306,9 @@ def test_an_uncalibrated_limit_cannot_fail_a_run_and_a_users_own_can() -> None:
 def test_every_threshold_has_a_source_and_the_shipped_ones_that_were_measured_are_known() -> None:
     limits = load_thresholds()
     assert all(limit.threshold.source for limit in limits.values())
+    for limit in limits.values():  # no rate without what it is a rate of
+        rated = limit.threshold.false_positive_rate is not None
+        assert ("; rates: " in limit.threshold.source) == rated
     measured = {n for n, limit in limits.items() if limit.calibrated}
     assert measured == {"router-collapse", "loss-behind-reference"}
 
