@@ -9,7 +9,7 @@ Legend: N tokens, D router input width, E experts, K experts chosen per token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,7 @@ class RouterCall:
 
 
 Choice = tuple[torch.Tensor, torch.Tensor]  # selected_NK, weights_NK
+Given = tuple[Any, ...]  # arguments of a call, by place and then by keyword
 
 
 class RouterTap:
@@ -50,28 +51,47 @@ class RouterTap:
         router: the router.
         take: hears of every call, in the hook of the router's module.
         partial: hand over calls whose choice cannot be read as well, with none.
+        fault: hears of whatever is raised in a hook; None to raise it in the model's pass.
     """
 
     def __init__(
-        self, router: Router, take: Callable[[RouterCall], None], *, partial: bool = False
+        self,
+        router: Router,
+        take: Callable[[RouterCall], None],
+        *,
+        partial: bool = False,
+        fault: Callable[[Exception], None] | None = None,
     ) -> None:
-        self.router, self.take, self.partial = router, take, partial
+        self.router, self.take, self.partial, self.fault = router, take, partial, fault
         self._product: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._handles = [router.module.register_forward_hook(self._on_router)]
+        hook = self._guarded(self._on_router)
+        self._handles = [router.module.register_forward_hook(hook, with_kwargs=True)]
         if router.linear is not router.module:
-            self._handles.append(router.linear.register_forward_hook(self._on_linear))
+            hook = self._guarded(self._on_linear)
+            self._handles.append(router.linear.register_forward_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
             handle.remove()
 
-    def _on_linear(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._product = (_first_tensor(args), output)
+    def _guarded(self, hook: Callable[[Given, Any], None]) -> Callable[..., None]:
+        def call(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+            try:
+                hook((*args, *kwargs.values()), output)
+            except Exception as error:
+                if self.fault is None:
+                    raise
+                self.fault(error)
 
-    def _on_router(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        return call
+
+    def _on_linear(self, given: Given, output: Any) -> None:
+        self._product = (_first_tensor(self.router, given), output)
+
+    def _on_router(self, given: Given, output: Any) -> None:
         if self._product is None:  # the router makes its logits itself
-            x, logits = _first_tensor(args), _own_logits(self.router, output)
+            x, logits = _first_tensor(self.router, given), _own_logits(self.router, output)
         else:
             x, logits = self._product
             self._product = None
@@ -88,8 +108,29 @@ class RouterTap:
         self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected, observed))
 
 
-def _first_tensor(args: tuple[Any, ...]) -> torch.Tensor:
-    return next(a for a in args if isinstance(a, torch.Tensor))
+def _first_tensor(router: Router, given: Given) -> torch.Tensor:
+    """The router's input: the first floating-point tensor that it is given.
+
+    Raises:
+        UnsupportedArchitectureError: it is given none.
+    """
+    tensors = [a for a in given if isinstance(a, torch.Tensor) and a.ndim]
+    found = next((t for t in tensors if t.is_floating_point()), None)
+    if found is None:
+        raise UnsupportedArchitectureError(
+            f"the router {router.path} ({type(router.module).__name__}) is given no tensor of "
+            "floating-point numbers",
+            found=", ".join(type(a).__name__ for a in given) or "no argument",
+            hint="name the module that takes the hidden states, with --router or router=",
+        )
+    return found
+
+
+def _parts(output: Any) -> list[Any]:
+    """What a router returns, one by one: of a tuple, a list, or a dict in its order."""
+    if isinstance(output, Mapping):
+        return list(output.values())
+    return list(output) if isinstance(output, tuple | list) else [output]
 
 
 def _own_logits(router: Router, output: Any) -> torch.Tensor:
@@ -101,9 +142,10 @@ def _own_logits(router: Router, output: Any) -> torch.Tensor:
         return output
     wide = [
         part
-        for part in (output if isinstance(output, tuple) else ())
+        for part in _parts(output)
         if isinstance(part, torch.Tensor)
         and part.is_floating_point()
+        and part.ndim
         and part.shape[-1] == router.experts
     ]
     if not wide:
@@ -124,7 +166,7 @@ def _read_choice(
     Raises:
         UnsupportedArchitectureError: none does.
     """
-    parts = list(output) if isinstance(output, tuple) else [output]
+    parts = _parts(output)
     forms = (
         _sorted_by_expert, _indices, _masked_scores, _one_or_none, _routed_by_parent, _computed,
     )  # fmt: skip
@@ -223,8 +265,7 @@ def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choi
 
 
 def _unreadable(router: Router, output: Any) -> UnsupportedArchitectureError:
-    parts = output if isinstance(output, tuple) else (output,)
-    shapes = [str(tuple(p.shape)) for p in parts if isinstance(p, torch.Tensor)]
+    shapes = [str(tuple(p.shape)) for p in _parts(output) if isinstance(p, torch.Tensor)]
     return UnsupportedArchitectureError(
         f"the router {router.path} ({type(router.module).__name__}) returns its choice in a form "
         "that moegeo cannot read",
