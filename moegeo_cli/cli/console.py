@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moegeo_cli.measurement.run import Listener
+
+# Files that a checkpoint or its tokenizer consists of. A report may lie beside them.
+_CHECKPOINT_FILE = re.compile(
+    r".*\.(safetensors|bin|pt|pth|ckpt|distcp|gguf|model|tiktoken|py|jinja|index\.json)"
+    r"|(.*_)?config\.json|(tokenizer|vocab|added_tokens|special_tokens_map|chat_template).*\.json"
+    r"|(trainer|training|scheduler)_state\.json|merges\.txt|vocab\.txt|readme\.md|latest"
+)
 
 
 def stdout_console() -> Console:
@@ -64,14 +72,25 @@ def write_output(path: Path, text: str | bytes) -> None:
             with path.open("wb") as stream:
                 stream.write(text.encode() if isinstance(text, str) else text)
             return
-        if path.is_file() and (path.parent / "config.json").is_file():
-            raise OutputError(
-                f"{path.name} is a file of a checkpoint and is not overwritten",
-                hint="choose another --output",
-            )
+        _spare_checkpoints(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written", found=str(error)) from error
     write_atomic(path, text)
+
+
+def _spare_checkpoints(path: Path) -> None:
+    """See that a file to be written is no existing file of a checkpoint, as its name tells.
+
+    Raises:
+        OutputError: it is one.
+    """
+    if not path.is_file() or not _CHECKPOINT_FILE.fullmatch(path.name.lower()):
+        return
+    if path.suffix == ".safetensors" or (path.parent / "config.json").is_file():
+        raise OutputError(
+            f"{path.name} is a file of a checkpoint and is not overwritten",
+            hint="choose another --output",
+        )
 
 
 def check_output(path: Path | None) -> None:
@@ -87,6 +106,7 @@ def check_output(path: Path | None) -> None:
         raise OutputError(f"{path} is a folder", hint="name a file in it")
     if target.exists() and not target.is_file():
         return  # a device or a pipe
+    _spare_checkpoints(target)
     folder = next(parent for parent in target.parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):

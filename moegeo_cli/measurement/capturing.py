@@ -127,12 +127,8 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self._stop()
         if not self._rows:
             if not self._closed:
-                self._warn(
-                    f"nothing was captured: {self.problem}"
-                    if self.problem
-                    else "nothing was captured: the model was not called, its routers were not, or all "
-                    "tokens were padding"
-                )
+                cause = "the model or its routers were not called, or all tokens were padding"
+                self._warn(f"nothing was captured: {self.problem or cause}")
             self._closed = True
             return
         self._closed = True

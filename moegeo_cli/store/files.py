@@ -37,7 +37,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
         write(Path(temporary))
         with Path(temporary).open("rb") as file:
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(_mode(path))
         Path(temporary).replace(path)
     except (OSError, OutputError) as error:
         if temporary is not None:
@@ -50,3 +50,13 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
             found=error.strerror or str(error),
             hint="choose another --output, or free space there",
         ) from error
+
+
+def _mode(path: Path) -> int:
+    """The permissions of the file that is replaced; of a new file, as the umask allows."""
+    try:
+        return path.stat().st_mode & 0o777
+    except OSError:
+        mask = os.umask(0o077)  # there is no other way to ask; the process's own is set at once
+        os.umask(mask)
+        return 0o666 & ~mask

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.command import call
 
 DOC = Path(__file__).parents[2] / "docs" / "ci.md"
 
@@ -84,6 +87,44 @@ def test_the_shell_gate_judges_the_run(
         env=with_moegeo(), capture_output=True, text=True,
     )  # fmt: skip
     assert missing.returncode == 2
+
+
+def test_the_shell_gate_works_at_every_save_with_a_config_in_the_runs_folder(
+    grown: tuple[Path, list[dict[str, object]]], tmp_path: Path
+) -> None:
+    """As a training script leaves it: config and tokenizer beside the checkpoints."""
+    run = tmp_path / "run"
+    run.mkdir()
+    saves = sorted(grown[0].glob("checkpoint-*"))
+    shutil.copy(saves[0] / "config.json", run / "config.json")
+    script = tmp_path / "gate.sh"
+    script.write_text(blocks("bash")[0])
+    counts = []
+    for save in [*saves, None]:  # the last time, nothing is new
+        if save is not None:
+            shutil.copytree(save, run / save.name)
+        done = subprocess.run(
+            ["bash", str(script), str(run)], env=with_moegeo(), capture_output=True, text=True
+        )
+        assert done.returncode in {0, 1}, done.stderr
+        counts.append(len(json.loads((run / "moegeo.json").read_text())["checkpoints"]))
+    assert counts == [1, 2, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_no_report_replaces_a_file_of_a_checkpoint(
+    grown: tuple[Path, list[dict[str, object]]], name: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    here = tmp_path / "checkpoint-2"
+    shutil.copytree(grown[0] / "checkpoint-2", here)
+    (here / "tokenizer.json").write_text("{}")
+    before = (here / name).read_bytes()
+    done = call(capsys, "analyze", here, "--output", here / name, "--format", "json")
+    assert done.code == 2
+    assert "is not overwritten" in done.err
+    assert "[1/1]" not in done.err  # said before the work
+    assert (here / name).read_bytes() == before
 
 
 def test_the_workflow_annotates_and_keeps_the_report(

@@ -219,7 +219,7 @@ def test_passes_of_two_kinds_are_not_mixed_in_one_file(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_does_not_end_what_follows_the_block(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with (  # noqa: PT031 - the block's end is what warns
+    with (
         pytest.warns(RuntimeWarning, match="cannot be written"),
         capture_routers(
             build(NOTHING), tmp_path / "file" / "c.safetensors", router="gate"

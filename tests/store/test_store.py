@@ -120,3 +120,17 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
         text = path.read_text()
         assert len(text) == 300_000
         assert len(set(text)) == 1
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o600), (0o022, 0o644), (0o002, 0o664)])
+def test_files_are_written_as_the_umask_allows(mask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomic(tmp_path / "new", "a")
+        assert (tmp_path / "new").stat().st_mode & 0o777 == mode
+        (tmp_path / "new").chmod(0o640)
+        write_atomic(tmp_path / "new", "b")
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
