@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
 
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-EXIT_LOST = 2
+EXIT_LOST, EXIT_BUG = 2, 70
 TOGETHER = (0, 1, 2, 3)  # exit codes with which rank 0 stands where the others can hear it
 # Options that other tools have for a model that is split within its layers.
 UNOFFERED = {
@@ -59,6 +60,8 @@ def run_among_ranks(
     code = work(ranks)
     if code in TOGETHER:
         ranks.leave(code)
+    else:
+        ranks.abandon()
     return code
 
 
@@ -88,6 +91,7 @@ def find_place() -> tuple[int, int, int] | None:
 def _serve(ranks: Ranks) -> int:
     from moegeo_cli.measurement.serving import serve
 
+    spoken = sys.stderr
     if not os.environ.get("MOEGEO_DEBUG"):  # rank 0 alone speaks
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     try:
@@ -95,3 +99,8 @@ def _serve(ranks: Ranks) -> int:
     except ResourceError:  # rank 0 is gone
         ranks.close()
         return EXIT_LOST
+    except Exception:  # of this rank alone: rank 0 hears that it ended, not why
+        for line in traceback.format_exc().splitlines():
+            print(f"rank {ranks.rank}: {line}", file=spoken, flush=True)
+        ranks.abandon()
+        return EXIT_BUG

@@ -16,6 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+# Before any group exists: its functions take the group that is there at their import as the
+# default of an argument. That keeps the group's threads alive to the end of the process, which
+# they can abort; transformers imports it with some models.
+import torch.distributed.nn.functional
 from torch.distributed.rendezvous import rendezvous
 
 from moegeo_cli import errors
@@ -118,7 +123,11 @@ class Ranks:
         """End the connections, once every rank that is left has heard what was said last."""
         with contextlib.suppress(ResourceError):
             self._guard(dist.barrier)
-        dist.destroy_process_group()  # an open group aborts the process at its end
+        self.abandon()
+
+    def abandon(self) -> None:
+        """End the connections at once; the other ranks notice. An open group aborts at exit."""
+        dist.destroy_process_group()
 
     def agreed(self, error: BaseException) -> bool:
         """Whether every rank raised this error, and so stands at the same place."""

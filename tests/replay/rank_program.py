@@ -15,11 +15,23 @@ from moegeo_cli.measurement.serving import serve
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.reports import render
 
+CONNECTIONS = ("pt_gloo", "gloo_tcp", "pt_tcpstore")
+
+
+def leave(code: int) -> None:
+    """End; with an error where the connections' threads are still alive (Linux tells)."""
+    tasks = Path("/proc/self/task").glob("*/comm")
+    alive = [name for name in (task.read_text().strip() for task in tasks)
+             if name.startswith(CONNECTIONS)]  # fmt: skip
+    sys.exit(f"threads at the end: {alive}" if alive else code)
+
+
 if __name__ == "__main__":
     ranks = Ranks.connect(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 0)
     if ranks.rank > 0:
-        sys.exit(serve(ranks))
+        leave(serve(ranks))
     for keywords, place in json.loads(Path(sys.argv[1]).read_text()):
         record = api.analyze(**keywords, cache=False, ranks=ranks)
         Path(place).write_text(render(record, "json"))
     ranks.leave(0)
+    leave(0)
