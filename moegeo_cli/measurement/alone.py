@@ -147,6 +147,7 @@ class RoutersAlone(StandIn):
     """All routers of a checkpoint; a call with row numbers calls each with its inputs."""
 
     no_loss = f"{NO_LOSS}: use --fisher categorical"
+    recorded = True
 
     def __init__(self, routers: Sequence[LoneRouter], notes: Sequence[str]) -> None:
         super().__init__()

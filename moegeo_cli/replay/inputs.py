@@ -25,6 +25,7 @@ class KeptInputs:
 
     def __init__(self, plan: Plan, tokens: int) -> None:
         self.modules = plan.input_modules
+        self.idle = False  # True while nothing of what modules see is to be kept
         self._place_T = np.full(tokens, -1, dtype=np.int64)
         self._count = 0 if plan.sample_rows is None else len(plan.sample_rows)
         if plan.sample_rows is not None:
@@ -53,6 +54,8 @@ class KeptInputs:
 
         def taker(trace: RouterTrace) -> Callable[..., None]:
             def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if self.idle:
+                    return
                 x = next(a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor))
                 self.keep(trace, current(trace), x.reshape(-1, x.shape[-1]))
 

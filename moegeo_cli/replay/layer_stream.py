@@ -79,6 +79,7 @@ class LayerStream:
         self.chunks: list[list[ExpertChunks]] = [[] for _ in self.layers]
         self._recorded: Sequence[Any] = ()
         self._wanted = 0
+        self._ran: set[int] = set()  # layers that this forward of the model has called
         self._forwards = [layer.forward for layer in self.layers]
         for place, layer in enumerate(self.layers):
             layer.forward = self._stand_in(place)
@@ -202,6 +203,7 @@ class LayerStream:
             recorded: outputs of the layers before it.
         """
         self._wanted, self._recorded = place, recorded
+        self._ran.clear()
         try:
             output = forward()
         except _Reached as reached:
@@ -215,6 +217,13 @@ class LayerStream:
 
     def _stand_in(self, place: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            if place in self._ran:
+                raise UnsupportedArchitectureError(
+                    f"{type(self.model).__name__} runs its layer {self.paths[place]} more than "
+                    "once for the same tokens",
+                    hint="moegeo measures routers that see every token once",
+                )
+            self._ran.add(place)
             if place < self._wanted:
                 return self._recorded[place]
             if place > self._wanted:

@@ -28,6 +28,7 @@ from moegeo_cli.errors import (
 from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.batches import count_losses, plan_batches
+from moegeo_cli.replay.calls import CallCount, Trial, make_trial
 from moegeo_cli.replay.feeding import (
     AnyBatch,
     batch_losses,
@@ -44,13 +45,14 @@ from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.sharing import collect, share_batches
+from moegeo_cli.replay.standins import StandIn
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"
 EAGER = "experts computed one by one: their width does not suit the grouped product"
 
 
-class _EndOfRouters(Exception):  # noqa: N818 - a signal, not an error
+class _EndOfRouters(BaseException):  # no handler in a model's code may take it for an error
     """Raised in the last router's hook where nothing beyond it is needed."""
 
 
@@ -137,7 +139,9 @@ class Pass:
         progress: Callable[[int], None] | None,
     ) -> None:
         self.model, self.routers, self.plan, self.progress = model, routers, plan, progress
-        self.recomputing, self.stops_early = False, not plan.needs_loss
+        # What a user's own model does beyond its last router is not known: it runs to its end.
+        self.recomputing = False
+        self.stops_early = not plan.needs_loss and not isinstance(model, StandIn)
         self.ids, self.labels, self.batch_size = ids, labels, batch_size
         self.lengths = np.array([len(i) for i in ids], dtype=np.int64)
         self.device = routers[0].weight_ED.device
@@ -149,6 +153,9 @@ class Pass:
             take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
         self.kept = KeptInputs(plan, tokens)
+        self.calls = CallCount(self.traces, tokens)
+        self.trial: Trial | None = None  # where the small batch is at work
+        self.fault: MoegeoError | None = None  # raised in a hook, within the model's own code
 
     def run(self) -> Replay:
         """All batches."""
@@ -168,13 +175,14 @@ class Pass:
             plan = shares[self.ranks.rank]
         self.own_tokens = sum(int(self.lengths[members].sum()) for members in plan)
         with self._hooks(), self._logit_gradients():
+            if plan and not (isinstance(self.model, StandIn) and self.model.recorded):
+                self._try(make_trial(self.model, self.ids, self.plan, self.device))
             self._batches(list_batches(self.model, self.ids, self.labels, plan, self.device))
-        for trace in self.traces:
-            if trace.calls == 0 and trace.problem is None:
-                trace.problem = "the router was not called"
+        sequence_T = np.repeat(np.arange(len(self.ids)), self.lengths)
+        self.calls.close(self.traces, np.isin(sequence_T, [s for own in plan for s in own]))
         return Replay(
             traces=self.traces,
-            sequence_T=np.repeat(np.arange(len(self.ids)), self.lengths),
+            sequence_T=sequence_T,
             loss_S=self.loss_S if self.plan.needs_loss else None,
             loss_tokens_S=count_losses(self.ids, self.labels),
             batch_size=self.batch_size,
@@ -182,6 +190,27 @@ class Pass:
             notes=[],
             shares=shares,
         )
+
+    def _try(self, trial: Trial) -> None:
+        """Replay a small batch twice, through the whole model.
+
+        Raises:
+            UnsupportedArchitectureError: a router is called twice, or chooses at random.
+        """
+        with torch.no_grad():
+            for again in (False, True):
+                with self._trying(trial, again=again):
+                    self._forward(call_inputs(self.model, trial.batch, trial.plan))
+
+    @contextlib.contextmanager
+    def _trying(self, trial: Trial, *, again: bool) -> Iterator[None]:
+        """Meanwhile routers are called for the small batch, of which nothing is kept."""
+        trial.begin(again=again)
+        self.trial, self.kept.idle = trial, True
+        try:
+            yield
+        finally:
+            self.trial, self.kept.idle = None, False
 
     def _batches(self, batches: Iterable[AnyBatch]) -> None:
         """One batch after another, each through the whole model."""
@@ -207,7 +236,7 @@ class Pass:
         """From here on, routers are called for the tokens of this batch."""
         self.rows, self.positions, self.samples = rows, batch.positions, len(batch.sequence_B)
         self.pending: list[tuple[RouterTrace, RouterCall]] = []
-        self.called: set[str] = set()
+        self.calls.begin()
 
     def _losses(self, batch: AnyBatch, logits: torch.Tensor) -> torch.Tensor:
         """The loss of every position, kept by sequence as well."""
@@ -221,12 +250,16 @@ class Pass:
 
         Raises:
             UnsupportedArchitectureError: the model's own code fails.
+            MoegeoError: what a hook raised, also where the model's own code caught it.
         """
+        self.fault = None
         try:
-            return self.model(**inputs)
-        except (MoegeoError, _EndOfRouters, MemoryError):
+            output = self.model(**inputs)
+        except (MoegeoError, MemoryError):
             raise
         except Exception as error:
+            if self.fault is not None:
+                raise self.fault from error
             if is_out_of_memory(error) or UNGROUPED in str(error):
                 raise
             raise UnsupportedArchitectureError(
@@ -234,6 +267,9 @@ class Pass:
                 found=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
                 hint="check config.json, and that transformers itself can run this checkpoint",
             ) from error
+        if self.fault is not None:
+            raise self.fault
+        return output
 
     @contextlib.contextmanager
     def _logit_gradients(self) -> Iterator[None]:
@@ -267,27 +303,47 @@ class Pass:
 
     def _on_forward(self, trace: RouterTrace) -> Callable[[RouterCall], None]:
         def take(call: RouterCall) -> None:
-            if self.recomputing:  # seen before: only its gradient is of interest
-                self.pending.append((trace, call))
-                return
-            trace.calls += 1
-            trace.observed = call.observed
-            self._check_positions(trace.router, len(call.x_ND))
-            if trace.calls == 1:
-                trace.problem = verify_call(trace.router, call)
-            if trace.problem is None:
-                self._record(trace, call)
-            self.called.add(trace.router.path)
-            self.pending.append((trace, call))
-            if self.stops_early and len(self.called) == len(self.traces):
-                raise _EndOfRouters
+            try:
+                self._take(trace, call)
+            except MoegeoError as error:
+                self.fault = self.fault or error  # the model's own code may catch it
+                raise
 
         return take
 
-    def _check_positions(self, router: Router, seen: int) -> None:
-        """Every position of a batch is a row of the router's input, or rows would be misread."""
-        if seen == self.positions or self.rows.sides:  # each side sees a part of them
+    def _take(self, trace: RouterTrace, call: RouterCall) -> None:
+        """One call of a router."""
+        if self.trial is not None:
+            self.trial.take(trace.router, call)
             return
+        self.calls.count(trace.router)
+        if self.recomputing:  # seen before: only its gradient is of interest
+            self.pending.append((trace, call))
+            return
+        trace.calls += 1
+        trace.observed = call.observed
+        self._check_positions(trace, len(call.x_ND))
+        if trace.calls == 1:
+            trace.problem = verify_call(trace.router, call)
+        if trace.problem is None:
+            self._record(trace, call)
+        self.pending.append((trace, call))
+        if self.stops_early and self.calls.called == len(self.traces):
+            raise _EndOfRouters
+
+    def _check_positions(self, trace: RouterTrace, seen: int) -> None:
+        """Every position of a batch is a row of the router's input, or rows would be misread."""
+        router, rows = trace.router, self.rows.of_side(trace.side)
+        own = self.positions
+        if self.rows.sides:  # a decoder that has nothing to predict still sees its start token
+            own = len(rows.probe_N) or (self.samples if rows.flat is not None else 0)
+        if seen == own:
+            return
+        if self.rows.sides:
+            raise UnsupportedArchitectureError(
+                f"the router {router.path} sees {seen:,} tokens of a side that has {own:,}",
+                hint="report this model type",
+            )
         each, rest = divmod(seen, self.samples)
         samples = isinstance(self.ids[0], Sample) and not rest
         raise ProbeError(
@@ -312,6 +368,7 @@ class Pass:
         trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
         trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
         trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
+        self.calls.measured(trace.router, rows.probe_N)
         if trace.router.path not in self.kept.modules:
             self.kept.keep(trace, rows, call.x_ND)
         if CATEGORICAL in trace.fishers:

@@ -23,9 +23,11 @@ class StandIn(nn.Module, ABC):
         notes: what a report must say.
         alone: whether samples must go one at a time.
         no_loss: why there is no loss; None where there is one.
+        recorded: whether it gives back what was recorded, so that nothing can be random.
     """
 
     no_loss: str | None = None
+    recorded = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils import _pytree as trees
 
+from moegeo_cli.replay.calls import Trial
 from moegeo_cli.replay.feeding import AnyBatch, call_inputs, find_rows
 from moegeo_cli.replay.layer_stream import LayerStream
-from moegeo_cli.replay.plan import BatchRows
+from moegeo_cli.replay.plan import BatchRows, Plan
 from moegeo_cli.replay.session import Pass
 
 
@@ -52,6 +54,37 @@ class StreamedPass(Pass):
             self.last = stream.last_routed + 1
         rounds = self.last + (self.last - self.first + 1 if self.plan.needs_loss else 0)
         self._share, self._told = 1 / rounds, 0.0
+        self._pair: tuple[Trial, _Travelling] | None = None  # the small batch, until it was tried
+
+    def _try(self, trial: Trial) -> None:
+        """See `Pass`: layer by layer, with the first batches that travel."""
+        nothing = np.zeros(0, dtype=np.int64)
+        rows = BatchRows(None, nothing, nothing, nothing, [], [])
+        self._pair = (trial, _Travelling(trial.batch, rows))
+
+    def _try_layer(self, place: int) -> None:
+        """The small batch twice through one layer, which lies in memory."""
+        assert self._pair is not None
+        trial, item = self._pair
+        for again in (False, True):
+            with self._trying(trial, again=again):
+                output = self._run(place, item, trial.plan)
+        item.outputs.append(trees.tree_map_only(torch.Tensor, torch.detach, output))
+
+    def _try_order(self) -> None:
+        """The model's own code once more over what its layers gave: each is run once.
+
+        Raises:
+            UnsupportedArchitectureError: some layer is run again.
+        """
+        assert self._pair is not None
+        trial, item = self._pair
+        lacking = len(self.stream.layers) - len(item.outputs)
+        if not lacking or isinstance(item.outputs[-1], torch.Tensor):
+            item.outputs += [item.outputs[-1]] * lacking  # no router lies behind: any will do
+            with torch.no_grad(), self._trying(trial, again=False):
+                self._run(len(self.stream.layers), item, trial.plan)
+        self._pair = None
 
     def _batches(self, batches: Iterable[AnyBatch]) -> None:
         for together in self._companies(batches):
@@ -79,11 +112,15 @@ class StreamedPass(Pass):
             with self.stream.layer(place), torch.no_grad():
                 if place + 1 < self.last:
                     self.stream.announce(place + 1)
+                if self._pair is not None:
+                    self._try_layer(place)
                 for item in together:
                     self._begin(item.batch, item.rows)
                     output = self._run(place, item)
                     item.outputs.append(trees.tree_map_only(torch.Tensor, torch.detach, output))
                     self._tell(item)
+        if self._pair is not None:
+            self._try_order()
 
     def _backward_all(self, together: Sequence[_Travelling]) -> None:
         self.stream.announce(self.last - 1)
@@ -145,8 +182,8 @@ class StreamedPass(Pass):
                     sums[slot] = gradient if held is None else held + gradient
         self.pending.clear()
 
-    def _run(self, place: int, item: _Travelling) -> Any:
-        inputs = call_inputs(self.model, item.batch, self.plan)
+    def _run(self, place: int, item: _Travelling, plan: Plan | None = None) -> Any:
+        inputs = call_inputs(self.model, item.batch, plan or self.plan)
         return self.stream.run(place, lambda: self._forward(inputs), item.outputs)
 
     def _tell(self, item: _Travelling) -> None:
