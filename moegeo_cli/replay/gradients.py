@@ -9,6 +9,7 @@ Legend: N real tokens of a batch, D router input width, E experts, K experts cho
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -22,6 +23,11 @@ from moegeo_cli.replay.reading import RouterCall
 # same number of experts with gradient; share of tokens at which it may reach another expert.
 COMMON, UNEXPLAINED = 0.5, 0.01
 ROUNDING = 1e-6  # of the batch's largest gradient: below it nothing counts as one
+# A router whose gradient is below this share of what its combine weights' gradient can make of it
+# gets rounding alone: experts that give the same, as an upcycled start has them.
+CANCELLED = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 2e-3}
+# Below this rms of the selected experts' gradient (nats), one as large elsewhere tells nothing.
+UNDECIDED = {torch.float32: 1e-7, torch.bfloat16: 1e-5, torch.float16: 1e-6}
 # Below this share of the selected rms, an unselected expert's gradient is rounding noise.
 NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -37,6 +43,8 @@ class LossGradients:
         self.plan = plan
         self.unselected = plan.unselected
         self._verified: set[str] = set()
+        self._reach: dict[str, float] = {}  # rms of weight times its gradient, of the batch at work
+        self.cancelled: set[str] = set()  # routers whose gradient was rounding in some batch
         self.units = {unit for kind, unit in plan.fishers if kind == "empirical"}
 
     def backward(
@@ -87,6 +95,7 @@ class LossGradients:
             call.logits_NE.register_hook(self._on_gradient(rows, trace, call))
             for trace, call in targets
         ]
+        handles += self._watch_weights(targets)
         wanted = [*(call.logits_NE for _, call in targets), *leaves]
         found: tuple[torch.Tensor | None, ...] = ()
         if wanted:
@@ -127,6 +136,7 @@ class LossGradients:
         wanted = [call.logits_NE for _, call in targets]
         positions = range(len(losses)) if rows.flat is None else rows.flat.tolist()
         width = len(losses) // len(rows.sequence_B)
+        handles = self._watch_weights(targets)
         for position in positions:
             if float(losses[position].detach()) == 0.0 and not losses[position].requires_grad:
                 continue
@@ -144,6 +154,26 @@ class LossGradients:
                     (delta_NE.T @ x_ND).square(), group
                 )
 
+        for handle in handles:
+            handle.remove()
+
+    def _watch_weights(self, targets: list[tuple[RouterTrace, RouterCall]]) -> list[Any]:
+        """Hooks that learn how large a gradient the combine weights pass on to the logits."""
+        self._reach.clear()
+
+        def taker(path: str, given: torch.Tensor) -> Callable[[torch.Tensor], None]:
+            def take(gradient: torch.Tensor) -> None:
+                reach = gradient.float() * given.detach().float()
+                self._reach[path] = float(reach.square().mean().sqrt())
+
+            return take
+
+        return [
+            call.given.register_hook(taker(trace.router.path, call.given))
+            for trace, call in targets
+            if call.given is not None and call.given.requires_grad
+        ]
+
     def _derivative(
         self, rows: BatchRows, trace: RouterTrace, call: RouterCall, gradient: torch.Tensor
     ) -> torch.Tensor:
@@ -157,6 +187,9 @@ class LossGradients:
             return torch.zeros_like(delta_NE)
         if self.unselected == "dense" and call.observed:
             return delta_NE
+        if self._cancels(trace, call, delta_NE):
+            self.cancelled.add(trace.router.path)
+            return torch.zeros_like(delta_NE)
         selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool)
         selected_NE.scatter_(1, rows.real(call.selected_NK).clamp_min(0), True)
         first = trace.router.path not in self._verified
@@ -168,6 +201,19 @@ class LossGradients:
         if self.unselected == "dense":
             return delta_NE
         return delta_NE.where(selected_NE, 0.0)
+
+    def _cancels(self, trace: RouterTrace, call: RouterCall, delta_NE: torch.Tensor) -> bool:
+        """Whether all that reaches the logits of a batch is rounding.
+
+        Where a token's experts give the same, renormalised weights make no difference: what each
+        weight passes on cancels out, up to the rounding of it.
+        """
+        reach = self._reach.get(trace.router.path)
+        if reach is None or not self.plan.renormalised or not delta_NE.numel():
+            return False
+        slots = max(1, call.selected_NK.shape[1])
+        rms = float(delta_NE.square().sum(1).mean().div(slots).sqrt())
+        return rms <= CANCELLED.get(call.x_ND.dtype, 1e-5) * reach
 
     def _verify_unselected(
         self,
@@ -184,6 +230,9 @@ class LossGradients:
             return
         ratio = float(others.square().mean().sqrt()) / scale
         noise = ratio <= NOISE.get(dtype, 1e-4)
+        if not noise and scale <= UNDECIDED.get(dtype, 1e-7):
+            self._verified.discard(trace.router.path)  # both may be rounding: a later batch tells
+            return
         if self.unselected == "verify":
             self.unselected = "zero" if noise else "dense"
         elif not noise:

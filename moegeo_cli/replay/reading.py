@@ -30,7 +30,8 @@ class RouterCall:
 
     Shapes: x_ND as the router's weight received it (times the router's scale), logits_NE on the
     gradient path, weights_NK and selected_NK as the model goes on to use them, or, where not
-    `observed`, as they were computed from the logits.
+    `observed`, as they were computed from the logits. `given` is the tensor of weights that the
+    router handed on, which the loss's gradient passes; None where it handed on none.
     """
 
     x_ND: torch.Tensor
@@ -38,6 +39,7 @@ class RouterCall:
     weights_NK: torch.Tensor
     selected_NK: torch.Tensor
     observed: bool = True
+    given: torch.Tensor | None = None
 
 
 Choice = tuple[torch.Tensor, torch.Tensor]  # selected_NK, weights_NK
@@ -105,7 +107,10 @@ class RouterTap:
                 raise
             weights = logits_NE.detach()[:, :0]
             selected, observed = weights.long(), False
-        self.take(RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected, observed))
+        handed = _handed_on(output, weights.numel())
+        self.take(
+            RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected, observed, handed)
+        )
 
 
 def _first_tensor(router: Router, given: Given) -> torch.Tensor:
@@ -151,6 +156,22 @@ def _own_logits(router: Router, output: Any) -> torch.Tensor:
     if not wide:
         raise _unreadable(router, output)
     return wide[-1] if len(wide) == 2 and _masks(wide[0]) else wide[0]
+
+
+def _handed_on(output: Any, slots: int) -> torch.Tensor | None:
+    """The combine weights among a router's outputs, as a part of the gradient's path.
+
+    Args:
+        output: what the router gave.
+        slots: how many weights were read from it.
+    """
+    if not isinstance(output, tuple):
+        return None
+    floats = [
+        part for part in output[1:]
+        if isinstance(part, torch.Tensor) and part.is_floating_point() and part.requires_grad
+    ]  # fmt: skip
+    return next((part for part in floats if part.numel() == slots), None)
 
 
 def _masks(scores_NE: torch.Tensor) -> bool:

@@ -49,6 +49,10 @@ from moegeo_cli.replay.standins import StandIn
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"
+CANCELLED = (
+    "the loss gives {} routers no gradient beyond rounding, as where a token's experts are equal "
+    "(an upcycled start): it was set to 0, and unselected experts were not checked there"
+)
 EAGER = "experts computed one by one: their width does not suit the grouped product"
 
 
@@ -187,7 +191,9 @@ class Pass:
             loss_tokens_S=count_losses(self.ids, self.labels),
             batch_size=self.batch_size,
             unselected=self.gradients.unselected,
-            notes=[],
+            notes=[CANCELLED.format(len(self.gradients.cancelled))]
+            if self.gradients.cancelled
+            else [],
             shares=shares,
         )
 
