@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from moegeo_cli.measurement.history import add_history
 from moegeo_cli.measurement.lenses import find_lenses
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.probe import open_probe
+from moegeo_cli.measurement.provenance import measured_versions
 from moegeo_cli.measurement.run import (
     FRESH_INITIALISATIONS,
     Listener,
@@ -37,9 +37,6 @@ from moegeo_cli.store.cache import Store, entry_key
 
 if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
-
-# Rotation, gradient and kernel details differ between these: results name them.
-PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -246,11 +243,12 @@ def _fill(
 ) -> RunRecord:
     """What is known of the run without measuring."""
     coverage = [c.coverage for c in history.checkpoints]
+    versions, version_notes = measured_versions(history.checkpoints)
     whole = not folder.skipped and all(c.routers_found == c.routers_measured for c in coverage)
     return dataclasses.replace(
         history,
         status="complete" if whole else "partial",
-        versions={"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+        versions=versions,
         run={
             "name": folder.name,
             "layout": folder.newest.layout,
@@ -264,7 +262,7 @@ def _fill(
             "skipped": [dataclasses.asdict(s) for s in folder.skipped],
             "training": dict(trained.settings),
             "log": [dict(entry) for entry in trained.log],
-            "notes": list(architecture.notes),
+            "notes": [*architecture.notes, *version_notes],
         },
         probe=probe.describe(),
         settings={

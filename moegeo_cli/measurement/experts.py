@@ -11,21 +11,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.experts_records import ExpertsRecord, Verification
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
-from moegeo_cli.measurement.analysis import PACKAGES
 from moegeo_cli.measurement.expert_candidates import (
     LISTED,
     merge_candidates,
@@ -39,6 +36,7 @@ from moegeo_cli.measurement.expert_verification import verify
 from moegeo_cli.measurement.lenses import STATE_HINT
 from moegeo_cli.measurement.measurer import Measurer
 from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.provenance import running_versions
 from moegeo_cli.measurement.ready import Ready, say_notes
 from moegeo_cli.measurement.router_arrays import sample_rows
 from moegeo_cli.measurement.run import Listener
@@ -142,7 +140,7 @@ def measure_experts(
     assert plan.sample_rows is not None
     return ExpertsRecord(
         status="complete" if whole else "partial",
-        versions={"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+        versions=running_versions(),
         name=checkpoint.path.resolve().name,
         checkpoint=checkpoint.relative,
         step=checkpoint.step,

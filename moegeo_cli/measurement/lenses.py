@@ -1,8 +1,8 @@
 """What further commands measured of a checkpoint, kept with the run's other measurements.
 
-One file a lens, checkpoint and model code: the command's last result takes the place of the one
-before. It holds what was measured and no judgement, and not the E × E matrices, which no rule
-reads.
+One file a lens, checkpoint, model code, probe and settings: a result takes the place of one that
+was measured alike, and of no other; the widest is judged. A file holds what was measured and no
+judgement, and not the E × E matrices, which no rule reads.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ STATE_HINT = "`moegeo analyze` says what state its routers and experts are in"
 
 
 def lens_key(lens: str, fingerprint: str, models: Models) -> str:
-    """The name that a lens's measurement of a checkpoint is kept under."""
+    """What the names of all of a lens's measurements of a checkpoint begin with."""
     parts = {"lens": lens, "fingerprint": fingerprint, "model": models.identity}
     return f"{lens}-{entry_key(parts)}"
 
@@ -32,21 +32,30 @@ def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> No
     """Keep what a lens measured of the checkpoint that its record names by its fingerprint."""
     layers: Any = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
     bare = dataclasses.replace(record, layers=layers, findings=(), interventions=(), checks=())
-    store.save_json(lens_key(lens, record.fingerprint, models), to_dict(bare))
+    alike = entry_key({"settings": dict(record.settings), "probe": record.probe.get("sha256")})
+    store.save_json(f"{lens_key(lens, record.fingerprint, models)}-{alike[:12]}", to_dict(bare))
 
 
 def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
     """What is kept of a checkpoint, by lens; in its place why there is nothing that counts."""
     found: dict[str, LensRecord | str] = {}
     for lens, kind in LENSES.items():
-        key = lens_key(lens, fingerprint, models)
-        document = store.load_json(key)
-        try:
-            record = None if document is None else from_dict(kind, document)
-        except (TypeError, ValueError, KeyError, AttributeError):
-            record = None
-        found[lens] = record or (damaged if store.has_json(key) else absent)(lens)
+        names = store.list_json(lens_key(lens, fingerprint, models))
+        records: list[LensRecord] = []
+        for name in names:  # the earliest first: of two that are as wide, the later counts
+            try:
+                document = store.load_json(name)
+                records += [] if document is None else [from_dict(kind, document)]
+            except (TypeError, ValueError, KeyError, AttributeError):
+                continue
+        widest = max(reversed(records), key=_width, default=None)
+        found[lens] = widest or (damaged if names else absent)(lens)
     return found
+
+
+def _width(record: LensRecord) -> tuple[int, int]:
+    """How much of a checkpoint a record is of: routers first, then tokens of the probe."""
+    return record.coverage.routers_measured, int(record.probe.get("tokens") or 0)
 
 
 def describe_run(checkpoint: CheckpointFolder, architecture: Architecture) -> RunRecord:
@@ -71,7 +80,7 @@ def lens_notes(lenses: Lenses) -> list[str]:
             continue
         coverage, probe = record.coverage, record.probe
         notes.append(
-            f"checks of `{command(lens)}` rest on its last run on this checkpoint: "
+            f"checks of `{command(lens)}` rest on its widest run on this checkpoint: "
             f"{coverage.routers_measured} of {coverage.routers_found} routers, probe "
             f"{probe.get('source')}, {probe.get('tokens'):,} tokens"
         )

@@ -19,6 +19,7 @@ from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.fitting import choose_source
 from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.provenance import running_versions
 from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
 from moegeo_cli.measurement.router_arrays import SAMPLE_TOKENS, form_router, sample_rows
 from moegeo_cli.measurement.settings import Settings
@@ -198,6 +199,7 @@ class Measurer:
             routers_found=len(routers),
             not_measured=skipped,
             replay={
+                "versions": running_versions(),
                 "device": str(self.device.type),
                 "dtype": str(self.dtype).removeprefix("torch."),
                 "batch_size": outcome.batch_size,

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from importlib import metadata
 
 import torch
 
-from moegeo_cli import __version__
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.errors import ComparisonError, UnsupportedArchitectureError
 from moegeo_cli.geometry.resample import Draws, mean_of
-from moegeo_cli.measurement.analysis import PACKAGES
 from moegeo_cli.measurement.lenses import STATE_HINT
 from moegeo_cli.measurement.models import Models
+from moegeo_cli.measurement.provenance import running_versions
 from moegeo_cli.measurement.routing_figures import Figure, mean_figures, trend
 from moegeo_cli.measurement.routing_layers import Domains, MeasuredRouter
 from moegeo_cli.measurement.routing_models import Side, compare_pair, pair_sides, tell_lineage
@@ -99,7 +97,7 @@ def measure_routing_of(
     complete = coverage.routers_found == coverage.routers_measured
     return RoutingRecord(
         status="complete" if complete else "partial",
-        versions={"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+        versions=running_versions(),
         name=newest.path.resolve().name,
         checkpoint=newest.relative,
         step=newest.step,

@@ -12,6 +12,7 @@ from moegeo_cli.errors import UsageError
 FISHERS = ("empirical", "categorical", "adam")
 UNITS = ("position", "sequence", "loss_token")
 UNITS_OF_SIZE = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+LEAST_MEMORY = 10**6  # bytes; no process with torch fits in less: a unit was forgotten
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -135,7 +136,15 @@ def parse_bytes(text: str | int | None) -> int | None:
     Raises:
         UsageError: not of that form.
     """
-    if text is None or isinstance(text, int):
+    if text is None:
+        return None
+    if re.fullmatch(r"\s*\d{1,6}\s*", str(text)) and int(text) < LEAST_MEMORY:
+        raise UsageError(
+            "--memory is in bytes where it names no unit",
+            found=f"{text} bytes",
+            hint=f"did you mean {int(text) or 8}GB?",
+        )
+    if isinstance(text, int):
         return text
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     size = int(float(match[1]) * UNITS_OF_SIZE[match[2].upper()]) if match else 0

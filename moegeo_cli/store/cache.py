@@ -108,9 +108,15 @@ class Store:
         except (OSError, ValueError, RecursionError):
             return None
 
-    def has_json(self, key: str) -> bool:
-        """Whether there is such a file, whole or not."""
-        return self.folder is not None and (self.folder / f"{key}.json").is_file()
+    def list_json(self, prefix: str) -> list[str]:
+        """Names of the kept JSON documents that begin so, whole or not, the earliest first."""
+        if self.folder is None:
+            return []
+        try:
+            files = [(f.stat().st_mtime_ns, f.stem) for f in self.folder.glob(f"{prefix}*.json")]
+        except OSError:
+            return []
+        return [name for _, name in sorted(files)]
 
     def save_json(self, key: str, document: Any) -> None:
         """Keep a JSON document that was derived from entries."""

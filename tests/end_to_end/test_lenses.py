@@ -13,6 +13,8 @@ from typing import Any
 import jsonschema
 import pytest
 
+from moegeo_cli.measurement import provenance
+from moegeo_cli.measurement import run as measuring
 from moegeo_cli.reports import json_report
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 from tests.end_to_end.test_experts import COPY, LAYER, LENGTHS, TWIN, plant
@@ -108,6 +110,42 @@ def test_what_is_damaged_or_of_other_weights_is_no_result(
     kept.write_text(whole)
     plant("qwen3_moe", run / "checkpoint-10", lambda down: -down)
     assert check_of(moegeo(*analyze).document) == NOT_THERE
+
+
+def test_a_narrower_measurement_does_not_take_the_place_of_a_wider_one(
+    run: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    analyze = ("analyze", run, "--probe", probe, "--format", "json")
+    moegeo("experts", run, "--probe", probe)
+    moegeo("experts", run, "--probe", probe, "--layers", "1")
+    assert len(list((run / ".moegeo").glob("experts-*.json"))) == 2
+    document = moegeo(*analyze).document
+    assert check_of(document)[0] == "found"
+    [note] = [n for n in document["run"]["notes"] if "moegeo experts" in n]
+    assert ": 2 of 2 routers" in note
+
+
+def test_versions_are_those_that_measured(
+    run: Path, probe: Path, moegeo: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    analyze = ("analyze", run, "--probe", probe, "--format", "json")
+    first = moegeo(*analyze).document
+    plain = provenance.running_versions
+    monkeypatch.setattr(provenance, "running_versions", lambda: {**plain(), "numpy": "9.9"})
+    second = moegeo(*analyze).document
+    assert second["versions"] == first["versions"]
+    assert any("measured earlier with other versions: numpy" in n for n in second["run"]["notes"])
+
+
+def test_other_versions_of_what_computes_measure_anew(
+    run: Path, probe: Path, moegeo: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moegeo("analyze", run, "--probe", probe, "--format", "json")
+    kept = set((run / ".moegeo").glob("*/record.json"))
+    plain = provenance.deciding_versions
+    monkeypatch.setattr(measuring, "deciding_versions", lambda: {**plain(), "torch": "9.9"})
+    moegeo("analyze", run, "--probe", probe, "--format", "json")
+    assert len(set((run / ".moegeo").glob("*/record.json")) - kept) == len(kept)
 
 
 def test_another_limit_needs_no_other_measurement(

@@ -267,7 +267,14 @@ def test_the_least_plan_is_the_documented_sum() -> None:
 
 
 @pytest.mark.parametrize(("text", "size"), [
-    ("8GB", 2**33), ("512MiB", 2**29), ("1.5G", 3 * 2**29), ("100", 100), (None, None), (7, 7),
+    ("8GB", 2**33), ("512MiB", 2**29), ("1.5G", 3 * 2**29), ("2000000", 2 * 10**6), (None, None),
+    (7 * 10**6, 7 * 10**6),
 ])  # fmt: skip
 def test_sizes_are_read_as_people_write_them(text: Any, size: int | None) -> None:
     assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["8", 8, " 512 "])
+def test_a_forgotten_unit_is_asked_about(text: Any) -> None:
+    with pytest.raises(UsageError, match=f"did you mean {int(text)}GB"):
+        parse_bytes(text)
