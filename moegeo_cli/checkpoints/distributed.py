@@ -69,8 +69,12 @@ class DistributedWeights(WeightIndex):
         with open_regular(path) as (_, size):
             return Header({}, {}, size, size)
 
-    def tensor(self, name: str) -> Any:
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """A tensor as a torch tensor of its own dtype, put together from its pieces.
+
+        Args:
+            name: the tensor's.
+            rows: (start, stop) along the first dimension; None for all.
 
         Raises:
             IncompleteCheckpointError: no such tensor, or a piece that is damaged.
@@ -80,7 +84,8 @@ class DistributedWeights(WeightIndex):
 
         self._entry(name)
         parts = [self._assemble(saved) for saved in self.naming.sources[name]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return whole[slice(*rows)].clone() if rows and whole.ndim else whole
 
     def read_bytes(self, name: str) -> bytes:
         """The archives of a tensor's pieces as they are stored: enough to tell a change."""

@@ -11,16 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from moegeo_cli.checkpoints.accounting import known_unused
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
 from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 
 
 class Describer(Protocol):
-    """Who says what a model is that its config.json does not describe."""
+    """Who says what a model is that its config.json does not describe.
+
+    `own`: a user's own model, whose names may hold what a wrapper's look like.
+    """
+
+    own: bool
 
     def open(self, path: Path | str) -> RunFolder:
         """The run under a path."""
@@ -71,7 +78,9 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
 
 def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
-    index = open_weights(checkpoint.path)
+    own = models is not None and models.own
+    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own)
+    stored = index.stored
     config = read_config(checkpoint.config_folder)
     training = read_training(checkpoint)
     problem = None
@@ -91,13 +100,14 @@ def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None)
         "step": training.step,
         "layout": checkpoint.layout,
         "complete": True,
-        "files": [path.name for path in index.files],
-        "bytes": index.size,
+        "files": [path.name for path in stored.files],
+        "bytes": stored.size,
         "left_out": dict(index.left_out),
         "config": _config_place(checkpoint),
-        "tensors": len(index),
+        "tensors": len(stored),
         "parameters": index.parameters,
-        "dtypes": index.dtype_counts,
+        "dtypes": stored.dtype_counts,
+        "weights": index.record.to_dict(known_unused(index.names())),
         **_describe_model(config, architecture, routers),
         "framework": training.framework,
         "tokens": training.tokens,

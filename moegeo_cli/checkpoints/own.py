@@ -26,6 +26,7 @@ from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex, detect_layout, open_weights
+from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, NoCheckpointError, UsageError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -144,17 +145,10 @@ def find_own_routers(index: WeightIndex, pattern: str | None) -> dict[str, tuple
     found = {}
     for name in index.names():
         module = name.rpartition(".")[0]
-        plain = strip_wrappers(module)
+        plain = unwrap_name(module, inner=False)
         if len(index.shape(name)) == 2 and (fits(plain) or fits(plain.rpartition(".")[0])):
             found[module] = index.shape(name)
     return found
-
-
-def strip_wrappers(name: str) -> str:
-    """A name without what wrappers put before it: `module.` (DDP), `_orig_mod.` (compile)."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.partition(".")[2]
-    return name
 
 
 def describe_own(

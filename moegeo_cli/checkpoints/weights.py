@@ -137,10 +137,35 @@ class WeightIndex:
         """A tensor as torch holds it, of a file that has no header."""
         return self._pickled[path][name]
 
-    def mapped(self, name: str) -> Any:
-        """A tensor of a layout without headers, as torch holds it."""
-        path, _ = self._entry(name)
-        return self._tensor(path, name)
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """A tensor as a torch tensor of its own dtype, or some of its rows.
+
+        Args:
+            name: the tensor's.
+            rows: (start, stop) along the first dimension; None for all.
+
+        Raises:
+            IncompleteCheckpointError: no such tensor, or the file ends before it.
+            UnsupportedLayoutError: a dtype that torch does not have.
+        """
+        path, info = self._entry(name)
+        if path in self._headers:
+            from moegeo_cli.checkpoints.tensors import read_stored
+
+            return read_stored(path, name, info, rows)
+        found = self._tensor(path, name)
+        return found[slice(*rows)].clone() if rows and found.ndim else found.clone()
+
+    def parts(self, name: str) -> tuple[tuple[Path, TensorInfo], ...]:
+        """Where what makes a tensor lies: file and place of each piece."""
+        return (self._entry(name),)
+
+    def check_type(self, model_type: str) -> None:
+        """Check that the tensors can be those of a transformers model of this type.
+
+        Raises:
+            UnsupportedLayoutError: they cannot.
+        """
 
     def read_bytes(self, name: str) -> bytes:
         """The stored bytes of a tensor, of any dtype."""

@@ -16,11 +16,11 @@ from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.checkpoints.folders import parse_step, read_trainer_state
-from moegeo_cli.checkpoints.own import strip_wrappers
 from moegeo_cli.checkpoints.routers import RouterTensors
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.measurement.alone import LoneRouter, RoutersAlone, dtype_of
 from moegeo_cli.replay.captures import CapturedRouter, Captures
@@ -57,7 +57,7 @@ class CapturedModels:
             UnsupportedArchitectureError: how these routers choose is not known, and no choice was
                 captured.
         """
-        index = open_weights(path)
+        index = open_effective(path)
         tensors = self.find(index)
         matched = _match(tensors, self.captures.routers)
         lone = [
@@ -142,9 +142,9 @@ def _match(
     tensors: Sequence[RouterTensors], captured: Mapping[str, CapturedRouter]
 ) -> dict[str, CapturedRouter]:
     """Weight's name -> captured router: by path, else by layer and the likeness of paths."""
-    by_path = {strip_wrappers(path): router for path, router in captured.items()}
-    found = {t.weight: by_path[strip_wrappers(t.module)] for t in tensors
-             if strip_wrappers(t.module) in by_path}  # fmt: skip
+    by_path = {unwrap_name(path): router for path, router in captured.items()}
+    found = {t.weight: by_path[unwrap_name(t.module)] for t in tensors
+             if unwrap_name(t.module) in by_path}  # fmt: skip
     taken = {router.path for router in found.values()}
     pairs = sorted(
         (-_likeness(t.module, router.path), t.weight, router.path)

@@ -20,7 +20,7 @@ from torch import nn
 
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.own import strip_wrappers
+from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import MoegeoError, OutputError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.replay.captures import FORMAT, VERSION
 from moegeo_cli.replay.reading import RouterCall, RouterTap
@@ -176,7 +176,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             logging.getLogger("moegeo").warning(words)
 
     def _taker(self, router: Router) -> Callable[[RouterCall], None]:
-        path = strip_wrappers(router.path)
+        path = unwrap_name(router.path)
 
         def take(call: RouterCall) -> None:
             if self._calls is None or path in self._calls:

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.measurement.settings import Settings
@@ -61,7 +62,7 @@ def choose_source(
             found="--stream or --memory",
             hint="stream in a single process, or leave both out",
         )
-    if shared or (not settings.stream and _fits(path, settings.memory, device, dtype)):
+    if shared or (not settings.stream and _fits(path, config, settings.memory, device, dtype)):
         return WholeModels(device, dtype, config)
     kinds, groups = len(settings.fishers), int(groups_S.max()) + 1
 
@@ -79,11 +80,20 @@ def choose_source(
     return StreamedModels(device, dtype, lengths, settings.memory, sums, config)
 
 
-def _fits(path: Path, memory: int | None, device: torch.device, dtype: torch.dtype) -> bool:
+def _fits(
+    path: Path,
+    config: Path | None,
+    memory: int | None,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
     """Whether a whole model fits what is left on the device, or the bound that was set."""
     import transformers.modeling_utils  # noqa: F401 - what it takes counts as taken
 
     room = free_bytes(device)
     if memory is not None:
         room = min(room, memory - held_bytes(device))
-    return open_weights(path).parameters * dtype.itemsize * WHOLE_MODEL <= room
+    return (
+        open_effective(path, find_config(path, config)).parameters * dtype.itemsize * WHOLE_MODEL
+        <= room
+    )

@@ -24,6 +24,7 @@ from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
 from moegeo_cli.measurement.router_arrays import SAMPLE_TOKENS, form_router, sample_rows
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.replay.accounting import recall
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
 from moegeo_cli.replay.memory import peak_bytes, say_memory
@@ -208,6 +209,7 @@ class Measurer:
                 else manner.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
+                "weights": recall(model),
                 **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
                 "notes": say_notes(ready, manner, outcome, self.probe),
             },

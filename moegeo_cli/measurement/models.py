@@ -18,11 +18,12 @@ from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import find_config, given_config
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, layer_of
-from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UnsupportedLayoutError, UsageError
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.captures import read_captures
@@ -35,6 +36,7 @@ class Models:
     """transformers' models: everything is in the checkpoint's config.json."""
 
     identity: Mapping[str, Any] | None = None  # part of the key of stored measurements
+    own = False  # whether they are a user's own
     samples = False  # whether they take other tensors than token ids
     config: Path | None = None  # the folder that --config gave
 
@@ -68,7 +70,7 @@ class Models:
 
         Raises: what `check_routers` raises.
         """
-        check_routers(open_weights(path), architecture)
+        check_routers(open_effective(path, find_config(path, self.config)), architecture)
 
     def probe(self) -> Probe | None:
         """What stands in the place of a probe; None where there is one to be opened."""
@@ -90,6 +92,7 @@ class OwnFactory(Models):
     router: str | None = None
     top_k: int | None = None
     scoring: str | None = None
+    own = True
     samples = True
     identity: Mapping[str, Any] | None = field(init=False)
 
@@ -125,14 +128,14 @@ class OwnFactory(Models):
         """See `Models`; options go before the config."""
         config = read_config(path)
         architecture = describe_own(
-            self.name, config, open_weights(path),
+            self.name, config, open_effective(path, inner=False),
             pattern=self.router, top_k=self.top_k, scoring=self.scoring,
         )  # fmt: skip
         return config, architecture
 
     def check(self, path: Path, architecture: Architecture) -> None:
         """See `Models`: a router that is quantised is refused, a missing one is met at loading."""
-        index = open_weights(path)
+        index = open_effective(path, inner=False)
         for module in find_own_routers(index, self.router):
             if index.dtype(f"{module}.weight") not in {"F64", "F32", "F16", "BF16"}:
                 raise UnsupportedLayoutError(
@@ -195,7 +198,7 @@ class CapturedInputs(Models):
     """
 
     def __init__(self, path: Path, base: Models) -> None:
-        self.base, self.captures = base, read_captures(path)
+        self.base, self.captures, self.own = base, read_captures(path), base.own
         self.identity = {"captures": self.captures.sha256, "base": base.identity}
 
     def open(self, path: Path | str) -> RunFolder:

@@ -12,6 +12,7 @@ from torch import nn
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.replay.accounting import say_weights
 from moegeo_cli.replay.batches import carries_state
 from moegeo_cli.replay.plan import Replay
 from moegeo_cli.replay.routers import Router, find_other_routers, find_routers
@@ -72,6 +73,7 @@ def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> li
     pairs = [PAIRS.format(sources, probe.tokens - sources)] if ready.encoder_decoder else []
     return [
         *manner.notes,
+        *say_weights(ready.model),
         *(ready.model.notes if isinstance(ready.model, StandIn) else ()),
         *describe_choice(outcome.traces, held=outcome.loss_S is not None),
         *outcome.notes,

@@ -48,10 +48,10 @@ def build_skeleton(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """
     from transformers import AutoConfig
 
-    from moegeo_cli.replay.loading import auto_class, language_config
+    from moegeo_cli.replay.loading import auto_class, language_config, unquantised
 
     known = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    config = language_config(known)
+    config = unquantised(language_config(known))
     auto, architecture = auto_class(config)
     kernel = "sdpa" if architecture._supports_sdpa else None
     with torch.device("meta"):

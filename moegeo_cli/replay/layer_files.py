@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.distributed import DistributedWeights
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
+from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers, trace_sources
 from moegeo_cli.replay.memory import is_out_of_memory
 from moegeo_cli.replay.stored import StoredTensor, announce
@@ -28,6 +28,7 @@ class LayerFiles:
         path: the checkpoint.
         device: where parameters go.
         dtype: theirs, but for what the model keeps in float32.
+        config: the folder of config.json; None for the checkpoint's own.
         ahead: read what is announced at once, in a thread: so that an accelerator waits neither
             for the files nor for the copies to it.
 
@@ -41,14 +42,17 @@ class LayerFiles:
         device: torch.device,
         dtype: torch.dtype,
         *,
+        config: Path | None = None,
         ahead: bool = False,
     ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
-        self.index, self.name = open_weights(path), path.name
-        if isinstance(self.index, DistributedWeights):
-            self.index.check_type(str(model.config.model_type))
+        self.index, self.name = open_effective(path, config), path.name
+        if self.index.obstacle is not None:
+            raise self.index.obstacle
+        self.index.check_type(str(model.config.model_type))
         with quiet_transformers():
             self.sources = trace_sources(model, self.index.names())
+            account_for(model, self.index, sources=self.sources)
         self._reader = ThreadPoolExecutor(1, "moegeo-read-ahead") if ahead else None
         self._reading: dict[str, Future[torch.Tensor]] = {}
 

@@ -46,7 +46,7 @@ class LayerStream:
     """
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
+        self.config, self.device, self.dtype = path, device, dtype
         self.ahead = device.type != "cpu"  # there, the system's own reading ahead is enough
         with quiet_transformers():
             self.model = build_skeleton(path, dtype, device)
@@ -109,7 +109,9 @@ class LayerStream:
 
         Raises: what opening them raises.
         """
-        self.files = LayerFiles(self.model, path, self.device, self.dtype, ahead=self.ahead)
+        self.files = LayerFiles(
+            self.model, path, self.device, self.dtype, config=self.config, ahead=self.ahead
+        )
         self.fused = [chunked_parameters(own, self.files) for own in self._own]
 
     def open(self, chunk_bytes: int | None) -> None:

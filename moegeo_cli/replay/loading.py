@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.distributed import DistributedWeights
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
-from moegeo_cli.checkpoints.weights import detect_layout, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -30,8 +30,10 @@ from moegeo_cli.errors import (
     UnsafeFileError,
     UnsupportedArchitectureError,
 )
+from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers
 from moegeo_cli.replay.memory import free_bytes
+from moegeo_cli.replay.stored import StoredTensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -93,14 +95,17 @@ def load_model(
         UnsupportedArchitectureError: transformers cannot open this model type.
         UnsupportedLayoutError: a torch.distributed checkpoint with names of another framework.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, GenerationConfig
 
+    index = open_effective(path, config_folder)
+    if index.obstacle is not None:
+        raise index.obstacle
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(
                 config_folder or path, trust_remote_code=False, local_files_only=True
             )
-            config = language_config(config)
+            config = unquantised(language_config(config))
             auto, architecture = auto_class(config)
             options: dict[str, Any] = {
                 "dtype": dtype,
@@ -112,21 +117,33 @@ def load_model(
                 "attn_implementation": "sdpa" if architecture._supports_sdpa else None,
                 **(placed or {}),
             }
-            state = distributed_state(path, config.model_type)
-            if state is None:
+            index.check_type(config.model_type)
+            if index.is_plain and index.layout != DISTRIBUTED:
                 model, report = auto.from_pretrained(path, config=config, **options)
             else:
                 if architecture.config_class is config.sub_configs.get("text_config"):
                     config = config.get_text_config()  # as auto does, which wants a path
                 model, report = architecture.from_pretrained(
-                    None, config=config, state_dict=state, **options
-                )
+                    None, config=config, state_dict=lazy_state(index),
+                    generation_config=GenerationConfig(), **options
+                )  # fmt: skip
     except MoegeoError:
         raise
     except Exception as error:
         raise explain(path, error) from error
-    _refuse_incomplete(path, report)
+    _refuse_incomplete(path, model, index, report)
     return _ready(model, None if placed else device)
+
+
+def unquantised(config: Any) -> Any:
+    """A config without what it says of quantisation: tensors are given as the values they mean.
+
+    Otherwise transformers would look for the packages that each scheme needs.
+    """
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    return config
 
 
 def language_config(config: Any) -> Any:
@@ -175,10 +192,16 @@ def swap_weights(
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     try:
         with quiet_transformers(), contextlib.ExitStack() as stack:
-            state = distributed_state(path, str(model.config.model_type))  # type: ignore[union-attr]
-            if state is None:
-                state = _safetensors_state(path, stack)
-            report = convert_into(model, state, device, dtype) if state else None
+            index = open_effective(path, config_folder)
+            if index.obstacle is not None:
+                raise index.obstacle
+            index.check_type(str(model.config.model_type))  # type: ignore[union-attr]
+            account_for(model, index)
+            if index.is_plain and index.layout.startswith("safetensors"):
+                state = _safetensors_state(index, stack)
+            else:
+                state = lazy_state(index)
+            report = convert_into(model, state, device, dtype)
             model.tie_weights()  # type: ignore[operator]
     except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
         report = None
@@ -189,37 +212,17 @@ def swap_weights(
     return _ready(model, device)
 
 
-def distributed_state(path: Path, model_type: str) -> dict[str, Any] | None:
-    """The tensors of a torch.distributed checkpoint, each read when it is taken; None elsewhere.
-
-    Raises:
-        UnsupportedLayoutError: their names are not those of a model of this type.
-    """
-    if detect_layout(path) != DISTRIBUTED:
-        return None
-    index = DistributedWeights(path)
-    index.check_type(model_type)
-    return {name: _Unread(index, name) for name in index.names()}
+def lazy_state(index: WeightIndex) -> dict[str, Any]:
+    """The tensors of a checkpoint, each read when it is taken."""
+    return {name: StoredTensor(index, name) for name in index.names()}
 
 
-class _Unread:
-    """A tensor that is read when it is sliced, as transformers does with safetensors' own."""
-
-    def __init__(self, index: DistributedWeights, name: str) -> None:
-        self._index, self._name = index, name
-
-    def __getitem__(self, place: Any) -> torch.Tensor:
-        values: torch.Tensor = self._index.tensor(self._name)[place]
-        return values
-
-
-def _safetensors_state(path: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+def _safetensors_state(index: WeightIndex, stack: contextlib.ExitStack) -> dict[str, Any]:
     """The tensors of a safetensors checkpoint, unread; the files stay open with `stack`."""
     from safetensors import safe_open
 
-    weights = open_weights(path)
     state: dict[str, Any] = {}
-    for file in weights.files if weights.layout.startswith("safetensors") else ():
+    for file in index.files:
         opened = stack.enter_context(safe_open(file, framework="pt"))
         state.update({key: opened.get_slice(key) for key in opened.keys()})  # noqa: SIM118
     return state
@@ -238,16 +241,19 @@ def _ready(model: Any, device: torch.device | None) -> nn.Module:
     return ready
 
 
-def _refuse_incomplete(path: Path, report: Mapping[str, Any]) -> None:
-    """Missing parameters would be random ones: never measure those."""
+def _refuse_incomplete(
+    path: Path, model: Any, index: WeightIndex, report: Mapping[str, Any]
+) -> None:
+    """Missing parameters would be random ones, unused tensors a sign of others: never measured."""
     if report.get("mismatched_keys"):
         name, saved, wanted = sorted(report["mismatched_keys"])[0]
         raise ShapeError(
             f"{path.name}: the shape of {name} contradicts the config",
             found=f"{tuple(saved)} in the file, {tuple(wanted)} by the config",
         )
-    if report.get("missing_keys"):
-        missing = sorted(report["missing_keys"])
+    missing = sorted(report.get("missing_keys") or ())
+    account_for(model, index, missing=missing)
+    if missing:
         raise IncompleteCheckpointError(
             f"{path.name}: {len(missing)} tensors that the model needs are not in its files",
             found=f"missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",

@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.accounting import account_own, known_unused, refuse_unscaled
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import read_config
-from moegeo_cli.checkpoints.own import strip_wrappers
-from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -32,6 +34,7 @@ from moegeo_cli.errors import (
     UsageError,
 )
 from moegeo_cli.probes import Sample
+from moegeo_cli.replay.accounting import remember
 from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.own_experts import find_own_experts
 from moegeo_cli.replay.reading import RouterCall, RouterTap
@@ -194,8 +197,11 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is missing.
         ShapeError: a tensor of another shape.
+        UnsupportedLayoutError: quantised weights without a scheme, or an adapter that nothing used.
     """
-    index = open_weights(path)
+    index = open_effective(path, inner=False)
+    if index.obstacle is not None:
+        raise index.obstacle
     wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
     names = _match_names(index, set(wanted))
     shared = {t.data_ptr() for name, t in wanted.items() if name in names and t.numel()}
@@ -211,6 +217,9 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
             + (f"; in the files alone: {', '.join(extra[:3])}" if extra else ""),
             hint="the factory must build the model that was saved, with the same module names",
         )
+    extra = account_own(index, set(index.names()) - set(names.values()))
+    floats = {name for name, tensor in wanted.items() if tensor.is_floating_point()}
+    refuse_unscaled(index, ((name, saved) for name, saved in names.items() if name in floats))
     for name, tensor in wanted.items():
         if name not in names:
             continue  # tied to one that is there
@@ -221,17 +230,20 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
             )
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(index.read(names[name])))
-    return sorted(set(index.names()) - set(names.values()))
+    left = set(index.names()) - set(names.values()) - set(extra)
+    remember(model, index, known_unused(left))
+    return extra
 
 
 def _match_names(index: WeightIndex, wanted: set[str]) -> dict[str, str]:
     """The model's names -> the file's: as they are, else without what wrappers put before them."""
     found = {name: name for name in index.names() if name in wanted}
+    plain = {unwrap_name(name): name for name in wanted}
     for name in index.names():
-        plain = strip_wrappers(name)
-        for own in (plain, plain.removeprefix("model.")):
-            if own in wanted:
-                found.setdefault(own, name)
+        bare = unwrap_name(name)
+        for own in (bare, bare.removeprefix("model.")):
+            if own in plain:
+                found.setdefault(plain[own], name)
     return found
 
 

@@ -17,7 +17,13 @@ from torch import nn
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.replay.layer_stream import LayerStream
-from moegeo_cli.replay.loading import auto_class, language_config, load_model, swap_weights
+from moegeo_cli.replay.loading import (
+    auto_class,
+    language_config,
+    load_model,
+    swap_weights,
+    unquantised,
+)
 from moegeo_cli.replay.memory import (
     SMALL_BLOCKS,
     Sizes,
@@ -99,7 +105,7 @@ class WholeModels:
         config = AutoConfig.from_pretrained(
             find_config(path, self.config), trust_remote_code=False, local_files_only=True
         )
-        config = language_config(config)
+        config = unquantised(language_config(config))
         model = auto_class(config)[0].from_config(config, dtype=self.dtype)
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)

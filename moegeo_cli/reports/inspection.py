@@ -16,7 +16,7 @@ from moegeo_cli.reports.page import STYLES, Page
 FACTS = (
     ("MODEL", ("model_type", "architecture", "parameters", "dtypes", "layers", "experts", "top_k",
                "scoring", "renormalised", "selection_bias", "groups", "balance_loss_key")),
-    ("FILES", ("layout", "complete", "files", "bytes", "tensors", "left_out", "config")),
+    ("FILES", ("layout", "complete", "files", "bytes", "tensors", "weights", "left_out", "config")),
     ("TRAINING", ("framework", "step", "tokens", "settings")),
 )  # fmt: skip
 SHORT = {

@@ -10,9 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run, strip_wrappers
+from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, PathError, UsageError
 
 STATE = {"blocks.0.gate.weight": torch.arange(12.0).reshape(4, 3), "head.weight": torch.ones(2, 3)}
@@ -120,7 +121,10 @@ def test_patterns(pattern: str, name: str, fits: bool) -> None:
 
 
 def test_wrappers_before_a_name() -> None:
-    assert strip_wrappers("module._orig_mod.module.a.module.b") == "a.module.b"
+    name = "module._orig_mod.module.a.module.b"
+    assert unwrap_name(name, inner=False) == "a.module.b"
+    assert unwrap_name(name) == "a.b"
+    assert unwrap_name("base_model.model.a._fsdp_wrapped_module.b") == "a.b"
 
 
 def test_routers_and_sizes_from_the_files_and_the_options(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""Every tensor in the files is accounted for: used by the model, known to be unused, or refused.
+
+A tensor that nothing used is the mark of weights that are not what the model computes with: a
+scale, an adapter, a part that the config does not know. So it ends the analysis, by name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+BEYOND = "multi-token prediction: layers beyond those that the config counts"
+BY_TYPE = "transformers leaves them out for this model type"
+_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)")
+# What a layer of multi-token prediction has and no other layer.
+_PREDICTION = re.compile(r"(?:^|\.)(?:eh_proj|enorm|hnorm|shared_head|e_proj|h_proj)\b")
+ADAPTER = re.compile(
+    r"(?:^|\.)(?:base_layer|modules_to_save|lora_[A-Za-z]+|adapter\w*|ia3_\w+|hada_\w+|lokr_\w+"
+    r"|vera_\w+|oft_\w+|trainable_tokens_\w+)(?=\.|$)"
+)
+SCALE = re.compile(
+    r"(?:scales?|scale_inv|scale_2|scb|absmax|zero_?points?|zeros|shift|g_idx|quant_map|qzeros"
+    r"|qweight|weight_packed|quant_state\.\w+|weight_format|zp|weight_shape|scale_and_zero)$",
+    re.IGNORECASE,
+)
+STILL = "`moegeo inspect` still describes the checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Tensors that are left out, and why: reason -> names."""
+
+    by_reason: Mapping[str, tuple[str, ...]]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Reason -> number of tensors."""
+        return {reason: len(names) for reason, names in self.by_reason.items()}
+
+
+def account(
+    index: WeightIndex,
+    unused: Iterable[str],
+    *,
+    layers: int | None = None,
+    ignored: Sequence[str] = (),
+    missing: Sequence[str] = (),
+) -> Unused:
+    """Sort tensors that no parameter took into known ones and others; refuse the others.
+
+    Args:
+        index: the checkpoint's tensors.
+        unused: names that no parameter took.
+        layers: number of the model's layers, where the config counts them.
+        ignored: patterns of names that the model type's own code leaves out.
+        missing: parameters that no tensor filled, for the error.
+
+    Raises:
+        UnsupportedLayoutError: a tensor that nothing used and no list knows.
+    """
+    names = sorted(unused)
+    prediction = _prediction_layers(names, layers)
+    found: dict[str, list[str]] = {}
+    strangers = []
+    for name in names:
+        reason = _reason(name, ignored, prediction)
+        if reason is None:
+            strangers.append(name)
+        else:
+            found.setdefault(reason, []).append(name)
+    if strangers:
+        raise _refusal(index, strangers, missing)
+    return Unused({reason: tuple(held) for reason, held in sorted(found.items())})
+
+
+def account_own(index: WeightIndex, unused: Iterable[str]) -> list[str]:
+    """The same for a user's own model, whose files may hold more than it: what to say of it.
+
+    Args:
+        index: the checkpoint's tensors.
+        unused: names that the model does not have.
+
+    Raises:
+        UnsupportedLayoutError: scales or parts of an adapter that nothing used.
+    """
+    names = sorted(unused)
+    unknown = [name for name in names if known_reason(name) is None]
+    strangers = [name for name in unknown if _is_suspicious(name)]
+    if strangers:
+        raise _refusal(index, strangers, ())
+    return unknown
+
+
+def refuse_unscaled(index: WeightIndex, pairs: Iterable[tuple[str, str]]) -> None:
+    """Check that no float parameter is filled from integer or 8-bit-float bytes.
+
+    Args:
+        index: the checkpoint's tensors.
+        pairs: (float parameter, tensor that fills it).
+
+    Raises:
+        UnsupportedLayoutError: one would be.
+    """
+    wrong = [(target, name) for target, name in pairs if index.dtype(name) not in FLOATS]
+    if wrong:
+        target, name = wrong[0]
+        raise UnsupportedLayoutError(
+            f"{index.folder.name}: {len(wrong)} tensors are quantised, and no scheme that moegeo "
+            "knows says what values their bytes stand for",
+            found=f"{name} of dtype {index.dtype(name)} for {target}",
+            hint=f"give the unquantised checkpoint, or one with its scales; {STILL}",
+            context={"tensors": [name for _, name in wrong[:64]]},
+        )
+
+
+def known_reason(name: str) -> str | None:
+    """Why a tensor of this name may be left out by the data list; None where it may not."""
+    return next((reason for reason, pattern in _known() if pattern.search(name)), None)
+
+
+def known_unused(names: Iterable[str]) -> dict[str, int]:
+    """Reason -> number of tensors that the data list knows, whatever the model is."""
+    found: dict[str, int] = {}
+    for name in names:
+        reason = known_reason(name)
+        if reason is not None:
+            found[reason] = found.get(reason, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def look_alike(names: Sequence[str]) -> str:
+    """What tensors look like by their names."""
+    if any(ADAPTER.search(name) for name in names):
+        return "an adapter that was not merged"
+    if any(SCALE.search(name) for name in names):
+        return "scales of quantised weights"
+    return "parts that the model of this config does not have"
+
+
+def _reason(name: str, ignored: Sequence[str], prediction: frozenset[int]) -> str | None:
+    known = known_reason(name)
+    if known is not None:
+        return known
+    match = _LAYER.search(name)
+    if match and int(match[1]) in prediction:
+        return BEYOND
+    if any(re.search(pattern, name) for pattern in ignored) and not _is_suspicious(name):
+        return BY_TYPE
+    return None
+
+
+def _is_suspicious(name: str) -> bool:
+    return bool(SCALE.search(name) or ADAPTER.search(name))
+
+
+def _prediction_layers(names: Sequence[str], layers: int | None) -> frozenset[int]:
+    """Layers beyond the last that hold what layers of multi-token prediction have."""
+    if layers is None:
+        return frozenset()
+    found = set()
+    for name in names:
+        match = _LAYER.search(name)
+        if match and int(match[1]) >= layers and _PREDICTION.search(match[2]):
+            found.add(int(match[1]))
+    return frozenset(found)
+
+
+def _refusal(index: WeightIndex, strangers: Sequence[str], missing: Sequence[str]) -> MoegeoError:
+    shown = ", ".join(f"{n} ({index.dtype(n)})" for n in strangers[:4])
+    what = look_alike(strangers)
+    context = {"unused": list(strangers[:64]), "missing": list(missing[:64]), "look": what}
+    more = " …" if len(strangers) > 4 else ""
+    if missing:
+        return IncompleteCheckpointError(
+            f"{index.folder.name}: {len(missing)} tensors that the model needs are not in its "
+            f"files, and {len(strangers)} tensors of its files are used by nothing",
+            found=f"missing: {', '.join(missing[:3])}; unused: {shown}{more}, {what}",
+            hint=f"{_way_out(what)}; {STILL}",
+            context=context,
+        )
+    return UnsupportedLayoutError(
+        f"{index.folder.name}: {len(strangers)} tensors of its files are used by nothing, so the "
+        "numbers would not be those of the model",
+        found=f"{shown}{more}: {what}",
+        hint=f"{_way_out(what)}; {STILL}",
+        context=context,
+    )
+
+
+def _way_out(what: str) -> str:
+    if "adapter" in what:
+        return "merge the adapter where it was trained (peft: merge_and_unload) and save that"
+    if "scales" in what:
+        return "give the unquantised checkpoint, or one whose form docs/layouts.md lists"
+    return "config.json and weights may be of different models: copy them from one source"
+
+
+@functools.cache
+def _known() -> tuple[tuple[str, re.Pattern[str]], ...]:
+    text = resources.files(__package__).joinpath("unused.toml").read_text("utf-8")
+    return tuple(
+        (entry["reason"], re.compile("|".join(f"(?:{p})" for p in entry["patterns"])))
+        for entry in tomllib.loads(text)["unused"]
+    )

@@ -1,0 +1,230 @@
+"""The tensors that a model computes with, made from what a checkpoint's files hold.
+
+Wrappers come off the names, quantised tensors become the values that they stand for, adapters are
+merged. Every way in reads through this, so that equal bytes give equal numbers on each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.checkpoints.folders import config_file, find_config
+from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
+from moegeo_cli.checkpoints.indexes import read_json
+from moegeo_cli.checkpoints.quantised.plan import Files, plan_quantised
+from moegeo_cli.checkpoints.quantised.recipe import Recipe
+from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.checkpoints.wrappers import unwrap_names
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
+
+MAX_SETTINGS_BYTES = 16_000_000
+# Files beside config.json in which tools keep how they quantised.
+SIDE_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+STILL = (
+    "`moegeo inspect` still describes the checkpoint, and --captures measures routers that are "
+    "not quantised"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsRecord:
+    """What was done to the files' tensors to get the model's.
+
+    Attributes:
+        scheme: forms of quantisation, by name; () where there is none.
+        dequantised: number of tensors that were made from quantised ones.
+        adapter: what was merged, in words; None where there is none.
+        unwrapped: wrappers whose names were taken off.
+    """
+
+    scheme: tuple[str, ...] = ()
+    dequantised: int = 0
+    adapter: str | None = None
+    unwrapped: tuple[str, ...] = ()
+
+    def to_dict(self, unused: Mapping[str, int]) -> dict[str, Any]:
+        """As JSON holds it.
+
+        Args:
+            unused: reason -> number of tensors that were left out.
+        """
+        return {
+            "scheme": list(self.scheme),
+            "dequantised": self.dequantised,
+            "adapter": self.adapter,
+            "unwrapped": list(self.unwrapped),
+            "unused": dict(unused),
+        }
+
+
+class EffectiveWeights(WeightIndex):
+    """A checkpoint's tensors as the model has them; see `WeightIndex`.
+
+    Attributes:
+        stored: the files' own tensors.
+        record: what was done.
+    """
+
+    def __init__(self, stored: WeightIndex, settings: Mapping[str, Any], *, inner: bool) -> None:
+        """Find out how each tensor is made; values are read on request.
+
+        Args:
+            stored: the files' own tensors.
+            settings: how config.json and side files say that it was quantised.
+            inner: see `unwrap_names`.
+        """
+        self.stored = stored
+        self.folder, self.layout, self.files = stored.folder, stored.layout, stored.files
+        self.obstacle, self.left_out = stored.obstacle, stored.left_out
+        unwrapped = unwrap_names(stored.names(), inner=inner)
+        self._names = unwrapped.names
+        infos = {name: stored.info(saved) for name, saved in self._names.items()}
+        plan = plan_quantised(Files(infos, settings, lambda n: stored.tensor(self._names[n])))
+        self._recipes: dict[str, Recipe] = plan.recipes
+        kept = {n: i for n, i in infos.items() if n not in plan.used and n not in plan.left_out}
+        self._entries = {name: (stored.file_of(self._names[name]), i) for name, i in kept.items()}
+        for name, recipe in plan.recipes.items():
+            file = stored.file_of(self._names[recipe.parts["weight"]])
+            self._entries[name] = (file, TensorInfo("F32", recipe.shape, 0, 0))
+        self.record = WeightsRecord(
+            scheme=tuple(sorted({recipe.scheme for recipe in plan.recipes.values()})),
+            dequantised=len(plan.recipes),
+            unwrapped=unwrapped.wrappers,
+        )
+        if plan.problems and self.obstacle is None:
+            self.obstacle = _unreadable(self.folder, plan.problems)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the files' tensors are the model's as they stand."""
+        return not self._recipes and not self.record.unwrapped and self.record.adapter is None
+
+    def header(self, path: Path) -> Header | None:
+        """See `WeightIndex`."""
+        return self.stored.header(path)
+
+    def check_type(self, model_type: str) -> None:
+        """See `WeightIndex`."""
+        self.stored.check_type(model_type)
+
+    def read(self, name: str) -> np.ndarray[Any, Any]:
+        """See `WeightIndex`."""
+        self._entry(name)
+        if name in self._recipes:
+            values: np.ndarray[Any, Any] = self.tensor(name).numpy()
+            return values
+        return self.stored.read(self._names[name])
+
+    def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """See `WeightIndex`; float32 for what was quantised."""
+        self._entry(name)
+        recipe = self._recipes.get(name)
+        if recipe is None:
+            return self.stored.tensor(self._names[name], rows)
+        return self._make(name, recipe, rows)
+
+    def parts(self, name: str) -> tuple[tuple[Path, TensorInfo], ...]:
+        """See `WeightIndex`."""
+        return tuple((self.stored.file_of(n), self.stored.info(n)) for n in self._sources(name))
+
+    def read_bytes(self, name: str) -> bytes:
+        """See `WeightIndex`: the bytes of everything that the tensor is made of."""
+        return b"".join(self.stored.read_bytes(n) for n in self._sources(name))
+
+    @property
+    def size(self) -> int:
+        """See `WeightIndex`."""
+        return self.stored.size
+
+    def _sources(self, name: str) -> list[str]:
+        self._entry(name)
+        recipe = self._recipes.get(name)
+        held = [name] if recipe is None else sorted(set(recipe.parts.values()))
+        return [self._names[n] for n in held]
+
+    def _make(self, name: str, recipe: Recipe, rows: tuple[int, int] | None) -> Any:
+        from moegeo_cli.checkpoints.quantised.values import dequantise
+
+        cut = rows if recipe.by_row else None
+        try:
+            parts = {
+                role: self.stored.tensor(self._names[n], cut) for role, n in recipe.parts.items()
+            }
+            shape = (cut[1] - cut[0], *recipe.shape[1:]) if cut else recipe.shape
+            values = dequantise(recipe.form, parts, recipe.settings, shape)
+        except (ValueError, RuntimeError, IndexError, KeyError, TypeError) as error:
+            raise IncompleteCheckpointError(
+                f"{name}: its quantised parts do not fit each other ({recipe.scheme})",
+                found=f"{type(error).__name__}: {error}"[:300],
+                hint="save or download the checkpoint again",
+                context={"tensor": name},
+            ) from error
+        return values[slice(*rows)].contiguous() if rows and cut is None else values
+
+
+def open_effective(
+    path: Path, config_folder: Path | None = None, *, inner: bool = True
+) -> EffectiveWeights:
+    """Open the tensors that the model of a checkpoint computes with.
+
+    Args:
+        path: a checkpoint's folder, or a file that holds a state dict.
+        config_folder: the folder of its config.json; None for its own.
+        inner: see `unwrap_names`.
+
+    Raises: what `open_weights` raises.
+    """
+    stored = open_weights(path)
+    given = config_folder if config_folder is not None and config_folder.is_dir() else None
+    settings = read_settings(given or find_config(stored.folder), stored.folder)
+    found = EffectiveWeights(stored, settings, inner=inner)
+    adapters = [name for name in ADAPTER_FILES if is_there(stored.folder / name)]
+    if adapters and found.obstacle is None and path.is_dir():
+        found.obstacle = UnsupportedLayoutError(
+            f"{stored.folder.name} holds an adapter beside the weights, and whether it is part of "
+            "the model is not known",
+            found=", ".join(adapters),
+            hint="move the adapter elsewhere to measure the weights alone, or merge it with peft: "
+            "merge_and_unload()",
+        )
+    return found
+
+
+def read_settings(config_folder: Path, folder: Path) -> dict[str, Any]:
+    """How a checkpoint says that it was quantised; {} where it does not."""
+    found: dict[str, Any] = {}
+    for place, keys in [
+        *((folder / name, ()) for name in reversed(SIDE_FILES)),
+        (config_file(config_folder), ("quantization", "compression_config", "quantization_config")),
+    ]:
+        if not is_there(place):
+            continue
+        try:
+            document = read_json(place, MAX_SETTINGS_BYTES)
+        except MoegeoError:
+            continue  # whoever needs this file says what is wrong with it
+        if not isinstance(document, dict):
+            continue
+        for level in (document, document.get("text_config")) if keys else ({"": document},):
+            for key in keys or ("",):
+                if isinstance(level, dict) and isinstance(level.get(key), dict):
+                    found |= level[key]
+    return found
+
+
+def _unreadable(folder: Path, problems: Sequence[tuple[str, str]]) -> UnsupportedLayoutError:
+    forms = list(dict.fromkeys(words for _, words in problems))
+    return UnsupportedLayoutError(
+        f"{folder.name} is quantised in a form that moegeo does not read: {forms[0]}",
+        found=f"{problems[0][0]}, and {len(problems) - 1} more like it"
+        if len(problems) > 1
+        else problems[0][0],
+        hint=f"give the unquantised checkpoint; {STILL}; see docs/layouts.md",
+        context={"forms": forms, "tensors": [name for name, _ in problems[:64]]},
+    )

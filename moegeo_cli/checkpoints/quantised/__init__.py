@@ -1,0 +1,1 @@
+"""Quantised forms: told by names and dtypes, and turned into the values they stand for."""

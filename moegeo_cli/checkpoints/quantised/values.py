@@ -1,0 +1,194 @@
+"""The values that quantised tensors stand for: q · scale, in the ways that files spell it.
+
+Everything is float32. Legend: R rows, C columns of a weight, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Parts = Mapping[str, torch.Tensor]
+Settings = Mapping[str, Any]
+
+# E2M1: a sign, two bits of exponent, one of mantissa.
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word AWQ keeps each of eight neighbours
+
+
+def dequantise(form: str, parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """The values of one tensor.
+
+    Args:
+        form: a key of `FORMULAS`.
+        parts: role -> tensor as stored.
+        settings: what the recipe says.
+        shape: of the result.
+
+    Raises:
+        ValueError: parts whose shapes do not fit each other.
+    """
+    values = FORMULAS[form](parts, settings, shape)
+    if tuple(values.shape) != tuple(shape):
+        raise ValueError(f"shape {tuple(values.shape)} where {tuple(shape)} was expected")
+    return values
+
+
+def read_scale(scale: torch.Tensor) -> torch.Tensor:
+    """A scale in float32; bytes are exponents of two (E8M0)."""
+    if scale.dtype == torch.uint8 or scale.dtype == torch.float8_e8m0fnu:
+        return torch.exp2(scale.view(torch.uint8).float() - 127)
+    return scale.float()
+
+
+def spread(scale: torch.Tensor, shape: tuple[int, ...], blocks: tuple[int, ...]) -> torch.Tensor:
+    """A scale of blocks as one of elements; the last block of a dimension may be cut."""
+    for axis, (size, block) in enumerate(zip(shape, blocks, strict=True)):
+        if scale.shape[axis] not in (1, size):
+            scale = scale.repeat_interleave(block, dim=axis).narrow(axis, 0, size)
+    return scale
+
+
+def unpack_bits(words: torch.Tensor, bits: int, count: int, axis: int) -> torch.Tensor:
+    """Unsigned integers of `bits` bits from a stream of int32 words, lowest bits first."""
+    words = words.transpose(axis, -1).long() & 0xFFFFFFFF
+    starts = torch.arange(count) * bits
+    word, offset = starts // 32, starts % 32
+    following = torch.nn.functional.pad(words, (0, 1))[..., word + 1]
+    joined = (words[..., word] >> offset) | (following << (32 - offset))
+    return (joined & ((1 << bits) - 1)).transpose(axis, -1).to(torch.int32)
+
+
+def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """Two values of four bits a byte along the last dimension, the lower half first."""
+    return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
+
+
+def _scaled(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """(q − zero) · scale: 8-bit floats and integers with scales of blocks, rows or the tensor."""
+    scale = read_scale(parts["scale"]).reshape(settings["scale_shape"])
+    blocks = tuple(settings["blocks"])
+    values = parts["weight"].float()
+    if "zero" in parts:
+        zero = parts["zero"].float().reshape(scale.shape)
+        values = values - spread(zero, shape, blocks)
+    values = values * spread(scale, shape, blocks)
+    return values * float(settings.get("factor", 1.0))
+
+
+def _fp4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """Two E2M1 values a byte, a scale for each group of columns, perhaps one for the tensor."""
+    values = torch.tensor(FP4)[unpack_nibbles(parts["weight"]).long()]
+    scale = read_scale(parts["scale"])
+    if "divisor" in parts:
+        scale = scale / parts["divisor"].float().reshape(-1)[0]
+    if "factor" in parts:
+        scale = scale * parts["factor"].float().reshape(-1)[0]
+    return values * scale.repeat_interleave(values.shape[-1] // scale.shape[-1], dim=-1)
+
+
+def _mxfp4_blocks(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """gpt-oss: blocks (E, R, G, 16) of bytes and scales (E, R, G), for a weight (E, C, R)."""
+    values = torch.tensor(FP4)[unpack_nibbles(parts["weight"]).long()]
+    values = values * read_scale(parts["scale"]).unsqueeze(-1)
+    return values.flatten(-2).transpose(-1, -2).contiguous()
+
+
+def _packed_groups(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """compressed-tensors: integers in int32 words along the columns, scales by group."""
+    bits, (rows, columns) = int(settings["bits"]), shape[-2:]
+    half = 1 << (bits - 1)
+    scale = parts["scale"].float()
+    quantised = unpack_bits(parts["weight"], bits, columns, -1).float() - half
+    zero = torch.zeros_like(scale)
+    if "zero" in parts:
+        zero = unpack_bits(parts["zero"], bits, rows, -2).float() - half
+    group = _group_of(parts, columns, scale.shape[-1])
+    return (quantised - zero[..., group]) * scale[..., group]
+
+
+def _gptq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """GPTQ: a transposed weight, integers in words along its input; zeros kept less one or not."""
+    bits, (rows, columns) = int(settings["bits"]), shape
+    scale = parts["scale"].float()  # (G, R)
+    zero = unpack_bits(parts["zero"], bits, rows, -1).float() + settings["offset"]
+    quantised = unpack_bits(parts["weight"], bits, columns, -2).float()  # (C, R)
+    group = _group_of(parts, columns, scale.shape[0])
+    values: torch.Tensor = (quantised - zero[group]) * scale[group]
+    return values.T.contiguous()
+
+
+def _awq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """AWQ: a transposed weight, four bits in words along its output, in an order of its own."""
+    rows, columns = shape
+    scale = parts["scale"].float()  # (G, R)
+    order = torch.tensor(AWQ_ORDER)
+
+    def unpack(words: torch.Tensor) -> torch.Tensor:
+        found = unpack_bits(words, 4, rows, -1)
+        return found.reshape(found.shape[0], -1, 8)[..., order].flatten(1).float()
+
+    group = torch.arange(columns) // (columns // scale.shape[0])
+    return ((unpack(parts["weight"]) - unpack(parts["zero"])[group]) * scale[group]).T.contiguous()
+
+
+def _bitsandbytes4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """bitsandbytes: indices of a table, two a byte, the upper half first; a scale a block."""
+    state = read_state(parts["state"])
+    absmax = parts["absmax"].float()
+    if "nested_map" in parts:
+        table, outer = parts["nested_map"].float(), parts["nested_absmax"].float()
+        size = int(state["nested_blocksize"])
+        spread_outer = outer.repeat_interleave(size)[: absmax.numel()]
+        absmax = table[parts["absmax"].long()] * spread_outer + float(state["nested_offset"])
+    packed = parts["weight"].reshape(-1).view(torch.uint8)
+    codes: torch.Tensor = torch.stack((packed >> 4, packed & 0xF), dim=-1).reshape(-1)[
+        : math.prod(shape)
+    ]
+    scale = absmax.repeat_interleave(int(state["blocksize"]))[: codes.numel()]
+    values: torch.Tensor = parts["map"].float()[codes.long()] * scale
+    return values.reshape(shape)
+
+
+def read_state(raw: Any) -> dict[str, Any]:
+    """The JSON that bitsandbytes keeps as bytes beside a weight.
+
+    Raises:
+        ValueError: it is none.
+    """
+    state = json.loads(bytes(raw.tolist()))
+    if not isinstance(state, dict):
+        raise ValueError("no table of settings")
+    return state
+
+
+def _affine_groups(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
+    """MLX: unsigned integers in words along the columns, times a scale, plus a bias by group."""
+    scale, bias = parts["scale"].float(), parts["bias"].float()
+    columns = shape[-1]
+    quantised = unpack_bits(parts["weight"].view(torch.int32), settings["bits"], columns, -1)
+    group = torch.arange(columns) // (columns // scale.shape[-1])
+    return quantised.float() * scale[..., group] + bias[..., group]
+
+
+def _group_of(parts: Parts, columns: int, groups: int) -> torch.Tensor:
+    """The group of each column: as stored where columns were sorted, else equal runs."""
+    if "group" in parts:
+        return parts["group"].long()
+    return torch.arange(columns) // -(-columns // groups)
+
+
+FORMULAS: Mapping[str, Callable[[Parts, Settings, tuple[int, ...]], torch.Tensor]] = {
+    "scaled": _scaled,
+    "fp4": _fp4,
+    "mxfp4-blocks": _mxfp4_blocks,
+    "packed-groups": _packed_groups,
+    "gptq": _gptq,
+    "awq": _awq,
+    "bitsandbytes-4bit": _bitsandbytes4,
+    "affine-groups": _affine_groups,
+}
