@@ -219,7 +219,7 @@ def _int_words(files: Files, name: str) -> Made:
     if last == "qweight" and dtype == "I32":
         return _gptq_or_awq(files, name, stem)
     if last == "weight" and dtype == "U32" and f"{stem}.scales" in files.tensors:
-        return _mlx(files, name, stem)
+        raise UnreadableFormError("MLX")
     return None
 
 
@@ -268,21 +268,6 @@ def _gptq_or_awq(files: Files, name: str, stem: str) -> Made:
         recipe = Recipe("awq", "AWQ int4", parts, (outputs, rows))
         return f"{stem}.weight", recipe, ()
     raise UnreadableFormError("packed integer weights of a kind that is not known")
-
-
-def _mlx(files: Files, name: str, stem: str) -> Made:
-    parts = {"weight": name, "scale": f"{stem}.scales", "bias": f"{stem}.biases"}
-    if parts["bias"] not in files.tensors:
-        raise UnreadableFormError("MLX without biases (mxfp4 or nvfp4 of MLX)")
-    words, groups = files.shape(name)[-1], files.shape(parts["scale"])[-1]
-    size = files.settings.get("group_size")
-    if type(size) is not int or size * groups <= 0 or words * 32 % (size * groups):
-        raise UnreadableFormError("MLX without the group_size of its config.json")
-    bits = words * 32 // (size * groups)
-    shape = (*files.shape(name)[:-1], size * groups)
-    by_row = len(shape) == 3
-    recipe = Recipe("affine-groups", f"MLX int{bits}", parts, shape, {"bits": bits}, by_row)
-    return name, recipe, ()
 
 
 def _fp4(files: Files, name: str) -> Made:

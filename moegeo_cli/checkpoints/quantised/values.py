@@ -166,15 +166,6 @@ def read_state(raw: Any) -> dict[str, Any]:
     return state
 
 
-def _affine_groups(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """MLX: unsigned integers in words along the columns, times a scale, plus a bias by group."""
-    scale, bias = parts["scale"].float(), parts["bias"].float()
-    columns = shape[-1]
-    quantised = unpack_bits(parts["weight"].view(torch.int32), settings["bits"], columns, -1)
-    group = torch.arange(columns) // (columns // scale.shape[-1])
-    return quantised.float() * scale[..., group] + bias[..., group]
-
-
 def _group_of(parts: Parts, columns: int, groups: int) -> torch.Tensor:
     """The group of each column: as stored where columns were sorted, else equal runs."""
     if "group" in parts:
@@ -190,5 +181,4 @@ FORMULAS: Mapping[str, Callable[[Parts, Settings, tuple[int, ...]], torch.Tensor
     "gptq": _gptq,
     "awq": _awq,
     "bitsandbytes-4bit": _bitsandbytes4,
-    "affine-groups": _affine_groups,
 }
