@@ -121,7 +121,7 @@ def test_a_library_model_by_way_of_a_factory_gives_the_same_numbers(
                   model=models.library, scoring=scoring, batch_size=1)  # fmt: skip
     [a], [b] = known.checkpoints, own.checkpoints
     assert a.loss.value == pytest.approx(b.loss.value, rel=1e-6)
-    assert notes(own) == ""  # the routers say what they choose
+    assert notes(own) == "weights: _orig_mod., module. taken off names"  # choices are observed
     for one, other in zip(a.layers, b.layers, strict=True):
         assert one.router == other.router
         np.testing.assert_allclose(one.load, other.load, atol=1e-9)
