@@ -1,1 +1,1 @@
-"""Ordinary trainings: textbook runs, and the same with one honest mistake each (docs/verdict.md)."""
+"""Ordinary trainings: textbook runs, and the same with one honest mistake each."""

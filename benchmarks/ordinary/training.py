@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -139,7 +138,7 @@ def train(run: Run, work: Path) -> float:
         if output.exists():
             shutil.rmtree(output)
         shutil.copytree(folder, f"{folder}-whole")
-        os.replace(f"{folder}-whole", output)
+        Path(f"{folder}-whole").replace(output)
     return loss
 
 
