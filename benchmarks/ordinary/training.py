@@ -19,6 +19,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -167,6 +168,7 @@ def _trainer(run: Run, model: nn.Module, folder: Path) -> Trainer:
     shift = 1 if run.mistake == "labels-shifted" else 0
     rows = Cut(_of(training_documents(), run.text), STEPS * BATCH, run.seed, shift)
     trainer = Trainer(model=model, args=arguments, train_dataset=rows)
+    trainer.remove_callback(PrinterCallback)  # a line each ten steps says nothing here
     trainer.add_callback(FirstCheckpoint(trainer))
     if run.settings.bias_rate:
         trainer.add_callback(SelectionBias(model, run.settings.bias_rate))
