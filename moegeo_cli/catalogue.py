@@ -89,6 +89,15 @@ _SPECS = (
         True,
     ),
     MetricSpec(
+        "effective_experts",
+        "effective experts",
+        "experts",
+        "exp of the entropy of the dispatch shares: how many experts carry the load",
+        True,
+        worst="min",
+        decimals=1,
+    ),
+    MetricSpec(
         "dead_experts",
         "dead experts",
         "experts",
@@ -121,6 +130,20 @@ _SPECS = (
         "tokens whose selection changes when logits are rounded to bfloat16",
         False,
         worst="max",
+    ),
+    MetricSpec(
+        "near_ties_centred",
+        "near ties (centred)",
+        "share of tokens",
+        "near ties once each token's mean logit is taken off before rounding",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
+        "bias_spread",
+        "bias spread",
+        "selection score",
+        "largest minus smallest selection bias of a router",
     ),
     MetricSpec(
         "logit_z",

@@ -67,7 +67,8 @@ class LayerRecord:
     heterogeneity metrics of every kind and unit computed: fisher[kind][unit][name].
     `state` is "ok", "nonfinite" (NaN or Inf in the router) or "zero" (all rows zero).
     `zero_rows` are experts whose row of the router is zero; `experts_nonfinite` and `experts_zero`
-    experts with NaN or Inf, or with zeros, in their weights: null where those were not in memory.
+    experts with NaN or Inf, or with zeros, in their weights; `experts_identical` groups of experts
+    whose weights are equal bit for bit: null where those were not in memory.
     """
 
     layer: int
@@ -88,6 +89,7 @@ class LayerRecord:
     zero_rows: tuple[int, ...] = ()
     experts_nonfinite: tuple[int, ...] | None = None
     experts_zero: tuple[int, ...] | None = None
+    experts_identical: tuple[tuple[int, ...], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,7 @@ class CheckpointRecord:
     replay: Mapping[str, Any] = field(
         default_factory=dict
     )  # device, dtype, batch size, threads, notes
+    domain_loss: Metrics = field(default_factory=dict)  # of each domain of the probe
 
 
 @dataclass(frozen=True, slots=True)

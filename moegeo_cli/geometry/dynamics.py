@@ -40,6 +40,7 @@ class Snapshot:
     input_rows_N: np.ndarray | None
     dtype: str = "float32"
     top_k: int | None = None
+    selection_bias_E: np.ndarray | None = None
 
     @cached_property
     def probabilities_ME(self) -> np.ndarray:

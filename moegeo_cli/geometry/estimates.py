@@ -26,6 +26,7 @@ from moegeo_cli.geometry.resample import (
     sum_of,
     worst_of,
 )
+from moegeo_cli.geometry.selection import expected_near_ties
 from moegeo_cli.geometry.simplex import distance, distance_max, distance_reachable, entropy
 from moegeo_cli.geometry.sums import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
 from moegeo_cli.records import NOT_FINITE
@@ -34,13 +35,16 @@ from moegeo_cli.records import NOT_FINITE
 HASHED = "the router hashes: it dispatches by token id and chooses nothing"
 NEED_LOGITS = (
     "fsi", "dispersion", "entropy_token", "logit_z", "logit_max", "collapse_soft", "information",
-    "margin", "near_ties",
+    "margin", "near_ties", "near_ties_centred",
 )  # fmt: skip
 ROUTING_NAMES = (
     "fsi", "fsi_dispatch", "collapse", "collapse_soft", "dispersion", "information",
     "information_dispatch", "entropy_token", "entropy_load", "entropy_load_rescaled",
-    "dead_experts", "max_violation", "load_cv", "margin", "near_ties", "logit_z", "logit_max",
+    "effective_experts", "dead_experts", "max_violation", "load_cv", "margin", "near_ties",
+    "near_ties_centred", "logit_z", "logit_max",
 )  # fmt: skip
+TIES = ("margin", "near_ties", "near_ties_centred")
+NOT_IN_LOGITS = "the choice follows scores: a common offset of the logits changes it"
 VARYING = "the number of experts per token varies"
 ALL_USED = "every token uses every expert"
 
@@ -102,6 +106,19 @@ def router_cosine(weight_ED: np.ndarray) -> Estimate:
     rows_ED = weight_ED / norms_E[:, None]
     cosine_EE = np.abs(rows_ED @ rows_ED.T)
     return Estimate(float(cosine_EE[np.triu_indices(len(norms_E), 1)].mean()), n=len(norms_E))
+
+
+def bias_spread(bias_E: np.ndarray | None) -> Estimate:
+    """Largest minus smallest entry of a selection bias; without draws, as it needs no probe.
+
+    Args:
+        bias_E: the bias that acts on the selection alone; None where the router has none.
+    """
+    if bias_E is None:
+        return missing("the router has no selection bias")
+    if not np.isfinite(bias_E).all():
+        return missing("the selection bias is not finite")
+    return Estimate(float(bias_E.max() - bias_E.min()), n=len(bias_E))
 
 
 def ratio_of_sums(values_S: np.ndarray, counts_S: np.ndarray, draws: Draws) -> Estimate:
@@ -173,15 +190,23 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
             found[name] = missing("no token counts towards this", 0)
     if sums.contradicted < 0:
         reason = VARYING if not sums.top_k else ALL_USED
-        found |= {"margin": missing(reason), "near_ties": missing(reason)}
+        found |= dict.fromkeys(TIES, missing(reason))
     elif sums.contradicted > CONTRADICTIONS * sums.tokens:
         share = sums.contradicted / sums.tokens
         reason = f"the selection rule explains all but {share:.1%} of the tokens: not understood"
-        found |= {"margin": missing(reason), "near_ties": missing(reason)}
+        found |= dict.fromkeys(TIES, missing(reason))
     elif found["margin"].value is None:
         found["margin"] = missing("every expert that was eligible is selected")
     unit = "logits" if sums.margin_in_logits else "selection score"
     found["margin"] = dataclasses.replace(found["margin"], unit=unit)
+    if not sums.margin_in_logits and found["near_ties"].value is not None:
+        found["near_ties_centred"] = missing(NOT_IN_LOGITS)
+    if sums.top_k and sums.top_k < sums.experts:
+        # Beside the share of near-ties: what E and K alone make of normal logits.
+        expected_B = np.array([expected_near_ties(sums.experts, sums.top_k)])
+        for name in ("near_ties", "near_ties_centred"):
+            if found[name].value is not None:
+                found[name] = dataclasses.replace(found[name], null_B=expected_B)
     return found
 
 
@@ -225,7 +250,10 @@ def _means_of_p(sums: RoutingSums, draws: Draws, finite: int) -> dict[str, Estim
 
 def _loads(sums: RoutingSums, draws: Draws, finite: int) -> dict[str, Estimate]:
     """Metrics of the dispatch shares."""
-    names = ("collapse", "entropy_load", "entropy_load_rescaled", "max_violation", "load_cv")
+    names = (
+        "collapse", "entropy_load", "entropy_load_rescaled", "effective_experts",
+        "max_violation", "load_cv",
+    )  # fmt: skip
     load_E = sums.load_E
     if load_E is None:
         return dict.fromkeys(names, missing("nothing was dispatched", 0))
@@ -237,6 +265,7 @@ def _loads(sums: RoutingSums, draws: Draws, finite: int) -> dict[str, Estimate]:
 
     found = {
         "entropy_load": estimate(lambda p: entropy(p) / math.log(experts)),
+        "effective_experts": estimate(lambda p: np.exp(entropy(p))),
         "max_violation": estimate(lambda p: p.max(axis=-1) * experts - 1.0),
         "load_cv": estimate(lambda p: p.std(axis=-1) * experts),
     }

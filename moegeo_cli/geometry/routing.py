@@ -205,6 +205,9 @@ class _Measuring:
         self.counted["margin"][rows] = open_N
         self.values["near_ties"][rows] = check.near_tie_N
         self.counted["near_ties"][rows] = True
+        if check.near_tie_centred_N is not None:
+            self.values["near_ties_centred"][rows] = check.near_tie_centred_N
+            self.counted["near_ties_centred"][rows] = True
 
     def _measure_dispatch(self) -> tuple[np.ndarray, np.ndarray]:
         """Dispatch counts and combine weights by sequence and expert, both (S, E)."""

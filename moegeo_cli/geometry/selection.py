@@ -8,6 +8,7 @@ Legend: N tokens, E experts, K experts chosen per token, G groups of experts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from moegeo_cli.geometry.scoring import find_scoring, probabilities
 
 # A model selects on float32 scores, we on float64: smaller contradictions are rounding.
 TOLERANCE = 1e-5
+# Mean of (spacing of bfloat16 at a value) / (that value): uniform in the logarithm over a binade.
+BFLOAT16_SPACING = 0.0056
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,14 @@ class SelectionRule:
 
 @dataclass(frozen=True, slots=True)
 class SelectionCheck:
-    """Per token: the gap behind the last selected expert, near-tie or not, rule met or not."""
+    """Per token: the gap behind the last selected expert, near-tie or not, rule met or not.
+
+    `near_tie_centred_N` is None where the rule does not follow the logits themselves.
+    """
 
     margin_N: np.ndarray
     near_tie_N: np.ndarray
+    near_tie_centred_N: np.ndarray | None
     contradicted_N: np.ndarray
 
 
@@ -102,8 +109,9 @@ def check_selection(
     Returns:
         `margin_N`: last selected minus best eligible unselected (infinite where every
         eligible expert is selected); `near_tie_N`: the rule no longer selects this set
-        for sure once the logits are rounded to bfloat16; `contradicted_N`: the rule would
-        not select this set.
+        for sure once the logits are rounded to bfloat16; `near_tie_centred_N`: the same once
+        each token's mean logit is taken off, which changes no choice before rounding;
+        `contradicted_N`: the rule would not select this set.
     """
     count, experts = logits_NE.shape
     # By column: NumPy reduces a row's few entries one row after another (see routing.py).
@@ -117,26 +125,74 @@ def check_selection(
     if kept_NG is not None:
         width = experts // kept_NG.shape[1]
         contradicted_N |= ~np.take_along_axis(kept_NG, selected_NK // width, axis=1).all(axis=1)
-    rounded_NE = round_to_bfloat16(logits_NE)
-    near_tie_N = np.zeros(count, dtype=bool)
-    rounded_scores_NE = rule.score(rounded_NE)
-    rounded_kept_NG = rule.keep_groups(rounded_scores_NE)
-    rounded_margin_N, _ = _margins(rounded_scores_NE, flat_NK, rounded_kept_NG)
-    # A gap on both sides proves that both select the model's set: only the others are re-run.
-    doubtful_N = (margin_N <= 0) | (rounded_margin_N <= 0) | contradicted_N
-    if kept_NG is not None and rounded_kept_NG is not None:
-        doubtful_N |= (kept_NG != rounded_kept_NG).any(axis=1)
-    rows = np.flatnonzero(doubtful_N)
-    if len(rows):
-        before, after = rule.select(scores_NE[rows]), rule.select(rounded_scores_NE[rows])
-        near_tie_N[rows] = (before != after).any(axis=1)
-    # An exact tie in bfloat16 is decided by the experts' numbers: near as well, and above all
-    # where the logits were bfloat16 from the start and rounding changes nothing.
-    near_tie_N |= (rounded_margin_N == 0) & ~contradicted_N
-    if rounded_kept_NG is not None:
-        gap_N = _group_gap(rule.rank_groups(rounded_scores_NE), rounded_kept_NG)
-        near_tie_N |= (gap_N == 0) & ~contradicted_N
-    return SelectionCheck(margin_N, near_tie_N, contradicted_N)
+    before = _Selected(rule, scores_NE, kept_NG, margin_N, flat_NK, contradicted_N)
+    near_tie_N = before.changes_when_rounded(logits_NE)
+    centred_N = None
+    if rule.in_logits:
+        mean_N1 = logits_NE.mean(axis=1, keepdims=True, dtype=np.float64).astype(logits_NE.dtype)
+        centred_N = before.changes_when_rounded(np.asfortranarray(logits_NE - mean_N1))
+    return SelectionCheck(margin_N, near_tie_N, centred_N, contradicted_N)
+
+
+@dataclass(frozen=True, slots=True)
+class _Selected:
+    """What a rule selects from unrounded logits, to compare rounded ones with."""
+
+    rule: SelectionRule
+    scores_NE: np.ndarray
+    kept_NG: np.ndarray | None
+    margin_N: np.ndarray
+    flat_NK: np.ndarray
+    contradicted_N: np.ndarray
+
+    def changes_when_rounded(self, logits_NE: np.ndarray) -> np.ndarray:
+        """Tokens that the rule selects other experts for, or ties at, in bfloat16."""
+        near_tie_N = np.zeros(len(logits_NE), dtype=bool)
+        scores_NE = self.rule.score(round_to_bfloat16(logits_NE))
+        kept_NG = self.rule.keep_groups(scores_NE)
+        margin_N, _ = _margins(scores_NE, self.flat_NK, kept_NG)
+        # A gap on both sides proves that both select the model's set: only the others are re-run.
+        doubtful_N = (self.margin_N <= 0) | (margin_N <= 0) | self.contradicted_N
+        if self.kept_NG is not None and kept_NG is not None:
+            doubtful_N |= (self.kept_NG != kept_NG).any(axis=1)
+        rows = np.flatnonzero(doubtful_N)
+        if len(rows):
+            before, after = (
+                self.rule.select(self.scores_NE[rows]),
+                self.rule.select(scores_NE[rows]),
+            )
+            near_tie_N[rows] = (before != after).any(axis=1)
+        # An exact tie in bfloat16 is decided by the experts' numbers: near as well, and above all
+        # where the logits were bfloat16 from the start and rounding changes nothing.
+        near_tie_N |= (margin_N == 0) & ~self.contradicted_N
+        if kept_NG is not None:
+            gap_N = _group_gap(self.rule.rank_groups(scores_NE), kept_NG)
+            near_tie_N |= (gap_N == 0) & ~self.contradicted_N
+        return near_tie_N
+
+
+def expected_near_ties(experts: int, top_k: int) -> float:
+    r"""Share of near-ties among independent normal logits of any spread, without a common offset.
+
+    The density of the boundary between K and K + 1 at the normal quantile t, times the spacing of
+    bfloat16 there:
+
+    .. math:: \tfrac{1}{2} \, s \, t \, E \, \varphi(t), \qquad t = \Phi^{-1}(1 - K/E)
+
+    with s = 0.0056 the mean spacing over the value. Held to simulation by the tests.
+
+    Args:
+        experts: E, at least 2.
+        top_k: K, under E.
+
+    Returns:
+        A share of the tokens; that of the symmetric K where K is over half of E.
+    """
+    from statistics import NormalDist
+
+    quantile = abs(NormalDist().inv_cdf(1.0 - top_k / experts))
+    density = math.exp(-0.5 * quantile * quantile) / math.sqrt(2.0 * math.pi)
+    return min(1.0, 0.5 * BFLOAT16_SPACING * quantile * experts * density)
 
 
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 CONTRADICTIONS = 1e-3
 TOKEN_MEANS = (
     "fsi", "dispersion", "entropy_token", "logit_z",
-    "fsi_dispatch", "entropy_dispatch", "margin", "near_ties",
+    "fsi_dispatch", "entropy_dispatch", "margin", "near_ties", "near_ties_centred",
 )  # fmt: skip
 
 

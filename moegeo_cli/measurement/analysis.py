@@ -32,6 +32,7 @@ from moegeo_cli.measurement.run import (
 )
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
+from moegeo_cli.probes.unigram import unigram_losses
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 
@@ -264,7 +265,7 @@ def _fill(
             "log": [dict(entry) for entry in trained.log],
             "notes": [*architecture.notes, *version_notes],
         },
-        probe=probe.describe(),
+        probe={**probe.describe(), **_unigram(probe)},
         settings={
             **dataclasses.asdict(settings),
             "fisher": {"kind": settings.named[0], "unit": settings.named[1]},
@@ -273,6 +274,11 @@ def _fill(
             "baseline": baseline or "auto",
         },
     )
+
+
+def _unigram(probe: Probe) -> dict[str, Any]:
+    whole, by_domain = unigram_losses(probe)
+    return {"unigram_loss": whole, "domain_unigram_loss": by_domain}
 
 
 def _first_class(config: Mapping[str, Any]) -> str | None:

@@ -45,6 +45,9 @@ class RouterArrays:
     # experts whose weights are not finite, and those with zeros; None: not looked at
     experts_nonfinite: tuple[int, ...] | None = None
     experts_zero: tuple[int, ...] | None = None
+    # groups of experts with the same weights, bit for bit; None: not looked at
+    experts_identical: tuple[tuple[int, ...], ...] | None = None
+    selection_bias_E: np.ndarray | None = None
 
     @property
     def state(self) -> str:
@@ -97,6 +100,7 @@ class CheckpointArrays:
             if router.bias_E is not None:
                 own["bias"] = router.bias_E
             optional = {
+                "selection_bias": router.selection_bias_E,
                 "sample_x": router.sample_x_ND,
                 "sample_rows": router.sample_rows,
                 "input_rows": router.input_rows,
@@ -110,7 +114,9 @@ class CheckpointArrays:
         return [
             {"layer": r.layer, "path": r.path, "experts": r.experts, "top_k": r.top_k,
              "scoring": r.scoring, "fishers": [list(key) for key in r.fishers],
-             "experts_nonfinite": _list(r.experts_nonfinite), "experts_zero": _list(r.experts_zero)}
+             "experts_nonfinite": _list(r.experts_nonfinite), "experts_zero": _list(r.experts_zero),
+             "experts_identical": None if r.experts_identical is None
+             else [list(group) for group in r.experts_identical]}
             for r in self.routers
         ]  # fmt: skip
 
@@ -145,6 +151,10 @@ class CheckpointArrays:
                     input_rows=own.get("input_rows"),
                     experts_nonfinite=_numbers(facts["experts_nonfinite"]),
                     experts_zero=_numbers(facts["experts_zero"]),
+                    experts_identical=None
+                    if facts["experts_identical"] is None
+                    else tuple(tuple(group) for group in facts["experts_identical"]),
+                    selection_bias_E=own.get("selection_bias"),
                 )
             )
         return cls(

@@ -156,7 +156,12 @@ class _Trail:
             "geodesic_steps": list(self.steps),
             "metrics": as_metrics(over_routers(found, paths, tuple(found[0]))) if found else {},
             "layers": [
-                {"layer": layers[path], "router": path, "metrics": as_metrics(own)}
+                {
+                    "layer": layers[path],
+                    "router": path,
+                    "metrics": as_metrics(own),
+                    **_unchanged(earlier[path], later[path]),
+                }
                 for path, own in zip(paths, found, strict=True)
             ],
         }
@@ -184,5 +189,21 @@ def _snapshots(arrays: CheckpointArrays) -> dict[str, Snapshot]:
             input_rows_N=None if router.sample_x_ND is None else np.searchsorted(rows, inputs),
             dtype=str(arrays.replay.get("dtype", "float32")),
             top_k=router.top_k,
+            selection_bias_E=router.selection_bias_E,
         )
     return found
+
+
+def _unchanged(before: Snapshot, after: Snapshot) -> dict[str, bool | None]:
+    """What of a router is equal bit for bit at two checkpoints.
+
+    `weights_equal` is of its rows, `bias_equal` of its selection bias (None without one), and
+    `logits_equal` of the sampled logits: unequal ones under equal rows say that inputs moved.
+    """
+    own, other = before.selection_bias_E, after.selection_bias_E
+    equal = None if own is None or other is None else bool(np.array_equal(own, other))
+    return {
+        "weights_equal": bool(np.array_equal(before.weight_ED, after.weight_ED)),
+        "bias_equal": equal,
+        "logits_equal": bool(np.array_equal(before.logits_ME, after.logits_ME)),
+    }

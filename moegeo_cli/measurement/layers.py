@@ -15,6 +15,7 @@ from moegeo_cli.geometry.dead import DeadTest, find_dead
 from moegeo_cli.geometry.estimates import (
     HASHED,
     ROUTING_NAMES,
+    bias_spread,
     over_routers,
     ratio_of_sums,
     router_cosine,
@@ -49,7 +50,9 @@ class CheckpointEstimates:
 
     def over_routers(self) -> dict[str, Estimate]:
         """Run-level values of the routing metrics."""
-        return over_routers(self.routing, self.paths, (*ROUTING_NAMES, "router_cosine"))
+        return over_routers(
+            self.routing, self.paths, (*ROUTING_NAMES, "router_cosine", "bias_spread")
+        )
 
 
 def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> CheckpointEstimates:
@@ -67,6 +70,7 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
         found["router_cosine"] = (
             missing(HASHED) if router.sums.hashed else router_cosine(router.weight_ED)
         )
+        found["bias_spread"] = bias_spread(router.selection_bias_E)
         routing.append(found)
     no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
@@ -132,6 +136,7 @@ def checkpoint_record(
         fisher=fisher,
         progress=dict(progress),
         replay={**arrays.replay, "described": arrays.describe()},
+        domain_loss=_domain_losses(arrays, domains, found.draws),
     )
 
 
@@ -175,6 +180,7 @@ def _layer(
         zero_rows=router.zero_rows,
         experts_nonfinite=router.experts_nonfinite,
         experts_zero=router.experts_zero,
+        experts_identical=router.experts_identical,
     )
 
 
@@ -185,6 +191,21 @@ def _domains(arrays: CheckpointArrays, probe: Probe) -> dict[str, np.ndarray]:
     if len(known) < 2 or len(names) != len(arrays.groups_S):
         return {}
     return {name: np.flatnonzero([n == name for n in names]) for name in known}
+
+
+def _domain_losses(
+    arrays: CheckpointArrays, domains: Mapping[str, np.ndarray], draws: Draws
+) -> Metrics:
+    """The loss of each domain's sequences; empty without a loss pass or without domains."""
+    if arrays.loss_S is None:
+        return {}
+    found = {}
+    for name, chosen in domains.items():
+        own_S = np.isin(np.arange(len(arrays.groups_S)), chosen)
+        sums_S = np.where(own_S, arrays.loss_S, 0.0)
+        counts_S = np.where(own_S, arrays.loss_tokens_S, 0)
+        found[name] = ratio_of_sums(sums_S, counts_S, draws).metric("loss")
+    return found
 
 
 def _dead_in_all(

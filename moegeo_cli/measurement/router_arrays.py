@@ -117,6 +117,8 @@ def form_router(
         **places,
         experts_nonfinite=None if damage is None else damage.nonfinite,
         experts_zero=None if damage is None else damage.zero,
+        experts_identical=None if damage is None else damage.identical,
+        selection_bias_E=tokens.selection_bias_E,
     )
 
 

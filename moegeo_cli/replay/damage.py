@@ -1,7 +1,7 @@
-"""Expert weights that were lost: NaN, infinity, or zeros where no training leaves them.
+"""Expert weights that were lost: NaN, infinity, zeros, or the same weights twice.
 
-transformers loads such files without a word. One pass over the experts' largest magnitudes
-tells them; a forward pass reads the same weights more often.
+transformers loads such files without a word. One pass over the experts' weights tells them; a
+forward pass reads the same weights more often.
 
 Legend: E experts, R rows of a weight matrix.
 """
@@ -19,10 +19,14 @@ from moegeo_cli.replay.routers import EXPERTS_CLASS, Router
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Experts with NaN or infinite weights, and experts with weights that are zero."""
+    """Experts with NaN or infinite weights, with weights that are zero, and equal ones.
+
+    `identical` has groups of two experts or more whose weights are all equal, bit for bit.
+    """
 
     nonfinite: tuple[int, ...]
     zero: tuple[int, ...]
+    identical: tuple[tuple[int, ...], ...] = ()
 
 
 def find_damage(router: Router) -> Damage | None:
@@ -33,20 +37,50 @@ def find_damage(router: Router) -> Damage | None:
     """
     nonfinite: set[int] = set()
     zero: set[int] = set()
-    seen = False
-    for rows_ER in _magnitudes(router):
-        if rows_ER is None:
+    alike: list[tuple[int, ...]] | None = None
+    for weights in _matrices(router):
+        if weights is None:
             return None
-        seen = True
+        rows_ER = torch.stack([torch.linalg.vector_norm(w, torch.inf, dim=-1) for w in weights])
+        alike = _still_alike([tuple(range(len(weights)))] if alike is None else alike, weights)
         nonfinite |= _places(~torch.isfinite(rows_ER).all(1))
         empty_ER = rows_ER == 0
         padding_R = empty_ER.all(0) & ~empty_ER.all()
         zero |= _places((empty_ER & ~padding_R).any(1))
-    return Damage(tuple(sorted(nonfinite)), tuple(sorted(zero))) if seen else None
+    if alike is None:
+        return None
+    lost = nonfinite | zero  # experts of zeros are equal, and named as what they are
+    twins = tuple(group for group in alike if not lost.intersection(group))
+    return Damage(tuple(sorted(nonfinite)), tuple(sorted(zero)), twins)
 
 
-def _magnitudes(router: Router) -> Iterator[torch.Tensor | None]:
-    """The largest magnitude of each row of each weight, expert by expert; None on no device."""
+def _still_alike(
+    groups: list[tuple[int, ...]], weights: Sequence[torch.Tensor]
+) -> list[tuple[int, ...]]:
+    """Groups of experts that stay equal with these weights as well; those of one are dropped.
+
+    Equal tensors have equal checksums, so only those of one checksum are compared in full.
+    """
+    found = []
+    for group in groups:
+        by_sum: dict[float, list[int]] = {}
+        for expert in group:
+            if expert < len(weights):
+                by_sum.setdefault(float(weights[expert].double().sum()), []).append(expert)
+        for candidates in by_sum.values():
+            while len(candidates) > 1:
+                first = weights[candidates[0]]
+                equal = [e for e in candidates if torch.equal(weights[e], first)]
+                candidates = [e for e in candidates if e not in equal]
+                if len(equal) > 1:
+                    found.append(tuple(equal))
+                if not equal:  # NaN is unequal to itself
+                    break
+    return sorted(found)
+
+
+def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
+    """Each weight as a matrix an expert; None where one is on no device."""
     for name, child in router.parent.named_children():
         kind = type(child).__name__
         routed = name == "experts" or (EXPERTS_CLASS.search(kind) and "shared" not in name)
@@ -56,7 +90,7 @@ def _magnitudes(router: Router) -> Iterator[torch.Tensor | None]:
             if any(w.is_meta for w in weights):
                 yield None
                 continue
-            yield torch.stack([torch.linalg.vector_norm(w, torch.inf, dim=-1) for w in weights])
+            yield weights
 
 
 def _by_expert(experts: nn.Module, count: int) -> Iterator[Sequence[torch.Tensor]]:
