@@ -1,0 +1,1 @@
+"""Loads of models that people deploy, and what the verdict's rule on loads says of them."""
