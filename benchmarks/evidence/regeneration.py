@@ -17,11 +17,11 @@ from benchmarks.evidence import calibration, policies, recoveries
 from benchmarks.evidence.alarms import alarm_rows, rule_columns, study_alarms
 from benchmarks.evidence.calibration import Rates
 from benchmarks.evidence.settings import DECISIONS
-from benchmarks.evidence.table import FOLDER, read_runs, read_table
+from benchmarks.evidence.table import FOLDER, LOST, is_diverged, read_runs, read_table
 from moegeo_cli.verdict.thresholds import FOLDER as DATA
 from moegeo_cli.verdict.thresholds import forget
 
-RATES_AT, STOPPED_BY = 0.1, 0.2
+RATES_AT, STOPPED_BY, DIVERGED_AT = 0.1, 0.2, 0.2
 RATES_OF = "untouched runs at 10% of training"
 # The limit of the log's rise is not fitted: it is the one that thresholds.toml ships.
 RISE = 0.2
@@ -88,12 +88,30 @@ def calibration_text() -> str:
         "left_out_false_alarms": list(left_out.false_positive_rate),
         **Rates.of(at["gap"] > most, at["failed"]).to_data(),
     }
+    found["loss-diverged"] = {
+        "value": LOST,
+        "unit": "of what the loss had gained on the unigram loss",
+        "source": "evidence study (docs/evidence.md): its definition of divergence, asked early",
+        "rates": f"failure at the end, untouched runs at {DIVERGED_AT:.0%} of training",
+        **_divergence_rates(runs).to_data(),
+    }
     found |= _other_rates(runs, points)
     head = (
         "# Written by `python -m benchmarks.evidence regenerate`; docs/evidence.md says how. Rows "
         "without a\n# value are rates of rules whose limit is in thresholds.toml.\n"
     )
     return head + "".join(_section(name, row) for name, row in found.items())
+
+
+def _divergence_rates(runs: pd.DataFrame) -> Rates:
+    """Of a validation loss that is lost, or not under the unigram loss, for failing at the end."""
+    new = runs[runs["untouched"]]
+    columns = [f"validation_{f:g}" for f in DECISIONS if f <= DIVERGED_AT + 1e-9]
+    alarms = [
+        is_diverged(own, unigram)
+        for own, unigram in zip(new[columns].to_numpy(float), new["unigram"], strict=True)
+    ]
+    return Rates.of(alarms, new["failed"])
 
 
 def read_quantiles() -> dict[str, float]:

@@ -14,14 +14,14 @@ from moegeo_cli.records import (
     RunRecord,
     Verdict,
 )
-from moegeo_cli.verdict import routing_rules, run_rules
+from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
 from moegeo_cli.verdict.lenses import LENS_RULES, judge_lenses
 from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, settle
 from moegeo_cli.verdict.thresholds import Limit, Thresholds, load_thresholds
 
 RULES: dict[str, Rule] = {
-    "router-collapse": routing_rules.router_collapse,
-    "dead-experts": routing_rules.dead_experts,
+    "router-collapse": load_rules.router_collapse,
+    "dead-experts": load_rules.dead_experts,
     "router-locked": routing_rules.router_locked,
     "router-uniform": routing_rules.router_uniform,
     "logit-explosion": routing_rules.logit_explosion,
@@ -29,11 +29,17 @@ RULES: dict[str, Rule] = {
     "router-zero": routing_rules.router_zero,
     "experts-damaged": routing_rules.experts_damaged,
     "near-ties": routing_rules.near_ties,
+    "router-frozen": training_rules.router_frozen,
+    "router-no-gradient": training_rules.router_no_gradient,
+    "bias-unused": training_rules.bias_unused,
+    "experts-identical": training_rules.experts_identical,
     "heterogeneity-above-init": run_rules.heterogeneity_above_init,
     "heterogeneity-rising": run_rules.heterogeneity_rising,
-    "loss-behind-reference": run_rules.loss_behind_reference,
-    "loss-spike": run_rules.loss_spike,
-    "balancing-inactive": routing_rules.balancing_inactive,
+    "loss-behind-reference": loss_rules.loss_behind_reference,
+    "loss-spike": loss_rules.loss_spike,
+    "loss-diverged": loss_rules.loss_diverged,
+    "probe-unfit": loss_rules.probe_unfit,
+    "balancing-inactive": training_rules.balancing_inactive,
     "coverage-incomplete": run_rules.coverage_incomplete,
     "sample-too-small": run_rules.sample_too_small,
 }

@@ -74,7 +74,7 @@ class LoadReading:
 
 
 def effective_experts(counts_E: Sequence[float]) -> float:
-    """exp of the entropy of the load: between K and E for top-K routing, E at balance."""
+    """Exponential of the entropy of the load: between K and E for top-K routing, E at balance."""
     total = sum(counts_E)
     return math.exp(-sum(c / total * math.log(c / total) for c in counts_E if c > 0))
 

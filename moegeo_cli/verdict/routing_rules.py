@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from moegeo_cli.records import Evidence, LayerRecord, Metric, Threshold
+from moegeo_cli.records import Metric, Threshold
 from moegeo_cli.verdict.rules import (
-    MIN_SEQUENCES,
     Found,
     Outcome,
     Situation,
@@ -14,104 +13,7 @@ from moegeo_cli.verdict.rules import (
     layer_words,
     low,
 )
-from moegeo_cli.verdict.thresholds import collapse_limit, is_studied
-
-
-def router_collapse(situation: Situation) -> Outcome:
-    """Load imbalance beyond the limit, once the part that noise explains is taken off.
-
-    Failing takes a whole interval over a calibrated limit, and that the study speaks for it: E and
-    K that it had, or a load that is collapsed by the study's own definition; and not the start of
-    training, where healthy runs collapse for a while.
-    """
-    limit = situation.limits["router-collapse"]
-    found: list[tuple[float, bool, LayerRecord, float]] = []
-    measured, sequences = 0, situation.run.probe.get("sequences")
-    for layer in situation.now.layers:
-        metric = known(layer, "collapse")
-        if metric is None or layer.top_k is None:
-            continue
-        bound = collapse_limit(limit, layer.experts, layer.top_k)
-        if bound >= 1.0:
-            continue  # K experts a token cannot be that unequal
-        measured += 1
-        null = metric.null_value or 0.0
-        assert metric.value is not None
-        if metric.value - null < bound:
-            continue
-        # Few sequences resemble themselves: their interval is no proof.
-        enough = sequences is None or sequences >= MIN_SEQUENCES
-        sure = enough and metric.ci_low is not None and metric.ci_low - null >= bound
-        sure = sure and limit.calibrated and _speaks_for(situation, layer)
-        found.append((metric.value, sure, layer, bound))
-    if not measured:
-        return Skipped("no router has a collapse that could reach the limit", undecided=True)
-    if not found:
-        return None
-    found.sort(key=lambda f: (-f[0], f[2].layer))
-    value, _, first, bound = found[0]
-    layers = tuple(sorted(f[2].layer for f in found))
-    early = _is_early(situation)
-    studied = is_studied(limit, first.experts, first.top_k or 1)
-    return Found(
-        "failing" if any(f[1] for f in found) and not early else "watch",
-        f"collapse is {value:.2f} in layer {first.layer}, over the limit of {bound:.2f} for "
-        f"{first.experts} experts of which {first.top_k} are chosen; {layer_words(layers)} "
-        f"{'is' if len(layers) == 1 else 'are'} over it"
-        f"{'' if studied else '; that limit is of the nearest E and K that were studied'}"
-        f"{'; so early in training healthy runs are, too, for a while' if early else ''}",
-        layers,
-        tuple(evidence("collapse", f[2]) for f in found),
-        Threshold(
-            bound, limit.threshold.source, limit.threshold.precision, limit.threshold.recall,
-            limit.threshold.false_positive_rate,
-        ),
-    )  # fmt: skip
-
-
-def _speaks_for(situation: Situation, layer: LayerRecord) -> bool:
-    """Whether the limit was studied at this E and K, or the load is collapsed by definition."""
-    if is_studied(situation.limits["router-collapse"], layer.experts, layer.top_k or 1):
-        return True
-    definition = situation.limits["router-collapse-entropy"].value
-    return _high(known(layer, "entropy_load_rescaled")) < definition
-
-
-def _is_early(situation: Situation) -> bool:
-    fraction = situation.now.progress.get("fraction")
-    return fraction is not None and fraction < situation.limits["router-collapse-from"].value
-
-
-def dead_experts(situation: Situation) -> Outcome:
-    """Experts unused on this probe; those unused in every domain and before are named."""
-    layers = [x for x in situation.now.layers if known(x, "dead_experts")]
-    if not layers:
-        metric = next((x.metrics.get("dead_experts") for x in situation.now.layers), None)
-        return Skipped((metric.reason if metric else None) or "not measured")
-    found = [x for x in layers if x.dead]
-    if not found:
-        return None
-    count = sum(len(x.dead) for x in found)
-    words = [f"{count} expert{'s' if count != 1 else ''} unused on this probe"]
-    everywhere = sum(len(x.dead_in_all_domains or ()) for x in found)
-    if everywhere:
-        words.append(f"{everywhere} in every domain that can tell")
-    if len(situation.history) > 1:
-        before = {x.router: set(x.dead) for x in situation.history[-2].layers}
-        lasting = sum(len(set(x.dead) & before.get(x.router, set())) for x in found)
-        words.append(f"{lasting} of them at the checkpoint before as well")
-    numbers = tuple(x.layer for x in found)
-    named = ", ".join(
-        f"layer {x.layer}: {', '.join(map(str, x.dead[:8]))}{'…' if len(x.dead) > 8 else ''}"
-        for x in found[:4]
-    )
-    return Found(
-        "watch",
-        f"{'; '.join(words)} ({named})",
-        numbers,
-        tuple(evidence("dead_experts", x) for x in found),
-        situation.limits["dead-experts"].threshold,
-    )
+from moegeo_cli.verdict.thresholds import OWN
 
 
 def router_locked(situation: Situation) -> Outcome:
@@ -172,8 +74,40 @@ def logit_explosion(situation: Situation) -> Outcome:
 
 
 def near_ties(situation: Situation) -> Outcome:
-    """Choices that rounding would change."""
-    return _above(situation, "near-ties", "near_ties", "the share of near-ties")
+    """Choices that rounding would change, beside what E and K make of any normal logits.
+
+    A fact (info): no failure was found behind it. A limit that the user set is a watch.
+    """
+    limit, factor = situation.limits["near-ties"], situation.limits["near-ties-factor"]
+    own = limit.threshold.source == OWN
+    layers = [x for x in situation.now.layers if known(x, "near_ties")]
+    if not layers:
+        return Skipped("not measured")
+    found = []
+    for layer in layers:
+        expected = layer.metrics["near_ties"].null_value
+        bound = limit.value if own else max(limit.value, factor.value * (expected or 0.0))
+        if low(known(layer, "near_ties")) > bound:
+            found.append(layer)
+    if not found:
+        return None
+    top = max(found, key=lambda x: x.metrics["near_ties"].value or 0.0)
+    metric, centred = top.metrics["near_ties"], known(top, "near_ties_centred")
+    words = f"{metric.value:.1%} of the tokens of layer {top.layer} are near-ties"
+    if metric.null_value is not None:
+        words += (
+            f"; normal logits of {top.experts} experts of which {top.top_k} are chosen would show "
+            f"{metric.null_value:.1%}"
+        )
+    if centred is not None:
+        words += f", and these logits {centred.value:.1%} with their common offset taken off"
+    return Found(
+        "watch" if own else "info",
+        words,
+        tuple(x.layer for x in found),
+        tuple(evidence("near_ties", x) for x in found),
+        limit.threshold,
+    )
 
 
 def router_nonfinite(situation: Situation) -> Outcome:
@@ -229,35 +163,6 @@ def _experts(places: tuple[int, ...]) -> str:
 
 def _and_more(count: int) -> str:
     return f"; and {count} more" if count > 0 else ""
-
-
-def balancing_inactive(situation: Situation) -> Outcome:
-    """A balance loss that the config asks for and that will not be applied."""
-    training = situation.run.run.get("training") or {}
-    framework = situation.run.run.get("framework")
-    asked = {
-        key: training[key]
-        for key in ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
-        if isinstance(training.get(key), int | float) and training[key] > 0
-    }
-    if not asked:
-        return Skipped("the config asks for no balance loss")
-    key, value = next(iter(asked.items()))
-    if framework == "nanotron":
-        reason = f"{key} = {value:g}, which nanotron declares and never reads"
-    elif framework in (None, "transformers", "trl", "axolotl"):
-        if key != "router_aux_loss_coef" or training.get("output_router_logits") is True:
-            return None
-        reason = (
-            f"{key} = {value:g} does nothing while output_router_logits is not true: "
-            "transformers adds the balance loss only then"
-        )
-    else:
-        return Skipped(f"{framework} has its own switch, which the checkpoint does not record")
-    number = Evidence(key, Metric(float(value)))
-    return Found(
-        "watch", reason, (), (number,), Threshold(None, "transformers 5.23, by running it")
-    )
 
 
 def _above(situation: Situation, name: str, metric: str, words: str) -> Outcome:

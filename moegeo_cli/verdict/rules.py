@@ -113,7 +113,7 @@ def _allowed(severity: str, about: Definition, limits: Thresholds) -> str:
     """An uncalibrated limit alone makes nothing failing; exact facts may."""
     ceiling = about.severity
     limit = limits.get(about.name)
-    exact = about.fact or about.name == "loss-spike"  # failing there is a loss that is not finite
+    exact = about.fact
     if severity == "failing" and not exact and (limit is None or not limit.calibrated):
         ceiling = "watch"
     return min(severity, ceiling, key=SEVERITIES.index)
@@ -122,6 +122,12 @@ def _allowed(severity: str, about: Definition, limits: Thresholds) -> str:
 def worst(severities: Sequence[str]) -> str:
     """The worst of some severities."""
     return max(severities, key=SEVERITIES.index)
+
+
+def is_early(situation: Situation) -> bool:
+    """Whether the checkpoint lies in the first fifth of training, as far as that is known."""
+    fraction = situation.now.progress.get("fraction")
+    return fraction is not None and fraction < situation.limits["router-collapse-from"].value
 
 
 def evidence(name: str, layer: LayerRecord) -> Evidence:

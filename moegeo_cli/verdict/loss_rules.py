@@ -1,0 +1,218 @@
+"""Rules about the loss: the run's own log, the probe's, and a reference's."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moegeo_cli.records import NOT_FINITE, Evidence, Metric, Threshold
+from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, is_early
+
+WINDOW = 10  # entries of the log that a level is the median of
+
+
+def loss_behind_reference(situation: Situation) -> Outcome:
+    """The loss against the reference at the same progress: a watch over the limit, else a fact.
+
+    A gap that is sure may still be one that runs close again, or that seeds of one setting show:
+    the limit is what only few runs that ended well had.
+    """
+    if situation.losses is None:
+        return Skipped("no --reference run was given")
+    gap = situation.losses.get(situation.now.path)
+    if gap is None or gap.value is None:
+        return Skipped("the reference has no checkpoint at this progress, on the same probe")
+    if gap.ci_low is None or gap.ci_high is None:
+        return Skipped("the loss difference has no interval")
+    limit = situation.limits["loss-behind-reference"]
+    own = situation.now.loss.value
+    reference = None if own is None else own - gap.value
+    if reference is None or reference <= 0:
+        return Skipped("the reference's loss is not above 0: a gap is no share of it")
+    share = gap.value / reference
+    if gap.ci_low <= 0:
+        return None
+    above = gap.ci_low / reference > limit.value
+    return Found(
+        "watch" if above else "info",
+        f"the loss is {gap.value:+.3f} nats per token [{gap.ci_low:+.3f}, "
+        f"{gap.ci_high:+.3f}] against the reference at the same progress, {share:+.1%} of it "
+        f"({'over' if above else 'not surely over'} the limit of {limit.value:.1%})",
+        (),
+        (Evidence("loss_difference", gap),),
+        limit.threshold,
+    )
+
+
+def loss_spike(situation: Situation) -> Outcome:
+    """A jump in the training log up to this checkpoint, told by its first entry."""
+    limit = situation.limits["loss-spike"]
+    losses = _losses(situation)
+    if len(losses) < WINDOW + 1:
+        return Skipped(f"the log has fewer than {WINDOW + 1} losses up to here")
+    onset: int | None = None
+    highest = 0.0
+    for place in range(WINDOW, len(losses)):
+        before = statistics.median(v for _, v in losses[place - WINDOW : place])
+        rise = losses[place][1] / before - 1.0 if before > 0 else 0.0
+        if rise > limit.value:
+            onset = losses[place][0] if onset is None else onset
+            highest = max(highest, rise)
+    if onset is None:
+        return None
+    return Found(
+        "watch",
+        f"the training loss jumped at step {onset}, by {highest:.0%} at most over the median of "
+        f"the {WINDOW} entries before",
+        (),
+        (Evidence("loss_rise", Metric(highest)),),
+        limit.threshold,
+    )
+
+
+def loss_diverged(situation: Situation) -> Outcome:
+    """A loss that is not finite, that lost what it had gained, or that gained nothing.
+
+    Gains count from the unigram loss of the probe. The probe's loss decides only where the log,
+    if there is one, says the same: a training that moves to other text loses this one.
+    """
+    limit = situation.limits["loss-diverged"]
+    broken = [e for e in _log(situation) if "loss" in (e.get("nonfinite") or ())]
+    if broken:
+        return Found(
+            "failing",
+            f"the training loss is not finite at step {broken[0].get('step')}",
+            (),
+            (Evidence("loss_log", Metric(None, reason="NaN or infinite")),),
+            Threshold(None, "exact"),
+        )
+    now = situation.now.loss
+    if now.value is None and now.reason == NOT_FINITE:
+        return Found(
+            "failing", "the loss on the probe is not finite", (), (Evidence("loss", now),),
+            Threshold(None, "exact"),
+        )  # fmt: skip
+    unigram = situation.run.probe.get("unigram_loss")
+    if unigram is None:
+        return Skipped("the probe has no unigram loss to count gains from")
+    from_log = _lost(_levels(_losses(situation)), unigram, limit.value)
+    probe = [c.loss.value for c in situation.history if c.loss.value is not None]
+    from_probe = _lost(probe, unigram, limit.value)
+    levels = _levels(_losses(situation))
+    has_log = bool(levels)
+    if has_log and min(levels[-1], now.value or 0.0) >= unigram and not is_early(situation):
+        return Found(
+            "failing",
+            f"the training loss is {levels[-1]:.3f} nats and that on the probe {now.value:.3f}: "
+            f"both above the {unigram:.3f} of the probe's token frequencies, so nothing is learned",
+            (),
+            (Evidence("loss_log", Metric(levels[-1])), Evidence("loss", now)),
+            limit.threshold,
+        )
+    if from_log is None and from_probe is None:
+        return None
+    if from_log is not None:
+        lowest, level = from_log
+        return Found(
+            "failing",
+            f"the training loss is {level:.3f} nats after {lowest:.3f}: it lost "
+            f"{_share(lowest, level, unigram):.0%} of what it had gained on the unigram loss of "
+            f"{unigram:.3f}",
+            (),
+            (Evidence("loss_log", Metric(level)),),
+            limit.threshold,
+        )
+    assert from_probe is not None
+    lowest, level = from_probe
+    words = (
+        f"the loss on the probe is {level:.3f} nats after {lowest:.3f}: it lost "
+        f"{_share(lowest, level, unigram):.0%} of what it had gained on the unigram loss of "
+        f"{unigram:.3f}"
+    )
+    if has_log:
+        words += "; the training loss did not, so the training may have moved to other text"
+    severity = "info" if has_log else "watch"
+    return Found(severity, words, (), (Evidence("loss", now),), limit.threshold)
+
+
+def probe_unfit(situation: Situation) -> Outcome:
+    """A probe that the model predicts no better than the frequencies of its tokens do."""
+    unigram = situation.run.probe.get("unigram_loss")
+    loss = situation.now.loss
+    if unigram is None or loss.value is None:
+        return Skipped("no loss was measured on the probe")
+    if situation.now.step == 0 or is_early(situation):
+        return Skipped("a model at the start of training models nothing yet")
+    own = situation.run.probe.get("domain_unigram_loss") or {}
+    unfit = [
+        name
+        for name, metric in situation.now.domain_loss.items()
+        if metric.value is not None and name in own and metric.value >= own[name]
+    ]
+    whole = loss.value >= unigram
+    if not whole and not unfit:
+        return None
+    evidence = (Evidence("loss", loss), Evidence("unigram_loss", Metric(unigram)))
+    if not whole:
+        return Found(
+            "info",
+            f"the model does not model {', '.join(unfit)}: its loss there is above that of the "
+            "token frequencies; numbers of those domains say little",
+            (),
+            evidence,
+            Threshold(unigram, "exact: the probe's own unigram loss"),
+        )
+    logged = _levels(_losses(situation))
+    words = (
+        f"the loss on the probe is {loss.value:.3f} nats, above the {unigram:.3f} of its token "
+        "frequencies"
+    )
+    if logged and logged[-1] < unigram:
+        words += (
+            f", while the training log says {logged[-1]:.3f}: the labels of the training are "
+            "shifted, or this text or tokenizer is not what the model models"
+        )
+    else:
+        words += ": this text is not what the model models, or the model has learned nothing"
+    return Found("watch", words, (), evidence, Threshold(unigram, "exact: the unigram loss"))
+
+
+def _log(situation: Situation) -> list[Mapping[str, Any]]:
+    """The training log up to the checkpoint that is judged."""
+    return [e for e in situation.run.run.get("log") or () if _until(e, situation.now.step)]
+
+
+def _losses(situation: Situation) -> list[tuple[int, float]]:
+    """Steps and losses of the log up to the checkpoint."""
+    return [
+        (int(e.get("step") or 0), float(e["loss"]))
+        for e in _log(situation)
+        if isinstance(e.get("loss"), int | float)
+    ]
+
+
+def _levels(losses: Sequence[tuple[int, float]]) -> list[float]:
+    """Medians of WINDOW successive entries: single batches are noise."""
+    values = [v for _, v in losses]
+    return [statistics.median(values[i : i + WINDOW]) for i in range(len(values) - WINDOW + 1)]
+
+
+def _lost(levels: Sequence[float], unigram: float, share: float) -> tuple[float, float] | None:
+    """The lowest level and the last one, where that lost over a share of what was gained."""
+    if len(levels) < 2:
+        return None
+    lowest, last = min(levels[:-1]), levels[-1]
+    gained = unigram - lowest
+    return (lowest, last) if gained > 0 and last > lowest + share * gained else None
+
+
+def _share(lowest: float, level: float, unigram: float) -> float:
+    gained = unigram - lowest
+    return (level - lowest) / gained if gained > 0 and math.isfinite(level) else math.inf
+
+
+def _until(entry: Mapping[str, Any], step: int | None) -> bool:
+    own = entry.get("step")
+    return step is None or not isinstance(own, int | float) or own <= step

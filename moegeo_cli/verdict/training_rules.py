@@ -1,0 +1,192 @@
+"""Rules about what a training does to its routers: exact facts that need no statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moegeo_cli.records import Evidence, LayerRecord, Metric, Threshold, layer_name
+from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, evidence, layer_words
+
+EXACT = Threshold(None, "exact")
+# Frameworks whose training reads the checkpoint's own config.
+READ_CONFIG = (None, "transformers", "trl", "axolotl")
+BALANCE_KEYS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
+
+
+def router_frozen(situation: Situation) -> Outcome:
+    """Router weights that are equal bit for bit while the rest of the model moves.
+
+    A router that is equal under equal logits is another copy of the same checkpoint.
+    """
+    moves = _moves(situation)
+    if not moves:
+        return Skipped("needs two checkpoints with steps")
+    frozen = [m for m in moves[-1]["layers"] if m.get("weights_equal")]
+    moved = any(not m.get("logits_equal", True) for m in moves[-1]["layers"])
+    if not frozen or not moved:
+        return None
+    since = _since(moves, {m["router"] for m in frozen})
+    layers = tuple(sorted({m["layer"] for m in frozen}))
+    all_of_them = len(frozen) == len(moves[-1]["layers"])
+    which = "every router" if all_of_them else f"the router of {layer_words(layers)}"
+    return Found(
+        "watch",
+        f"{which} is equal bit for bit since step {since}, while the rest of the model moves: "
+        "the optimizer does not hold it, or it is frozen on purpose",
+        layers,
+        (),
+        EXACT,
+    )
+
+
+def router_no_gradient(situation: Situation) -> Outcome:
+    """The loss has no gradient for a router: one expert a token, its weight divided by itself."""
+    named = situation.run.settings.get("fisher") or {}
+    told = [x for x in situation.now.layers if x.state == "ok" and _traces(x)]
+    if named.get("kind") != "empirical" or not told:
+        return Skipped("no Fisher of the loss was measured")
+    # An expert without a token has no Fisher; where every other one is 0, nothing is learned.
+    found = [x for x in told if not any(_traces(x))]
+    if not found:
+        return None
+    layers = tuple(x.layer for x in found)
+    alone = all(x.top_k == 1 for x in found)
+    return Found(
+        "watch",
+        f"the loss gives the router of {layer_words(layers)} no gradient at all"
+        + (
+            ": one expert a token, and its weight is divided by itself, so it is always 1"
+            if alone
+            else ": its combine weights do not depend on its logits, or are detached"
+        ),
+        layers,
+        tuple(Evidence("fisher_trace", Metric(0.0), x.layer, x.router) for x in found[:4]),
+        EXACT,
+    )
+
+
+def _traces(layer: LayerRecord) -> list[float]:
+    """The Fisher traces of the experts that have one."""
+    return [v for v in layer.fisher_trace or () if v is not None]
+
+
+def bias_unused(situation: Situation) -> Outcome:
+    """A selection bias that is the same for every expert after training began."""
+    told = [
+        x
+        for x in situation.now.layers
+        if (m := x.metrics.get("bias_spread")) is not None and m.value is not None
+    ]
+    if not told:
+        return Skipped("no router has a selection bias")
+    if situation.now.step == 0:
+        return Skipped("a selection bias starts equal")
+    found = [x for x in told if x.metrics["bias_spread"].value == 0.0]
+    if not found:
+        return None
+    layers = tuple(x.layer for x in found)
+    which = "every router" if len(found) == len(told) else f"the router of {layer_words(layers)}"
+    return Found(
+        "watch",
+        f"the selection bias of {which} is the same for all experts: it is not saved, or nothing "
+        "updates it",
+        layers,
+        tuple(evidence("bias_spread", x) for x in found[:4]),
+        EXACT,
+    )
+
+
+def experts_identical(situation: Situation) -> Outcome:
+    """Experts with the same weights, bit for bit: one rank's share written twice, or a copy."""
+    looked = [x for x in situation.now.layers if x.experts_identical is not None]
+    if not looked:
+        return Skipped("the experts' weights were not looked at")
+    found = [x for x in looked if x.experts_identical]
+    if not found:
+        return None
+    first = len(situation.history) == 1 and situation.now.step in (0, None)
+    layers = tuple(x.layer for x in found)
+    shown = "; ".join(
+        f"layer {layer_name(x.layer, x.router)}: "
+        + ", ".join("=".join(map(str, group)) for group in (x.experts_identical or ())[:4])
+        for x in found[:3]
+    )
+    count = sum(len(group) for x in found for group in x.experts_identical or ())
+    among = sum(x.experts for x in looked)
+    why = (
+        "an upcycled model starts so"
+        if first
+        else "a save wrote some experts twice, or a resume copied them"
+    )
+    return Found(
+        "info" if first else "watch",
+        f"{count} of {among} experts have the weights of another one, bit for bit ({shown}): {why}",
+        layers,
+        (Evidence("experts_identical", Metric(float(count))),),
+        EXACT,
+    )
+
+
+def balancing_inactive(situation: Situation) -> Outcome:
+    """A balance loss that the config asks for and that its framework did not apply.
+
+    A watch where the trainer's own state lies beside the checkpoint: then the config is the
+    setting. A published checkpoint's config says nothing of how it was trained (info).
+    """
+    training = situation.run.run.get("training") or {}
+    framework = situation.run.run.get("framework")
+    asked = [
+        (key, training[key])
+        for key in BALANCE_KEYS
+        if isinstance(training.get(key), int | float) and training[key] > 0
+    ]
+    if not asked:
+        return Skipped("the config asks for no balance loss")
+    key, value = asked[0]
+    severity = "watch"
+    if framework == "nanotron":
+        reason = f"{key} = {value:g}, which nanotron declares and never reads"
+    elif framework in READ_CONFIG:
+        if key != "router_aux_loss_coef" or training.get("output_router_logits") is True:
+            return None
+        log = situation.run.run.get("log") or ()
+        if any("aux_loss" in entry for entry in log):
+            return None  # its trainer switches the loss on by itself
+        reason = (
+            f"{key} = {value:g} does nothing while output_router_logits is not true: "
+            "transformers adds the balance loss only then"
+        )
+        if not _was_trained_here(situation.run.run):
+            severity = "info"
+            reason += "; nothing beside the checkpoint says that transformers trained it"
+    else:
+        return Skipped(f"{framework} has its own switch, which the checkpoint does not record")
+    return Found(
+        severity, reason, (), (Evidence(key, Metric(float(value))),),
+        Threshold(None, "transformers 5.23, by running it"),
+    )  # fmt: skip
+
+
+def _was_trained_here(run: Mapping[str, Any]) -> bool:
+    """Whether a trainer's state lies beside the checkpoint: its log, or its planned steps."""
+    training = run.get("training") or {}
+    return bool(run.get("log")) or any(str(key).startswith("trainer.") for key in training)
+
+
+def _moves(situation: Situation) -> list[Mapping[str, Any]]:
+    """Moves between successive checkpoints up to the one that is judged."""
+    paths = {c.path for c in situation.history}
+    found = [m for m in situation.run.dynamics if m["from_path"] in paths and m["to_path"] in paths]
+    return found if found and found[-1]["to_path"] == situation.now.path else []
+
+
+def _since(moves: list[Mapping[str, Any]], routers: set[str]) -> int | None:
+    """The step since which all of these routers have been equal."""
+    since: int | None = moves[-1]["from_step"]
+    for move in reversed(moves):
+        equal = {m["router"] for m in move["layers"] if m.get("weights_equal")}
+        if not routers <= equal:
+            break
+        since = move["from_step"]
+    return since
