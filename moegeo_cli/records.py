@@ -186,6 +186,7 @@ class Intervention:
     evidence: Mapping[str, Any]  # {"grade": "measured"|"literature"|"untested", ...}
     conflicts: tuple[str, ...] = ()
     layers: tuple[int, ...] = ()
+    folded: bool = False  # measured, and nothing was gained by it
 
 
 @dataclass(frozen=True, slots=True)

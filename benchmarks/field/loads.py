@@ -23,6 +23,7 @@ from moegeo_cli.verdict.known_loads import (
     effective_experts,
     even_experts,
     read_load,
+    standing_words,
 )
 
 SHIPPED = Path(__file__).parent / "loads.csv.gz"
@@ -64,8 +65,11 @@ def read_loads(path: Path = SHIPPED) -> pd.DataFrame:
 def read_row(row: Any) -> LoadReading:
     """What the rule says of one layer's counts."""
     effective = effective_experts(row.counts)
-    breadth = MIXTURE if row.breadth == MIXTURE else NARROW
-    return read_load(effective, even_of(row), int(row.experts), int(row.top_k), breadth)
+    return read_load(effective, even_of(row), int(row.experts), int(row.top_k), _breadth(row))
+
+
+def _breadth(row: Any) -> str:
+    return MIXTURE if row.breadth == MIXTURE else NARROW
 
 
 def even_of(row: Any) -> float:
@@ -93,8 +97,7 @@ def judge_sets(table: pd.DataFrame) -> list[dict[str, Any]]:
         collapses = distance(loads_LE, uniform_E) / scale
         least = min(effective_experts(r.counts) for r, _ in readings)
         place = "" if reading.standing is None else (
-            f"; more unequal than {reading.standing.more_even:.0%} of the layers of "
-            f"{reading.standing.models} deployed models on {row.breadth} text"
+            f"; {standing_words(reading.standing, _breadth(row))}"
         )  # fmt: skip
         words = f"layer {row.layer}: {least:.1f} of {experts} experts carry the load; "
         found.append(

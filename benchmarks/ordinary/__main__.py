@@ -6,8 +6,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.ordinary.driver import run_all
+from benchmarks.ordinary.driver import measure_all, run_all
+from benchmarks.ordinary.outcomes import judge_all
 from benchmarks.ordinary.plan import STEPS, plan_runs
+from benchmarks.ordinary.records import collect
 
 SECONDS_A_RUN = 150.0  # of one core, measured on the machine that the results are of
 BUDGET = 8.0  # core-hours
@@ -21,11 +23,20 @@ def main() -> None:
     run.add_argument("--work", type=Path, required=True, help="folder of the runs")
     run.add_argument("--workers", type=int, default=2)
     run.add_argument("--only", help="runs whose name has this part")
+    measure = commands.add_parser("measure", help="replay the runs that are trained")
+    measure.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    measure.add_argument("--workers", type=int, default=2)
+    commands.add_parser("judge", help="what the verdict says of the committed records")
     options = parser.parse_args()
     if options.command == "plan":
         print_plan()
     elif options.command == "run":
         run_all(options.work, options.workers, options.only)
+    elif options.command == "measure":
+        measure_all(options.work, options.workers)
+        collect(options.work)
+    else:
+        print_judgement()
 
 
 def print_plan() -> None:
@@ -36,6 +47,14 @@ def print_plan() -> None:
     print(", ".join(f"{kind} {count}" for kind, count in kinds.items()))
     hours = len(runs) * SECONDS_A_RUN / 3600
     print(f"about {hours:.1f} core-hours of at most {BUDGET:g}")
+
+
+def print_judgement() -> None:
+    """One line a run: its losses and the verdict of every save."""
+    for o in judge_all():
+        behind = "" if o.behind is None else f"{o.behind:+.3f}{' worse' if o.worse else ''}"
+        last = ", ".join(f"{n}={s}" for n, s in o.findings[-1].items() if s != "info")
+        print(f"{o.run.name:44} {o.loss:.3f} {behind:13} {o.letters}  {last}")
 
 
 if __name__ == "__main__":

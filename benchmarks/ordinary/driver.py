@@ -41,3 +41,20 @@ def _train(job: tuple[Run, Path]) -> tuple[str, float, float]:
     started = time.time()
     loss = train(*job)
     return job[0].name, loss, time.time() - started
+
+
+def measure_all(work: Path, workers: int) -> None:
+    """Replay what is trained and not measured yet."""
+    runs = [r for r in plan_runs() if (work / r.name / "final.json").exists()]
+    left = [(r, work) for r in runs if not (work / "records" / f"{r.name}.json").exists()]
+    with get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
+        for name, seconds in pool.imap_unordered(_measure, left):
+            print(f"{name}: measured in {seconds:.0f} s", flush=True)
+
+
+def _measure(job: tuple[Run, Path]) -> tuple[str, float]:
+    from benchmarks.ordinary.records import measure
+
+    started = time.time()
+    measure(*job)
+    return job[0].name, time.time() - started

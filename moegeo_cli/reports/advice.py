@@ -32,7 +32,7 @@ def print_interventions(page: Page, interventions: Sequence[Intervention]) -> No
     """What to change, at length; nothing where there is nothing to change."""
     if interventions:
         page.section("INTERVENTIONS", "what to change, why, and how to see that it worked")
-    for place, item in enumerate(interventions, 1):
+    for place, item in enumerate(outline.to_do(interventions), 1):
         page.show(page.paragraph(clean(item.title), "bold", sign=f"{place}.", indent=2))
         live = outline.live_words(item.key)
         rows = [
@@ -49,3 +49,6 @@ def print_interventions(page: Page, interventions: Sequence[Intervention]) -> No
                 page.show(page.paragraph(words, sign=f"{name:<9}", indent=5))
         for line in clean_lines(item.key.lines or ""):
             page.line(line, "cyan", indent=15)
+    folded = outline.folded_words(interventions)
+    if folded:
+        page.show(page.paragraph(folded, "dim", indent=2))

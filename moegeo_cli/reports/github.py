@@ -28,7 +28,7 @@ def render(record: RunRecord) -> str:
     gaps = outline.coverage_gaps(record.newest)
     if gaps:
         lines.append(_command("warning", "moegeo coverage", gaps))
-    for item in record.interventions[:3]:
+    for item in outline.to_do(record.interventions)[:3]:
         live = outline.live_words(item.key, lines=False)
         words = [outline.key_words(item.key) + (f" ({live})" if live else ""), item.action]
         lines.append(_command("notice", f"next: {item.title}", words))

@@ -83,9 +83,10 @@ def _advice(record: RunRecord, full: bool) -> list[str]:
     if not record.interventions:
         return []
     lines = ["", "## What to do next", ""]
-    for place, item in enumerate(record.interventions, 1):
+    for place, item in enumerate(outline.to_do(record.interventions), 1):
         lines += intervention_lines(place, item, full)
-    return lines
+    folded = outline.folded_words(record.interventions)
+    return [*lines, "", markdown_text(folded)] if folded and full else lines
 
 
 def intervention_lines(place: int, item: Intervention, full: bool = True) -> list[str]:

@@ -174,9 +174,22 @@ def setting(value: Any) -> str:
     return clean(json.dumps(value, default=str))
 
 
-def ordered_interventions(record: RunRecord) -> tuple[Intervention, ...]:
-    """What to do, in the verdict's order."""
-    return record.interventions
+def to_do(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
+    """What to do, in the verdict's order, without what was measured and gained nothing."""
+    return tuple(i for i in interventions if not i.folded)
+
+
+def folded_words(interventions: Sequence[Intervention]) -> str:
+    """What the study tried for these findings without a gain; empty for nothing."""
+    tried = []
+    for item in interventions:
+        if item.folded:
+            change = item.evidence.get("performance")
+            known = f" ({change:+.2f})" if isinstance(change, int | float) else ""
+            tried.append(f"{clean(item.title).lower()}{known}")
+    if not tried:
+        return ""
+    return f"Tried in the study without a gain of final performance: {'; '.join(tried)}."
 
 
 def method(record: RunRecord) -> list[tuple[str, str]]:

@@ -99,11 +99,12 @@ def _verdict_panel(page: Page, record: RunRecord) -> RenderableType:
     checks = judgement.check_words(verdict)
     if checks:
         lines.append(page.text(checks, "dim"))
-    if record.interventions:
+    steps = outline.to_do(record.interventions)
+    if steps:
         lines += [Text(), Text("What to do next", "bold")]
-    for place, item in enumerate(record.interventions[:TOP_INTERVENTIONS], 1):
+    for place, item in enumerate(steps[:TOP_INTERVENTIONS], 1):
         lines += _advice(page, place, item)
-    more = len(record.interventions) - TOP_INTERVENTIONS
+    more = len(steps) - TOP_INTERVENTIONS
     if more > 0:
         lines.append(page.text(f"and {figures.plural(more, 'more step')} below", "dim"))
     return Panel(

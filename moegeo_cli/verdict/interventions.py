@@ -26,6 +26,9 @@ def recommend(
 ) -> tuple[Intervention, ...]:
     """What the active findings call for and what applies to this checkpoint, best first.
 
+    What removes an exact cause comes first, then what had a measured gain, then the rest; what was
+    measured without a gain comes last and is folded.
+
     Args:
         run: for its settings and its newest checkpoint, if it has one.
         findings: of its verdict.
@@ -39,27 +42,50 @@ def recommend(
     note = None if named in FRAMEWORKS else ASSUMED
     name = named if named in FRAMEWORKS else "transformers"
     active = {f.name: f for f in findings if f.state == "active" and f.severity != "info"}
-    chosen = []
+    chosen: list[tuple[int, Intervention]] = []
     for entry in catalogue()["intervention"]:
         called = [f for f in entry["findings"] if f in active]
         if not called or not APPLIES[entry["applies"]](run):
             continue
         layers = sorted({n for f in called for n in active[f].layers})
+        key = _key(entry, run, name, note)
+        if key.current is not None and key.current == key.suggested:
+            continue  # it is set so already
+        evidence = _evidence(entry, called)
+        rank = _rank(entry, called, evidence)
         chosen.append(
-            Intervention(
-                id=entry["id"],
-                title=entry["title"],
-                action=entry["action"],
-                findings=tuple(called),
-                why="; ".join(active[f].message for f in called),
-                key=_key(entry, run, name, note),
-                check=entry["check"],
-                evidence=_evidence(entry, called),
-                conflicts=tuple(entry.get("conflicts", ())),
-                layers=tuple(layers),
+            (
+                rank,
+                Intervention(
+                    id=entry["id"],
+                    title=entry["title"],
+                    action=entry["action"],
+                    findings=tuple(called),
+                    why="; ".join(active[f].message for f in called),
+                    key=key,
+                    check=entry["check"],
+                    evidence=evidence,
+                    conflicts=tuple(entry.get("conflicts", ())),
+                    layers=tuple(layers),
+                    folded=rank == FOLDED,
+                ),
             )
         )
-    return tuple(chosen)
+    return tuple(item for _, item in sorted(chosen, key=lambda c: c[0]))
+
+
+CAUSE, GAINS, UNMEASURED, FOLDED = range(4)
+DIGITS = 4  # of a suggested value
+
+
+def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Mapping[str, Any]) -> int:
+    """How soon an entry is named: by what it removes and what the study measured of it."""
+    if entry.get("cause") and entry["findings"][0] in called:
+        return CAUSE
+    if evidence["grade"] != "measured" or "saved" in evidence:
+        return UNMEASURED
+    low, _ = evidence.get("performance_interval", (0.0, 0.0))
+    return GAINS if low > 0.0 else FOLDED
 
 
 def check_framework(framework: str | None) -> None:
@@ -118,7 +144,7 @@ def _live(
     if setting == "balance" and framework in READS_CONFIG:
         if training.get("output_router_logits") is True:
             return True, None
-        return False, "only with output_router_logits = true, which is not set"
+        return False, "set output_router_logits = true as well: it is read only then"
     if setting == "balance" and framework == "nanotron":
         return False, "declared and never read"
     if setting == "switch" or (setting in OF_THE_TRAINER and framework in READS_CONFIG):
@@ -129,7 +155,8 @@ def _live(
 def _peak_rate(run: RunRecord) -> float | None:
     """The largest learning rate that the run logged: its setting, once warm-up is over."""
     rates = [entry.get("learning_rate") for entry in run.run.get("log") or ()]
-    return max((r for r in rates if isinstance(r, int | float)), default=None)
+    known = [float(r) for r in rates if isinstance(r, int | float)]
+    return float(f"{max(known):.{DIGITS}g}") if known else None
 
 
 def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> dict[str, Any]:
@@ -160,7 +187,7 @@ def recoveries() -> tuple[Mapping[str, Any], ...]:
 
 
 def _tidy(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def _join(*notes: str | None) -> str | None:
@@ -172,7 +199,7 @@ def _switch_off(run: RunRecord) -> bool:
     return (
         run.run.get("framework") in (None, *READS_CONFIG)
         and find_key("balance", "transformers", run.run.get("model_type")) is not None
-        and training.get("router_aux_loss_coef") is not None
+        and bool(training.get("router_aux_loss_coef"))
         and training.get("output_router_logits") is not True
     )
 

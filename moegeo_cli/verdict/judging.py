@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from moegeo_cli.lens_records import LENSES, Lenses, absent
 from moegeo_cli.records import (
@@ -79,7 +80,20 @@ def judge(
         of_it = (lenses or {}).get(checkpoint.path, nothing)
         verdict = _verdict(situation, of_it, policy, reference)
         judged.append(dataclasses.replace(checkpoint, verdict=verdict))
-    return dataclasses.replace(run, checkpoints=tuple(judged), verdict=_with_history(judged))
+    settings = {**run.settings, **_limits_set(limits)}
+    return dataclasses.replace(
+        run, settings=settings, checkpoints=tuple(judged), verdict=_with_history(judged)
+    )
+
+
+def _limits_set(limits: Thresholds) -> dict[str, Any]:
+    """The limits that are not the shipped ones, for the record's settings."""
+    own = {
+        name: {"value": limit.value, "source": limit.threshold.source}
+        for name, limit in limits.items()
+        if limit != load_thresholds()[name]
+    }
+    return {"thresholds": own} if own else {}
 
 
 def _verdict(
@@ -109,6 +123,12 @@ def _verdict(
     known = [s for s in (routing, performance) if s != "undetermined"]
     status = max(known, key=ORDER.index)
     reasons = _reasons(findings, routing, performance, partial, undecided)
+    reasons += tuple(
+        f"limit set by you: {name} = {row['value']:g}"
+        for name, row in _limits_set(situation.limits).get("thresholds", {}).items()
+    )
+    distance = loss_rules.probe_distance(situation)
+    reasons += (distance,) if distance else ()
     return Verdict(status, routing, performance, "calibrated", tuple(findings), reasons,
                    tuple(checks))  # fmt: skip
 

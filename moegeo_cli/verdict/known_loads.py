@@ -56,7 +56,6 @@ class Standing:
 
     more_even: float  # mean over models of the share of their layers that are more even
     models: int
-    lowest: float  # the lowest reach of any of their layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +160,15 @@ def standing(reach: float, breadth: str) -> Standing:
     """Where a load stands among known-good models."""
     models = [m for m in known_models() if m.breadth == breadth]
     shares = [m.more_even(reach) for m in models]
-    return Standing(sum(shares) / len(shares), len(models), min(m.quantiles[0] for m in models))
+    return Standing(sum(shares) / len(shares), len(models))
+
+
+def standing_words(where: Standing, breadth: str) -> str:
+    """Where a load stands, in words."""
+    share = "every" if where.more_even > 0.995 else f"{where.more_even:.0%} of the"
+    layers = "layer" if share == "every" else "layers"
+    kind = "mixed text" if breadth == MIXTURE else "text of one kind"
+    return f"more unequal than {share} {layers} of {where.models} deployed models on {kind}"
 
 
 @functools.cache

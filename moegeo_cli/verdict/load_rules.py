@@ -12,6 +12,7 @@ from moegeo_cli.verdict.known_loads import (
     LoadReading,
     limit_of,
     read_load,
+    standing_words,
 )
 from moegeo_cli.verdict.rules import (
     MIN_SEQUENCES,
@@ -64,11 +65,7 @@ def router_collapse(situation: Situation) -> Outcome:
     breadth = breadth_of(situation)
     place = ""
     if worst.load.standing is not None:
-        where = worst.load.standing
-        place = (
-            f", more unequal than {where.more_even:.0%} of the layers of {where.models} deployed "
-            f"models on {breadth} text"
-        )
+        place = f", {standing_words(worst.load.standing, breadth)}"
     layers = tuple(sorted({r.layer.layer for r in own}))
     return Found(
         worst.severity,
@@ -77,7 +74,7 @@ def router_collapse(situation: Situation) -> Outcome:
         f"{_why_not_more(situation, worst)}",
         layers,
         tuple(evidence(name, r.layer) for r in own for name in ("effective_experts", "collapse")),
-        Threshold(limit_of(breadth), f"{SOURCE}; of the way from K to E, on {breadth} text"),
+        Threshold(limit_of(breadth), f"{SOURCE}: share of the way from K to E"),
     )
 
 

@@ -11,6 +11,7 @@ from moegeo_cli.records import NOT_FINITE, Evidence, Metric, Threshold
 from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, is_early
 
 WINDOW = 10  # entries of the log that a level is the median of
+FAR = 1.2  # a loss so many times the other is of another text
 
 
 def loss_behind_reference(situation: Situation) -> Outcome:
@@ -151,7 +152,9 @@ def probe_unfit(situation: Situation) -> Outcome:
         for name, metric in situation.now.domain_loss.items()
         if metric.value is not None and name in own and metric.value >= own[name]
     ]
-    whole = loss.value >= unigram
+    told = [name for name in situation.now.domain_loss if name in own]
+    # A model of one of the domains is no worse for what it never saw.
+    whole = loss.value >= unigram and len(unfit) == len(told)
     if not whole and not unfit:
         return None
     evidence = (Evidence("loss", loss), Evidence("unigram_loss", Metric(unigram)))
@@ -177,6 +180,25 @@ def probe_unfit(situation: Situation) -> Outcome:
     else:
         words += ": this text is not what the model models, or the model has learned nothing"
     return Found("watch", words, (), evidence, Threshold(unigram, "exact: the unigram loss"))
+
+
+def probe_distance(situation: Situation) -> str | None:
+    """How far the probe is from the run's own text, in words; None without a log or near it.
+
+    The probe's loss beside the median of the last entries of the log: another text has another
+    loss, and routing on it is another routing.
+    """
+    levels, loss = _levels(_losses(situation)), situation.now.loss.value
+    if not levels or loss is None or levels[-1] <= 0:
+        return None
+    ratio = loss / levels[-1]
+    if 1.0 / FAR < ratio < FAR:
+        return None
+    side = "harder" if ratio > 1.0 else "easier"
+    return (
+        f"the probe is not the run's own text: its loss is {loss:.2f} nats, the training's "
+        f"{levels[-1]:.2f}; all numbers are of this {side} text (--probe FILE takes yours)"
+    )
 
 
 def _log(situation: Situation) -> list[Mapping[str, Any]]:

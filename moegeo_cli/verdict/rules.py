@@ -127,7 +127,7 @@ def worst(severities: Sequence[str]) -> str:
 def is_early(situation: Situation) -> bool:
     """Whether the checkpoint lies in the first fifth of training, as far as that is known."""
     fraction = situation.now.progress.get("fraction")
-    return fraction is not None and fraction < situation.limits["router-collapse-from"].value
+    return fraction is not None and fraction <= situation.limits["router-collapse-from"].value
 
 
 def evidence(name: str, layer: LayerRecord) -> Evidence:

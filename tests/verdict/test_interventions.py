@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.records import Intervention, RunRecord
@@ -13,9 +14,10 @@ from moegeo_cli.verdict import interventions, judge, recommend
 from moegeo_cli.verdict.interventions import APPLIES, FRAMEWORKS, READS_CONFIG, catalogue
 from moegeo_cli.verdict.judging import RULES
 from moegeo_cli.verdict.lenses import LENS_RULES
+from tests.tiny_models import build_tiny
 from tests.verdict.conftest import checkpoint, layer, run_of
 
-COLLAPSED = layer(1, collapse=0.95)
+COLLAPSED = layer(1, collapse=0.95, effective_experts=2.5)
 
 
 def advise(run: RunRecord, framework: str | None = None) -> dict[str, Intervention]:
@@ -25,7 +27,8 @@ def advise(run: RunRecord, framework: str | None = None) -> dict[str, Interventi
 
 
 def collapsed(**about: Any) -> RunRecord:
-    return run_of(checkpoint(50), checkpoint(100, layer(0), COLLAPSED), **about)
+    before = checkpoint(50, layer(0), COLLAPSED)
+    return run_of(checkpoint(0), before, checkpoint(100, layer(0), COLLAPSED), **about)
 
 
 def test_a_healthy_run_gets_no_advice(healthy: RunRecord) -> None:
@@ -88,7 +91,7 @@ def test_every_framework_gets_a_key_or_the_lines_to_add(framework: str) -> None:
 
 
 def test_dead_experts_are_revived_from_live_ones() -> None:
-    found = advise(run_of(checkpoint(9, layer(0, dead=(3,)))))
+    found = advise(run_of(checkpoint(9, layer(0, dead=(3,), dead_in_all_domains=(3,)))))
     assert found["revive-dead-experts"].layers == (0,)
 
 
@@ -183,3 +186,95 @@ def test_what_stopping_saves_stands_with_its_risk() -> None:
         "measured: stopping there saved 21% of all compute; it stopped 30 of 60 failing runs and "
         "4 of 120 sound ones"
     )
+
+
+def test_a_coefficient_of_zero_is_raised_and_the_flag_named_with_it() -> None:
+    """The flag alone changes nothing while the coefficient is 0."""
+    found = advise(collapsed(training={"router_aux_loss_coef": 0.0}))
+    assert "activate-balance-loss" not in found
+    key = found["raise-balance-loss"].key
+    assert (key.key, key.current, key.suggested, key.live) == (
+        "router_aux_loss_coef", 0.0, 0.01, False,
+    )  # fmt: skip
+    assert "output_router_logits = true as well" in (key.note or "")
+
+
+def test_no_key_is_set_to_what_it_is() -> None:
+    for training in ({}, {"router_jitter_noise": 0.01}):
+        run = collapsed(model_type="mixtral", training=training)
+        assert ("jitter" in advise(run)) == (not training)
+
+
+def test_causes_come_first_then_gains_and_what_gained_nothing_is_folded() -> None:
+    spike = [{"step": i, "loss": 3.0, "learning_rate": 0.0019949058745487524} for i in range(20)]
+    spike.append({"step": 20, "loss": 9.0})
+    training = {"router_aux_loss_coef": 0.02, "trainer.max_steps": 300}
+    clean, sick = checkpoint(0), checkpoint(20, layer(0), COLLAPSED)
+    found = advise(run_of(clean, checkpoint(10), sick, training=training, log=spike))
+    order = list(found)
+    assert order[0] == "activate-balance-loss", "the exact cause"
+    assert order[1] == "rewind", "the one remedy with a measured gain"
+    assert order.index("learning-rate") < order.index("gradient-clipping")
+    assert found["gradient-clipping"].folded, "measured, and nothing gained"
+    assert not found["rewind"].folded
+    folded = [i.folded for i in found.values()]
+    assert folded == sorted(folded)
+    key = found["learning-rate"].key
+    assert (key.current, key.suggested) == (0.001995, 0.000665)
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in catalogue()["intervention"] if e.get("lines")], ids=lambda e: e["id"]
+)
+def test_lines_run_as_they_stand(entry: dict[str, Any]) -> None:
+    """On a tiny model, with nothing else defined; functions are called on its parts."""
+    kind = "deepseek_v3" if entry["id"] == "save-selection-bias" else "qwen3_moe"
+    model = build_tiny(kind)
+    names: dict[str, Any] = {"torch": torch, "model": model}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    exec(entry["lines"], names)
+    gate = next(m for n, m in model.named_modules() if n.endswith("mlp.gate"))
+    experts = next(m for n, m in model.named_modules() if n.endswith("mlp.experts"))
+    logits = torch.randn(6, 8)
+    match entry["id"]:
+        case "raise-balance-loss":
+            assert float(names["balance_loss"](torch.zeros(6, 8), 8)) == pytest.approx(1.0)
+            assert float(names["balance_loss"](logits, 2)) > 0.0
+        case "raise-bias-rate":
+            gate.register_buffer("e_score_correction_bias", torch.zeros(8))
+            names["move_bias"](gate, torch.arange(8))
+            assert gate.e_score_correction_bias[0] > 0 > gate.e_score_correction_bias[7]
+        case "router-weights":
+            for name, parameter in model.named_parameters():
+                factor = 0.2 if name.endswith("gate.weight") else 1.0
+                assert torch.allclose(parameter, factor * before[name])
+        case "lower-router-rate":
+            assert [len(g["params"]) > 0 for g in names["optimizer"].param_groups] == [True, True]
+        case "revive-dead-experts":
+            names["revive"](gate, experts, 2, 4)
+            assert all(torch.equal(w[2], w[4]) for w in experts.parameters())
+        case "balance-over-global-batch":
+            assert torch.equal(names["global_load"](logits), logits)
+        case "z-loss":
+            assert float(names["z_loss"](logits)) > 0.0
+        case "router-float32":
+            x = torch.randn(4, gate.weight.shape[1])
+            assert torch.allclose(names["float32_logits"](gate, x), x @ gate.weight.T)
+        case "jitter":
+            assert torch.allclose(names["jitter"](logits), logits, rtol=0.011)
+        case "separate-redundant-experts":
+            parts = torch.randn(6, 4), torch.randn(6, 4), torch.randn(4, 6)
+            kept = [p.clone() for p in parts]
+            names["redraw_half"](*parts)
+            changed = [int((parts[i] != kept[i]).any(1).sum()) for i in (0, 1)]
+            assert changed == [3, 3]
+        case "remove-shared-direction":
+            inputs = torch.randn(50, gate.weight.shape[1]) + 3.0
+            names["remove_direction"](gate, inputs)
+            assert float((gate.weight @ inputs.mean(0)).abs().max()) < 1e-4
+        case "train-router":
+            assert gate.weight.requires_grad
+        case "restore-router-gradient":
+            assert model.config.num_experts_per_tok == gate.top_k == 2
+        case other:
+            assert other in {"activate-balance-loss", "save-selection-bias", "gradient-clipping"}
