@@ -14,8 +14,8 @@ $(READY): pyproject.toml constraints.txt
 # The main job on the sample checkpoints: a healthy run, a collapsed one, and both side by side.
 demo: $(READY)
 	$(BIN)/moegeo analyze sample_checkpoints/healthy-qwen3-moe
-	$(BIN)/moegeo analyze sample_checkpoints/collapsed-mixtral
-	$(BIN)/moegeo compare sample_checkpoints/healthy-qwen3-moe sample_checkpoints/collapsed-mixtral
+	$(BIN)/moegeo analyze sample_checkpoints/unbalanced-mixtral
+	$(BIN)/moegeo compare sample_checkpoints/healthy-qwen3-moe sample_checkpoints/unbalanced-mixtral
 
 # The sample runs, anew: about ten minutes on two cores. Remove a folder to train it again.
 samples: $(READY)

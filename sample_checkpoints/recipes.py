@@ -74,7 +74,7 @@ RECIPES: dict[str, Recipe] = {
             says="balance loss of every layer, sane learning rate",
         ),
         Recipe(
-            "collapsed-mixtral",
+            "unbalanced-mixtral",
             "mixtral",
             {
                 **_SHAPE,

@@ -25,6 +25,8 @@ RATES_AT, STOPPED_BY, DIVERGED_AT = 0.1, 0.2, 0.2
 RATES_OF = "untouched runs at 10% of training"
 # The limit of the log's rise is not fitted: it is the one that thresholds.toml ships.
 RISE = 0.2
+# Between the highest rate of the sound bases (0.007) and those of the runs that diverge by it.
+HIGH_RATE = 0.01
 # The cell that stands for the limit where one number is shown.
 SHOWN_CELL = (8, 2)
 
@@ -95,12 +97,25 @@ def calibration_text() -> str:
         "rates": f"failure at the end, untouched runs at {DIVERGED_AT:.0%} of training",
         **_divergence_rates(runs).to_data(),
     }
+    found["learning-rate-high"] = {
+        "value": HIGH_RATE,
+        "unit": "peak learning rate of AdamW",
+        "source": "evidence study (docs/evidence.md): over it half of all runs fail or more",
+        "rates": "failure at the end, untouched runs",
+        **_high_rates(runs).to_data(),
+    }
     found |= _other_rates(runs, points)
     head = (
         "# Written by `python -m benchmarks.evidence regenerate`; docs/evidence.md says how. Rows "
         "without a\n# value are rates of rules whose limit is in thresholds.toml.\n"
     )
     return head + "".join(_section(name, row) for name, row in found.items())
+
+
+def _high_rates(runs: pd.DataFrame) -> Rates:
+    """Of a peak learning rate over the limit for failing at the end."""
+    new = runs[runs["untouched"]]
+    return Rates.of(new["train_learning_rate"] > HIGH_RATE, new["failed"])
 
 
 def _divergence_rates(runs: pd.DataFrame) -> Rates:

@@ -24,7 +24,7 @@ CAUSES = {
     "flag-off": {"balancing-inactive"},
     "frozen-router": {"router-frozen"},
     "k1-renormalised": {"router-no-gradient"},
-    "rate-x10": {"loss-spike", "loss-diverged", "logit-explosion"},
+    "rate-x10": {"learning-rate-high", "loss-diverged"},
     "spike": {"loss-spike", "loss-diverged"},
     "labels-shifted": {"probe-unfit"},
     "experts-copied": {"experts-identical"},
@@ -55,7 +55,7 @@ class Outcome:
     @property
     def after(self) -> tuple[int, ...]:
         """Places of the saves after the first fifth of training."""
-        return tuple(i for i, s in enumerate(self.steps) if s >= FROM * STEPS)
+        return tuple(i for i, s in enumerate(self.steps) if s > FROM * STEPS)
 
     @property
     def shows_at(self) -> int:

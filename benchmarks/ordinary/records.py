@@ -25,7 +25,7 @@ KEPT_METRICS = (
     "near_ties", "near_ties_centred", "logit_max", "bias_spread",
 )  # fmt: skip
 KEPT_OF_RUN = ("fhs", "heterogeneity_trace")
-KEPT_OF_LOG = ("step", "loss", "nonfinite")
+KEPT_OF_LOG = ("step", "loss", "nonfinite", "learning_rate")
 DIGITS = 6
 
 

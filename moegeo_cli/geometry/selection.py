@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -174,25 +175,23 @@ class _Selected:
 def expected_near_ties(experts: int, top_k: int) -> float:
     r"""Share of near-ties among independent normal logits of any spread, without a common offset.
 
-    The density of the boundary between K and K + 1 at the normal quantile t, times the spacing of
-    bfloat16 there:
+    The gap at the boundary is exponential with rate E·φ(t), t the normal quantile of 1 − K/E. Two
+    values at a gap g share a cell of width w with chance 1 − g/w, so that with x = E·φ(t)·w
 
-    .. math:: \tfrac{1}{2} \, s \, t \, E \, \varphi(t), \qquad t = \Phi^{-1}(1 - K/E)
+    .. math:: 1 - (1 - e^{-x}) / x, \qquad w = 0.0056 \, t
 
-    with s = 0.0056 the mean spacing over the value. Held to simulation by the tests.
+    0.0056 is the mean spacing of bfloat16 over the value. Held to simulation by the tests.
 
     Args:
         experts: E, at least 2.
         top_k: K, under E.
 
     Returns:
-        A share of the tokens; that of the symmetric K where K is over half of E.
+        A share of the tokens.
     """
-    from statistics import NormalDist
-
     quantile = abs(NormalDist().inv_cdf(1.0 - top_k / experts))
-    density = math.exp(-0.5 * quantile * quantile) / math.sqrt(2.0 * math.pi)
-    return min(1.0, 0.5 * BFLOAT16_SPACING * quantile * experts * density)
+    cells = BFLOAT16_SPACING * quantile * experts * NormalDist().pdf(quantile)
+    return 1.0 + math.expm1(-cells) / cells if cells > 0.0 else 0.0
 
 
 def round_to_bfloat16(values: np.ndarray) -> np.ndarray:

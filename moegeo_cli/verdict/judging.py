@@ -40,6 +40,7 @@ RULES: dict[str, Rule] = {
     "loss-spike": loss_rules.loss_spike,
     "loss-diverged": loss_rules.loss_diverged,
     "probe-unfit": loss_rules.probe_unfit,
+    "learning-rate-high": loss_rules.learning_rate_high,
     "balancing-inactive": training_rules.balancing_inactive,
     "coverage-incomplete": run_rules.coverage_incomplete,
     "sample-too-small": run_rules.sample_too_small,

@@ -182,6 +182,26 @@ def probe_unfit(situation: Situation) -> Outcome:
     return Found("watch", words, (), evidence, Threshold(unigram, "exact: the unigram loss"))
 
 
+def learning_rate_high(situation: Situation) -> Outcome:
+    """A peak learning rate at which half of the study's runs failed, or more."""
+    limit = situation.limits["learning-rate-high"]
+    logged = [e.get("learning_rate") for e in _log(situation)]
+    rates = [float(r) for r in logged if isinstance(r, int | float)]
+    if not rates:
+        return Skipped("the log has no learning rate")
+    peak = max(rates)
+    if peak <= limit.value:
+        return None
+    return Found(
+        "watch",
+        f"the learning rate reached {peak:.3g}, which is high for AdamW at any size; other "
+        "optimizers (Muon, SGD) have other scales",
+        (),
+        (Evidence("learning_rate", Metric(peak)),),
+        limit.threshold,
+    )
+
+
 def probe_distance(situation: Situation) -> str | None:
     """How far the probe is from the run's own text, in words; None without a log or near it.
 

@@ -11,7 +11,7 @@ import pytest
 from tests.cli.test_ci_recipes import with_moegeo
 
 ROOT = Path(__file__).parents[2]
-SAMPLE = ROOT / "sample_checkpoints" / "collapsed-mixtral"
+SAMPLE = ROOT / "sample_checkpoints" / "unbalanced-mixtral"
 
 
 @pytest.fixture

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from moegeo_cli.geometry.selection import SelectionRule, check_selection, round_to_bfloat16
+from moegeo_cli.geometry.selection import (
+    SelectionRule,
+    check_selection,
+    expected_near_ties,
+    round_to_bfloat16,
+)
 
 
 def sigmoid(v: float) -> float:
@@ -123,3 +128,43 @@ def test_a_group_that_rounding_changes_is_a_near_tie_though_no_expert_is_left_ov
     assert np.isinf(check.margin_N[0])
     assert check.near_tie_N[0]
     assert not check.contradicted_N[0]
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(8, 2), (32, 4), (64, 8), (128, 8), (256, 8)])
+def test_near_ties_of_normal_logits_are_arithmetic(experts: int, top_k: int) -> None:
+    """Over spreads of a whole binade: what one spread gives depends on where it lies in it."""
+    generator = np.random.default_rng(experts)
+    logits = generator.normal(size=(40_000, experts)) * 2.0 ** generator.random((40_000, 1))
+    z = logits.astype(np.float32)
+    chosen = np.argsort(-z, axis=1)[:, :top_k]
+    check = check_selection(SelectionRule(top_k, "softmax"), z, chosen)
+    expected = expected_near_ties(experts, top_k)
+    assert check.near_tie_N.mean() == pytest.approx(expected, rel=0.15, abs=0.001)
+
+
+def test_a_common_offset_makes_near_ties_and_centring_takes_it_off() -> None:
+    z = np.random.default_rng(1).normal(size=(20_000, 64)).astype(np.float32)
+    chosen = np.argsort(-z, axis=1)[:, :8]
+    rule = SelectionRule(8, "softmax")
+    plain, moved = (
+        check_selection(rule, z, chosen),
+        check_selection(rule, z + np.float32(8), chosen),
+    )
+    assert moved.near_tie_N.mean() > 3 * plain.near_tie_N.mean()
+    assert plain.near_tie_centred_N is not None
+    assert moved.near_tie_centred_N is not None
+    same = moved.near_tie_centred_N == plain.near_tie_centred_N
+    assert same.mean() > 0.999
+    slow = [
+        set(np.argsort(-round_to_bfloat16(row - row.mean()), kind="stable")[:8].tolist())
+        != set(chosen[i].tolist())
+        for i, row in enumerate(z[:500].astype(np.float64))
+    ]
+    assert (plain.near_tie_centred_N[:500] | ~np.array(slow)).all(), "a changed set is a near-tie"
+
+
+def test_scores_have_no_centred_near_ties() -> None:
+    z = np.random.default_rng(2).normal(size=(100, 8)).astype(np.float32)
+    biased = SelectionRule(2, "sigmoid", np.zeros(8))
+    chosen = np.argsort(-z, axis=1)[:, :2]
+    assert check_selection(biased, z, chosen).near_tie_centred_N is None

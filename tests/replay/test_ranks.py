@@ -24,7 +24,7 @@ from tests.tiny_models import build_tiny
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3")
-SAMPLE = ROOT / "sample_checkpoints" / "collapsed-mixtral"
+SAMPLE = ROOT / "sample_checkpoints" / "unbalanced-mixtral"
 
 
 def test_whole_batches_are_shared_out_evenly_and_none_is_lost() -> None:

@@ -14,7 +14,7 @@ NAME = "redundant-experts"
 
 @pytest.mark.parametrize(
     "name",
-    ["healthy-qwen3-moe", "collapsed-mixtral", "misaligned-qwen3-moe", "balanced-glm4-moe"],
+    ["healthy-qwen3-moe", "unbalanced-mixtral", "misaligned-qwen3-moe", "balanced-glm4-moe"],
 )
 def test_no_trained_sample_has_redundant_experts(name: str, tmp_path: Path) -> None:
     record = experts(FOLDER / name, cache_dir=tmp_path, max_tokens=8192)

@@ -22,7 +22,7 @@ def measure(sample: str, step: int) -> RoutingRecord:
         ("healthy-qwen3-moe", ()),
         ("misaligned-qwen3-moe", ()),
         ("balanced-glm4-moe", ()),
-        ("collapsed-mixtral", ("shared-direction",)),
+        ("unbalanced-mixtral", ("shared-direction",)),
     ],
 )
 def test_findings_are_those_of_the_documents(sample: str, found: tuple[str, ...]) -> None:

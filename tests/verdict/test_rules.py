@@ -151,7 +151,9 @@ def test_every_threshold_has_a_source_and_the_shipped_ones_that_were_measured_ar
         rated = limit.threshold.false_positive_rate is not None
         assert ("; rates: " in limit.threshold.source) == rated
     measured = {n for n, limit in limits.items() if limit.calibrated}
-    assert measured == {"router-collapse", "loss-behind-reference", "loss-diverged"}
+    assert measured == {
+        "router-collapse", "loss-behind-reference", "loss-diverged", "learning-rate-high",
+    }  # fmt: skip
 
 
 def test_metrics_that_are_null_pass_no_check_and_crash_none() -> None:
