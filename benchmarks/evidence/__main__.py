@@ -6,6 +6,7 @@ python -m benchmarks.evidence restart --work DIR   the restarts
 python -m benchmarks.evidence collect --work DIR   the results as tables, in results/
 python -m benchmarks.evidence report               every table and figure of docs/evidence.md
 python -m benchmarks.evidence regenerate           the data files that the verdict reads
+python -m benchmarks.evidence strict               what the strictest reading of collapse foretells
 
 Where an accelerator is at hand, `run` and `restart` take --device, --steps and --scale; the tables
 then hold those runs, and all that follows is the same.
@@ -26,7 +27,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument(
-        "step", choices=("plan", "run", "restart", "collect", "report", "regenerate")
+        "step", choices=("plan", "run", "restart", "collect", "report", "regenerate", "strict")
     )
     parser.add_argument("--work", type=Path, help="the study's folder: records, states, runs")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
@@ -58,6 +59,10 @@ def main() -> None:
         from benchmarks.evidence.driver import collect
 
         collect(options.work)
+    elif options.step == "strict":
+        from benchmarks.evidence.strict import print_strict
+
+        print_strict()
     elif options.step == "report":
         from benchmarks.evidence.report import write_report
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from benchmarks.evidence.strict import count_strict
+from benchmarks.evidence.table import read_runs
 from benchmarks.field.loads import SHIPPED, judge_sets, read_loads
 from benchmarks.field.regeneration import PATH, known_loads_text
 from benchmarks.ordinary import report
@@ -85,3 +87,7 @@ def test_mistakes_that_end_worse_are_found_with_their_cause(outcomes: list[Outco
 
 def test_the_page_and_the_table_are_as_the_command_writes_them() -> None:
     assert report.write_report(check=True) == 0
+
+
+def test_the_strictest_reading_of_collapse_does_not_carry_failing() -> None:
+    assert count_strict(read_runs()) == (6, 18), "as docs/verdict.md says"
