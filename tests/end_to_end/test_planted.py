@@ -16,7 +16,11 @@ Plant = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def analyse(
-    plant: Plant, tmp_path: Path, moegeo: Callable[..., Outcome], lengths: list[int] | None = None
+    plant: Plant,
+    tmp_path: Path,
+    moegeo: Callable[..., Outcome],
+    lengths: list[int] | None = None,
+    domains: list[str] | None = None,
 ) -> dict[str, Any]:
     """A GPT-OSS router (E = 6, K = 2) with weight and bias set by `plant`, in every layer."""
     model = build_tiny("gpt_oss", 7)
@@ -24,7 +28,7 @@ def analyse(
         for layer in model.model.layers:
             plant(layer.mlp.router.weight, layer.mlp.router.bias)
     model.save_pretrained(tmp_path / "model")
-    probe = write_probe(tmp_path / "p.jsonl", random_ids(lengths or [40] * 64))
+    probe = write_probe(tmp_path / "p.jsonl", random_ids(lengths or [40] * 64), domains)
     found = moegeo("analyze", tmp_path / "model", "--probe", probe, "--format", "json")
     assert found.code == 0, found.err
     return dict(found.document)
@@ -44,14 +48,17 @@ def test_hard_collapse(tmp_path: Path, moegeo: Callable[..., Outcome]) -> None:
         weight.mul_(0.01)
         bias.copy_(torch.tensor([20.0, 10.0, 0, 0, 0, 0]))
 
-    document = analyse(plant, tmp_path, moegeo)
+    document = analyse(plant, tmp_path, moegeo, domains=["code", "prose", "maths", "chat"])
     found = values(document)
     assert found["collapse"] == pytest.approx(1.0)
+    assert found["effective_experts"] == pytest.approx(2.0)
     assert found["dead_experts"] == 4
     assert found["dispersion"] < 0.01
     assert document["verdict"]["routing"] == "failing"
     assert {"router-collapse", "dead-experts"} <= findings(document)
     assert document["checkpoints"][0]["layers"][1]["dead"] == [2, 3, 4, 5]
+    narrow = analyse(plant, tmp_path, moegeo)
+    assert narrow["verdict"]["routing"] == "watch", "one kind of text proves no collapse"
 
 
 def test_soft_collapse_is_not_taken_for_balance(
