@@ -1,15 +1,17 @@
 """How pairs of ranks end under load: each measures a small sample, and must exit with code 0.
 
-    python -m benchmarks.rank_ends --pairs 200 --load 4
+    python -m benchmarks.rank_ends --pairs 200 --load 4 [--warm]
 
-Pairs are forked from one process that has imported torch and transformers, so that a pair takes a
-second or two. Everything else (the group, the model's own modules) happens in the pair, and each
-rank ends as a process does.
+Pairs are forked from one process that has imported torch and transformers. Everything else (the
+group, the model's own modules) happens in the pair, and each rank ends as a process does. With
+`--warm` the first process has measured the sample once, so that a pair takes a second or two; then
+modules that are imported with a model are there before the group.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import socket
 import sys
@@ -56,8 +58,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--load", type=int, default=4, help="busy processes beside them")
+    parser.add_argument("--warm", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.warm:
+        import moegeo_cli.replay.ranks  # noqa: F401
+
+        api.analyze(SAMPLE, max_tokens=64, latest=True, baseline="none", cache=False, device="cpu")
+    gc.freeze()  # a rank's end need not look through what the first process imported
     parent = os.getpid()
     busy = [fork(burn) for _ in range(options.load)]
     codes: Counter[int] = Counter()

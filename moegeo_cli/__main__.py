@@ -6,6 +6,7 @@ import os
 import sys
 
 from moegeo_cli.cli.app import run
+from moegeo_cli.process import take_process
 
 
 def main() -> None:
@@ -13,6 +14,7 @@ def main() -> None:
     # A kernel kept for every number of tokens that an expert ever got comes to gigabytes.
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "64")
+    take_process()
     sys.exit(run())
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
+from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.comparing import compare_runs, pair_losses
 from moegeo_cli.measurement.lenses import lens_notes
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 POLICIES = ("calibrated", "paper")
 
 
+@keeps_global_state
 def analyze(
     path: Path | str,
     *,
@@ -154,6 +156,7 @@ def analyze(
     return dataclasses.replace(run, interventions=recommend(run, run.verdict.findings, framework))
 
 
+@keeps_global_state
 def compare(
     run_a: Path | str,
     run_b: Path | str,
@@ -249,6 +252,7 @@ def compare(
     return compare_runs(a, b, judged, settings, by=by, force=force)
 
 
+@keeps_global_state
 def inspect(
     path: Path | str,
     config: Path | str | None = None,
@@ -275,6 +279,7 @@ def inspect(
     return inspect_checkpoint(Path(path), None if model is None else models, config)
 
 
+@keeps_global_state
 def invariance(
     path: Path | str,
     *,

@@ -9,6 +9,7 @@ from typing import Any
 
 from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.expert_settings import (
     DEFAULT_JACOBIAN_TOKENS,
@@ -26,6 +27,7 @@ from moegeo_cli.verdict.interventions import check_framework
 from moegeo_cli.verdict.lenses import judge_lens
 
 
+@keeps_global_state
 def experts(
     path: Path | str,
     *,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import UsageError
+from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import choose_checkpoints, parse_ranges
 from moegeo_cli.measurement.lenses import describe_run, keep_lens
 from moegeo_cli.measurement.models import choose_models
@@ -22,6 +23,7 @@ from moegeo_cli.verdict.interventions import check_framework
 from moegeo_cli.verdict.lenses import judge_lens
 
 
+@keeps_global_state
 def routing(
     path: Path | str,
     other: Path | str | None = None,

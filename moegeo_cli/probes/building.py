@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
+from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.probes.loading import check_vocabulary
 from moegeo_cli.probes.reading import Header, Row, read_file
 from moegeo_cli.probes.rows import printable
@@ -20,6 +21,7 @@ from moegeo_cli.probes.tokenizing import Tokenizer, open_tokenizer
 MAX_SEQUENCES = 256
 
 
+@keeps_global_state
 def build_probe(
     sources: Sequence[tuple[str | None, Path]],
     *,

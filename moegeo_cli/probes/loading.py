@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
+from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sample, Sequence, draw_balanced
 from moegeo_cli.probes.reading import Header, Row, printable, read_file
 from moegeo_cli.probes.tensors import INPUTS
@@ -23,6 +24,7 @@ BUNDLED = Path(__file__).parent / "data" / "default.jsonl"
 REBUILD = "build it again from text: moegeo probe build TEXT --tokenizer CHECKPOINT"
 
 
+@keeps_global_state
 def load_probe(
     path: Path | None,
     *,

@@ -19,6 +19,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from moegeo_cli.errors import ResourceError
+from moegeo_cli.process import is_ours
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 
 # glibc: blocks from this size on are mapped one by one, and unmapped when they are freed.
@@ -178,8 +179,11 @@ def peak_bytes(device: torch.device) -> int | None:
 def return_freed_blocks() -> None:
     """Have the allocator give large freed blocks back at once, where it is glibc's.
 
-    It would keep them for later, and a layer that was let go would still count.
+    It would keep them for later, and a layer that was let go would still count. In a user's own
+    process this is left as it is: the setting cannot be read, so not put back either.
     """
+    if not is_ours():
+        return
     try:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
     except (OSError, AttributeError, TypeError):

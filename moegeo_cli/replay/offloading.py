@@ -57,9 +57,11 @@ class PartedModels:
             self._parts.cleanup()
         self._parts = tempfile.TemporaryDirectory(prefix="moegeo-", ignore_cleanup_errors=True)
         # That parts of the model are elsewhere is what was asked for.
-        logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)
-        placed = {"device_map": self._placement(path), "offload_folder": self._parts.name}
+        logger = logging.getLogger("accelerate.big_modeling")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
         try:
+            placed = {"device_map": self._placement(path), "offload_folder": self._parts.name}
             model = load_model(
                 path, self.device, self.dtype, find_config(path, self.config), placed=placed
             )
@@ -67,6 +69,8 @@ class PartedModels:
             if error.hint is None:
                 error.hint = f"if the files are whole, check --device-map {self.device_map}"
             raise
+        finally:
+            logger.setLevel(level)
         _keep_routers(model)
         return model
 

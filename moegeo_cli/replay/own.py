@@ -33,6 +33,7 @@ from moegeo_cli.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
+from moegeo_cli.global_state import seeded
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.accounting import remember
 from moegeo_cli.replay.expert_blocks import ExpertBlock
@@ -164,9 +165,9 @@ class OwnModels:
 
     def initialise(self, path: Path, seed: int) -> nn.Module:
         """The model freshly initialised, by the factory's own initialisation."""
-        torch.manual_seed(seed)
         self._built = None
-        return self._build(path)
+        with seeded(seed):
+            return self._build(path)
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
         """See `ModelSource`: weights always are in memory."""

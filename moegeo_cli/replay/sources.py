@@ -16,6 +16,7 @@ from torch import nn
 
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import BaselineError
+from moegeo_cli.global_state import seeded
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import (
     auto_class,
@@ -101,12 +102,12 @@ class WholeModels:
         """See `ModelSource`."""
         from transformers import AutoConfig
 
-        torch.manual_seed(seed)
         config = AutoConfig.from_pretrained(
             find_config(path, self.config), trust_remote_code=False, local_files_only=True
         )
         config = unquantised(language_config(config))
-        model = auto_class(config)[0].from_config(config, dtype=self.dtype)
+        with seeded(seed):
+            model = auto_class(config)[0].from_config(config, dtype=self.dtype)
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
