@@ -130,7 +130,7 @@ def experts(
     record = measure_experts(folder.newest, architecture, document, loaded, settings, models,
                              progress)  # fmt: skip
     record = dataclasses.replace(record, fingerprint=found)
-    store = open_store(folder, cache, cache_dir)
+    store = open_store(folder, cache, cache_dir, models)
     keep_lens(store, "experts", record, models)
     if store.problem is not None:
         notes = (*record.notes, NOT_KEPT.format(store.problem))

@@ -123,7 +123,7 @@ def routing(
     if beside is not None:
         second = (beside.newest, open_probe(beside, probe, max_tokens, models))
     record = measure_routing_of(chosen, models, loaded, settings, second, progress)
-    store = open_store(folder, cache, cache_dir)
+    store = open_store(folder, cache, cache_dir, models)
     keep_lens(store, "routing", dataclasses.replace(record, other=None), models)
     if store.problem is not None:
         notes = (*record.notes, NOT_KEPT.format(store.problem))

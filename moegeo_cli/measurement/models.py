@@ -7,10 +7,7 @@ that were captured earlier. Nothing here imports torch until a model is needed.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +22,16 @@ from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, layer_of
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UnsupportedLayoutError, UsageError
+from moegeo_cli.measurement.code_identity import (
+    hash_sources,
+    name_of,
+    source_file,
+    why_unidentified,
+)
 from moegeo_cli.probes import Probe
 from moegeo_cli.replay.captures import read_captures
 
 CAPTURED = "captured:routers"  # what stands for a factory where routers alone are measured
-MOST_SOURCES = 5_000  # files of a package that are hashed; beyond that it is no model's
 
 
 class Models:
@@ -37,6 +39,7 @@ class Models:
 
     identity: Mapping[str, Any] | None = None  # part of the key of stored measurements
     own = False  # whether they are a user's own
+    unidentified: str | None = None  # why measurements cannot be kept: code that nothing tells
     samples = False  # whether they take other tensors than token ids
     config: Path | None = None  # the folder that --config gave
 
@@ -95,25 +98,29 @@ class OwnFactory(Models):
     own = True
     samples = True
     identity: Mapping[str, Any] | None = field(init=False)
+    unidentified: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.router is not None:
             compile_pattern(self.router)
         identity = {
             "factory": self.name,
-            "source": _hash_sources(self.module),
+            "source": hash_sources(self.module),
             "router": self.router,
             "top_k": self.top_k,
             "scoring": self.scoring,
         }
+        if self.module == "__main__":  # scripts of one folder all have this name
+            file = source_file("__main__")
+            identity["file"] = None if file is None else file.name
         object.__setattr__(self, "identity", identity)
+        if self.factory != CAPTURED:
+            object.__setattr__(self, "unidentified", why_unidentified(self.factory))
 
     @property
     def name(self) -> str:
         """What the factory is called: module and name."""
-        if isinstance(self.factory, str):
-            return self.factory
-        return f"{self.factory.__module__}:{self.factory.__qualname__}"
+        return name_of(self.factory)
 
     @property
     def module(self) -> str:
@@ -267,38 +274,3 @@ def choose_models(
                 hint="for instance my_project.models:build",
             )
     return OwnFactory(model, router, top_k, scoring)
-
-
-def _hash_sources(module: str) -> str | None:
-    """A hash of the code that a model is built by, by a rule that needs no import of it.
-
-    The top-level package that the module lies in, whole; or all modules of its folder where it
-    lies in none. None for a callable whose source is in no file.
-    """
-    file = _source_file(module)
-    if file is None:
-        return None
-    if "." in module or file.name == "__init__.py":
-        top = file.parents[module.count(".") - (file.name != "__init__.py")]
-        files = sorted(top.rglob("*.py"))[:MOST_SOURCES]
-    else:
-        top, files = file.parent, sorted(file.parent.glob("*.py"))[:MOST_SOURCES]
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(top)}\0".encode("utf-8", "surrogateescape"))
-        try:
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-        except OSError:
-            continue  # a link that leads nowhere: not what the model is built by
-    return digest.hexdigest()
-
-
-def _source_file(module: str) -> Path | None:
-    known = getattr(sys.modules.get(module), "__file__", None)
-    if known is not None:
-        return Path(known)
-    try:
-        spec = importlib.util.find_spec(module)
-    except Exception:  # the import itself will say what is wrong
-        return None
-    return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None

@@ -50,7 +50,7 @@ def measure_path(
     """
     _refuse_together(shared["settings"], models, baseline, shared["ranks"])
     folder = models.open(path)
-    store = open_store(folder, cache, cache_dir)
+    store = open_store(folder, cache, cache_dir, models)
     measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
                            models=models, **shared)  # fmt: skip
     if store.problem is None:
@@ -83,8 +83,17 @@ def _refuse_together(
             )
 
 
-def open_store(folder: RunFolder, cache: bool, cache_dir: Path | str | None) -> Store:
-    """The measurements that are kept of a run; one that keeps nothing without `cache`."""
+def open_store(
+    folder: RunFolder, cache: bool, cache_dir: Path | str | None, models: Models
+) -> Store:
+    """The measurements that are kept of a run.
+
+    It keeps nothing without `cache`, and nothing of code that cannot be told again.
+    """
+    if cache and models.unidentified is not None:
+        store = Store(None)
+        store.problem = models.unidentified
+        return store
     return Store(_store_folder(folder, cache_dir) if cache else None)
 
 

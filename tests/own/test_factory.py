@@ -21,6 +21,7 @@ from moegeo_cli.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
+from moegeo_cli.measurement.models import OwnFactory
 from moegeo_cli.records import LayerRecord, RunRecord
 from tests.command import call
 from tests.own import models
@@ -276,8 +277,8 @@ def test_a_run_of_files_its_baseline_and_its_cache(
     assert [s["path"] for s in first.run["skipped"]] == ["model_step7.pt"]
     assert first.checkpoints[0].metrics["fhs"].value == pytest.approx(1.0)
     built: list[int] = []
-    original = models.softmax
-    monkeypatch.setattr(models, "softmax", lambda config: (built.append(1), original(config))[1])
+    load = OwnFactory.load
+    monkeypatch.setattr(OwnFactory, "load", lambda own: (built.append(1), load(own))[1])
     assert measure("softmax", run, probe[0], **options).checkpoints == first.checkpoints
     assert not built, "a rerun builds no model"
     init = measure("softmax", run, probe[0], baseline="init", latest=True)
