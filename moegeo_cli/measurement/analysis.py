@@ -120,6 +120,8 @@ def measure_run(
     wanted = list(chosen)
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
+    for checkpoint in wanted:  # whether or not its measurement is stored
+        _refuse_mixed(checkpoint, models.describe(checkpoint.path)[1], newest, architecture)
     prints = {c.path: take_fingerprint(c, verify_fingerprint) for c in wanted}
     logs = {c.path: read_training(c) for c in wanted}
     trained = logs.get(newest.path) or read_training(newest)
@@ -194,18 +196,26 @@ def _measure_all(
         if progress:
             progress.checkpoint(checkpoint.relative, 0, "already measured")
     for place, checkpoint in enumerate(todo):
-        architecture = models.describe(checkpoint.path)[1]
-        if architecture != measurement.architecture:
-            raise BaselineError(
-                f"{checkpoint.relative} is of another architecture than {wanted[-1].relative}",
-                hint="analyze the two apart",
-            )
-        models.check(checkpoint.path, architecture)
+        models.check(checkpoint.path, measurement.architecture)
         upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
             checkpoint, prints[checkpoint.path], reached[checkpoint.path], upcoming
         )
     return measured
+
+
+def _refuse_mixed(
+    checkpoint: CheckpointFolder, own: Architecture, newest: CheckpointFolder, of: Architecture
+) -> None:
+    """Checkpoints that choose otherwise are not one run, whatever is stored of them."""
+    if own == of:
+        return
+    told = say_choice_differences(own, of)
+    raise BaselineError(
+        f"{checkpoint.relative} is of another architecture than {newest.relative}",
+        found="; ".join(told) or None,
+        hint="analyze the two apart: numbers of different K, E or groups are not one trajectory",
+    )
 
 
 def _files(upcoming: list[CheckpointFolder]) -> list[Path]:
@@ -284,6 +294,19 @@ def _unigram(probe: Probe) -> dict[str, Any]:
 def _first_class(config: Mapping[str, Any]) -> str | None:
     names = config.get("architectures")
     return str(names[0]) if isinstance(names, list) and names else None
+
+
+def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
+    """What two architectures choose otherwise: E, K, groups, scoring; "a against b"."""
+    facts = (
+        ("experts (E)", a.experts, b.experts),
+        ("chosen experts a token (K)", a.top_k, b.top_k),
+        ("chosen experts by layer", a.top_k_by_layer, b.top_k_by_layer),
+        ("groups of experts", a.selection.groups, b.selection.groups),
+        ("renormalised weights", a.selection.renormalised, b.selection.renormalised),
+        ("scoring", a.scoring, b.scoring),
+    )
+    return [f"{name}: {one} against {other}" for name, one, other in facts if one != other]
 
 
 def choose_checkpoints(

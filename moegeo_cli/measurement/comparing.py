@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moegeo_cli.comparison import ComparisonRecord, MatchedPair, RunSummary
 from moegeo_cli.errors import ComparisonError
-from moegeo_cli.measurement.analysis import Analysis
+from moegeo_cli.measurement.analysis import Analysis, say_choice_differences
 from moegeo_cli.measurement.pairing import (
     choose_axis,
     compare_checkpoints,
@@ -65,7 +65,8 @@ def compare_runs(
     Raises:
         ComparisonError: different probes or estimators, or no progress in common.
     """
-    notes = _check_comparable(judged, force=force)
+    ours, theirs = a.measurement.architecture, b.measurement.architecture
+    notes = say_choice_differences(ours, theirs) + _check_comparable(judged, force=force)
     paired = judged[0].probe["sha256"] == judged[1].probe["sha256"]
     axis = choose_axis(a.record.checkpoints, b.record.checkpoints, by)
     matched, alone = match_progress(a.record.checkpoints, b.record.checkpoints, axis)

@@ -41,8 +41,8 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
         page.show(page.paragraph(run_words(run), STYLES.get(run.status or "", ""), sign=letter))
     page.line(f"matched by {clean(record.matched_by)}: {len(record.pairs)} pairs", "dim")
     page.line()
-    lines = [page.paragraph(clean(record.reason), sign=page.glyphs.bullet)]
-    lines += [page.paragraph(clean(note), sign=page.glyphs.bullet) for note in record.notes]
+    said = (*record.notes, record.reason)  # what stands between the two comes before any number
+    lines = [page.paragraph(clean(words), sign=page.glyphs.bullet) for words in said]
     title = Text(f" {page.glyphs.text(headline(record))} ", "bold")
     page.show(
         Panel(

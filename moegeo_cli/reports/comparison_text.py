@@ -65,6 +65,8 @@ def render_markdown(record: ComparisonRecord, *, layers: bool = True) -> str:
     lines = [
         f"# moegeo compare: {markdown_text(headline(record))}",
         "",
+        *(f"- Note: {markdown_text(note)}" for note in record.notes),
+        *([""] if record.notes else []),
         markdown_text(record.reason),
         "",
     ]
@@ -72,7 +74,6 @@ def render_markdown(record: ComparisonRecord, *, layers: bool = True) -> str:
         f"- A {markdown_text(run_words(record.run_a))}",
         f"- B {markdown_text(run_words(record.run_b))}",
     ]
-    lines += [f"- Note: {markdown_text(note)}" for note in record.notes]
     if not record.pairs:
         lines += ["", f"No two checkpoints match by {markdown_text(record.matched_by)}."]
     heads = ("metric", "A", "B", "B − A", "better")
