@@ -24,7 +24,7 @@ import transformers  # noqa: F401 - before the fork
 
 from moegeo_cli import api
 
-SAMPLE = Path(__file__).parents[1] / "sample_checkpoints" / "collapsed-mixtral"
+SAMPLE = Path(__file__).parents[1] / "sample_checkpoints" / "unbalanced-mixtral"
 
 
 def run_rank(rank: int, port: int) -> None:
