@@ -25,7 +25,7 @@ from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
 from moegeo_cli.cli.routing import routing
-from moegeo_cli.cli.settings import load_defaults
+from moegeo_cli.cli.settings import load_defaults, settings_source
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.reports.escaping import clean
 
@@ -70,7 +70,7 @@ def main(
     ] = False,
 ) -> None:
     """Read the settings file before a command's options are filled in."""
-    context.default_map = load_defaults()
+    context.default_map = load_defaults(context.command)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -96,7 +96,11 @@ def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
         if kind is not None:
             return _report(refuse_parallelism(kind))
         if error.format_message():  # without a command, its help was printed
-            _say(f"error[MG-E001]: {error.format_message()}", hint="moegeo COMMAND --help")
+            source = settings_source(error)
+            hint = "moegeo COMMAND --help"
+            if source is not None:
+                hint = f"the value stands in {source}; a command's own table can hold another"
+            _say(f"error[MG-E001]: {error.format_message()}", hint=hint)
         return EXIT_USAGE
     except (KeyboardInterrupt, Abort):
         _say("interrupted; what was already measured is kept")

@@ -1,30 +1,24 @@
 """Settings from `moegeo.toml` or `[tool.moegeo]` in `pyproject.toml`, nearest folder first.
 
 A table of defaults for options, named as on the command line (`fail-on = "failing"`), with
-sub-tables for one command's own (`[tool.moegeo.compare]`). `thresholds` is a table that the
-verdict reads. The command line wins over all of it.
+sub-tables for one command's own (`[tool.moegeo.compare]`, `[tool.moegeo.probe.build]`).
+`thresholds` is a table that the verdict reads. The command line wins over all of it.
+
+Which settings there are is read from the commands themselves: an option is a setting.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import UsageError
 
-COMMANDS = ("analyze", "compare", "experts", "inspect", "invariance", "probe", "routing")
-SHARED = {
-    "probe", "config", "baseline", "fisher", "unit", "exact", "reference", "policy", "framework",
-    "device", "device_map", "dtype", "batch_size", "max_tokens", "layers", "stream", "memory",
-    "steps", "latest", "seed", "format", "output", "fail_on", "no_cache", "cache_dir",
-    "verify_fingerprint",
-    "by", "force", "thresholds", "model", "router", "top_k", "scoring", "captures",
-    "tokens", "weights", "rank", "jacobian_tokens", "directions", "verify", "matrices",
-    "pairs", "generate",
-}  # fmt: skip
-
-FLAGS = {"exact", "latest", "no_cache", "force"}
+Table = Mapping[str, Any]
+# Options of the `probe` commands that mean something else than those of the same name elsewhere.
+OTHER_MEANING = {"probe": {"model", "max_tokens"}}
 
 
 def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
@@ -64,54 +58,117 @@ def _mentions_us(path: Path) -> bool:
         return False
 
 
-def load_defaults(start: Path | None = None) -> dict[str, Any]:
+def load_defaults(group: Any, start: Path | None = None) -> dict[str, Any]:
     """Defaults by command, in the form that click takes.
 
+    Args:
+        group: the click group of all commands.
+        start: the folder to look in first; None for the current one.
+
     Raises:
-        UsageError: a setting that no option has.
+        UsageError: a setting that no option has, or a value that no option takes.
     """
     found = find_settings(start)
     if found is None:
         return {}
     path, table = found
-    shared = {key.replace("-", "_"): v for key, v in table.items() if key not in COMMANDS}
-    _refuse_unknown(path, set(shared))
-    shared.pop("thresholds", None)
-    defaults: dict[str, Any] = {}
-    for command in COMMANDS:
-        own_table = table.get(command)
-        # `probe = "file"` is the option, `[probe]` the command's own table.
-        if command == "probe" and isinstance(own_table, str):
-            shared["probe"] = own_table
-    for command in COMMANDS:
-        own_table = table.get(command)
-        own = own_table if isinstance(own_table, dict) else {}
-        own = {key.replace("-", "_"): value for key, value in own.items()}
-        _refuse_unknown(path, set(own))
-        own = {**shared, **own}
-        _refuse_misplaced(path, own)
-        if "format" in own:  # a word that Python has for something else
-            own["output_format"] = own.pop("format")
-        defaults[command] = own
-    return defaults
+    commands: Table = group.commands
+    # `probe = "file"` is the option, `[probe]` the command's own table.
+    own = {name: table[name] for name in commands if isinstance(table.get(name), dict)}
+    shared = _normalised(table, set(own) | {"thresholds"})
+    _check(path, shared, [option for c in commands.values() for option in _options(c)])
+    return {
+        name: _defaults(path, command, shared, own.get(name, {}), OTHER_MEANING.get(name, set()))
+        for name, command in commands.items()
+    }
 
 
-def _refuse_misplaced(path: Path, own: dict[str, Any]) -> None:
-    """What an option would take for something else: true is 1, and a table is no value."""
-    for name, value in own.items():
-        if isinstance(value, bool) and name not in FLAGS:
-            raise UsageError(
-                f"{name.replace('_', '-')} in {path.name} is not a yes or no",
-                found=str(value).lower(),
-            )
+def _defaults(
+    path: Path, command: Any, above: Table, table: Table, private: set[str]
+) -> dict[str, Any]:
+    """One command's defaults: of its own table, else of those above it."""
+    commands: Table = getattr(command, "commands", {})
+    own = {name: table[name] for name in commands if isinstance(table.get(name), dict)}
+    values = _normalised(table, set(own))
+    _check(path, values, list(_options(command)))
+    values = {**{k: v for k, v in above.items() if k not in private}, **values}
+    if commands:
+        return {
+            name: _defaults(path, part, values, own.get(name, {}), set())
+            for name, part in commands.items()
+        }
+    # Text, as on the command line: so that 1.5 is no whole number here either.
+    return {
+        option.name: value if isinstance(value, bool) else str(value)
+        for option in _options(command)
+        if (value := values.get(_setting(option))) is not None
+    }
+
+
+def _normalised(table: Table, without: set[str]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in table.items() if key not in without}
+
+
+def _options(command: Any) -> Iterator[Any]:
+    """The options of a command, or of all commands of a group."""
+    for part in getattr(command, "commands", {}).values():
+        yield from _options(part)
+    yield from (
+        option
+        for option in command.params
+        if option.param_type_name == "option" and option.expose_value and not option.is_eager
+    )
+
+
+def _setting(option: Any) -> str:
+    """What a settings file calls an option: its long name, with underscores."""
+    name: str = next(name for name in option.opts if name.startswith("--"))
+    return name.removeprefix("--").replace("-", "_")
+
+
+def _check(path: Path, values: Table, options: list[Any]) -> None:
+    """See that each value can be an option's: true is no number, and a table no value.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    flags = {_setting(option) for option in options if option.is_bool_flag}
+    others = {_setting(option) for option in options if not option.is_bool_flag}
+    unknown = sorted(set(values) - flags - others - {"thresholds"})
+    if unknown:
+        raise UsageError(
+            f"{path.name} has a setting that moegeo does not know",
+            found=", ".join(unknown),
+            hint="settings are named as options are: moegeo analyze --help",
+        )
+    for name, value in values.items():
+        said = name.replace("_", "-")
         if isinstance(value, dict | list):
             raise UsageError(
-                f"{name.replace('_', '-')} in {path.name} is not one value",
+                f"{said} in {path.name} is not one value",
                 found=repr(value)[:80],
                 hint="thresholds stand at the top, in [tool.moegeo.thresholds]"
                 if name == "thresholds"
                 else None,
             )
+        if isinstance(value, bool) and name not in flags:
+            raise UsageError(f"{said} in {path.name} is not a yes or no", found=str(value).lower())
+        if not isinstance(value, bool) and name not in others:
+            raise UsageError(
+                f"{said} in {path.name} is a yes or no",
+                found=repr(value)[:80],
+                hint=f"{said} = true",
+            )
+
+
+def settings_source(error: Any) -> str | None:
+    """The settings file that a refused value of an option comes from; None for a command line."""
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    if context is None or option is None:
+        return None
+    source = context.get_parameter_source(option.name)
+    found = find_settings() if source is not None and source.name == "DEFAULT_MAP" else None
+    return None if found is None else found[0].name
 
 
 def threshold_overrides(start: Path | None = None) -> dict[str, Any]:
@@ -121,13 +178,3 @@ def threshold_overrides(start: Path | None = None) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise UsageError("thresholds in the settings file is not a table")
     return table
-
-
-def _refuse_unknown(path: Path, names: set[str]) -> None:
-    unknown = sorted(names - SHARED)
-    if unknown:
-        raise UsageError(
-            f"{path.name} has a setting that moegeo does not know",
-            found=", ".join(unknown),
-            hint="settings are named as options are: moegeo analyze --help",
-        )
