@@ -137,6 +137,27 @@ class EffectiveWeights(WeightIndex):
         """See `WeightIndex`: the bytes of everything that the tensor is made of."""
         return b"".join(self.stored.read_bytes(n) for n in self._sources(name))
 
+    def stored_bytes(self, name: str, rows: tuple[int, int] | None = None) -> bytes:
+        """See `WeightIndex`: of every part, whose rows are cut where it has those of the tensor."""
+        count = self.shape(name)[0] if self.shape(name) else None
+        found = []
+        for part in self._sources(name):
+            own = self.stored.shape(part)
+            cut = rows if own and own[0] == count else None
+            found.append(self.stored.stored_bytes(part, cut))
+        return b"".join(found)
+
+    def slices_cheaply(self, name: str) -> bool:
+        """See `WeightIndex`."""
+        recipe = self._recipes.get(name)
+        if recipe is not None and not recipe.by_row:
+            return False
+        return all(self.stored.slices_cheaply(part) for part in self._sources(name))
+
+    def is_stored(self, name: str) -> bool:
+        """Whether a tensor is one of the files' own, and not made from others."""
+        return name not in self._recipes
+
     @property
     def size(self) -> int:
         """See `WeightIndex`."""

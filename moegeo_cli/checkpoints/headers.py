@@ -102,30 +102,56 @@ def read_header(path: Path) -> Header:
     return Header(tensors, kept, data_start, size)
 
 
-def read_tensor(path: Path, info: TensorInfo) -> np.ndarray[Any, Any]:
+def read_tensor(
+    path: Path, info: TensorInfo, rows: tuple[int, int] | None = None
+) -> np.ndarray[Any, Any]:
     """Read one tensor; bfloat16 and float16 come as float32, which holds both exactly.
+
+    Args:
+        path: the file.
+        info: where the tensor lies.
+        rows: (start, stop) along the first dimension; None for all.
 
     Raises:
         PathError: the file is unreadable.
         IncompleteCheckpointError: the file is shorter than when its header was read.
         UnsupportedLayoutError: a quantised dtype, whose bytes alone are not the values.
     """
-    code = NUMPY_DTYPES.get(info.dtype)
-    if code is None:
+    if info.dtype not in NUMPY_DTYPES:
         raise UnsupportedLayoutError(
             f"a tensor of dtype {info.dtype} cannot be read as numbers",
             found=f"{info.dtype} {list(info.shape)} in {path.name}",
             hint="dequantise the checkpoint first, or give the unquantised one",
         )
+    shape = info.shape if rows is None else (rows[1] - rows[0], *info.shape[1:])
+    return as_numbers(read_raw(path, info, rows), info.dtype, shape)
+
+
+def read_raw(path: Path, info: TensorInfo, rows: tuple[int, int] | None = None) -> bytes:
+    """The stored bytes of a tensor, or of some of its rows along the first dimension.
+
+    Raises:
+        PathError: the file is unreadable.
+        IncompleteCheckpointError: the file is shorter than when its header was read.
+    """
+    start, stop = info.start, info.end
+    if rows is not None:
+        row_bytes = (info.end - info.start) // max(info.shape[0], 1)
+        start, stop = info.start + rows[0] * row_bytes, info.start + rows[1] * row_bytes
     with open_regular(path) as (file, size):
         if info.end > size:
             raise _damaged(path, f"{size} bytes, but a tensor ends at byte {info.end}")
-        file.seek(info.start)
-        raw = read_exactly(file, info.end - info.start, path)
-    values: np.ndarray[Any, Any] = np.frombuffer(raw, dtype=np.dtype(code)).reshape(info.shape)
-    if info.dtype == "BF16":
+        file.seek(start)
+        return read_exactly(file, stop - start, path)
+
+
+def as_numbers(raw: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Stored bytes as numbers; bfloat16 and float16 as float32. The dtype is in NUMPY_DTYPES."""
+    values: np.ndarray[Any, Any] = np.frombuffer(raw, dtype=np.dtype(NUMPY_DTYPES[dtype]))
+    values = values.reshape(shape)
+    if dtype == "BF16":
         return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    if info.dtype == "F16":
+    if dtype == "F16":
         return values.astype(np.float32)
     return values.copy()
 

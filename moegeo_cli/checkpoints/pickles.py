@@ -126,6 +126,15 @@ def describe_tensor(tensor: Any) -> TensorInfo:
     return TensorInfo(dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
 
 
+def tensor_bytes(tensor: Any) -> bytes:
+    """The bytes of a torch tensor's values, of any dtype, in the order of its elements."""
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    raw: bytes = flat.view(torch.uint8).numpy().tobytes()
+    return raw
+
+
 def _broken_pickle(path: Path, found: str) -> IncompleteCheckpointError:
     return IncompleteCheckpointError(
         f"{path.name} is truncated or not a state dict",

@@ -68,7 +68,7 @@ def find_router_tensors(
     names = index.names()
     by_layer: dict[str, list[str]] = {}
     for name in names:
-        by_layer.setdefault(_layer_path(name), []).append(name)
+        by_layer.setdefault(layer_path(name), []).append(name)
     routers = []
     for name in names:
         match = _ROUTER.match(name)
@@ -82,7 +82,7 @@ def find_router_tensors(
             and layer is not None
             and layer >= architecture.layers
         )
-        bias, selection = _find_biases(by_layer.get(_layer_path(module), ()), module, architecture)
+        bias, selection = _find_biases(by_layer.get(layer_path(module), ()), module, architecture)
         routers.append(
             RouterTensors(
                 layer=layer,
@@ -154,7 +154,7 @@ def _quantised(name: str, dtype: str) -> UnsupportedLayoutError:
     )
 
 
-def _layer_path(name: str) -> str:
+def layer_path(name: str) -> str:
     """A name up to its last layer number: towers may nest. Empty outside of layers."""
     end = max((match.end(1) for match in _LAYER.finditer(f"{name}.")), default=0)
     return name[:end]
@@ -162,7 +162,7 @@ def _layer_path(name: str) -> str:
 
 def layer_of(name: str) -> int | None:
     """The last layer number in a name."""
-    path = _layer_path(name)
+    path = layer_path(name)
     return int(path.rpartition(".")[2]) if path else None
 
 
@@ -177,7 +177,7 @@ def _find_biases(
     plain = f"{module}.bias"
     bias = plain if plain in names else None
     named = [name for name in names if _SELECTION_BIAS.search(name)]
-    named.sort(key=lambda name: (-_shared_parts(name, module), name))
+    named.sort(key=lambda name: (-shared_parts(name, module), name))
     if named:
         return bias, named[0]
     if bias and architecture is not None and architecture.selection.bias:
@@ -185,7 +185,7 @@ def _find_biases(
     return bias, None
 
 
-def _shared_parts(name: str, module: str) -> int:
+def shared_parts(name: str, module: str) -> int:
     """How many leading parts of two paths agree."""
     pairs = zip(name.split("."), module.split("."), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -194,9 +194,9 @@ def _shared_parts(name: str, module: str) -> int:
 def _experts_without_router(index: WeightIndex, routers: tuple[RouterTensors, ...]) -> list[str]:
     """Layers whose files hold experts and no router, where the config tells no layers."""
     towers = {router.module.partition(".")[0] for router in routers}
-    present = {_layer_path(router.module) for router in routers}
+    present = {layer_path(router.module) for router in routers}
     experts = {
-        _layer_path(name)
+        layer_path(name)
         for name in index.names()
         if _EXPERTS.search(name)
         and name.partition(".")[0] in towers

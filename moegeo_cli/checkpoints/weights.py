@@ -24,6 +24,7 @@ from moegeo_cli.checkpoints.headers import (
     open_regular,
     read_exactly,
     read_header,
+    read_raw,
     read_tensor,
 )
 from moegeo_cli.checkpoints.indexes import read_index, refuse_two
@@ -33,6 +34,7 @@ from moegeo_cli.checkpoints.pickles import (
     check_pickled,
     describe_tensor,
     load_pickled,
+    tensor_bytes,
 )
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -155,6 +157,25 @@ class WeightIndex:
             return read_stored(path, name, info, rows)
         found = self._tensor(path, name)
         return found[slice(*rows)].clone() if rows and found.ndim else found.clone()
+
+    def stored_bytes(self, name: str, rows: tuple[int, int] | None = None) -> bytes:
+        """The bytes that a tensor is made of, or some of its rows along the first dimension.
+
+        Args:
+            name: the tensor's.
+            rows: (start, stop); None for all.
+
+        Raises:
+            IncompleteCheckpointError: no such tensor, or the file ends before it.
+        """
+        path, info = self._entry(name)
+        if path in self._headers:
+            return read_raw(path, info, rows)
+        return tensor_bytes(self.tensor(name, rows))
+
+    def slices_cheaply(self, name: str) -> bool:
+        """Whether reading some rows of a tensor reads no more than these rows."""
+        return self._entry(name)[0] in self._headers or self.layout.startswith("pytorch")
 
     def parts(self, name: str) -> tuple[tuple[Path, TensorInfo], ...]:
         """Where what makes a tensor lies: file and place of each piece."""

@@ -1,0 +1,135 @@
+"""The experts of a checkpoint by the names and shapes of its tensors, one expert at a time.
+
+Families store experts in three ways: each one's tensors by themselves (`experts.3.up_proj.weight`),
+one tensor of all experts with the expert as its first dimension (`experts.gate_up_proj`), or the
+rows of all experts under each other (`experts.mlp.w1`).
+
+Legend: E experts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from moegeo_cli.checkpoints.routers import RouterTensors, layer_path, shared_parts
+from moegeo_cli.checkpoints.weights import WeightIndex
+
+_SINGLE = re.compile(
+    r"^(?P<block>(?:.*\.)?experts)\.(?:expert_)?(?P<expert>\d{1,5})\.(?P<role>.+)$"
+)
+_WITHIN = re.compile(r"(?:^|\.)experts\.")
+_SHARED = re.compile(r"(?:^|\.)shared_(?:experts?|mlp)\.")
+_BIAS = re.compile(r"(?:^|[._])(?:bias|b\d?|scale)$")
+MOST_EXPERTS = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTensor:
+    """One weight of one expert.
+
+    `name` is the tensor in the index, `role` what is the same for all experts of the layer.
+    `rows` are its rows in a tensor of all experts, None where the tensor is this expert's own.
+    `shape` is that of this expert's part: (R, C) for a matrix, (R,) for a bias.
+    """
+
+    name: str
+    role: str
+    expert: int
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a weight matrix; else a bias or a scale."""
+        return len(self.shape) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertTensors:
+    """The experts beside one router: expert -> its tensors by role. Empty where none were found."""
+
+    experts: Mapping[int, tuple[ExpertTensor, ...]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors that hold them, each once."""
+        found = {tensor.name for held in self.experts.values() for tensor in held}
+        return tuple(sorted(found))
+
+
+def find_expert_tensors(
+    index: WeightIndex, routers: Sequence[RouterTensors]
+) -> dict[str, ExpertTensors]:
+    """The experts beside each router, by the path of the router's module.
+
+    Args:
+        index: the checkpoint's tensors.
+        routers: its routers; where a layer has several, experts go to the nearest by name.
+    """
+    by_layer: dict[str, list[RouterTensors]] = {}
+    for router in routers:
+        by_layer.setdefault(layer_path(router.module), []).append(router)
+    found: dict[str, list[ExpertTensor]] = {router.module: [] for router in routers}
+    taken = {
+        n for r in routers for n in (r.weight, r.bias, r.selection_bias) if n is not None
+    }  # fmt: skip
+    for name in index.names():
+        beside = by_layer.get(layer_path(name))
+        if not beside or name in taken or _SHARED.search(name):
+            continue
+        router = _nearest(beside, name)
+        if name.startswith(f"{router.module}.") and not _WITHIN.search(name):
+            continue
+        found[router.module] += _of_tensor(name, index.shape(name), router)
+    return {module: _sorted(tensors) for module, tensors in found.items()}
+
+
+def _of_tensor(name: str, shape: tuple[int, ...], router: RouterTensors) -> Iterable[ExpertTensor]:
+    """What one tensor holds of experts."""
+    single = _SINGLE.match(name)
+    if single is not None:
+        return [ExpertTensor(name, single["role"], int(single["expert"]), shape)]
+    count = min(router.shape) if len(router.shape) == 2 else 0
+    inside = _WITHIN.search(name) is not None
+    block = _block_of(router.module)
+    if not shape or not count or not (inside or name.startswith(block)):
+        return []
+    role = name[len(block) :].removeprefix("experts.") if name.startswith(block) else name
+    # Experts without weights of their own (zero experts, skips) have rows in the router alone.
+    if len(shape) == 3 and 2 <= shape[0] <= MOST_EXPERTS:
+        return [ExpertTensor(name, role, e, shape[1:], (e, e + 1)) for e in range(shape[0])]
+    if not inside:
+        return []
+    if len(shape) == 2 and _BIAS.search(name):
+        return [ExpertTensor(name, role, e, shape[1:], (e, e + 1)) for e in range(shape[0])]
+    if len(shape) == 2 and shape[0] > count and shape[0] % count == 0:
+        rows = shape[0] // count
+        return [
+            ExpertTensor(name, role, e, (rows, shape[1]), (e * rows, (e + 1) * rows))
+            for e in range(count)
+        ]
+    return []
+
+
+def _block_of(module: str) -> str:
+    """The module that holds a router, with its point."""
+    return re.sub(r"(?:gate|router)(?:[._]\w+)*$", "", module)
+
+
+def _nearest(routers: Sequence[RouterTensors], name: str) -> RouterTensors:
+    """The router that shares the longest beginning with a name; the first of several."""
+    return max(routers, key=lambda router: shared_parts(router.module, name))
+
+
+def _sorted(tensors: Iterable[ExpertTensor]) -> ExpertTensors:
+    by_expert: dict[int, list[ExpertTensor]] = {}
+    for tensor in tensors:
+        by_expert.setdefault(tensor.expert, []).append(tensor)
+    ordered = {
+        e: tuple(sorted(held, key=lambda t: t.role)) for e, held in sorted(by_expert.items())
+    }
+    if not any(t.is_matrix for held in ordered.values() for t in held):
+        return ExpertTensors({})
+    return ExpertTensors(ordered)
