@@ -17,7 +17,7 @@ from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import parse_ranges
-from moegeo_cli.measurement.comparing import compare_runs, pair_losses
+from moegeo_cli.measurement.comparing import check_axis, compare_runs, pair_losses
 from moegeo_cli.measurement.lenses import lens_notes
 from moegeo_cli.measurement.models import choose_models
 from moegeo_cli.measurement.opening import add_notes, measure_path
@@ -26,6 +26,7 @@ from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.verdict import judge, load_thresholds, recommend
+from moegeo_cli.verdict.interventions import check_framework
 
 if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
@@ -59,7 +60,7 @@ def analyze(
     reference: Path | str | None = None,
     policy: str = "calibrated",
     framework: str | None = None,
-    thresholds: Mapping[str, Any] | Path | None = None,
+    thresholds: Mapping[str, Any] | Path | str | None = None,
     model: str | Callable[..., Any] | None = None,
     router: str | None = None,
     top_k: int | None = None,
@@ -96,7 +97,7 @@ def analyze(
         reference: a healthy run to judge the loss against.
         policy: "calibrated" or "paper".
         framework: whose keys interventions name; None to find it from the checkpoint.
-        thresholds: overrides, as a table or a TOML file.
+        thresholds: overrides, as a table or the path of a TOML file.
         model: what builds a model of your own: a callable, or "package.module:name".
         router: its routers, by a pattern over module names; None to find them by structure.
         top_k: experts a token, where its config does not say.
@@ -112,6 +113,7 @@ def analyze(
         MoegeoError: bad input, by its subclasses; `errors.py` lists them.
     """
     limits = load_thresholds(thresholds)
+    check_framework(framework)
     _refuse_no_tokens(max_tokens)
     if policy not in POLICIES:
         raise UsageError(f"--policy is not one of {', '.join(POLICIES)}", found=repr(policy))
@@ -181,7 +183,7 @@ def compare(
     cache_dir: Path | str | None = None,
     verify_fingerprint: str = "sampled",
     policy: str = "calibrated",
-    thresholds: Mapping[str, Any] | Path | None = None,
+    thresholds: Mapping[str, Any] | Path | str | None = None,
     model: str | Callable[..., Any] | None = None,
     router: str | None = None,
     top_k: int | None = None,
@@ -237,8 +239,10 @@ def compare(
         stream, parse_bytes(memory), read_device_map(device_map),
     )  # fmt: skip
     models = choose_models(model, router, top_k, scoring, config=config)
-    if max_tokens is None and probe is None:
-        max_tokens = max(default_tokens(models.open(p), models) for p in (run_a, run_b))
+    runs = [models.open(path) for path in (run_a, run_b)]
+    check_axis(runs, by)
+    if max_tokens is None:  # paired: both need the same draw, of any probe
+        max_tokens = max(default_tokens(run, models) for run in runs)
     a, b = (
         measure_path(path, cache=cache, cache_dir=cache_dir, baseline=baseline, settings=settings,
                  probe=probe, max_tokens=max_tokens, verify_fingerprint=verify_fingerprint,

@@ -51,7 +51,7 @@ def experts(
     cache_dir: Path | str | None = None,
     verify_fingerprint: str = "sampled",
     framework: str | None = None,
-    thresholds: Mapping[str, Any] | Path | None = None,
+    thresholds: Mapping[str, Any] | Path | str | None = None,
     model: str | Callable[..., Any] | None = None,
     router: str | None = None,
     top_k: int | None = None,
@@ -87,7 +87,7 @@ def experts(
         cache_dir: where; None for `.moegeo` in the run.
         verify_fingerprint: as in `analyze`; it looks up what was kept with the same one.
         framework: whose keys interventions name; None to find it from the checkpoint.
-        thresholds: overrides, as a table or a TOML file.
+        thresholds: overrides, as a table or the path of a TOML file.
         model: what builds a model of your own, as in `analyze`, as are the next three.
         router: likewise.
         top_k: likewise.

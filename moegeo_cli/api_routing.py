@@ -51,7 +51,7 @@ def routing(
     cache_dir: Path | str | None = None,
     verify_fingerprint: str = "sampled",
     framework: str | None = None,
-    thresholds: Mapping[str, Any] | Path | None = None,
+    thresholds: Mapping[str, Any] | Path | str | None = None,
     progress: Listener | None = None,
 ) -> RoutingRecord:
     """What routing reflects: geometry, shared directions, domains, depth, prompts, another model.
@@ -84,7 +84,7 @@ def routing(
         cache_dir: where; None for `.moegeo` in the run.
         verify_fingerprint: as in `analyze`; it looks up what was kept with the same one.
         framework: whose keys interventions name; None to find it from the checkpoint.
-        thresholds: overrides, as a table or a TOML file.
+        thresholds: overrides, as a table or the path of a TOML file.
         progress: hears how far the work is.
 
     Returns:

@@ -125,11 +125,11 @@ def measure_run(
     prints = {c.path: take_fingerprint(c, verify_fingerprint) for c in wanted}
     logs = {c.path: read_training(c) for c in wanted}
     trained = logs.get(newest.path) or read_training(newest)
-    reached = {path: _progress(log) for path, log in logs.items()}
+    progressed = {path: reached(log) for path, log in logs.items()}
     derived = entry_key(
         {
             "keys": [
-                [measurement.key(prints[c.path]), c.step, c.relative, reached[c.path]]
+                [measurement.key(prints[c.path]), c.step, c.relative, progressed[c.path]]
                 for c in wanted
             ],
             "baseline": baseline,
@@ -147,7 +147,7 @@ def measure_run(
         if progress:
             draws_wanted = FRESH_INITIALISATIONS if initial else 0
             progress.begin(folder.name, len(wanted) + draws_wanted)
-        measured = _measure_all(measurement, wanted, prints, reached, models, progress)
+        measured = _measure_all(measurement, wanted, prints, progressed, models, progress)
         if initial:
             draws = measurement.initial(chosen[-1].path, prints[chosen[-1].path])
         elif base_folder is not None:
@@ -180,7 +180,7 @@ def _measure_all(
     measurement: RunMeasurement,
     wanted: list[CheckpointFolder],
     prints: Mapping[Path, str],
-    reached: Mapping[Path, Progress],
+    progressed: Mapping[Path, Progress],
     models: Models,
     progress: Listener | None,
 ) -> dict[Path, Measured]:
@@ -188,7 +188,7 @@ def _measure_all(
     measured: dict[Path, Measured] = {}
     todo = []
     for checkpoint in wanted:
-        found = measurement.load(checkpoint, prints[checkpoint.path], reached[checkpoint.path])
+        found = measurement.load(checkpoint, prints[checkpoint.path], progressed[checkpoint.path])
         if found is None:
             todo.append(checkpoint)
             continue
@@ -199,7 +199,7 @@ def _measure_all(
         models.check(checkpoint.path, measurement.architecture)
         upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
-            checkpoint, prints[checkpoint.path], reached[checkpoint.path], upcoming
+            checkpoint, prints[checkpoint.path], progressed[checkpoint.path], upcoming
         )
     return measured
 
@@ -226,7 +226,7 @@ def _files(upcoming: list[CheckpointFolder]) -> list[Path]:
         return []
 
 
-def _progress(log: TrainingLog) -> Progress:
+def reached(log: TrainingLog) -> Progress:
     """How far a checkpoint is, by each count that its run kept."""
     counts = {"step": log.step, "tokens": log.tokens, "fraction": log.fraction}
     return {name: None if n is None else float(n) for name, n in counts.items()}

@@ -98,7 +98,9 @@ def source_file(module: str) -> Path | None:
         return Path(known)
     try:
         spec = importlib.util.find_spec(module)
-    except Exception:  # the import itself will say what is wrong
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # of the package around it; the import itself will say what is wrong
         return None
     return Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
 

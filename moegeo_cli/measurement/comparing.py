@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
+from moegeo_cli.checkpoints.discover import RunFolder
+from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.comparison import ComparisonRecord, MatchedPair, RunSummary
 from moegeo_cli.errors import ComparisonError
-from moegeo_cli.measurement.analysis import Analysis, say_choice_differences
+from moegeo_cli.measurement.analysis import Analysis, reached, say_choice_differences
 from moegeo_cli.measurement.pairing import (
     choose_axis,
     compare_checkpoints,
     compare_losses,
     match_progress,
 )
+from moegeo_cli.measurement.run import Progress
 from moegeo_cli.measurement.settings import Settings
-from moegeo_cli.records import Metric, RunRecord
+from moegeo_cli.records import CheckpointRecord, Metric, RunRecord
 
 RANKS = {"healthy": 0, "watch": 1, "failing": 2}
 
@@ -33,7 +38,7 @@ def pair_losses(run: Analysis, reference: Analysis, settings: Settings) -> dict[
         return {}
     ours, theirs = run.record.checkpoints, reference.record.checkpoints
     try:
-        axis = choose_axis(ours, theirs, None)
+        axis = choose_axis(_recorded(ours, theirs), None)
     except ComparisonError:
         return {}
     pairs, _ = match_progress(ours, theirs, axis)
@@ -68,7 +73,7 @@ def compare_runs(
     ours, theirs = a.measurement.architecture, b.measurement.architecture
     notes = say_choice_differences(ours, theirs) + _check_comparable(judged, force=force)
     paired = judged[0].probe["sha256"] == judged[1].probe["sha256"]
-    axis = choose_axis(a.record.checkpoints, b.record.checkpoints, by)
+    axis = choose_axis(_recorded(a.record.checkpoints, b.record.checkpoints), by)
     matched, alone = match_progress(a.record.checkpoints, b.record.checkpoints, axis)
     if not matched:
         notes.append(f"no two checkpoints are within 2% of each other in {axis}: no match")
@@ -93,6 +98,24 @@ def compare_runs(
         probe=judged[0].probe,
         settings=judged[0].settings,
     )
+
+
+def check_axis(runs: Iterable[RunFolder], by: str | None) -> None:
+    """See before hours of work that the runs' checkpoints can be matched by progress.
+
+    Args:
+        runs: both.
+        by: the axis that was asked for; None for any.
+
+    Raises: what `choose_axis` raises.
+    """
+    choose_axis(
+        ((c.relative, reached(read_training(c))) for run in runs for c in run.checkpoints), by
+    )
+
+
+def _recorded(*runs: Sequence[CheckpointRecord]) -> list[tuple[str, Progress]]:
+    return [(record.path, record.progress) for run in runs for record in run]
 
 
 def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> list[str]:

@@ -184,7 +184,9 @@ class OwnFactory(Models):
             found: Any = importlib.import_module(module)
             for part in name.split("."):
                 found = getattr(found, part)
-        except Exception as error:  # a user's module can fail in any way
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a user's module can fail in any way, sys.exit included
             raise UsageError(
                 f"--model {self.factory} cannot be imported",
                 found=f"{type(error).__name__}: {error}"[:300],

@@ -8,10 +8,10 @@ Legend: B draws.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from moegeo_cli.comparison import Difference, LayerPair, MatchedPair, Unmatched
-from moegeo_cli.errors import ComparisonError
+from moegeo_cli.errors import ComparisonError, UsageError
 from moegeo_cli.geometry.estimates import over_routers
 from moegeo_cli.geometry.heterogeneity import FHS_OF
 from moegeo_cli.geometry.resample import Estimate, difference, missing
@@ -21,7 +21,7 @@ from moegeo_cli.measurement.layers import (
     FISHER_NAMES,
     estimate_checkpoint,
 )
-from moegeo_cli.measurement.run import Measured
+from moegeo_cli.measurement.run import Measured, Progress
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.records import CheckpointRecord, Metric
 
@@ -34,16 +34,22 @@ WITHIN_SCORING = {
 }  # fmt: skip
 
 
-def choose_axis(
-    a: Sequence[CheckpointRecord], b: Sequence[CheckpointRecord], wanted: str | None
-) -> str:
+def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) -> str:
     """What progress is counted in: tokens where all checkpoints record them, else step.
 
+    Args:
+        recorded: path and progress of each checkpoint of both runs.
+        wanted: the axis that was asked for; None for the first that all record.
+
     Raises:
+        UsageError: no such axis.
         ComparisonError: an axis that was asked for and that a checkpoint does not record.
     """
+    if wanted is not None and wanted not in AXES:
+        raise UsageError(f"--by is not one of {', '.join(AXES)}", found=repr(wanted)[:80])
+    known = list(recorded)
     for axis in [wanted] if wanted else AXES:
-        lacking = [r.path for r in (*a, *b) if r.progress.get(axis) is None]
+        lacking = [path for path, progress in known if progress.get(axis) is None]
         if not lacking:
             return axis
         if wanted:

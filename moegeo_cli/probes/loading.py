@@ -96,6 +96,8 @@ def _load_samples(
             found=", ".join(sorted(rows[0].inputs or ()))[:200],
             hint=f"give {INPUTS}; or name your own model with --model",
         )
+    for row in rows:  # how many classes there are is seen when the model is run
+        check_vocabulary(None, row, name, None)
     found = [Sample(row.inputs or {}, row.positions, row.labels, row.domain) for row in rows]
     if max_tokens is None:
         return Probe.of(found, name, "inputs")
@@ -130,22 +132,24 @@ def check_header(
         )
 
 
-def check_vocabulary(ids_N: np.ndarray, row: Row, name: str, vocab_size: int | None) -> None:
-    """Refuse ids and labels that the model has no row for.
+def check_vocabulary(ids_N: np.ndarray | None, row: Row, name: str, vocab_size: int | None) -> None:
+    """Refuse ids and labels that the model has no row for; negative ones whatever its vocabulary.
 
     Raises:
         ProbeError: naming the first one, its line and the vocabulary's size.
     """
     for values_N, kind, free in ((ids_N, "token id", None), (row.labels, "label", IGNORED_LABEL)):
-        if values_N is None or vocab_size is None:
+        if values_N is None:
             continue
-        outside = (values_N < 0) | (values_N >= vocab_size)
+        outside = values_N < 0
+        if vocab_size is not None:
+            outside |= values_N >= vocab_size
         if free is not None:
             outside &= values_N != free
         if outside.any():
+            size = "" if vocab_size is None else f"; the vocabulary has {vocab_size:,} ids, from 0"
             raise ProbeError(
                 f"a {kind} in the probe {name} is outside the model's vocabulary",
-                found=f"{int(values_N[outside][0])} in line {row.line}; "
-                f"the vocabulary has {vocab_size:,} ids, from 0",
+                found=f"{int(values_N[outside].flat[0])} in line {row.line}{size}",
                 hint="labels may be -100 for no loss" if free else REBUILD,
             )

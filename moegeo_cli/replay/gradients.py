@@ -298,10 +298,12 @@ def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     Raises:
         ProbeError: the labels are not of the logits' form.
     """
-    if logits.shape[:-1] != targets.shape or int(targets.max()) >= logits.shape[-1]:
+    said = targets[targets != IGNORED_LABEL]
+    low, high = (int(said.min()), int(said.max())) if said.numel() else (0, 0)
+    if logits.shape[:-1] != targets.shape or low < 0 or high >= logits.shape[-1]:
         raise ProbeError(
             "the probe's labels do not fit what the model returns",
-            found=f"labels {tuple(targets.shape)} up to {int(targets.max())}, "
+            found=f"labels {tuple(targets.shape)} from {low} to {high}, "
             f"logits {tuple(logits.shape)}",
             hint="one label a sample or one a position, counted from 0; -100 for no loss",
         )

@@ -102,10 +102,10 @@ class OwnModel(StandIn):
         """The user's forward, its output brought into one form."""
         ids = inputs.pop("input_ids", None)
         if ids is None:
-            return SimpleNamespace(logits=_logits(self.inner(**inputs)))
+            return SimpleNamespace(logits=_logits(self._call(**inputs)))
         if self.masked:  # nothing is ever padded
             inputs["attention_mask"] = torch.ones_like(ids)
-        found = self.inner(input_ids=ids, **inputs) if self.named else self.inner(ids, **inputs)
+        found = self._call(input_ids=ids, **inputs) if self.named else self._call(ids, **inputs)
         logits = _logits(found)
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
             raise UnsupportedArchitectureError(
@@ -114,6 +114,15 @@ class OwnModel(StandIn):
                 hint="return (batch, positions, vocabulary), also where no labels are given",
             )
         return SimpleNamespace(logits=logits)
+
+    def _call(self, *arguments: torch.Tensor, **named: torch.Tensor) -> Any:
+        """The user's forward; what would leave the process there is an error like any other."""
+        try:
+            return self.inner(*arguments, **named)
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # sys.exit, for instance
+            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 class OwnModels:
@@ -176,9 +185,9 @@ class OwnModels:
     def _build(self, path: Path) -> OwnModel:
         try:
             inner: Any = self.factory(read_config(path) or None)
-        except MoegeoError:
+        except (MoegeoError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # sys.exit included
             raise UsageError(
                 f"--model {self.name} fails to build the model",
                 found=f"{type(error).__name__}: {error}"[:300],

@@ -54,19 +54,23 @@ Thresholds = Mapping[str, Limit]
 FIXED = {"dead-experts": "the test that measures dead experts is built on it"}
 
 
-def load_thresholds(overrides: Mapping[str, Any] | Path | None = None) -> Thresholds:
+def load_thresholds(overrides: Mapping[str, Any] | Path | str | None = None) -> Thresholds:
     """The shipped limits, with a user's overrides.
 
     Args:
-        overrides: names and numbers, or a TOML file of them (at the top or under
+        overrides: names and numbers, or the path of a TOML file of them (at the top or under
             `[thresholds]`); a table may give `value` and `source`.
 
     Raises:
         UsageError: an unknown name, not a number, or a file that cannot be read.
     """
     limits = dict(_shipped())
-    if isinstance(overrides, Path):
-        overrides = _read(overrides)
+    if isinstance(overrides, Path | str):
+        overrides = _read(Path(overrides))
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise UsageError(
+            "thresholds are a table or the path of a TOML file", found=repr(overrides)[:80]
+        )
     for name, given in (overrides or {}).items():
         if name not in limits:
             near = difflib.get_close_matches(str(name), limits, 1)

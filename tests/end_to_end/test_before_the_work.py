@@ -1,0 +1,82 @@
+"""What can be known before hours of work is checked before them; what is given in one form of
+several means the same in each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moegeo_cli import analyze, api, compare
+from moegeo_cli.errors import ComparisonError, UsageError
+from tests.command import Outcome
+from tests.end_to_end.conftest import random_ids, write_probe
+from tests.tiny_models import save_tiny
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No checkpoint may be measured."""
+
+    def meet(*arguments: object, **named: object) -> None:
+        raise AssertionError("measured before the options were checked")
+
+    monkeypatch.setattr(api, "measure_path", meet)
+
+
+@pytest.mark.usefixtures("idle")
+def test_names_are_checked_first(tiny: Callable[..., Path], probe: Path) -> None:
+    with pytest.raises(UsageError, match="no framework"):
+        analyze(tiny("mixtral"), probe=probe, framework="nonsense")
+    with pytest.raises(UsageError, match="--by"):
+        compare(tiny("mixtral"), tiny("mixtral"), probe=probe, by="epochs")
+    with pytest.raises(UsageError, match="thresholds"):
+        analyze(tiny("mixtral"), probe=probe, thresholds=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("idle")
+def test_progress_that_is_not_recorded_is_said_first(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path
+) -> None:
+    run = save_tiny("mixtral", tmp_path / "run" / "checkpoint-1").parent
+    with pytest.raises(ComparisonError, match="cannot match by tokens"):
+        compare(run, run, probe=probe, by="tokens")
+    with pytest.raises(ComparisonError, match="no progress in common"):
+        compare(tiny("mixtral"), tiny("mixtral"), probe=probe)
+
+
+def test_one_large_probe_for_runs_of_two_sizes(
+    tmp_path: Path, moegeo: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run by itself would take another part of the probe: more experts need more tokens."""
+    from moegeo_cli.measurement import probe as probes
+
+    monkeypatch.setattr(probes, "MINIMUM_TOKENS", 64)
+    monkeypatch.setattr(probes, "tokens_for_power", lambda experts, *rest: 50 * experts)
+    sizes = {"a": 6, "b": 24}
+    for name, experts in sizes.items():
+        save_tiny("mixtral", tmp_path / name / "checkpoint-1", num_local_experts=experts)
+    probe = write_probe(tmp_path / "big.jsonl", random_ids([20] * 80))
+    found = moegeo("compare", tmp_path / "a", tmp_path / "b", "--probe", probe, "-f", "json",
+                   "--no-cache")  # fmt: skip
+    assert found.code == 0, found.err
+    needs = []
+    for name in sizes:
+        run = moegeo("analyze", tmp_path / name, "--probe", probe, "-f", "json", "--no-cache",
+                     "--baseline", "none")  # fmt: skip
+        needs.append(run.document["probe"]["tokens"])
+    assert needs[0] < needs[1]
+    assert found.document["probe"]["tokens"] == needs[1]
+
+
+def test_a_file_of_thresholds_by_its_path(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "limits.toml"
+    file.write_text("[thresholds]\nlogit-explosion = 12.5\n")
+    for given in (str(file), file, {"logit-explosion": 12.5}):
+        run = analyze(tiny("mixtral"), probe=probe, thresholds=given, cache=False)
+        assert run.settings["thresholds"]["logit-explosion"]["value"] == 12.5
+    with pytest.raises(UsageError, match="no file of thresholds"):
+        analyze(tiny("mixtral"), probe=probe, thresholds=str(tmp_path / "absent.toml"))
