@@ -16,9 +16,10 @@ from moegeo_cli.records import (
     Verdict,
 )
 from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
-from moegeo_cli.verdict.lenses import LENS_RULES, judge_lenses
+from moegeo_cli.verdict.lenses import judge_lenses
 from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, settle
 from moegeo_cli.verdict.thresholds import Limit, Thresholds, load_thresholds
+from moegeo_cli.verdict.training_log import TrainingFigures
 
 RULES: dict[str, Rule] = {
     "router-collapse": load_rules.router_collapse,
@@ -74,9 +75,10 @@ def judge(
     """
     limits = thresholds if thresholds is not None else load_thresholds()
     losses = None if reference is None else paired_losses or {}
+    figures = TrainingFigures(run.run.get("log") or ())
     judged: list[CheckpointRecord] = []
     for place, checkpoint in enumerate(run.checkpoints):
-        situation = Situation(run, run.checkpoints[: place + 1], limits, losses)
+        situation = Situation(run, run.checkpoints[: place + 1], limits, losses, figures)
         nothing: Lenses = {lens: absent(lens) for lens in LENSES}
         of_it = (lenses or {}).get(checkpoint.path, nothing)
         verdict = _verdict(situation, of_it, policy, reference)
@@ -215,8 +217,8 @@ def _with_history(judged: list[CheckpointRecord]) -> Verdict:
             steps.setdefault(finding.name, []).extend(_steps(checkpoint))
             latest[finding.name] = finding
     active = {f.name for f in last.findings}
-    # Where a command was not run on the newest checkpoint, nothing is known to have passed.
-    active |= {c.name for c in last.checks if c.outcome == "skipped" and c.name in LENS_RULES}
+    # What could not be tried on the newest checkpoint is not known to have passed.
+    active |= {c.name for c in last.checks if c.outcome == "skipped"}
     findings = [dataclasses.replace(f, steps=tuple(steps[f.name])) for f in last.findings]
     findings += [
         dataclasses.replace(f, state="resolved", steps=tuple(steps[name]))

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from moegeo_cli.records import NOT_FINITE, Evidence, Metric, Threshold
 from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, is_early
+from moegeo_cli.verdict.training_log import WINDOW
 
-WINDOW = 10  # entries of the log that a level is the median of
 FAR = 1.2  # a loss so many times the other is of another text
 
 
@@ -50,19 +47,12 @@ def loss_behind_reference(situation: Situation) -> Outcome:
 def loss_spike(situation: Situation) -> Outcome:
     """A jump in the training log up to this checkpoint, told by its first entry."""
     limit = situation.limits["loss-spike"]
-    losses = _losses(situation)
-    if len(losses) < WINDOW + 1:
+    if situation.logged.losses < WINDOW + 1:
         return Skipped(f"the log has fewer than {WINDOW + 1} losses up to here")
-    onset: int | None = None
-    highest = 0.0
-    for place in range(WINDOW, len(losses)):
-        before = statistics.median(v for _, v in losses[place - WINDOW : place])
-        rise = losses[place][1] / before - 1.0 if before > 0 else 0.0
-        if rise > limit.value:
-            onset = losses[place][0] if onset is None else onset
-            highest = max(highest, rise)
-    if onset is None:
+    spike = situation.logged.spike(limit.value)
+    if spike is None:
         return None
+    onset, highest = spike
     return Found(
         "watch",
         f"the training loss jumped at step {onset}, by {highest:.0%} at most over the median of "
@@ -80,11 +70,11 @@ def loss_diverged(situation: Situation) -> Outcome:
     if there is one, says the same: a training that moves to other text loses this one.
     """
     limit = situation.limits["loss-diverged"]
-    broken = [e for e in _log(situation) if "loss" in (e.get("nonfinite") or ())]
-    if broken:
+    logged = situation.logged
+    if logged.broken is not None:
         return Found(
             "failing",
-            f"the training loss is not finite at step {broken[0].get('step')}",
+            f"the training loss is not finite at step {logged.broken.get('step')}",
             (),
             (Evidence("loss_log", Metric(None, reason="NaN or infinite")),),
             Threshold(None, "exact"),
@@ -98,18 +88,22 @@ def loss_diverged(situation: Situation) -> Outcome:
     unigram = situation.run.probe.get("unigram_loss")
     if unigram is None:
         return Skipped("the probe has no unigram loss to count gains from")
-    from_log = _lost(_levels(_losses(situation)), unigram, limit.value)
+    from_log = _lost(logged.lowest_before, logged.level, unigram, limit.value)
     probe = [c.loss.value for c in situation.history if c.loss.value is not None]
-    from_probe = _lost(probe, unigram, limit.value)
-    levels = _levels(_losses(situation))
-    has_log = bool(levels)
-    if has_log and min(levels[-1], now.value or 0.0) >= unigram and not is_early(situation):
+    lowest_probe = min(probe[:-1], default=None)
+    from_probe = _lost(lowest_probe, probe[-1] if probe else None, unigram, limit.value)
+    has_log = logged.level is not None
+    if (
+        logged.level is not None
+        and min(logged.level, now.value or 0.0) >= unigram
+        and not is_early(situation)
+    ):
         return Found(
             "failing",
-            f"the training loss is {levels[-1]:.3f} nats and that on the probe {now.value:.3f}: "
+            f"the training loss is {logged.level:.3f} nats and that on the probe {now.value:.3f}: "
             f"both above the {unigram:.3f} of the probe's token frequencies, so nothing is learned",
             (),
-            (Evidence("loss_log", Metric(levels[-1])), Evidence("loss", now)),
+            (Evidence("loss_log", Metric(logged.level)), Evidence("loss", now)),
             limit.threshold,
         )
     if from_log is None and from_probe is None:
@@ -167,14 +161,14 @@ def probe_unfit(situation: Situation) -> Outcome:
             evidence,
             Threshold(unigram, "exact: the probe's own unigram loss"),
         )
-    logged = _levels(_losses(situation))
+    level = situation.logged.level
     words = (
         f"the loss on the probe is {loss.value:.3f} nats, above the {unigram:.3f} of its token "
         "frequencies"
     )
-    if logged and logged[-1] < unigram:
+    if level is not None and level < unigram:
         words += (
-            f", while the training log says {logged[-1]:.3f}: the labels of the training are "
+            f", while the training log says {level:.3f}: the labels of the training are "
             "shifted, or this text or tokenizer is not what the model models"
         )
     else:
@@ -185,11 +179,9 @@ def probe_unfit(situation: Situation) -> Outcome:
 def learning_rate_high(situation: Situation) -> Outcome:
     """A peak learning rate at which half of the study's runs failed, or more."""
     limit = situation.limits["learning-rate-high"]
-    logged = [e.get("learning_rate") for e in _log(situation)]
-    rates = [float(r) for r in logged if isinstance(r, int | float)]
-    if not rates:
+    peak = situation.logged.peak_rate
+    if peak is None:
         return Skipped("the log has no learning rate")
-    peak = max(rates)
     if peak <= limit.value:
         return None
     return Found(
@@ -208,44 +200,25 @@ def probe_distance(situation: Situation) -> str | None:
     The probe's loss beside the median of the last entries of the log: another text has another
     loss, and routing on it is another routing.
     """
-    levels, loss = _levels(_losses(situation)), situation.now.loss.value
-    if not levels or loss is None or levels[-1] <= 0:
+    level, loss = situation.logged.level, situation.now.loss.value
+    if level is None or loss is None or level <= 0:
         return None
-    ratio = loss / levels[-1]
+    ratio = loss / level
     if 1.0 / FAR < ratio < FAR:
         return None
     side = "harder" if ratio > 1.0 else "easier"
     return (
         f"the probe is not the run's own text: its loss is {loss:.2f} nats, the training's "
-        f"{levels[-1]:.2f}; all numbers are of this {side} text (--probe FILE takes yours)"
+        f"{level:.2f}; all numbers are of this {side} text (--probe FILE takes yours)"
     )
 
 
-def _log(situation: Situation) -> list[Mapping[str, Any]]:
-    """The training log up to the checkpoint that is judged."""
-    return [e for e in situation.run.run.get("log") or () if _until(e, situation.now.step)]
-
-
-def _losses(situation: Situation) -> list[tuple[int, float]]:
-    """Steps and losses of the log up to the checkpoint."""
-    return [
-        (int(e.get("step") or 0), float(e["loss"]))
-        for e in _log(situation)
-        if isinstance(e.get("loss"), int | float)
-    ]
-
-
-def _levels(losses: Sequence[tuple[int, float]]) -> list[float]:
-    """Medians of WINDOW successive entries: single batches are noise."""
-    values = [v for _, v in losses]
-    return [statistics.median(values[i : i + WINDOW]) for i in range(len(values) - WINDOW + 1)]
-
-
-def _lost(levels: Sequence[float], unigram: float, share: float) -> tuple[float, float] | None:
+def _lost(
+    lowest: float | None, last: float | None, unigram: float, share: float
+) -> tuple[float, float] | None:
     """The lowest level and the last one, where that lost over a share of what was gained."""
-    if len(levels) < 2:
+    if lowest is None or last is None:
         return None
-    lowest, last = min(levels[:-1]), levels[-1]
     gained = unigram - lowest
     return (lowest, last) if gained > 0 and last > lowest + share * gained else None
 
@@ -253,8 +226,3 @@ def _lost(levels: Sequence[float], unigram: float, share: float) -> tuple[float,
 def _share(lowest: float, level: float, unigram: float) -> float:
     gained = unigram - lowest
     return (level - lowest) / gained if gained > 0 and math.isfinite(level) else math.inf
-
-
-def _until(entry: Mapping[str, Any], step: int | None) -> bool:
-    own = entry.get("step")
-    return step is None or not isinstance(own, int | float) or own <= step

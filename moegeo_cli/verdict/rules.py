@@ -6,6 +6,7 @@ import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from moegeo_cli.records import (
     Check,
@@ -18,6 +19,7 @@ from moegeo_cli.records import (
     Threshold,
 )
 from moegeo_cli.verdict.thresholds import FOLDER, Thresholds
+from moegeo_cli.verdict.training_log import FiguresSoFar, TrainingFigures
 
 SEVERITIES = ("info", "watch", "failing")
 
@@ -29,13 +31,19 @@ class Situation:
     """A checkpoint with everything before it.
 
     `losses` are loss differences to the reference at the same progress, by checkpoint path;
-    None without a reference.
+    None without a reference. `figures` are of the whole training log.
     """
 
     run: RunRecord
     history: tuple[CheckpointRecord, ...]  # oldest first; the last one is judged
     limits: Thresholds
     losses: Mapping[str, Metric] | None = None
+    figures: TrainingFigures = field(default_factory=partial(TrainingFigures, ()))
+
+    @property
+    def logged(self) -> FiguresSoFar:
+        """The training log up to this checkpoint."""
+        return self.figures.until(self.now.step)
 
     @property
     def now(self) -> CheckpointRecord:

@@ -125,6 +125,18 @@ def test_the_newest_checkpoint_decides_and_what_passed_is_resolved() -> None:
     assert (resolved.name, resolved.state, resolved.steps) == ("router-zero", "resolved", (100,))
 
 
+def test_what_cannot_be_decided_any_more_is_not_resolved() -> None:
+    spoilt = checkpoint(100, loss=metric(9.0))
+    probe = {"unigram_loss": 5.0}
+    both = judge(run_of(spoilt, checkpoint(200), probe=probe))
+    assert [f.name for f in both.verdict.findings if f.state == "resolved"] == ["probe-unfit"]
+    unknown = checkpoint(200, loss=metric(None, reason="no loss"))
+    untold = judge(run_of(spoilt, unknown, probe=probe))
+    assert [f.name for f in untold.verdict.findings if f.state == "resolved"] == []
+    (check,) = [c for c in untold.verdict.checks if c.name == "probe-unfit"]
+    assert check.outcome == "skipped"
+
+
 def test_no_checkpoint_sees_its_future() -> None:
     first = judge(run_of(checkpoint(1))).checkpoints[0]
     both = judge(run_of(checkpoint(1), checkpoint(2, layer(0, state="zero")))).checkpoints[0]
