@@ -31,14 +31,24 @@ class LayerSums:
         experts: number of the router's rows.
         router_digest: of the router's weight and of the bias of its logits.
         row_norms: norm of each row of the router; None where it is not finite.
-        router_nonfinite: rows with NaN or infinity.
+        router_nonfinite: rows with NaN or infinity, in the weight or in a bias.
         zero_rows: rows of zeros.
+        masked: experts that a row or a bias switches off.
         stable_rank: squared Frobenius norm over squared spectral norm; None if not computed.
         cosine: mean absolute cosine between rows; None if not computed.
+        width: D.
+        bias_digest: of the selection bias; None without one.
+        selection_bias: its values; None for one that is not finite, and without a bias.
+        rounding: how coarsely it is stored, as `BiasRounding`; None where finely, or constant.
+        top_k: experts a token; None where it is not known.
+        loads: tokens by expert that the files count themselves; None where they do not.
         expert_digests: of each expert's stored bytes; None where they were not read (`--quick`).
         expert_norms: Frobenius norm of all matrices of each expert together.
         expert_nonfinite: experts with NaN or infinity in their weights.
         expert_zero: experts with a matrix, or rows that others have, of zeros.
+        expert_near: groups of experts that differ by less than bfloat16 rounds, with the largest
+            relative distance in the group.
+        sketches: of each expert, as `sketches.pack` writes them; None where there are none.
         statistics: name of a `Statistic` -> what it returned.
         reasons: what is not there -> why.
     """
@@ -50,14 +60,31 @@ class LayerSums:
     row_norms: tuple[float | None, ...] = ()
     router_nonfinite: tuple[int, ...] = ()
     zero_rows: tuple[int, ...] = ()
+    masked: tuple[int, ...] = ()
     stable_rank: float | None = None
     cosine: float | None = None
-    expert_digests: tuple[str | None, ...] | None = None
+    width: int | None = None
+    bias_digest: str | None = None
+    selection_bias: tuple[float | None, ...] | None = None
+    rounding: Mapping[str, Any] | None = None
+    top_k: int | None = None
+    loads: tuple[float, ...] | None = None
+    expert_digests: tuple[str, ...] | None = None
     expert_norms: tuple[float | None, ...] | None = None
     expert_nonfinite: tuple[int, ...] = ()
     expert_zero: tuple[int, ...] = ()
+    expert_near: tuple[NearGroup, ...] = ()
+    sketches: str | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NearGroup:
+    """Experts that are nearly equal, and the largest of their distances over their norm."""
+
+    experts: tuple[int, ...]
+    distance: float
 
 
 class Statistic(Protocol):

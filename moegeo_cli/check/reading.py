@@ -108,8 +108,21 @@ class MoELayer:
         """
         wholes: dict[str, Any] = {}
         for expert in sorted(self.experts):
-            for tensor in self.experts[expert]:
-                yield self._read(tensor, wholes)
+            yield from self.read_expert(expert, wholes)
+
+    def read_expert(self, expert: int, wholes: dict[str, Any] | None = None) -> Iterator[Piece]:
+        """One expert's weights by role.
+
+        Args:
+            expert: its number.
+            wholes: keeps tensors of all experts that cannot be read in slices, between calls.
+
+        Raises:
+            MoegeoError: a file that changed or broke while it was read.
+        """
+        kept = {} if wholes is None else wholes
+        for tensor in self.experts[expert]:
+            yield self._read(tensor, kept)
 
     def _read(self, tensor: ExpertTensor, wholes: dict[str, Any]) -> Piece:
         index, name, rows = self.index, tensor.name, tensor.rows

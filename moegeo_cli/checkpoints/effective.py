@@ -69,7 +69,10 @@ class EffectiveWeights(WeightIndex):
     Attributes:
         stored: the files' own tensors.
         record: what was done.
+        bytes_read: how much `stored_bytes` gave so far.
     """
+
+    bytes_read = 0
 
     def __init__(self, stored: WeightIndex, settings: Mapping[str, Any], *, inner: bool) -> None:
         """Find out how each tensor is made; values are read on request.
@@ -145,6 +148,7 @@ class EffectiveWeights(WeightIndex):
             own = self.stored.shape(part)
             cut = rows if own and own[0] == count else None
             found.append(self.stored.stored_bytes(part, cut))
+            self.bytes_read += len(found[-1])
         return b"".join(found)
 
     def slices_cheaply(self, name: str) -> bool:
