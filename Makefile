@@ -11,7 +11,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,lint,data]'
 	touch $@
 
-# The main job on the sample checkpoints: a healthy run, a collapsed one, and both side by side.
+# The main job on the sample checkpoints: a healthy run, an unbalanced one, and both side by side.
 demo: $(READY)
 	$(BIN)/moegeo analyze sample_checkpoints/healthy-qwen3-moe
 	$(BIN)/moegeo analyze sample_checkpoints/unbalanced-mixtral

@@ -21,7 +21,7 @@ from benchmarks.evidence.table import FOLDER, LOST, is_diverged, read_runs, read
 from moegeo_cli.verdict.thresholds import FOLDER as DATA
 from moegeo_cli.verdict.thresholds import forget
 
-RATES_AT, STOPPED_BY, DIVERGED_AT = 0.1, 0.2, 0.2
+RATES_AT, STOPPED_BY, DIVERGED_AT, SPIKE_AT = 0.1, 0.2, 0.2, 0.5
 RATES_OF = "untouched runs at 10% of training"
 # The limit of the log's rise is not fitted: it is the one that thresholds.toml ships.
 RISE = 0.2
@@ -136,21 +136,24 @@ def read_quantiles() -> dict[str, float]:
 
 
 def _other_rates(runs: pd.DataFrame, points: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Rates of rules that were not fitted: against failure, at 10%, on untouched bases.
+    """Rates of rules that were not fitted: against failure, on untouched bases.
 
-    That of FHS is of the point, as the paper's policy judges it.
+    They are asked at 10% of training, a loss spike at half of it: before that a log is too short.
+    The rate of FHS is of the point, as the paper's policy judges it.
     """
     table, rules = rule_columns(runs, points)
-    table = table[table["untouched"] & np.isclose(table["fraction"], RATES_AT)]
-    columns = {name: column for name, column in rules.items() if name in RATED}
-    columns |= {"heterogeneity-above-init": rules["fhs > 1"], "loss-spike": "spike"}
-    return {
-        name: {
-            "rates": f"failure at the end, {RATES_OF}",
-            **Rates.of(table[column].fillna(False), table["failed"]).to_data(),
+    table = table[table["untouched"]]
+    columns = {name: (column, RATES_AT) for name, column in rules.items() if name in RATED}
+    columns["heterogeneity-above-init"] = (rules["fhs > 1"], RATES_AT)
+    columns["loss-spike"] = ("spike", SPIKE_AT)
+    found = {}
+    for name, (column, fraction) in sorted(columns.items()):
+        asked = table[np.isclose(table["fraction"], fraction)]
+        found[name] = {
+            "rates": f"failure at the end, untouched runs at {fraction:.0%} of training",
+            **Rates.of(asked[column].fillna(False), asked["failed"]).to_data(),
         }
-        for name, column in sorted(columns.items())
-    }
+    return found
 
 
 RATED = ("dead-experts", "router-locked", "router-uniform", "logit-explosion", "near-ties",

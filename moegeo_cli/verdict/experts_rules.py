@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moegeo_cli.experts_records import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.records import Evidence, Metric, layer_name
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, low
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, low, unrated
 from moegeo_cli.verdict.thresholds import Thresholds
 
 SHOWN_PAIRS = 4
@@ -39,7 +39,7 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
     more = f"; and {len(pairs) - SHOWN_PAIRS} more pairs" if len(pairs) > SHOWN_PAIRS else ""
     among = sum(layer.experts for layer in told)
     return Found(
-        "watch",
+        unrated(limit),
         f"{len(twins)} of {among} experts compute nearly what another of their layer does, by the "
         f"cosine of Jacobians: {'; '.join(shown)}{more}",
         tuple(layer.layer for layer, _ in twins),

@@ -22,7 +22,7 @@ ASSUMED = "assumed: nothing beside the checkpoint names a framework"
 
 
 def recommend(
-    run: RunRecord, findings: Sequence[Finding], framework: str | None = None
+    run: RunRecord, findings: Sequence[Finding], framework: str | None = None, facts: bool = False
 ) -> tuple[Intervention, ...]:
     """What the active findings call for and what applies to this checkpoint, best first.
 
@@ -33,6 +33,7 @@ def recommend(
         run: for its settings and its newest checkpoint, if it has one.
         findings: of its verdict.
         framework: whose keys are named; None for what was found from the checkpoint.
+        facts: whether findings of severity info get advice too.
 
     Raises:
         UsageError: an unknown framework.
@@ -41,7 +42,8 @@ def recommend(
     named = framework or run.run.get("framework")
     note = None if named in FRAMEWORKS else ASSUMED
     name = named if named in FRAMEWORKS else "transformers"
-    active = {f.name: f for f in findings if f.state == "active" and f.severity != "info"}
+    called_for = [f for f in findings if f.state == "active" and (facts or f.severity != "info")]
+    active = {f.name: f for f in called_for}
     chosen: list[tuple[int, Intervention]] = []
     for entry in catalogue()["intervention"]:
         called = [f for f in entry["findings"] if f in active]

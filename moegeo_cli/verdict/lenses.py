@@ -76,6 +76,6 @@ def judge_lens(
     return dataclasses.replace(
         record,
         findings=tuple(findings),
-        interventions=recommend(about, findings, framework),
+        interventions=recommend(about, findings, framework, facts=True),
         checks=tuple(checks),
     )

@@ -27,7 +27,7 @@ from moegeo_cli.verdict.rules import (
     layer_words,
     low,
 )
-from moegeo_cli.verdict.thresholds import OWN, collapse_limit, is_studied
+from moegeo_cli.verdict.thresholds import collapse_limit, is_studied
 
 SOURCE = "published loads of deployed models (docs/verdict.md#loads)"
 
@@ -50,7 +50,7 @@ def router_collapse(situation: Situation) -> Outcome:
     by itself.
     """
     limit = situation.limits["router-collapse"]
-    if limit.threshold.source == OWN or not limit.cells:
+    if limit.own or not limit.cells:
         return _over_own_limit(situation)
     readings = _read(situation)
     if not any(r.load.severity for r in readings):

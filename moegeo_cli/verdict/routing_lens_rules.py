@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moegeo_cli.records import Evidence
 from moegeo_cli.routing_records import RoutingLayerRecord, RoutingRecord
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, layer_words, low
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, layer_words, low, unrated
 from moegeo_cli.verdict.thresholds import Thresholds
 
 
@@ -27,7 +27,7 @@ def shared_direction(record: RoutingRecord, limits: Thresholds) -> Outcome:
     top = max(found, key=lambda x: x.metrics["constant_share"].value or 0.0)
     layers = tuple(x.layer for x in found)
     return Found(
-        "watch",
+        unrated(share),
         f"in {layer_words(layers)} a direction that all inputs share is not suppressed: in layer "
         f"{top.layer}, {_value(top, 'constant_share'):.0%} of the logits' energy is the same for "
         f"every token, answered {_value(top, 'response_relative'):.2f} times as strongly as a "
@@ -53,7 +53,7 @@ def routing_ignores_input(record: RoutingRecord, limits: Thresholds) -> Outcome:
     metric = top.metrics["overlap_unrelated"]
     layers = tuple(x.layer for x in found)
     return Found(
-        "watch",
+        unrated(limit),
         f"{layer_words(layers)} choose{'s' if len(layers) == 1 else ''} nearly the same experts "
         f"whatever the input: in layer {top.layer}, unrelated tokens have {metric.value:.0%} of "
         f"them in common, {metric.null_value:.0%} if all were used evenly",

@@ -12,8 +12,8 @@ from moegeo_cli.verdict.rules import (
     known,
     layer_words,
     low,
+    unrated,
 )
-from moegeo_cli.verdict.thresholds import OWN
 
 
 def router_locked(situation: Situation) -> Outcome:
@@ -79,14 +79,13 @@ def near_ties(situation: Situation) -> Outcome:
     A fact (info): no failure was found behind it. A limit that the user set is a watch.
     """
     limit, factor = situation.limits["near-ties"], situation.limits["near-ties-factor"]
-    own = limit.threshold.source == OWN
     layers = [x for x in situation.now.layers if known(x, "near_ties")]
     if not layers:
         return Skipped("not measured")
     found = []
     for layer in layers:
         expected = layer.metrics["near_ties"].null_value
-        bound = limit.value if own else max(limit.value, factor.value * (expected or 0.0))
+        bound = limit.value if limit.own else max(limit.value, factor.value * (expected or 0.0))
         if low(known(layer, "near_ties")) > bound:
             found.append(layer)
     if not found:
@@ -102,7 +101,7 @@ def near_ties(situation: Situation) -> Outcome:
     if centred is not None:
         words += f", and these logits {centred.value:.1%} with their common offset taken off"
     return Found(
-        "watch" if own else "info",
+        unrated(limit),
         words,
         tuple(x.layer for x in found),
         tuple(evidence("near_ties", x) for x in found),

@@ -18,7 +18,7 @@ from moegeo_cli.records import (
     RunRecord,
     Threshold,
 )
-from moegeo_cli.verdict.thresholds import FOLDER, Thresholds
+from moegeo_cli.verdict.thresholds import FOLDER, Limit, Thresholds
 from moegeo_cli.verdict.training_log import FiguresSoFar, TrainingFigures
 
 SEVERITIES = ("info", "watch", "failing")
@@ -125,6 +125,11 @@ def _allowed(severity: str, about: Definition, limits: Thresholds) -> str:
     if severity == "failing" and not exact and (limit is None or not limit.calibrated):
         ceiling = "watch"
     return min(severity, ceiling, key=SEVERITIES.index)
+
+
+def unrated(limit: Limit) -> str:
+    """Severity of a rule whose rates were never measured: info, or watch by the user's limit."""
+    return "watch" if limit.own else "info"
 
 
 def worst(severities: Sequence[str]) -> str:

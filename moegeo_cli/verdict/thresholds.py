@@ -33,10 +33,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit; `cells` where it depends on E and K, and is then what counts."""
+    """One limit; `cells` where it depends on E and K, and is then what counts.
+
+    `own` says that the user set it.
+    """
 
     threshold: Threshold
     cells: tuple[Cell, ...] = ()
+    own: bool = False
 
     @property
     def value(self) -> float:
@@ -96,7 +100,7 @@ def load_thresholds(overrides: Mapping[str, Any] | Path | str | None = None) -> 
         if value < 0:
             raise UsageError(f"the threshold {name} is negative", found=repr(value))
         limits[name] = replace(
-            limits[name], threshold=Threshold(float(value), str(source)), cells=()
+            limits[name], threshold=Threshold(float(value), str(source)), cells=(), own=True
         )
     return limits
 

@@ -48,7 +48,7 @@ def judged(record: ExpertsRecord, **limits: Any) -> ExpertsRecord:
 def test_two_that_do_the_same_are_found_with_advice_that_says_how_well_it_is_known() -> None:
     record = judged(experts_of(layer(0, *DIFFERENT), layer(1, *ALIKE)))
     (finding,) = record.findings
-    assert (finding.id, finding.name, finding.severity) == ("MG601", "redundant-experts", "watch")
+    assert (finding.id, finding.name, finding.severity) == ("MG601", "redundant-experts", "info")
     assert finding.layers == (1,)
     assert finding.steps == (9,)
     assert "2 of 8 experts" in finding.message
@@ -88,7 +88,7 @@ def test_a_pair_counts_where_its_interval_is_above_the_limit_and_the_null(
 def test_a_limit_of_ones_own_is_judged_by_without_measuring_again() -> None:
     record = experts_of(layer(0, *DIFFERENT))
     (finding,) = judged(record, redundant_experts=0.15).findings
-    assert finding.severity == "watch", "no limit makes alike experts failing"
+    assert finding.severity == "watch", "a limit of one's own; none makes alike experts failing"
     assert finding.threshold is not None
     assert finding.threshold.source == "set by the user"
 
@@ -112,13 +112,13 @@ def with_lens(run: RunRecord, *records: ExpertsRecord | str) -> RunRecord:
     return judge(run, lenses=lenses)
 
 
-def test_a_lens_finding_joins_the_verdict_with_its_interventions() -> None:
+def test_a_lens_finding_joins_the_verdict_as_a_fact() -> None:
     run = with_lens(run_of(), experts_of(layer(1, *ALIKE)))
     assert run.verdict is not None
-    assert (run.verdict.status, run.verdict.routing) == ("watch", "watch")
+    assert (run.verdict.status, run.verdict.routing) == ("healthy", "healthy")
     assert [f.name for f in run.verdict.findings] == ["redundant-experts"]
-    assert any("redundant-experts" in reason for reason in run.verdict.reasons)
-    found = recommend(run, run.verdict.findings)
+    assert recommend(run, run.verdict.findings) == (), "a fact calls for nothing by itself"
+    found = recommend(run, run.verdict.findings, facts=True)
     assert [i.id for i in found] == ["merge-redundant-experts", "separate-redundant-experts"]
 
 

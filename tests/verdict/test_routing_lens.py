@@ -49,7 +49,7 @@ def test_a_shared_direction_says_where_how_much_and_what_to_do() -> None:
             layer(2, response_relative=3.0, constant_share=0.8))  # fmt: skip
     record = judged(record_of(*rows), "transformers")
     (finding,) = record.findings
-    assert (finding.id, finding.name, finding.severity) == ("MG701", "shared-direction", "watch")
+    assert (finding.id, finding.name, finding.severity) == ("MG701", "shared-direction", "info")
     assert (finding.layers, finding.steps) == ((1, 2), (9,))
     assert "in layer 2, 80% of the logits' energy is the same for every token" in finding.message
     assert "3.00 times as strongly as a random direction" in finding.message
@@ -97,7 +97,7 @@ def test_ignoring_the_input_counts_from_even_use(
     record = judged(record_of(layer(0, overlap_unrelated=overlap, even=even)))
     assert {c.name: c.outcome for c in record.checks}["routing-ignores-input"] == outcome
     for finding in record.findings:
-        assert (finding.id, finding.severity) == ("MG702", "watch")
+        assert (finding.id, finding.severity) == ("MG702", "info")
         assert "whatever the input: in layer 0, unrelated tokens have 90%" in finding.message
 
 
@@ -131,8 +131,8 @@ def test_the_verdict_of_the_run_hears_of_it() -> None:
     row = layer(1, overlap_unrelated=0.95)
     told = judge(run, lenses={run.checkpoints[0].path: {"routing": record_of(row)}})
     assert told.verdict is not None
-    assert (told.verdict.status, told.verdict.routing) == ("watch", "watch")
+    assert (told.verdict.status, told.verdict.routing) == ("healthy", "healthy")
     assert [f.name for f in told.verdict.findings] == ["routing-ignores-input"]
     assert {"activate-balance-loss", "raise-balance-loss"} & {
-        i.id for i in recommend(told, told.verdict.findings)
+        i.id for i in recommend(told, told.verdict.findings, facts=True)
     }
