@@ -47,7 +47,7 @@ def check_of(document: dict[str, Any]) -> tuple[str, str | None]:
     return check["outcome"], check["reason"]
 
 
-def test_analyze_lists_what_experts_found_and_what_to_do(
+def test_analyze_lists_what_experts_found(
     run: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
     analyze = ("analyze", run, "--probe", probe, "--format", "json")
@@ -66,8 +66,11 @@ def test_analyze_lists_what_experts_found_and_what_to_do(
     jsonschema.validate(document, json_report.schema("moegeo.run", strict=True))
     assert check_of(document) == ("found", None)
     assert [f for f in document["verdict"]["findings"] if f["name"] == NAME] == [finding]
-    advised = [i["id"] for i in document["interventions"] if NAME in i["findings"]]
-    assert advised == [i["id"] for i in own.document["interventions"]] != []
+    # The finding is info: it waits for a rate measured on trainings that went well. What to do
+    # about it is in the command's own report.
+    assert finding["severity"] == "info"
+    assert [i["id"] for i in own.document["interventions"]] != []
+    assert not [i for i in document["interventions"] if NAME in i["findings"]]
     assert any("moegeo experts" in note for note in document["run"]["notes"])
     assert document["checkpoints"][-1]["metrics"] == before["checkpoints"][-1]["metrics"]
     shown = moegeo("analyze", run, "--probe", probe)
