@@ -68,7 +68,9 @@ class LayerRecord:
     `state` is "ok", "nonfinite" (NaN or Inf in the router) or "zero" (all rows zero).
     `zero_rows` are experts whose row of the router is zero; `experts_nonfinite` and `experts_zero`
     experts with NaN or Inf, or with zeros, in their weights; `experts_identical` groups of experts
-    whose weights are equal bit for bit: null where those were not in memory.
+    whose weights are equal bit for bit: null where those were not in memory. `masked` are experts
+    that a row of the router or a bias switches off. Routing metrics leave out those of them that no
+    token reached.
     """
 
     layer: int
@@ -90,6 +92,17 @@ class LayerRecord:
     experts_nonfinite: tuple[int, ...] | None = None
     experts_zero: tuple[int, ...] | None = None
     experts_identical: tuple[tuple[int, ...], ...] | None = None
+    masked: tuple[int, ...] = ()
+
+    @property
+    def choices(self) -> int:
+        """Number of experts that can be chosen: E without those that are off."""
+        return self.experts - len(self.off)
+
+    @property
+    def off(self) -> tuple[int, ...]:
+        """Masked experts that no token reached."""
+        return tuple(e for e in self.masked if self.load is None or not self.load[e])
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,24 @@ class FisherSums:
         """Experts with fewer than 30 dispatched tokens; None where tokens are not counted."""
         return None if self.dispatched_E is None else self.dispatched_E < FEW_TOKENS
 
+    def without(self, experts: Sequence[int]) -> FisherSums:
+        """The same of a router without some experts, none of which has a Fisher."""
+        if not experts:
+            return self
+
+        def left(values: np.ndarray | None, axis: int) -> np.ndarray | None:
+            return None if values is None else np.delete(values, experts, axis)
+
+        return replace(
+            self,
+            total_ED=np.delete(self.total_ED, experts, 0),
+            trace_GE=left(self.trace_GE, 1),
+            gram_EGG=left(self.gram_EGG, 0),
+            mass_GE=left(self.mass_GE, 1),
+            dispatched_E=left(self.dispatched_E, 0),
+            has_fisher_E=np.delete(self.has_fisher_E, experts, 0),
+        )
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, ready to be saved; Gram matrices as float32 triangles."""
         optional = {

@@ -61,8 +61,11 @@ class _Measuring:
         last = int(sequence_T[-1]) + 1 if self.count else 0
         self.sequences = last if tokens.sequences is None else tokens.sequences
         self.experts = int(tokens.experts or 0) if logits_TE is None else int(logits_TE.shape[1])
-        self.furthest = distance_max(self.experts) if self.experts > 1 else math.nan
-        self.log_experts = math.log(self.experts) if self.experts > 1 else math.nan
+        self.open_E = np.setdiff1d(np.arange(self.experts), tokens.masked)
+        self.masked = len(self.open_E) < self.experts
+        self.choices = len(self.open_E)  # experts that can be chosen
+        self.furthest = distance_max(self.choices) if self.choices > 1 else math.nan
+        self.log_experts = math.log(self.choices) if self.choices > 1 else math.nan
         self.scoring = find_scoring(tokens.scoring) if logits_TE is not None else None
         self.top_k = tokens.top_k or 0
         self.rule = self._rule(tokens)
@@ -77,19 +80,23 @@ class _Measuring:
         """The selection rule, where there is one and it leaves something unselected."""
         if self.scoring is None or not tokens.top_k:
             return None
-        if tokens.top_k != self.selected_TK.shape[1] or tokens.top_k >= self.experts:
+        if tokens.top_k != self.selected_TK.shape[1] or tokens.top_k >= self.choices:
             return None
+        bias_E = tokens.selection_bias_E
+        if bias_E is not None:
+            bias_E = np.asarray(bias_E, float)
+            bias_E = bias_E if tokens.groups else bias_E[self.open_E]
         return SelectionRule(
             tokens.top_k,
             tokens.scoring,
-            None if tokens.selection_bias_E is None else np.asarray(tokens.selection_bias_E, float),
+            bias_E,
             tokens.groups,
             tokens.group_score,
             tokens.bias_on,
         )
 
     def run(self) -> RoutingSums:
-        if self.logits_TE is not None and self.experts > 1 and self.scoring is not None:
+        if self.logits_TE is not None and self.choices > 1 and self.scoring is not None:
             self._measure_logits(self.logits_TE, self.scoring)
         dispatch_SE, combine_SE = self._measure_dispatch()
         counts_SM = np.stack([self._sum(self.counted[name]) for name in TOKEN_MEANS], axis=1)
@@ -123,27 +130,33 @@ class _Measuring:
         for start in range(0, self.count, rows):
             yield slice(start, min(start + rows, self.count))
 
+    def _open(self, logits_NE: np.ndarray) -> np.ndarray:
+        """Logits of the experts that can be chosen, by column."""
+        return np.asfortranarray(logits_NE[:, self.open_E] if self.masked else logits_NE)
+
     def _measure_logits(self, logits_TE: np.ndarray, scoring: Scoring) -> None:
         """Everything that rests on the logits, in two passes."""
         keep = logits_TE.size <= KEPT_ROOTS
-        kept_TE = np.empty(logits_TE.shape, order="F") if keep else None
+        kept_TE = np.empty((len(logits_TE), self.choices), order="F") if keep else None
         for piece in self._pieces():
-            piece_NE = np.asfortranarray(logits_TE[piece])
+            piece_NE = self._open(logits_TE[piece])
             rows: slice | np.ndarray = piece
             if not np.isfinite(piece_NE).all():
                 self.finite_T[piece] &= np.isfinite(piece_NE).all(axis=1)
             if not self.finite_T[piece].all():
                 rows = piece.start + np.flatnonzero(self.finite_T[piece])
-                piece_NE = np.asfortranarray(logits_TE[rows])
+                piece_NE = self._open(logits_TE[rows])
             if not len(piece_NE):
                 continue
             root_NE = self._measure_piece(rows, piece_NE, scoring)
             if kept_TE is not None:
                 kept_TE[rows] = root_NE
             if self.rule is not None:
+                if self.masked and self.rule.groups:  # groups are of all experts
+                    piece_NE = np.asfortranarray(logits_TE[rows])
                 self._measure_selection(self.rule, rows, piece_NE)
         total = self.finite_T.sum()
-        root_mean_E = np.sqrt(self.probability_SE.sum(axis=0) / max(total, 1))
+        root_mean_E = np.sqrt(self.probability_SE[:, self.open_E].sum(axis=0) / max(total, 1))
         for piece in self._pieces():
             rows = piece
             if not self.finite_T[piece].all():
@@ -151,7 +164,7 @@ class _Measuring:
             if kept_TE is not None:
                 gap_NE = kept_TE[rows] - root_mean_E
             else:
-                z_NE = np.asfortranarray(logits_TE[rows], dtype=np.float64)
+                z_NE = self._open(logits_TE[rows]).astype(np.float64)
                 gap_NE = _roots(scoring.log_score(z_NE))[0] - root_mean_E
             chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
             self.values["dispersion"][rows] = distance_from_squared_chord(chord_N) / self.furthest
@@ -176,10 +189,11 @@ class _Measuring:
         p_NE = root_NE * root_NE
         sequence_N = self.sequence_T[rows]
         starts = np.concatenate([[0], np.flatnonzero(np.diff(sequence_N)) + 1])
-        self.probability_SE[sequence_N[starts]] += np.add.reduceat(p_NE, starts, axis=0)
+        sums_NE = np.add.reduceat(p_NE, starts, axis=0)
+        self.probability_SE[np.ix_(sequence_N[starts], self.open_E)] += sums_NE
         # `_roots` has left ln s − max ln s in logs_NE
         entropy_N = log_total_N - np.einsum("ne,ne->n", p_NE, logs_NE)
-        gap_NE = np.subtract(root_NE, 1.0 / math.sqrt(self.experts), out=p_NE)
+        gap_NE = np.subtract(root_NE, 1.0 / math.sqrt(self.choices), out=p_NE)
         chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
         self.values["fsi"][rows] = distance_from_squared_chord(chord_N) / self.furthest
         self.values["entropy_token"][rows] = entropy_N / self.log_experts
@@ -198,6 +212,8 @@ class _Measuring:
             rows, logits_NE, selected_NK = rows[full_N], logits_NE[full_N], selected_NK[full_N]
         if not len(rows):
             return
+        if self.masked and not rule.groups:
+            selected_NK = np.searchsorted(self.open_E, selected_NK)
         check = check_selection(rule, logits_NE, selected_NK)
         self.contradicted += int(check.contradicted_N.sum())
         open_N = np.isfinite(check.margin_N)  # something eligible was left unselected
@@ -205,7 +221,7 @@ class _Measuring:
         self.counted["margin"][rows] = open_N
         self.values["near_ties"][rows] = check.near_tie_N
         self.counted["near_ties"][rows] = True
-        if check.near_tie_centred_N is not None:
+        if check.near_tie_centred_N is not None and not (self.masked and rule.groups):
             self.values["near_ties_centred"][rows] = check.near_tie_centred_N
             self.counted["near_ties_centred"][rows] = True
 
@@ -216,7 +232,7 @@ class _Measuring:
         cells_TK = self.sequence_T[:, None] * self.experts + self.selected_TK
         size = self.sequences * self.experts
         dispatch_SE = np.bincount(cells_TK[taken_TK], minlength=size).reshape(shape)
-        if self.experts < 2:
+        if self.choices < 2:
             return dispatch_SE.astype(np.int32), np.zeros(shape)
         weights_TK = np.where(taken_TK, self.weights_TK, 0.0).astype(np.float64)
         np.maximum(weights_TK, 0.0, out=weights_TK)
@@ -227,8 +243,8 @@ class _Measuring:
             cells_TK[taken_TK], weights=weights_TK[taken_TK], minlength=size
         ).reshape(shape)
         # An empty slot weighs 0 and stands for one of the experts that were not selected.
-        gap_TK = np.sqrt(weights_TK) - 1.0 / math.sqrt(self.experts)
-        rest = (self.experts - weights_TK.shape[1]) / self.experts
+        gap_TK = np.sqrt(weights_TK) - 1.0 / math.sqrt(self.choices)
+        rest = (self.choices - weights_TK.shape[1]) / self.choices
         chord_T = np.einsum("tk,tk->t", gap_TK, gap_TK) + rest
         self.values["fsi_dispatch"] = np.where(
             mixed_T, distance_from_squared_chord(chord_T) / self.furthest, 0.0

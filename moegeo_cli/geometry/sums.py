@@ -5,7 +5,8 @@ Legend: T tokens, S sequences, E experts, K experts chosen per token, M token me
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ class RouterTokens:
     `weights_TK` the combine weights applied. `selection_bias_E` acts on the selection alone,
     added to the scores or to the logits (`bias_on`); `groups` is (groups, groups kept),
     ranked by `group_score`. `top_k` is None where it varies, `sequences` the number of
-    sequences where the last ones may be empty.
+    sequences where the last ones may be empty. `masked` experts are switched off and never
+    selected: distributions are over the others.
     """
 
     logits_TE: np.ndarray | None
@@ -42,6 +44,7 @@ class RouterTokens:
     top_k: int | None = None
     experts: int | None = None
     sequences: int | None = None
+    masked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,17 @@ class RoutingSums:
         arrays = self.to_arrays()
         facts = {"facts": arrays.pop("facts")}
         return self.from_arrays({name: a[chosen_S] for name, a in arrays.items()} | facts)
+
+    def without(self, masked: Sequence[int]) -> RoutingSums:
+        """The same of a router without some experts, whose columns hold nothing."""
+        if not masked:
+            return self
+        return dataclasses.replace(
+            self,
+            dispatch_SE=np.delete(self.dispatch_SE, masked, axis=1),
+            probability_SE=np.delete(self.probability_SE, masked, axis=1),
+            combine_SE=np.delete(self.combine_SE, masked, axis=1),
+        )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, ready to be saved."""

@@ -48,6 +48,22 @@ class RouterArrays:
     # groups of experts with the same weights, bit for bit; None: not looked at
     experts_identical: tuple[tuple[int, ...], ...] | None = None
     selection_bias_E: np.ndarray | None = None
+    # experts that the router's weights or biases switch off
+    masked: tuple[int, ...] = ()
+
+    @property
+    def off(self) -> tuple[int, ...]:
+        """Masked experts that no token reached."""
+        return tuple(e for e in self.masked if not self.sums.dispatch_SE[:, e].any())
+
+    @property
+    def open_sums(self) -> RoutingSums:
+        """The sums of the experts that can be chosen."""
+        return self.sums.without(self.off)
+
+    def open_fisher(self, kind: tuple[str, str]) -> FisherSums:
+        """The Fisher sums of a kind and unit, of the experts that can be chosen."""
+        return self.fishers[kind].without(self.off)
 
     @property
     def state(self) -> str:
@@ -116,7 +132,7 @@ class CheckpointArrays:
              "scoring": r.scoring, "fishers": [list(key) for key in r.fishers],
              "experts_nonfinite": _list(r.experts_nonfinite), "experts_zero": _list(r.experts_zero),
              "experts_identical": None if r.experts_identical is None
-             else [list(group) for group in r.experts_identical]}
+             else [list(group) for group in r.experts_identical], "masked": list(r.masked)}
             for r in self.routers
         ]  # fmt: skip
 
@@ -155,6 +171,7 @@ class CheckpointArrays:
                     if facts["experts_identical"] is None
                     else tuple(tuple(group) for group in facts["experts_identical"]),
                     selection_bias_E=own.get("selection_bias"),
+                    masked=tuple(facts["masked"]),
                 )
             )
         return cls(

@@ -5,6 +5,7 @@ Legend: S sequences, E experts, B draws.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,20 +64,27 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
         settings: the seed of the draws, and which Fisher was asked for.
     """
     draws = make_draws(arrays.groups_S, settings.seed)
-    dead = find_dead([r.sums for r in arrays.routers])
+    dead = [
+        _own_numbers(test, router)
+        for test, router in zip(
+            find_dead([r.open_sums for r in arrays.routers]), arrays.routers, strict=True
+        )
+    ]
     routing = []
     for router, test in zip(arrays.routers, dead, strict=True):
-        found = routing_estimates(router.sums, draws, test)
+        found = routing_estimates(router.open_sums, draws, test)
         found["router_cosine"] = (
-            missing(HASHED) if router.sums.hashed else router_cosine(router.weight_ED)
+            missing(HASHED)
+            if router.sums.hashed
+            else router_cosine(np.delete(router.weight_ED, router.off, axis=0))
         )
-        found["bias_spread"] = bias_spread(router.selection_bias_E)
+        found["bias_spread"] = bias_spread(_open(router.selection_bias_E, router))
         routing.append(found)
     no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
     fishers = {
         kind: [
-            heterogeneity_estimates(r.fishers[kind], draws)
+            heterogeneity_estimates(r.open_fisher(kind), draws)
             if kind in r.fishers
             else dict.fromkeys(FISHER_NAMES, missing(HASHED if r.sums.hashed else no_loss))
             for r in arrays.routers
@@ -181,6 +189,7 @@ def _layer(
         experts_nonfinite=router.experts_nonfinite,
         experts_zero=router.experts_zero,
         experts_identical=router.experts_identical,
+        masked=router.masked,
     )
 
 
@@ -214,11 +223,26 @@ def _dead_in_all(
     """Experts that are dead in every domain in which the probe could tell; None where in none."""
     in_all: list[set[int] | None] = [None] * len(arrays.routers)
     for chosen in domains.values():
-        for place, test in enumerate(find_dead([r.sums.subset(chosen) for r in arrays.routers])):
+        tests = find_dead([r.open_sums.subset(chosen) for r in arrays.routers])
+        for place, (router, own) in enumerate(zip(arrays.routers, tests, strict=True)):
+            test = _own_numbers(own, router)
             if test.dead is not None:
                 before = in_all[place]
                 in_all[place] = set(test.dead) if before is None else before & set(test.dead)
     return [None if found is None else tuple(sorted(found)) for found in in_all]
+
+
+def _own_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
+    """A test of the experts that can be chosen, with their numbers in the router."""
+    if not router.off or not test.dead:
+        return test
+    open_E = np.setdiff1d(np.arange(router.experts), router.off)
+    return dataclasses.replace(test, dead=tuple(int(open_E[e]) for e in test.dead))
+
+
+def _open(values_E: np.ndarray | None, router: RouterArrays) -> np.ndarray | None:
+    """Entries of the experts that can be chosen."""
+    return None if values_E is None else np.delete(values_E, router.off, axis=0)
 
 
 def _plain(values_E: np.ndarray | None) -> tuple[float | None, ...] | None:

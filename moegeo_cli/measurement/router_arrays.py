@@ -6,9 +6,11 @@ Legend: T real probe positions, S sequences, D router input width, E experts, G 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
+from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.pair_means import sum_by_group
 from moegeo_cli.geometry.routing import measure_routing
 from moegeo_cli.geometry.sums import RouterTokens
@@ -45,22 +47,26 @@ def form_router(
     router, selection = trace.router, architecture.selection
     weight_ED = router.weight_ED.detach()[: router.experts].float().cpu().numpy()
     hashes = router.layer in architecture.hash_layers
-    bias = router.selection_bias_E
     seen = slice(None) if trace.rows is None else trace.rows
     top_k = router.top_k or architecture.top_k
+    bias_E, selection_bias_E = _array(router.bias_E), _array(router.selection_bias_E)
+    selected_TK = trace.selected_TK[seen]
+    masked = () if hashes else find_masked(weight_ED, bias_E, selection_bias_E)
+    off = tuple(e for e in masked if not (selected_TK == e).any())
     tokens = RouterTokens(
         logits_TE=None if hashes else trace.logits_TE[seen],
-        selected_TK=trace.selected_TK[seen],
+        selected_TK=selected_TK,
         weights_TK=trace.weights_TK[seen],
         sequence_T=outcome.sequence_T[seen],
         scoring=architecture.scoring or "",
-        selection_bias_E=None if bias is None else bias.detach().float().cpu().numpy(),
+        selection_bias_E=selection_bias_E,
         bias_on=selection.bias_on,
         groups=selection.groups,
         group_score=selection.group_score or "top2",
         top_k=top_k,
         experts=router.experts,
         sequences=len(groups_S),
+        masked=off,
     )
     sums, groups = measure_routing(tokens), int(groups_S.max()) + 1
     dispatched_GE = sum_by_group(sums.dispatch_SE, groups_S, groups)
@@ -72,8 +78,9 @@ def form_router(
             continue  # not measured, which is not the same as zero
         total_ED, groups_GEP, trace_GE = accumulator.totals()
         has = np.ones(router.experts, dtype=bool)
+        has[list(off)] = False
         if kind == "empirical" and outcome.unselected == "zero":
-            has = dispatched_GE.sum(0) > 0
+            has &= dispatched_GE.sum(0) > 0
         gram_EGG, mean_gram_GG = grams(groups_GEP, has)
         fishers[kind, unit] = FisherSums(
             kind=kind,
@@ -110,7 +117,7 @@ def form_router(
         sums=sums,
         fishers=fishers,
         weight_ED=weight_ED,
-        bias_E=None if router.bias_E is None else router.bias_E.detach().float().cpu().numpy(),
+        bias_E=bias_E,
         sample_logits_ME=trace.logits_TE[rows],
         sample_selected_MK=trace.selected_TK[rows],
         sample_x_ND=inputs_ND,
@@ -118,8 +125,13 @@ def form_router(
         experts_nonfinite=None if damage is None else damage.nonfinite,
         experts_zero=None if damage is None else damage.zero,
         experts_identical=None if damage is None else damage.identical,
-        selection_bias_E=tokens.selection_bias_E,
+        selection_bias_E=selection_bias_E,
+        masked=masked,
     )
+
+
+def _array(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else values.detach().float().cpu().numpy()
 
 
 def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:

@@ -218,7 +218,7 @@ def _dead(page: Page, layer: LayerRecord) -> Text:
     if metric is None or metric.value is None:
         return page.value("dead_experts", metric)
     style = "bold red" if metric.value > 0 else ""
-    return Text(f"{metric.value:.0f}/{layer.experts}", style)
+    return Text(f"{metric.value:.0f}/{layer.choices}", style)
 
 
 def _strip(page: Page, layer: LayerRecord, width: int) -> Text:

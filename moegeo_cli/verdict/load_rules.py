@@ -69,7 +69,7 @@ def router_collapse(situation: Situation) -> Outcome:
     layers = tuple(sorted({r.layer.layer for r in own}))
     return Found(
         worst.severity,
-        f"{effective.value:.1f} of {worst.layer.experts} experts carry the load in layer "
+        f"{effective.value:.1f} of {worst.layer.choices} experts carry the load in layer "
         f"{_name(worst.layer)}{place}{_others(own, worst)}{_trend(situation, worst.layer)}"
         f"{_why_not_more(situation, worst)}",
         layers,
@@ -113,9 +113,9 @@ def _load(situation: Situation, layer: LayerRecord) -> LoadReading:
     if sequences is not None and sequences < MIN_SEQUENCES:
         # Few sequences resemble themselves: neither interval nor null is a proof.
         return LoadReading(None, None, None, f"{sequences} sequences are too few")
-    even = float(layer.experts) if metric.null_value is None else metric.null_value
+    even = float(layer.choices) if metric.null_value is None else metric.null_value
     return read_load(
-        metric.value, even, layer.experts, layer.top_k, breadth_of(situation), upper=metric.ci_high
+        metric.value, even, layer.choices, layer.top_k, breadth_of(situation), upper=metric.ci_high
     )
 
 
@@ -124,7 +124,7 @@ def _over_study(situation: Situation, layer: LayerRecord) -> bool:
     metric = known(layer, "collapse")
     if metric is None or metric.value is None or layer.top_k is None:
         return False
-    bound = collapse_limit(situation.limits["router-collapse"], layer.experts, layer.top_k)
+    bound = collapse_limit(situation.limits["router-collapse"], layer.choices, layer.top_k)
     return bound < 1.0 and metric.value - (metric.null_value or 0.0) >= bound
 
 
@@ -183,7 +183,7 @@ def _why_not_more(situation: Situation, reading: _Reading) -> str:
     """Why a load outside what known-good models show is not called worse."""
     if reading.severity != "info" or reading.load.severity in (None, "info"):
         studied = is_studied(
-            situation.limits["router-collapse"], reading.layer.experts, reading.layer.top_k or 1
+            situation.limits["router-collapse"], reading.layer.choices, reading.layer.top_k or 1
         )
         return "" if reading.severity != "info" or studied else "; the study had no such E and K"
     if is_early(situation):
@@ -207,7 +207,7 @@ def dead_experts(situation: Situation) -> Outcome:
     lasting = {x.router: _lasting(situation, x) for x in found}
     everywhere = [x for x in found if lasting[x.router]]
     count = sum(len(x.dead) for x in found)
-    among = sum(x.experts for x in layers)
+    among = sum(x.choices for x in layers)
     words = f"{count} of {among} experts are unused on this probe"
     sure = sum(map(len, lasting.values()))
     broad = breadth_of(situation) == MIXTURE

@@ -95,7 +95,7 @@ def near_ties(situation: Situation) -> Outcome:
     words = f"{metric.value:.1%} of the tokens of layer {top.layer} are near-ties"
     if metric.null_value is not None:
         words += (
-            f"; normal logits of {top.experts} experts of which {top.top_k} are chosen would show "
+            f"; normal logits of {top.choices} experts of which {top.top_k} are chosen would show "
             f"{metric.null_value:.1%}"
         )
     if centred is not None:
@@ -133,12 +133,13 @@ def router_zero(situation: Situation) -> Outcome:
 
 
 def experts_damaged(situation: Situation) -> Outcome:
-    """Experts whose weights are not finite, or zeros."""
+    """Experts whose weights are not finite, or zeros; those that are switched off may be zeros."""
     looked = [x for x in situation.now.layers if x.experts_nonfinite is not None]
     if not looked:
         return Skipped("the experts' weights were not looked at")
     broken = [(x, x.experts_nonfinite, "NaN or infinite") for x in looked if x.experts_nonfinite]
-    empty = [(x, x.experts_zero, "zeros") for x in looked if x.experts_zero]
+    zeros = [(x, tuple(e for e in x.experts_zero or () if e not in x.off)) for x in looked]
+    empty = [(x, held, "zeros") for x, held in zeros if held]
     found = [*broken, *empty]
     if not found:
         return None
