@@ -12,13 +12,14 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moegeo_cli.api import analyze, compare, inspect, invariance
+    from moegeo_cli.api_check import check
     from moegeo_cli.api_experts import experts
     from moegeo_cli.api_routing import routing
     from moegeo_cli.measurement.capturing import capture_routers
 
 __all__ = [
-    "__version__", "analyze", "capture_routers", "compare", "experts", "inspect", "invariance",
-    "routing",
+    "__version__", "analyze", "capture_routers", "check", "compare", "experts", "inspect",
+    "invariance", "routing",
 ]  # fmt: skip
 
 
@@ -32,6 +33,10 @@ def __getattr__(name: str) -> Any:
         from moegeo_cli.measurement import capturing
 
         return capturing.capture_routers
+    if name == "check":
+        from moegeo_cli.api_check import check
+
+        return check
     if name == "experts":
         from moegeo_cli.api_experts import experts
 

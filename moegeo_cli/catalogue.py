@@ -291,6 +291,72 @@ _DYNAMICS = (
         "length of the way from the first checkpoint over the shortest one, minus 1",
     ),
 )
+# What `moegeo check` reads from the files.
+_FILES = (
+    MetricSpec("row_norm", "row norm", "1", "mean norm of a router's rows"),
+    MetricSpec(
+        "row_norm_spread", "spread of row norms", "of their mean", "standard deviation over rows"
+    ),
+    MetricSpec(
+        "stable_rank",
+        "stable rank",
+        "1",
+        "squared Frobenius norm of a router over its squared spectral norm",
+        decimals=2,
+    ),
+    MetricSpec(
+        "bias_drift",
+        "bias drift",
+        "selection score",
+        "mean absolute change of the selection bias since the checkpoint before",
+    ),
+    MetricSpec("expert_norm", "expert norm", "1", "mean Frobenius norm of an expert's matrices"),
+    MetricSpec(
+        "expert_norm_spread",
+        "spread of expert norms",
+        "of their mean",
+        "standard deviation over experts",
+    ),
+    MetricSpec(
+        "expert_norm_top",
+        "largest expert",
+        "of the median",
+        "largest expert's norm over the median",
+    ),
+    MetricSpec(
+        "expert_distance",
+        "distance of experts",
+        "of independent ones",
+        "mean distance of two experts of a layer over that of independent ones of their norms",
+    ),
+    MetricSpec(
+        "expert_drift",
+        "drift of experts",
+        "of the first norm",
+        "mean distance of an expert from itself at the first checkpoint, over its norm there",
+    ),
+    MetricSpec(
+        "routers_moved",
+        "routers moved",
+        "share",
+        "routers whose bytes differ from the checkpoint before",
+        decimals=2,
+    ),
+    MetricSpec(
+        "experts_moved",
+        "experts moved",
+        "share",
+        "experts whose bytes differ from the checkpoint before",
+        decimals=2,
+    ),
+    MetricSpec(
+        "others_moved",
+        "other weights moved",
+        "share",
+        "all other weights, by number, in tensors whose bytes differ from the checkpoint before",
+        decimals=2,
+    ),
+)
 _LOSS = MetricSpec("loss", "loss", "nats per token", "next-token cross-entropy", False)
 
-SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in (*_SPECS, *_DYNAMICS, _LOSS)}
+SPECS: dict[str, MetricSpec] = {spec.name: spec for spec in (*_SPECS, *_DYNAMICS, *_FILES, _LOSS)}

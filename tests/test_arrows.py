@@ -17,7 +17,7 @@ ALLOWED = {
     "store": set(),
     "verdict": set(),
     "reports": set(),
-    "check": {"checkpoints", "store", "verdict", "reports", "geometry"},
+    "triage": {"checkpoints", "store", "verdict", "reports", "geometry"},
     "replay": {"checkpoints", "probes", "fisher"},
     "measurement": {
         "checkpoints", "probes", "fisher", "geometry", "replay", "store", "verdict",

@@ -12,6 +12,7 @@ import pytest
 
 from moegeo_cli import errors, experts
 from moegeo_cli.catalogue import SPECS
+from moegeo_cli.check_records import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.experts_records import (
     ExpertLayerRecord,
     ExpertRecord,
@@ -40,7 +41,7 @@ from moegeo_cli.verdict.thresholds import load_thresholds
 RECORDS = (
     ExpertsRecord, ExpertLayerRecord, ExpertRecord, MergeCandidate, PruneCandidate, Trial,
     Verification, RoutingRecord, RoutingLayerRecord, GeometryRecord, DomainRecord, RouterMetrics,
-    RoutingStep, Trajectory, RouterPair, OtherModel,
+    RoutingStep, Trajectory, RouterPair, OtherModel, CheckRecord, CheckedCheckpoint, CheckedLayer,
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,16 +9,13 @@ import typer
 
 from moegeo_cli.cli import options as o
 from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
-from moegeo_cli.errors import OutputError, UsageError
+from moegeo_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
-
-SEVERITY = {"healthy": 0, "watch": 1, "failing": 2}
-GATE = {o.FailOn.watch: 1, o.FailOn.failing: 2}
-EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
 
 
 def analyze(
@@ -131,34 +127,20 @@ def analyze(
             ranks=context.obj,
         )
     emit(record, output_format, output, path)
-    return gate(record, fail_on)
+    return gate(record.verdict, fail_on)
 
 
 def emit(record: RunRecord, output_format: o.Format, output: Path | None, path: Path) -> None:
     """The report, in the format asked for."""
-    from moegeo_cli.reports import print_run, render, step_summary
+    from moegeo_cli.reports import print_run, render
 
     if output_format is o.Format.rich and output is None:
         print_run(record, stdout_console(), str(path))
         return
     write_payload(render(record, output_format.value), output)
-    if output_format is o.Format.github and os.environ.get("GITHUB_STEP_SUMMARY"):
-        try:
-            with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as file:
-                file.write(step_summary(record))
-        except OSError as error:
-            raise OutputError("the step summary cannot be written", found=str(error)) from error
+    if output_format is o.Format.github:
+        write_step_summary(record)
     if record.verdict is not None:
         verdict = record.verdict
         say(f"verdict: {verdict.status} (routing {verdict.routing}, "
             f"performance {verdict.performance}); {verdict.policy} policy")  # fmt: skip
-
-
-def gate(record: RunRecord, fail_on: o.FailOn) -> int:
-    """The exit code: 0 passed, 1 tripped, 3 inconclusive where a gate was asked for."""
-    if fail_on is o.FailOn.never or record.verdict is None:
-        return 0
-    status = record.verdict.status
-    if status not in SEVERITY:
-        return EXIT_INCONCLUSIVE
-    return EXIT_GATE if SEVERITY[status] >= GATE[fail_on] else 0

@@ -17,6 +17,7 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from moegeo_cli import __version__
 from moegeo_cli.cli.analyze import analyze
+from moegeo_cli.cli.check import check
 from moegeo_cli.cli.compare import compare
 from moegeo_cli.cli.experts import experts
 from moegeo_cli.cli.inspect import inspect
@@ -45,6 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(analyze)
+app.command()(check)
 app.command()(compare)
 app.command()(inspect)
 app.command()(experts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.records import FORMAT_NAME, RunRecord
@@ -12,14 +13,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "FORMATS", "print_comparison", "print_run", "read", "read_comparison", "render", "schema",
-    "step_summary",
+    "FORMATS", "print_check", "print_comparison", "print_run", "read", "read_comparison", "render",
+    "schema", "step_summary",
 ]  # fmt: skip
 
 FORMATS = ("rich", "json", "markdown", "csv", "junit", "github")
 
 
-def render(record: RunRecord | ComparisonRecord, format: str) -> str:
+def render(record: RunRecord | ComparisonRecord | CheckRecord, format: str) -> str:
     """A report as text; the format "rich" gives the terminal report without colour.
 
     Raises:
@@ -27,11 +28,22 @@ def render(record: RunRecord | ComparisonRecord, format: str) -> str:
     """
     if format not in FORMATS:
         raise UsageError(f"no format {format!r}", found=", ".join(FORMATS))
-    return (
-        _render_run(record, format)
-        if isinstance(record, RunRecord)
-        else _render_comparison(record, format)
-    )
+    if isinstance(record, CheckRecord):
+        return _render_check(record, format)
+    if isinstance(record, RunRecord):
+        return _render_run(record, format)
+    return _render_comparison(record, format)
+
+
+def _render_check(record: CheckRecord, format: str) -> str:
+    from moegeo_cli.reports import check_report, csv_report, github, json_report, junit
+
+    writers = {
+        "rich": check_report.render, "json": json_report.render,
+        "markdown": check_report.render_markdown, "csv": csv_report.render_check,
+        "junit": junit.render_check, "github": github.render_check,
+    }  # fmt: skip
+    return writers[format](record)
 
 
 def _render_run(record: RunRecord, format: str) -> str:
@@ -76,6 +88,13 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
     show(record, console)
 
 
+def print_check(record: CheckRecord, console: Console, path: str | None = None) -> None:
+    """Print the terminal report of a check; `path` is where the run lies."""
+    from moegeo_cli.reports.check_report import print_check as show
+
+    show(record, console, path)
+
+
 def read(text: str | bytes) -> RunRecord:
     """A run from its JSON.
 
@@ -105,7 +124,7 @@ def schema(name: str = FORMAT_NAME, *, strict: bool = False) -> dict[str, Any]:
     return load(name, strict=strict)
 
 
-def step_summary(record: RunRecord | ComparisonRecord) -> str:
+def step_summary(record: RunRecord | ComparisonRecord | CheckRecord) -> str:
     """Markdown for GitHub's step summary."""
     from moegeo_cli.reports.github import step_summary as summarise
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.comparison import ComparisonRecord, Difference
 from moegeo_cli.records import LayerRecord, Metric, RunRecord
 from moegeo_cli.reports.escaping import csv_text
@@ -30,6 +31,22 @@ def render(record: RunRecord) -> str:
 def render_comparison(record: ComparisonRecord) -> str:
     """Both runs' metrics at each matched pair, and their difference, b minus a."""
     return _write(COMPARE_COLUMNS, _pairs(record))
+
+
+def render_check(record: CheckRecord) -> str:
+    """The numbers of the files, a row for every checkpoint, router and metric."""
+    return _write(COLUMNS, _checked(record))
+
+
+def _checked(record: CheckRecord) -> Iterator[dict[str, Any]]:
+    for checkpoint in record.checkpoints:
+        place = {"step": checkpoint.step, "checkpoint": checkpoint.path}
+        for name, metric in checkpoint.metrics.items():
+            yield {**place, "metric": name, **_cells(metric)}
+        for layer in checkpoint.layers:
+            where = {**place, "layer": layer.layer, "router": layer.router}
+            for name, metric in layer.metrics.items():
+                yield {**where, "metric": name, **_cells(metric)}
 
 
 def rows(record: RunRecord) -> Iterator[dict[str, Any]]:

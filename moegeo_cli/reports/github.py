@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from moegeo_cli.check_records import CheckedCheckpoint, CheckRecord
 from moegeo_cli.comparison import ComparisonRecord
-from moegeo_cli.records import RunRecord
-from moegeo_cli.reports import comparison_text, judgement, markdown, outline
+from moegeo_cli.records import CheckpointRecord, Intervention, RunRecord, Verdict
+from moegeo_cli.reports import check_report, comparison_text, judgement, markdown, outline
 from moegeo_cli.reports.escaping import clean, github_message, github_property
 
 LEVELS = {"failing": "error", "watch": "warning", "info": "notice"}
@@ -17,6 +20,23 @@ def render(record: RunRecord) -> str:
     name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
     if verdict is None:
         return _command("notice", f"moegeo {name}", ["measured, not judged"]) + "\n"
+    return "\n".join(_judged(name, verdict, record.newest, record.interventions)) + "\n"
+
+
+def render_check(record: CheckRecord) -> str:
+    """The same of what the files alone tell."""
+    name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
+    if verdict is None:
+        return _command("notice", f"moegeo check {name}", ["read, not judged"]) + "\n"
+    return "\n".join(_judged(name, verdict, record.newest, record.interventions)) + "\n"
+
+
+def _judged(
+    name: str,
+    verdict: Verdict,
+    newest: CheckpointRecord | CheckedCheckpoint,
+    interventions: Sequence[Intervention],
+) -> list[str]:
     status = [f"{name} is {clean(verdict.status)} ({judgement.status_words(verdict)})"]
     level = {"failing": "error", "healthy": "notice"}.get(verdict.status, "warning")
     lines = [_command(level, "moegeo verdict", [*status, *verdict.reasons])]
@@ -25,14 +45,14 @@ def render(record: RunRecord) -> str:
         title = f"{finding.id} {finding.name}{where}"
         words = [finding.message, *judgement.evidence_lines(finding.evidence)]
         lines.append(_command(LEVELS.get(finding.severity, "notice"), title, words))
-    gaps = outline.coverage_gaps(record.newest)
+    gaps = outline.coverage_gaps(newest)
     if gaps:
         lines.append(_command("warning", "moegeo coverage", gaps))
-    for item in outline.to_do(record.interventions)[:3]:
+    for item in outline.to_do(interventions)[:3]:
         live = outline.live_words(item.key, lines=False)
         words = [outline.key_words(item.key) + (f" ({live})" if live else ""), item.action]
         lines.append(_command("notice", f"next: {item.title}", words))
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def render_comparison(record: ComparisonRecord) -> str:
@@ -42,9 +62,11 @@ def render_comparison(record: ComparisonRecord) -> str:
     return _command(level, "moegeo compare", words) + "\n"
 
 
-def step_summary(record: RunRecord | ComparisonRecord) -> str:
+def step_summary(record: RunRecord | ComparisonRecord | CheckRecord) -> str:
     """Markdown for the file that $GITHUB_STEP_SUMMARY names, within GitHub's limit of size."""
-    if isinstance(record, ComparisonRecord):
+    if isinstance(record, CheckRecord):
+        text = check_report.render_markdown(record, layers=False)
+    elif isinstance(record, ComparisonRecord):
         text = comparison_text.render_markdown(record, layers=False)
     else:
         text = markdown.render(record, most_routers=SUMMARY_ROUTERS, full=False)

@@ -11,7 +11,8 @@ import json
 from importlib import resources
 from typing import Any, TypeVar, cast
 
-from moegeo_cli import comparison, experts_records, records, routing_records
+from moegeo_cli import check_records, comparison, experts_records, records, routing_records
+from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import FormatError
 from moegeo_cli.experts_records import ExpertsRecord
@@ -19,19 +20,21 @@ from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.reports.validation import find_problem
 from moegeo_cli.routing_records import RoutingRecord
 
-AnyRecord = RunRecord | ComparisonRecord | ExpertsRecord | RoutingRecord
-R = TypeVar("R", RunRecord, ComparisonRecord, ExpertsRecord, RoutingRecord)
+AnyRecord = RunRecord | ComparisonRecord | ExpertsRecord | RoutingRecord | CheckRecord
+R = TypeVar("R", RunRecord, ComparisonRecord, ExpertsRecord, RoutingRecord, CheckRecord)
 VERSIONS = {
     records.FORMAT_NAME: records.FORMAT_VERSION,
     comparison.FORMAT_NAME: comparison.FORMAT_VERSION,
     experts_records.FORMAT_NAME: experts_records.FORMAT_VERSION,
     routing_records.FORMAT_NAME: routing_records.FORMAT_VERSION,
+    check_records.FORMAT_NAME: check_records.FORMAT_VERSION,
 }
 NAMES: dict[type, str] = {
     RunRecord: records.FORMAT_NAME,
     ComparisonRecord: comparison.FORMAT_NAME,
     ExpertsRecord: experts_records.FORMAT_NAME,
     RoutingRecord: routing_records.FORMAT_NAME,
+    CheckRecord: check_records.FORMAT_NAME,
 }
 # Keys of a metric that are there only where they say something.
 _WHERE_DUE = ("null_value", "reason", "router")
@@ -85,11 +88,21 @@ def read_routing(text: str | bytes) -> RoutingRecord:
     return _read(text, RoutingRecord, routing_records.FORMAT_NAME)
 
 
+def read_check(text: str | bytes) -> CheckRecord:
+    """A check of files from its JSON text.
+
+    Raises:
+        FormatError: not JSON, not such a check, of a newer version, or damaged.
+    """
+    return _read(text, CheckRecord, check_records.FORMAT_NAME)
+
+
 def schema(name: str = records.FORMAT_NAME, *, strict: bool = False) -> dict[str, Any]:
     """The JSON Schema of a format.
 
     Args:
-        name: "moegeo.run", "moegeo.compare", "moegeo.experts" or "moegeo.routing".
+        name: "moegeo.run", "moegeo.compare", "moegeo.experts", "moegeo.routing" or
+            "moegeo.check".
         strict: refuse keys that this version does not write. Without it a file of the same
             version may hold keys that were added later, as the format promises.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
+from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.records import Check, Finding, RunRecord, Verdict
 from moegeo_cli.reports import judgement, outline
@@ -29,6 +30,23 @@ def render(record: RunRecord) -> str:
     for axis, word in (("routing", verdict.routing), ("performance", verdict.performance)):
         decided = any(f.severity == "failing" and f.axis == axis for f in active)
         _add_axis(suite, axis, word, verdict, decided)
+    gaps = outline.coverage_gaps(record.newest)
+    case = _case(suite, "coverage", "verdict")
+    if gaps:
+        _skip(case, "; ".join(gaps))
+    return _text(suite)
+
+
+def render_check(record: CheckRecord) -> str:
+    """The checks of the files as a test suite."""
+    suite = ET.Element("testsuite", name=f"moegeo check {clean(record.run.get('name', 'run'))}")
+    verdict = record.verdict
+    if verdict is None:
+        _skip(_case(suite, "verdict", "verdict"), "read, not judged")
+        return _text(suite)
+    active = judgement.findings(verdict)
+    for check in _checks(verdict, active):
+        _add_check(suite, check, [f for f in active if f.id == check.id])
     gaps = outline.coverage_gaps(record.newest)
     case = _case(suite, "coverage", "verdict")
     if gaps:

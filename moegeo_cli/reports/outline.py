@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moegeo_cli.check_records import CheckedCheckpoint, CheckRecord
 from moegeo_cli.records import (
     CheckpointRecord,
     ConfigKey,
@@ -94,7 +95,7 @@ def probe_words(probe: Mapping[str, Any]) -> str:
     return words + (f", {plural(len(domains), 'domain')}" if domains else "")
 
 
-def coverage_gaps(checkpoint: CheckpointRecord) -> list[str]:
+def coverage_gaps(checkpoint: CheckpointRecord | CheckedCheckpoint) -> list[str]:
     """What was not measured, grouped by reason; empty where everything was."""
     coverage = checkpoint.coverage
     if coverage.routers_measured >= coverage.routers_found:
@@ -112,7 +113,7 @@ def coverage_gaps(checkpoint: CheckpointRecord) -> list[str]:
     return lines
 
 
-def skipped_checkpoints(record: RunRecord) -> list[str]:
+def skipped_checkpoints(record: RunRecord | CheckRecord) -> list[str]:
     """Checkpoints that were left out, with the reason."""
     skipped = record.run.get("skipped") or ()
     return [f"{clean(s.get('path'))}: {clean(s.get('reason'))}" for s in skipped]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from moegeo_cli.lens_records import LENSES, Lenses, absent
 from moegeo_cli.records import (
@@ -83,13 +83,13 @@ def judge(
         of_it = (lenses or {}).get(checkpoint.path, nothing)
         verdict = _verdict(situation, of_it, policy, reference)
         judged.append(dataclasses.replace(checkpoint, verdict=verdict))
-    settings = {**run.settings, **_limits_set(limits)}
+    settings = {**run.settings, **limits_set(limits)}
     return dataclasses.replace(
-        run, settings=settings, checkpoints=tuple(judged), verdict=_with_history(judged)
+        run, settings=settings, checkpoints=tuple(judged), verdict=with_history(judged)
     )
 
 
-def _limits_set(limits: Thresholds) -> dict[str, Any]:
+def limits_set(limits: Thresholds) -> dict[str, Any]:
     """The limits that are not the shipped ones, for the record's settings."""
     own = {
         name: {"value": limit.value, "source": limit.threshold.source}
@@ -128,7 +128,7 @@ def _verdict(
     reasons = _reasons(findings, routing, performance, partial, undecided)
     reasons += tuple(
         f"limit set by you: {name} = {row['value']:g}"
-        for name, row in _limits_set(situation.limits).get("thresholds", {}).items()
+        for name, row in limits_set(situation.limits).get("thresholds", {}).items()
     )
     distance = loss_rules.probe_distance(situation)
     reasons += (distance,) if distance else ()
@@ -205,8 +205,24 @@ def _reasons(
     return tuple(reasons)
 
 
-def _with_history(judged: list[CheckpointRecord]) -> Verdict:
-    """The newest checkpoint's verdict, with the steps of its findings and those now resolved."""
+class Judged(Protocol):
+    """A checkpoint with its verdict."""
+
+    @property
+    def step(self) -> int | None:
+        """Its step."""
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Its verdict."""
+
+
+def with_history(judged: Sequence[Judged]) -> Verdict:
+    """The newest checkpoint's verdict, with the steps of its findings and those now resolved.
+
+    Args:
+        judged: checkpoints of a run, oldest first, each with a verdict.
+    """
     last = judged[-1].verdict
     assert last is not None
     steps: dict[str, list[int]] = {}
@@ -228,5 +244,5 @@ def _with_history(judged: list[CheckpointRecord]) -> Verdict:
     return dataclasses.replace(last, findings=tuple(findings))
 
 
-def _steps(checkpoint: CheckpointRecord) -> tuple[int, ...]:
+def _steps(checkpoint: Judged) -> tuple[int, ...]:
     return () if checkpoint.step is None else (checkpoint.step,)

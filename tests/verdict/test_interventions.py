@@ -12,8 +12,7 @@ from moegeo_cli.records import Intervention, RunRecord
 from moegeo_cli.reports.outline import evidence_words
 from moegeo_cli.verdict import interventions, judge, recommend
 from moegeo_cli.verdict.interventions import APPLIES, FRAMEWORKS, READS_CONFIG, catalogue
-from moegeo_cli.verdict.judging import RULES
-from moegeo_cli.verdict.lenses import LENS_RULES
+from moegeo_cli.verdict.rules import definitions
 from tests.tiny_models import build_tiny
 from tests.verdict.conftest import checkpoint, layer, run_of
 
@@ -129,7 +128,7 @@ def test_the_catalogue_is_whole() -> None:
     entries = catalogue()["intervention"]
     names = {e["id"] for e in entries}
     for entry in entries:
-        assert set(entry["findings"]) <= {*RULES, *LENS_RULES}, entry["id"]
+        assert set(entry["findings"]) <= set(definitions()), entry["id"]
         assert entry["applies"] in APPLIES
         assert entry["check"]
         assert entry["grade"] in {"literature", "untested"}, "measured is what the study did"
@@ -228,8 +227,10 @@ def test_causes_come_first_then_gains_and_what_gained_nothing_is_folded() -> Non
 )
 def test_lines_run_as_they_stand(entry: dict[str, Any]) -> None:
     """On a tiny model, with nothing else defined; functions are called on its parts."""
-    kind = "deepseek_v3" if entry["id"] == "save-selection-bias" else "qwen3_moe"
-    model = build_tiny(kind)
+    biased = entry["id"] in {"save-selection-bias", "store-bias-float32"}
+    model = build_tiny("deepseek_v3" if biased else "qwen3_moe")
+    if entry["id"] == "store-bias-float32":
+        model = model.bfloat16()
     names: dict[str, Any] = {"torch": torch, "model": model}
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     exec(entry["lines"], names)
@@ -276,5 +277,20 @@ def test_lines_run_as_they_stand(entry: dict[str, Any]) -> None:
             assert gate.weight.requires_grad
         case "restore-router-gradient":
             assert model.config.num_experts_per_tok == gate.top_k == 2
+        case "train-experts":
+            frozen = next(iter(experts.parameters()))
+            frozen.requires_grad_(False)
+            optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
+            [name] = names["untrained"](model, optimizer)
+            assert "mlp.experts" in name
+        case "reload-weights":
+            state = model.state_dict()
+            names["load_all"](model, state)
+            state.pop(next(n for n in state if "mlp.experts" in n))
+            with pytest.raises(AssertionError, match="experts"):
+                names["load_all"](model, state)
+        case "store-bias-float32":
+            biases = [b for n, b in model.named_buffers() if n.endswith("correction_bias")]
+            assert {b.dtype for b in biases} == {torch.float32}
         case other:
             assert other in {"activate-balance-loss", "save-selection-bias", "gradient-clipping"}

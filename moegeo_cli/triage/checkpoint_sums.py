@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from moegeo_cli.check.layer_sums import LayerSums
-from moegeo_cli.check.reading import MoELayer, digest_names, read_layers
-from moegeo_cli.check.summing import sum_layer
 from moegeo_cli.checkpoints.accounting import FLOATS
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config
@@ -24,6 +21,9 @@ from moegeo_cli.checkpoints.routers import (
     layer_path,
 )
 from moegeo_cli.errors import MoegeoError
+from moegeo_cli.triage.layer_sums import LayerSums
+from moegeo_cli.triage.reading import MoELayer, digest_names, read_layers
+from moegeo_cli.triage.summing import sum_layer
 
 _ATTENTION = re.compile(r"attn|attention|(?:^|\.)mixer\.|conv1d|(?:^|\.)mamba")
 _NORM = re.compile(r"norm\w*\.weight$|(?:^|\.)ln_\w+\.weight$")
@@ -67,7 +67,11 @@ class CheckpointSums:
 
 
 def sum_checkpoint(
-    checkpoint: CheckpointFolder, *, quick: bool, models: Describer | None = None
+    checkpoint: CheckpointFolder,
+    *,
+    quick: bool,
+    models: Describer | None = None,
+    advance: Callable[[int], object] | None = None,
 ) -> CheckpointSums:
     """Read a checkpoint once, and keep what findings and tables need.
 
@@ -75,6 +79,7 @@ def sum_checkpoint(
         checkpoint: a complete checkpoint.
         quick: routers, biases and vectors alone.
         models: says what a user's own model is; None for transformers'.
+        advance: hears of each part that was read, in bytes.
 
     Raises:
         MoegeoError: a dense model, a router missing from the files, damage.
@@ -87,6 +92,14 @@ def sum_checkpoint(
     for name in index.names():
         by_layer.setdefault(layer_path(name), []).append(name)
     sums, taken, elements = [], set(), {"router": 0, "experts": 0}
+    heard = 0
+
+    def tell() -> None:
+        nonlocal heard
+        if advance is not None:
+            advance(index.bytes_read - heard)
+        heard = index.bytes_read
+
     for layer in read_layers(index, routers, architecture):
         beside = by_layer.get(layer_path(layer.router.module), [])
         norm, loads = _beside(index, beside, _NORM_BEFORE), _beside(index, beside, _LOADS)
@@ -95,12 +108,14 @@ def sum_checkpoint(
         taken |= {*router_names, *expert_names, *(n for n in beside if _LOADS.search(n))}
         elements["router"] += sum(index.info(n).elements for n in router_names)
         elements["experts"] += sum(index.info(n).elements for n in expert_names)
+        tell()
     rest = {}
     for name in index.names():
         if name in taken or (quick and len(index.shape(name)) > 1):
             continue
         kind = "attention" if _ATTENTION.search(name) else "other"
         rest[name] = (kind, index.info(name).elements, digest_names(index, [name]))
+        tell()
     return CheckpointSums(
         quick=quick,
         layers=tuple(sums),

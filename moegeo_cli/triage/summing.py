@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from moegeo_cli.check.boundary import bias_rounding
-from moegeo_cli.check.layer_sums import STATISTICS, LayerSums, NearGroup
-from moegeo_cli.check.reading import DIGEST_BYTES, MoELayer, Piece
-from moegeo_cli.check.sketches import DIMENSIONS, distances, pack, sketch
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.geometry.scoring import SCORINGS
 from moegeo_cli.geometry.selection import SelectionRule
+from moegeo_cli.triage.boundary import bias_rounding
+from moegeo_cli.triage.layer_sums import STATISTICS, LayerSums, NearGroup
+from moegeo_cli.triage.reading import DIGEST_BYTES, MoELayer, Piece
+from moegeo_cli.triage.sketches import DIMENSIONS, distances, pack, sketch
 
 # What switches an expert off: a bias so far under the others, a row so much longer than the others.
 MASK_BIAS, MASK_ROW = 100.0, 1e4

@@ -5,7 +5,7 @@
    it is given every expert's weights once, one matrix at a time, in float32; `result` returns plain
    JSON values (lists over experts; None for what could not be computed), which are kept in the
    store. Raise `version` whenever their meaning changes.
-2. a rule (check/findings.py) reads them from `LayerSums.statistics[name]` of each layer of each
+2. a rule (triage/rules) reads them from `LayerSums.statistics[name]` of each layer of each
    checkpoint. All other fields of `LayerSums` are there for rules too.
 Per-expert fields are tuples with one entry an expert, at the expert's own number.
 
@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
-from moegeo_cli.check.reading import MoELayer, Piece
+from moegeo_cli.triage.reading import MoELayer, Piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,45 @@
+"""What a verdict means to a shell and to GitHub: exit codes, and the step summary."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moegeo_cli.cli.options import FailOn
+from moegeo_cli.errors import OutputError
+
+if TYPE_CHECKING:
+    from moegeo_cli.check_records import CheckRecord
+    from moegeo_cli.records import RunRecord, Verdict
+
+SEVERITY = {"healthy": 0, "watch": 1, "failing": 2}
+GATE = {FailOn.watch: 1, FailOn.failing: 2}
+EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
+
+
+def gate(verdict: Verdict | None, fail_on: FailOn) -> int:
+    """The exit code: 0 passed, 1 tripped, 3 inconclusive where a gate was asked for."""
+    if fail_on is FailOn.never or verdict is None:
+        return 0
+    if verdict.status not in SEVERITY:
+        return EXIT_INCONCLUSIVE
+    return EXIT_GATE if SEVERITY[verdict.status] >= GATE[fail_on] else 0
+
+
+def write_step_summary(record: RunRecord | CheckRecord) -> None:
+    """Add the report to GitHub's step summary, where there is one.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    from moegeo_cli.reports import step_summary
+
+    place = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not place:
+        return
+    try:
+        with Path(place).open("a", encoding="utf-8") as file:
+            file.write(step_summary(record))
+    except OSError as error:
+        raise OutputError("the step summary cannot be written", found=str(error)) from error
