@@ -100,13 +100,18 @@ class MergeCandidate:
 
 @dataclass(frozen=True, slots=True)
 class PruneCandidate:
-    """An expert that little passes through; `score` is relative to its layer, 1 the mean."""
+    """An expert that little passes through; `score` is relative to its layer, 1 the mean.
+
+    `narrow`: the probe names fewer than two domains, so that text that needs the expert may be
+    missing from it.
+    """
 
     layer: int
     expert: int
     score: float
     reason: str
     router: str = ""
+    narrow: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,17 +163,20 @@ def rank_singles_by(layers: Sequence[MeasuredLayer], matrix: str) -> list[Single
     return [single for _, single in sorted(scored, key=lambda entry: (-entry[0], entry[1]))]
 
 
-def prune_candidates(layers: Sequence[MeasuredLayer], count: int) -> tuple[PruneCandidate, ...]:
+def prune_candidates(
+    layers: Sequence[MeasuredLayer], count: int, *, narrow: bool
+) -> tuple[PruneCandidate, ...]:
     """Experts that least passes through.
 
     Args:
         layers: the measured layers.
         count: how many, if there are so many.
+        narrow: whether the probe names fewer than two domains.
     """
-    return tuple(_prune(layers[place], e) for place, e in rank_singles(layers)[:count])
+    return tuple(_prune(layers[place], e, narrow) for place, e in rank_singles(layers)[:count])
 
 
-def _prune(layer: MeasuredLayer, e: int) -> PruneCandidate:
+def _prune(layer: MeasuredLayer, e: int, narrow: bool) -> PruneCandidate:
     score_E, parts = prune_scores(layer), _prune_parts(layer)
     assert not isinstance(score_E, str)
     assert not isinstance(parts, str)
@@ -188,6 +191,7 @@ def _prune(layer: MeasuredLayer, e: int) -> PruneCandidate:
         layer=layer.record.layer,
         expert=e,
         score=float(score_E[e]),
-        reason=words,
+        reason=f"{words}; on this text alone" if narrow else words,
         router=layer.record.router,
+        narrow=narrow,
     )

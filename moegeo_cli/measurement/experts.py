@@ -160,9 +160,10 @@ def measure_experts(
         loss=_loss(ready, outcome, draws).metric("loss"),
         layers=tuple(layer.record for layer in layers),
         merge_candidates=merge_candidates(layers, count),
-        prune_candidates=prune_candidates(layers, count),
+        prune_candidates=prune_candidates(layers, count, narrow=len(probe.domains) < 2),
         verification=verification,
         notes=(
+            *_breadth(probe),
             *say_notes(ready, manner, outcome, probe), *([why_not] if why_not else []),
             *unranked(layers),
         ),
@@ -174,6 +175,18 @@ def _find_blocks(ready: Ready, measurer: Measurer) -> dict[str, ExpertBlock | No
     if isinstance(ready.model, StandIn):
         return dict(ready.model.find_experts(ready.asked, measurer.inputs))
     return {router.path: find_experts(ready.model, router) for router in ready.asked}
+
+
+def _breadth(probe: Probe) -> list[str]:
+    """What to know of the probe before an expert is pruned."""
+    names = list(probe.domains)
+    if len(names) > 1:
+        return []
+    held = f"one domain ({names[0]})" if names else "no domains by name"
+    return [
+        f"the probe has {held}: an expert that other text needs looks unused here. Before you "
+        "prune, give a --probe of all the text that the model serves, with a domain in each row"
+    ]
 
 
 def _no_loss(model: nn.Module) -> str | None:

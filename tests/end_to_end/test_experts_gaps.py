@@ -158,3 +158,24 @@ def test_soft_weights_weigh_the_size_of_outputs_too(tmp_path: Path, probe: Path)
         assert topk.layers[0].expert[e].output_norm == pytest.approx(
             float(size_T[mine].mean()), rel=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    ("domains", "words"),
+    [((), "no domains by name"), (("de",), "one domain (de)"), (("de", "en"), None)],
+)
+def test_on_a_narrow_probe_prune_candidates_are_marked_and_that_is_said_first(
+    domains: tuple[str, ...], words: str | None, tmp_path: Path
+) -> None:
+    path = write_probe(tmp_path / "p.jsonl", random_ids(LENGTHS), list(domains))
+    record = measure(save(tmp_path / "m"), path)
+    assert record.prune_candidates
+    for candidate in record.prune_candidates:
+        assert candidate.narrow == (words is not None)
+        assert ("on this text alone" in candidate.reason) == candidate.narrow
+    said = [note for note in record.notes if "Before you prune" in note]
+    if words is None:
+        assert said == []
+    else:
+        assert words in record.notes[0]
+        assert said == [record.notes[0]]
