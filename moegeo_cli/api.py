@@ -280,7 +280,14 @@ def inspect(
         MoegeoError: no checkpoint there, or a damaged one.
     """
     models = choose_models(model, router, top_k, scoring, config=config)
-    return inspect_checkpoint(Path(path), None if model is None else models, config)
+    return inspect_checkpoint(Path(path), None if model is None else models, config, _fill)
+
+
+def _fill(folder: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """How a config's module tree is filled: adapters ask, and need torch for it."""
+    from moegeo_cli.replay.adapting import trace_config
+
+    return trace_config(folder, names)
 
 
 @keeps_global_state

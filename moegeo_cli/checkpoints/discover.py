@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.folders import (
     check_complete,
     find_config,
@@ -117,6 +118,8 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
     name = folder.resolve().name or str(folder)
     children = [entry for entry in entries if _is_candidate(entry)]
     own_layout = detect_layout(folder)
+    if own_layout is not None:  # further adapters that peft saves below the one at work
+        children = [c for c in children if parse_step(c.name) or detect_layout(c) != ADAPTER]
     if own_layout is not None and not any(detect_layout(child) for child in children):
         return _open_single(folder, name, given)
     if not children:

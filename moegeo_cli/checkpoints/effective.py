@@ -7,15 +7,27 @@ merged. Every way in reads through this, so that equal bytes give equal numbers 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moegeo_cli.checkpoints.adapters.changes import Matrices
+from moegeo_cli.checkpoints.adapters.config import CONFIG, read_adapter_config
+from moegeo_cli.checkpoints.adapters.files import (
+    ADAPTER,
+    ADAPTER_FILES,
+    adapter_file,
+    find_base,
+)
+from moegeo_cli.checkpoints.adapters.layout import Tracer
+from moegeo_cli.checkpoints.adapters.merging import Merging
+from moegeo_cli.checkpoints.adapters.parts import is_unmerged, sort_parts
 from moegeo_cli.checkpoints.folders import config_file, find_config
 from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
 from moegeo_cli.checkpoints.indexes import read_json
+from moegeo_cli.checkpoints.pickles import tensor_bytes
 from moegeo_cli.checkpoints.quantised.plan import Files, plan_quantised
 from moegeo_cli.checkpoints.quantised.recipe import Recipe
 from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
@@ -25,7 +37,6 @@ from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, Unsupporte
 MAX_SETTINGS_BYTES = 16_000_000
 # Files beside config.json in which tools keep how they quantised.
 SIDE_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 STILL = (
     "`moegeo inspect` still describes the checkpoint, and --captures measures routers that are "
     "not quantised"
@@ -39,7 +50,7 @@ class WeightsRecord:
     Attributes:
         scheme: forms of quantisation, by name; () where there is none.
         dequantised: number of tensors that were made from quantised ones.
-        adapter: what was merged, in words; None where there is none.
+        adapter: what was merged, in words; None where there is none, or nobody asked yet.
         unwrapped: wrappers whose names were taken off.
     """
 
@@ -74,19 +85,37 @@ class EffectiveWeights(WeightIndex):
 
     bytes_read = 0
 
-    def __init__(self, stored: WeightIndex, settings: Mapping[str, Any], *, inner: bool) -> None:
+    def __init__(
+        self,
+        stored: WeightIndex,
+        settings: Mapping[str, Any],
+        *,
+        inner: bool,
+        folder: Path | None = None,
+        trace: Tracer | None = None,
+    ) -> None:
         """Find out how each tensor is made; values are read on request.
 
         Args:
             stored: the files' own tensors.
             settings: how config.json and side files say that it was quantised.
             inner: see `unwrap_names`.
+            folder: the checkpoint's, where an adapter may lie; None where none is looked for.
+            trace: how the module tree of the model is filled, for adapters.
         """
         self.stored = stored
         self.folder, self.layout, self.files = stored.folder, stored.layout, stored.files
+        self.place = folder
         self.obstacle, self.left_out = stored.obstacle, stored.left_out
         unwrapped = unwrap_names(stored.names(), inner=inner)
         self._names = unwrapped.names
+        self.merging: Merging | None = None
+        self._refused: MoegeoError | None = None  # without the adapter they are another model's
+        try:
+            self.merging = self._find_adapter(folder, inner, trace)
+        except MoegeoError as error:
+            self._refused = error
+            self.obstacle = self.obstacle or error
         infos = {name: stored.info(saved) for name, saved in self._names.items()}
         plan = plan_quantised(Files(infos, settings, lambda n: stored.tensor(self._names[n])))
         self._recipes: dict[str, Recipe] = plan.recipes
@@ -106,7 +135,53 @@ class EffectiveWeights(WeightIndex):
     @property
     def is_plain(self) -> bool:
         """Whether the files' tensors are the model's as they stand."""
-        return not self._recipes and not self.record.unwrapped and self.record.adapter is None
+        return not self._recipes and not self.record.unwrapped and self.merging is None
+
+    def resolve(self) -> None:
+        """Find out which tensors the adapter changes, and note it; nothing without an adapter.
+
+        Raises:
+            UnsupportedLayoutError, ShapeError: a part of it fits nothing.
+            MoegeoError: it cannot be read.
+        """
+        if self._refused is not None:
+            raise self._refused
+        if self.merging is not None and self.record.adapter is None:
+            self.record = replace(self.record, adapter=self.merging.words)
+
+    def _find_adapter(
+        self, folder: Path | None, inner: bool, trace: Tracer | None
+    ) -> Merging | None:
+        """The adapter that lies beside the weights, or within them; takes it out of the names."""
+        within = is_unmerged(self._names)
+        beside = adapter_file(folder) if folder is not None else None
+        place = folder or self.folder
+        if within and beside is not None:
+            raise UnsupportedLayoutError(
+                f"{place.name} holds one adapter within its weights and one beside them",
+                found=beside.name,
+                hint="keep the one that belongs to the model",
+            )
+        if within:
+            parts = sort_parts(self._names, place, alone=False)
+            matrices = Matrices(self.stored, dict(self._names))
+            self._names = {plain: self._names[name] for plain, name in parts.base.items()}
+        elif beside is not None:
+            index = WeightIndex(beside.parent, *_one_file(beside))
+            names = unwrap_names(index.names(), inner=inner).names
+            parts, matrices = sort_parts(names, place, alone=True), Matrices(index, names)
+        else:
+            return None
+        config = read_adapter_config(place)
+        return Merging(place, config, parts, matrices, self._described, trace)
+
+    def _described(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {name: (info.shape, info.dtype) for name, (_, info) in self._table().items()}
+
+    def _is_changed(self, name: str) -> bool:
+        if self._refused is not None:
+            raise self._refused
+        return self.merging is not None and self.merging.touches(name)
 
     def header(self, path: Path) -> Header | None:
         """See `WeightIndex`."""
@@ -119,6 +194,9 @@ class EffectiveWeights(WeightIndex):
     def read(self, name: str) -> np.ndarray[Any, Any]:
         """See `WeightIndex`."""
         self._entry(name)
+        if self._is_changed(name):
+            changed: np.ndarray[Any, Any] = self.tensor(name).float().numpy()
+            return changed
         if name in self._recipes:
             values: np.ndarray[Any, Any] = self.tensor(name).numpy()
             return values
@@ -127,21 +205,33 @@ class EffectiveWeights(WeightIndex):
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """See `WeightIndex`; float32 for what was quantised."""
         self._entry(name)
+        changed = self._is_changed(name)
         recipe = self._recipes.get(name)
         if recipe is None:
-            return self.stored.tensor(self._names[name], rows)
-        return self._make(name, recipe, rows)
+            values = self.stored.tensor(self._names[name], rows)
+        else:
+            values = self._make(name, recipe, rows)
+        if self.merging is None or not changed:
+            return values
+        return self.merging.apply(name, values, rows)
 
     def parts(self, name: str) -> tuple[tuple[Path, TensorInfo], ...]:
         """See `WeightIndex`."""
         return tuple((self.stored.file_of(n), self.stored.info(n)) for n in self._sources(name))
 
     def read_bytes(self, name: str) -> bytes:
-        """See `WeightIndex`: the bytes of everything that the tensor is made of."""
+        """See `WeightIndex`: the bytes of all that a tensor is made of, but for an adapter's."""
         return b"".join(self.stored.read_bytes(n) for n in self._sources(name))
 
     def stored_bytes(self, name: str, rows: tuple[int, int] | None = None) -> bytes:
-        """See `WeightIndex`: of every part, whose rows are cut where it has those of the tensor."""
+        """See `WeightIndex`: of every part, whose rows are cut where it has those of the tensor.
+
+        Of a tensor that an adapter changes, the bytes of the changed values.
+        """
+        if self._is_changed(name):
+            changed = tensor_bytes(self.tensor(name, rows))
+            self.bytes_read += len(changed)
+            return changed
         count = self.shape(name)[0] if self.shape(name) else None
         found = []
         for part in self._sources(name):
@@ -160,7 +250,7 @@ class EffectiveWeights(WeightIndex):
 
     def is_stored(self, name: str) -> bool:
         """Whether a tensor is one of the files' own, and not made from others."""
-        return name not in self._recipes
+        return name not in self._recipes and not self._is_changed(name)
 
     @property
     def size(self) -> int:
@@ -194,31 +284,45 @@ class EffectiveWeights(WeightIndex):
 
 
 def open_effective(
-    path: Path, config_folder: Path | None = None, *, inner: bool = True
+    path: Path,
+    config_folder: Path | None = None,
+    *,
+    inner: bool = True,
+    trace: Tracer | None = None,
 ) -> EffectiveWeights:
     """Open the tensors that the model of a checkpoint computes with.
 
     Args:
         path: a checkpoint's folder, or a file that holds a state dict.
-        config_folder: the folder of its config.json; None for its own.
+        config_folder: the folder of its config.json; None for its own. Of an adapter that lies
+            alone, the folder of its base model.
         inner: see `unwrap_names`.
+        trace: how the module tree of the model is filled, for adapters; without it values can be
+            read only where an adapter's names are those of the files.
 
-    Raises: what `open_weights` raises.
+    Raises: what `open_weights` raises; PathError where an adapter's base model is not there.
     """
     stored = open_weights(path)
     given = config_folder if config_folder is not None and config_folder.is_dir() else None
+    if stored.layout == ADAPTER:
+        given = find_base(path, given)
+        stored = open_weights(given)
     settings = read_settings(given or find_config(stored.folder), stored.folder)
-    found = EffectiveWeights(stored, settings, inner=inner)
-    adapters = [name for name in ADAPTER_FILES if is_there(stored.folder / name)]
-    if adapters and found.obstacle is None and path.is_dir():
-        found.obstacle = UnsupportedLayoutError(
-            f"{stored.folder.name} holds an adapter beside the weights, and whether it is part of "
-            "the model is not known",
-            found=", ".join(adapters),
-            hint="move the adapter elsewhere to measure the weights alone, or merge it with peft: "
-            "merge_and_unload()",
-        )
-    return found
+    folder = None if path.is_file() else path
+    return EffectiveWeights(stored, settings, inner=inner, folder=folder, trace=trace)
+
+
+def beside(index: EffectiveWeights) -> list[Path]:
+    """Files that say how the stored tensors become the model's, and those of an adapter."""
+    places = [index.folder / name for name in SIDE_FILES]
+    if index.place is not None:
+        places += [index.place / name for name in (CONFIG, *ADAPTER_FILES)]
+    return [place for place in places if is_there(place)]
+
+
+def _one_file(path: Path) -> tuple[str, dict[Path, tuple[str, ...] | None]]:
+    """Layout and files of one weights file, as `WeightIndex` takes them."""
+    return "safetensors" if path.suffix == ".safetensors" else "pytorch", {path: None}
 
 
 def read_settings(config_folder: Path, folder: Path) -> dict[str, Any]:

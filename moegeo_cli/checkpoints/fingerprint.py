@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.effective import ADAPTER_FILES, SIDE_FILES, open_effective
+from moegeo_cli.checkpoints.effective import beside, open_effective
 from moegeo_cli.checkpoints.folders import config_file
 from moegeo_cli.checkpoints.headers import is_there, open_regular, read_exactly
 from moegeo_cli.checkpoints.routers import find_router_tensors
@@ -22,7 +22,6 @@ from moegeo_cli.errors import UsageError
 
 # Raise it when the recipe changes: every stored measurement is then made anew.
 RECIPE = "moegeo-fingerprint-1"
-ADAPTERS = ("adapter_config.json", *ADAPTER_FILES)
 MODES = ("sampled", "full")
 BLOCKS = 64
 BLOCK_BYTES = 64 * 1024
@@ -61,11 +60,10 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
             _update_whole(digest, path)
         else:
             _update_sampled(digest, index, path)
-    for name in (*SIDE_FILES, *ADAPTERS):  # what says how the files' tensors become the model's
-        beside = index.folder / name
-        if is_there(beside) and not checkpoint.path.is_file():
-            _update(digest, name.encode())
-            _update_whole(digest, beside)
+    if not checkpoint.path.is_file():
+        for file in beside(index):
+            _update(digest, file.name.encode())
+            _update_whole(digest, file)
     if not index.is_plain:
         _update(digest, repr(index.record).encode())
     if mode == "sampled":

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.adapters.config import read_adapter_config
+from moegeo_cli.checkpoints.adapters.files import ADAPTER, find_base
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.layouts import (
@@ -58,12 +60,17 @@ def find_config(folder: Path, given: Path | None = None) -> Path:
 
     That is the checkpoint's own folder; else the one that `--config` gave; else, for a
     torch.distributed checkpoint, to which nobody adds a config, the run's folder above it.
-    Where there is none, the checkpoint's own folder, in which it will be missed.
+    Where there is none, the checkpoint's own folder, in which it will be missed. Of an adapter
+    that lies alone, it is the folder of its base model.
 
     Args:
         folder: the checkpoint.
         given: the folder that `--config` gave.
+
+    Raises: of such an adapter, what `find_base` raises.
     """
+    if detect_layout(folder) == ADAPTER:
+        return find_base(folder, given)
     if is_there(folder / "config.json"):
         return folder
     if given is not None:
@@ -130,7 +137,11 @@ def check_complete(folder: Path, config: Path | None = None) -> str:
             raise refuse_foreign(folder, foreign)
     read_config(config or folder)
     try:
-        return open_weights(folder).layout
+        layout = open_weights(folder).layout
+        if layout == ADAPTER:
+            read_adapter_config(folder)
+            check_complete(find_base(folder, config))
+        return layout
     except NoCheckpointError as error:
         raise IncompleteCheckpointError(error.message, found=error.found, hint=error.hint) from None
 

@@ -7,11 +7,13 @@ pickled files, which have no header.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from moegeo_cli.checkpoints.accounting import known_unused
+from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.effective import open_effective
@@ -19,6 +21,8 @@ from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_ro
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
+
+Filler = Callable[[Path, Sequence[str]], Mapping[str, Filling]]
 
 
 class Describer(Protocol):
@@ -40,17 +44,21 @@ class Describer(Protocol):
 
 
 def inspect_checkpoint(
-    path: Path | str, models: Describer | None = None, config: Path | str | None = None
+    path: Path | str,
+    models: Describer | None = None,
+    config: Path | str | None = None,
+    fill: Filler | None = None,
 ) -> dict[str, Any]:
     """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
 
     Args:
         path: a checkpoint or a run.
         models: says what a user's own model is; None for transformers'.
+        config: a config.json, or a folder with one, for checkpoints without their own.
+        fill: says how a config's module tree is filled, for adapters.
 
     A dense model and a family that moegeo cannot measure are described all the same, with
     `problem` saying what measuring would raise.
-        config: a config.json, or a folder with one, for checkpoints without their own.
 
     Raises:
         PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
@@ -60,7 +68,7 @@ def inspect_checkpoint(
     found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
     if not run.is_single:
         found["inspected"] = run.newest.relative
-    found |= _describe_checkpoint(run.newest, models)
+    found |= _describe_checkpoint(run.newest, models, fill)
     if not run.is_single:
         found |= _list_run(run)
     return found
@@ -76,10 +84,13 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None) -> dict[str, Any]:
+def _describe_checkpoint(
+    checkpoint: CheckpointFolder, models: Describer | None, fill: Filler | None
+) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
     own = models is not None and models.own
-    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own)
+    trace = None if own or fill is None else partial(fill, checkpoint.config_folder)
+    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own, trace=trace)
     stored = index.stored
     config = read_config(checkpoint.config_folder)
     training = read_training(checkpoint)
@@ -94,6 +105,7 @@ def _describe_checkpoint(checkpoint: CheckpointFolder, models: Describer | None)
             architecture = models.describe(checkpoint.path)[1]
             routers = tuple(models.routers(index, architecture))
             problem = None if routers else "no router among the tensors: see --router"
+        index.resolve()
     except MoegeoError as error:
         problem = f"{error.code}: {error.message}"
     return {

@@ -33,12 +33,6 @@ class ForeignLayout:
 # The first that matches is reported, so the more specific come first.
 FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
     ForeignLayout(
-        "a LoRA adapter without its base model",
-        (("adapter_config.json",), ("adapter_model.safetensors",), ("adapter_model.bin",)),
-        'merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
-        "M.from_pretrained('{path}').merge_and_unload().save_pretrained('{path}-merged')\"",
-    ),
-    ForeignLayout(
         "GGUF",
         (("*.gguf",),),
         "GGUF is made for inference and mostly quantised: give the checkpoint it was made from, "

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from moegeo_cli.checkpoints.adapters.files import ADAPTER, has_adapter, need_adapter_file
 from moegeo_cli.checkpoints.headers import (
     Header,
     TensorInfo,
@@ -81,7 +82,7 @@ class WeightIndex:
         self._headers: dict[Path, Header] = {}
         self._pickled: dict[Path, dict[str, Any]] = {}
         self._entries: dict[str, tuple[Path, TensorInfo]] | None = None
-        if layout.startswith("safetensors"):
+        if all(path.suffix == ".safetensors" for path in self.files):
             self._headers = {path: read_header(path) for path in self.files}
             self._entries = self._place()
         else:
@@ -276,14 +277,17 @@ def detect_layout(folder: Path) -> str | None:
     for name, layout in LAYOUT_FILES.items():
         if is_there(folder / name):
             return layout
-    return DISTRIBUTED if find_distributed(folder) is not None else None
+    if find_distributed(folder) is not None:
+        return DISTRIBUTED
+    return ADAPTER if has_adapter(folder) else None
 
 
 def open_weights(folder: Path) -> WeightIndex:
     """Open a checkpoint's weights; for safetensors this reads every header and nothing else.
 
     Args:
-        folder: a folder in transformers' layout, or one file that holds a state dict.
+        folder: a folder in transformers' layout, or one file that holds a state dict. Of an
+            adapter that lies alone, the adapter's own tensors.
 
     Raises:
         NoCheckpointError: no weights in the folder.
@@ -311,6 +315,8 @@ def open_weights(folder: Path) -> WeightIndex:
         from moegeo_cli.checkpoints.distributed import DistributedWeights
 
         return DistributedWeights(folder)
+    if layout == ADAPTER:
+        return WeightIndex(folder, ADAPTER, {need_adapter_file(folder): None})
     refuse_two(folder)
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
     if layout.endswith("sharded"):

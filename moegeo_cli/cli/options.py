@@ -105,7 +105,8 @@ CapturesOption = Annotated[
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="A config.json, or a folder with one and the tokenizer, for "
-                 "checkpoints without their own: FSDP's and torchtitan's, for instance.",
+                 "checkpoints without their own: FSDP's and torchtitan's, for instance. For an "
+                 "adapter that lies alone, the folder of its base model.",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
 FisherOption = Annotated[

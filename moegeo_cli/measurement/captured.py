@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.folders import parse_step, read_trainer_state
+from moegeo_cli.checkpoints.folders import find_config, parse_step, read_trainer_state
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.measurement.alone import LoneRouter, RoutersAlone, dtype_of
+from moegeo_cli.replay.adapting import trace_config
 from moegeo_cli.replay.captures import CapturedRouter, Captures
 from moegeo_cli.replay.reading import RouterCall, verify_call
 from moegeo_cli.replay.sources import Manner
@@ -39,13 +41,20 @@ class CapturedModels:
         architecture: how the routers score and select.
         find: the routers of a checkpoint's files.
         device: where products are computed.
+        config: where `--config` says that config.json is.
     """
 
     manner = Manner()
 
     def __init__(
-        self, captures: Captures, architecture: Architecture, find: Any, device: torch.device
+        self,
+        captures: Captures,
+        architecture: Architecture,
+        find: Any,
+        device: torch.device,
+        config: Path | None = None,
     ) -> None:
+        self.config = config
         self.captures, self.architecture, self.find = captures, architecture, find
         self.device, self.dtype = device, torch.float32
 
@@ -57,7 +66,9 @@ class CapturedModels:
             UnsupportedArchitectureError: how these routers choose is not known, and no choice was
                 captured.
         """
-        index = open_effective(path)
+        place = find_config(path, self.config)
+        index = open_effective(path, place, trace=partial(trace_config, place))
+        index.resolve()
         tensors = self.find(index)
         matched = _match(tensors, self.captures.routers)
         lone = [

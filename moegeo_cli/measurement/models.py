@@ -233,7 +233,7 @@ class CapturedInputs(Models):
         def find(index: WeightIndex) -> Sequence[RouterTensors]:
             return self.base.routers(index, architecture)
 
-        return CapturedModels(self.captures, architecture, find, device)
+        return CapturedModels(self.captures, architecture, find, device, self.base.config)
 
 
 def choose_models(

@@ -10,6 +10,7 @@ from moegeo_cli.checkpoints.architecture import Architecture, text_config
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.measurement.models import Models
@@ -29,10 +30,14 @@ def _enough_tokens(folder: RunFolder, architecture: Architecture) -> int:
     if not architecture.top_k or not architecture.experts:
         return MINIMUM_TOKENS
     if architecture.encoder_decoder:
-        routers = len(check_routers(open_effective(folder.newest.path), architecture))
+        routers = len(check_routers(_index(folder.newest), architecture))
     needed = tokens_for_power(architecture.experts, architecture.top_k, routers)
     # A router of an encoder or a decoder sees half of the probe.
     return max(MINIMUM_TOKENS, needed * (2 if architecture.encoder_decoder else 1))
+
+
+def _index(checkpoint: CheckpointFolder) -> WeightIndex:
+    return open_effective(checkpoint.path, checkpoint.config_folder)
 
 
 def open_probe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.replay.accounting import account_for
+from moegeo_cli.replay.adapting import trace_model
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers, trace_sources
 from moegeo_cli.replay.memory import is_out_of_memory
 from moegeo_cli.replay.stored import StoredTensor, announce
@@ -46,9 +48,11 @@ class LayerFiles:
         ahead: bool = False,
     ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
-        self.index, self.name = open_effective(path, config), path.name
+        self.index = open_effective(path, config, trace=partial(trace_model, model))
+        self.name = path.name
         if self.index.obstacle is not None:
             raise self.index.obstacle
+        self.index.resolve()
         self.index.check_type(str(model.config.model_type))
         with quiet_transformers():
             self.sources = trace_sources(model, self.index.names())

@@ -104,14 +104,19 @@ class LayerStream:
         """The last layer with a router."""
         return max(i for i, p in enumerate(self.paths) if p in self.routed)
 
-    def attach(self, path: Path) -> None:
+    def attach(self, path: Path, config: Path | None = None) -> None:
         """Take the weights from the files in `path` from now on.
+
+        Args:
+            path: the checkpoint.
+            config: the folder of its config.json; None for the one that the model is of.
 
         Raises: what opening them raises.
         """
         self.files = LayerFiles(
-            self.model, path, self.device, self.dtype, config=self.config, ahead=self.ahead
-        )
+            self.model, path, self.device, self.dtype,
+            config=config or self.config, ahead=self.ahead,
+        )  # fmt: skip
         self.fused = [chunked_parameters(own, self.files) for own in self._own]
 
     def open(self, chunk_bytes: int | None) -> None:

@@ -13,12 +13,14 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.adapters.files import has_adapter
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -31,6 +33,7 @@ from moegeo_cli.errors import (
     UnsupportedArchitectureError,
 )
 from moegeo_cli.replay.accounting import account_for
+from moegeo_cli.replay.adapting import trace_config, trace_model
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers
 from moegeo_cli.replay.memory import free_bytes
 from moegeo_cli.replay.stored import StoredTensor
@@ -97,9 +100,10 @@ def load_model(
     """
     from transformers import AutoConfig, GenerationConfig
 
-    index = open_effective(path, config_folder)
+    index = open_effective(path, config_folder, trace=partial(trace_config, config_folder or path))
     if index.obstacle is not None:
         raise index.obstacle
+    index.resolve()
     try:
         with quiet_transformers():
             config = AutoConfig.from_pretrained(
@@ -118,7 +122,8 @@ def load_model(
                 **(placed or {}),
             }
             index.check_type(config.model_type)
-            if index.is_plain and index.layout != DISTRIBUTED:
+            # transformers itself would look at an adapter, or at what is left of one
+            if index.is_plain and index.layout != DISTRIBUTED and not has_adapter(path):
                 model, report = auto.from_pretrained(path, config=config, **options)
             else:
                 if architecture.config_class is config.sub_configs.get("text_config"):
@@ -192,9 +197,10 @@ def swap_weights(
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     try:
         with quiet_transformers(), contextlib.ExitStack() as stack:
-            index = open_effective(path, config_folder)
+            index = open_effective(path, config_folder, trace=partial(trace_model, model))
             if index.obstacle is not None:
                 raise index.obstacle
+            index.resolve()
             index.check_type(str(model.config.model_type))  # type: ignore[union-attr]
             account_for(model, index)
             if index.is_plain and index.layout.startswith("safetensors"):

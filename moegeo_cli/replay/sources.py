@@ -156,7 +156,7 @@ class StreamedModels:
             warm_up(self.device, self.dtype)
             self._held = held_bytes(self.device) + SMALL_BLOCKS
         stream = self._stream
-        stream.attach(path)
+        stream.attach(path, find_config(path, self.config))
         plan = self._plan(stream.sizes(self.sums(stream.model)))
         stream.open(plan.chunk_bytes)
         experts = "some experts at a time, by the eager kernel" if plan.chunk_bytes else "whole"

@@ -240,7 +240,6 @@ def test_no_checkpoint(tmp_path):
 
 
 FOREIGN = {
-    "LoRA": (["adapter_config.json", "adapter_model.safetensors"], "merge_and_unload"),
     "GGUF": (["model-q8_0.gguf"], "from_pretrained"),
     "DeepSpeed": (["latest", "zero_to_fp32.py", "global_step5/mp_rank_00_model_states.pt"],
                   "zero_to_fp32.py . OUT"),

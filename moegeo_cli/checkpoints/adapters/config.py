@@ -1,0 +1,172 @@
+"""adapter_config.json: how a peft adapter changes its base model, read and checked by name.
+
+A key that is set and on neither list below may change the merged weights: it is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.indexes import read_json
+from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
+
+CONFIG = "adapter_config.json"
+MAX_BYTES = 16_000_000
+MERGE = (
+    "merge it where it was trained (peft: merge_and_unload) and save the result, or move the "
+    "adapter away to measure the weights alone"
+)
+# Keys that say something else than what the merged weights are.
+_NEUTRAL = frozenset({
+    "auto_mapping", "base_model_class", "peft_version", "revision", "task_type", "inference_mode",
+    "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
+    "layers_pattern", "lora_dropout", "bias", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config", "megatron_config", "megatron_core", "runtime_config", "qalora_group_size",
+})  # fmt: skip
+_READ = frozenset({
+    "peft_type", "base_model_name_or_path", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
+    "use_rslora", "fan_in_fan_out", "use_dora", "target_parameters", "init_lora_weights",
+})  # fmt: skip
+# The others change the base model's weights when the adapter is made.
+_STARTS = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """What an adapter_config.json says.
+
+    Attributes:
+        base: the base model, as it is named there; None where it is not.
+        rank: r, where `rank_pattern` says no other.
+        alpha: lora_alpha, likewise.
+        rank_pattern: pattern of module names -> r.
+        alpha_pattern: likewise.
+        rslora: whether alpha is divided by the root of r.
+        turned: fan_in_fan_out: weights are stored (inputs, outputs).
+        dora: whether rows are scaled to learned norms.
+        parameters: targets that are parameters, not modules.
+    """
+
+    base: str | None
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int]
+    alpha_pattern: Mapping[str, float]
+    rslora: bool
+    turned: bool
+    dora: bool
+    parameters: tuple[str, ...]
+
+    def rank_of(self, key: str) -> int:
+        """R of a module or parameter, by its name in the module tree."""
+        return self.rank_pattern.get(_matching(self.rank_pattern, key) or "", self.rank)
+
+    def scale_of(self, key: str) -> float:
+        """The factor of B·A, by the same name."""
+        alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, key) or "", self.alpha)
+        rank = self.rank_of(key)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def targets(self, parameter: str) -> bool:
+        """Whether `target_parameters` names a parameter of the module tree."""
+        return any(parameter == t or parameter.endswith(f".{t}") for t in self.parameters)
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read a folder's adapter_config.json.
+
+    Raises:
+        IncompleteCheckpointError: absent, cut, or with a value of another kind.
+        UnsupportedLayoutError: an adapter of another kind than moegeo merges, by name.
+    """
+    path = folder / CONFIG
+    if not is_there(path):
+        raise IncompleteCheckpointError(
+            f"{folder.name} holds an adapter without its {CONFIG}",
+            found="its rank and scale are not in the tensors",
+            hint=f"copy {CONFIG} beside it",
+        )
+    document = read_json(path, MAX_BYTES)
+    if not isinstance(document, dict):
+        raise _wrong(folder, "the whole of it", document)
+    kind = document.get("peft_type")
+    if kind != "LORA":
+        raise _refused(folder, "peft_type", kind)
+    for key, value in document.items():
+        if key not in _NEUTRAL | _READ and value not in (None, False, [], {}, ""):
+            raise _refused(folder, key, value)
+    start = document.get("init_lora_weights")
+    if not any(start is known or start == known for known in _STARTS):
+        raise _refused(folder, "init_lora_weights", start)
+    base = document.get("base_model_name_or_path")
+    ranks = _numbers(folder, document, "rank_pattern")
+    if any(int(value) != value for value in ranks.values()):
+        raise _wrong(folder, "rank_pattern", document["rank_pattern"])
+    return AdapterConfig(
+        base=base if isinstance(base, str) and base else None,
+        rank=int(_number(folder, "r", document.get("r", 8), whole=True)),
+        alpha=_number(folder, "lora_alpha", document.get("lora_alpha", 8)),
+        rank_pattern={key: int(value) for key, value in ranks.items()},
+        alpha_pattern=_numbers(folder, document, "alpha_pattern"),
+        rslora=document.get("use_rslora") is True,
+        turned=document.get("fan_in_fan_out") is True,
+        dora=document.get("use_dora") is True,
+        parameters=_names(folder, document, "target_parameters"),
+    )
+
+
+def _matching(patterns: Mapping[str, Any], key: str) -> str | None:
+    """The first pattern that fits the end of a name, as peft matches them."""
+    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", key)), None)
+
+
+def _number(folder: Path, key: str, value: Any, *, whole: bool = False) -> float:
+    good = type(value) is int or (type(value) is float and math.isfinite(value) and not whole)
+    if not good or (whole and value < 1):
+        raise _wrong(folder, key, value)
+    return float(value)
+
+
+def _numbers(folder: Path, document: Mapping[str, Any], key: str) -> dict[str, float]:
+    table = document.get(key) or {}
+    if not isinstance(table, dict):
+        raise _wrong(folder, key, table)
+    for pattern in table:
+        try:
+            re.compile(pattern)
+        except re.error:
+            raise _wrong(folder, key, pattern) from None
+    whole = key == "rank_pattern"
+    return {pattern: _number(folder, key, n, whole=whole) for pattern, n in table.items()}
+
+
+def _names(folder: Path, document: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    found = document.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise _wrong(folder, key, found)
+    return tuple(sorted(found))
+
+
+def _refused(folder: Path, key: str, value: Any) -> UnsupportedLayoutError:
+    return UnsupportedLayoutError(
+        f"{folder.name} holds an adapter of a kind that moegeo does not merge: {key} is {value!r}"[
+            :300
+        ],
+        found=CONFIG,
+        hint=f"{MERGE}; plain LoRA and DoRA are merged (docs/layouts.md)",
+        context={"key": key},
+    )
+
+
+def _wrong(folder: Path, key: str, value: Any) -> IncompleteCheckpointError:
+    return IncompleteCheckpointError(
+        f"{CONFIG} of {folder.name} cannot be used",
+        found=f"{key}: {value!r}"[:300],
+        hint="copy the adapter again",
+    )

@@ -1,0 +1,277 @@
+"""Adapters as peft writes them: moegeo's numbers are those of peft's own merged model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moegeo_cli import analyze
+from moegeo_cli.api import inspect
+from moegeo_cli.checkpoints.discover import open_run
+from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.fingerprint import fingerprint
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    MoegeoError,
+    PathError,
+    ShapeError,
+    UnsupportedLayoutError,
+)
+from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, run_of, write
+
+KINDS = {"attention": ATTENTION, "routers": ROUTERS, "experts": EXPERTS}
+FAST = [("qwen3_moe", "routers"), ("mixtral", "experts"), ("gpt_oss", "experts"),
+        ("deepseek_v3", "attention")]  # fmt: skip
+GRID = [(t, k) for t in ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "granitemoe", "olmoe")
+        for k in KINDS]  # fmt: skip
+Writer = Callable[..., Written]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Writer:
+    """The files of a model type and kind, written once."""
+    made: dict[str, Written] = {}
+
+    def get(model_type: str, kind: str) -> Written:
+        name = f"{model_type}-{kind}"
+        if name not in made:
+            made[name] = write(tmp_path_factory.mktemp(name), model_type, **KINDS[kind])
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probe") / "probe.jsonl"
+    rows = torch.randint(0, 64, (4, 20), generator=torch.Generator().manual_seed(1))
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows.tolist()))
+    return path
+
+
+def measure(path: Path, probe: Path, **options: Any) -> Any:
+    options = {"baseline": "none", "cache": False, "dtype": "float32", **options}
+    return analyze(path, probe=probe, **options)
+
+
+def numbers(checkpoint: Any) -> list[float]:
+    """Loss, and what the routers' logits make: FSI, dispersion and Fisher of every router."""
+    found = [checkpoint.loss.value]
+    for layer in checkpoint.layers:
+        found += [layer.metrics[name].value for name in sorted(layer.metrics)]
+    return [float("nan") if value is None else value for value in found]
+
+
+def assert_same(path: Path, reference: Path, probe: Path, **options: Any) -> None:
+    want = numbers(measure(reference, probe).checkpoints[-1])
+    for checkpoint in measure(path, probe, **options).checkpoints[-1:]:
+        assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    FAST + [pytest.param(*c, marks=pytest.mark.slow) for c in GRID if c not in FAST],
+)
+def test_an_adapter_alone_and_beside_weights_is_its_merged_model(
+    model_type: str, kind: str, written: Writer, probe: Path, tmp_path: Path
+) -> None:
+    files = written(model_type, kind)
+    want = numbers(measure(files.merged, probe).checkpoints[0])
+    plain = numbers(measure(files.base, probe).checkpoints[0])
+    assert abs(plain[0] - want[0]) > 1e-4  # the adapter changes the model
+    for path, stream in ((files.adapter, False), (beside(files, tmp_path / "both"), True)):
+        (checkpoint,) = measure(path, probe, stream=stream).checkpoints
+        assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
+        assert "LoRA adapter of rank 4" in checkpoint.replay["weights"]["adapter"]
+        assert any("LoRA adapter" in note for note in checkpoint.replay["notes"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_run_of_adapters(stream: bool, written: Writer, probe: Path, tmp_path: Path) -> None:
+    files = written("qwen3_moe", "experts")
+    other = write(tmp_path / "other", "qwen3_moe", seed=5, base=files.base, **EXPERTS)
+    run = run_of([other.adapter, files.adapter], tmp_path / "run")
+    found = measure(run, probe, stream=stream).checkpoints
+    assert [checkpoint.step for checkpoint in found] == [10, 20]
+    for checkpoint, merged in zip(found, (other.merged, files.merged), strict=True):
+        want = numbers(measure(merged, probe).checkpoints[0])
+        assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
+
+
+PROGRAM = """
+import sys
+sys.modules["peft"] = None
+from tests.adapters.test_adapters import measure, numbers
+from pathlib import Path
+print(*numbers(measure(Path(sys.argv[1]), Path(sys.argv[2])).checkpoints[0]))
+"""
+
+
+def test_numbers_are_the_same_without_peft(written: Writer, probe: Path, tmp_path: Path) -> None:
+    path = beside(written("qwen3_moe", "routers"), tmp_path / "both")
+    done = subprocess.run(  # whether peft is there is asked once a process
+        [sys.executable, "-c", PROGRAM, path, probe], capture_output=True, text=True, check=True
+    )
+    without = [float(value) for value in done.stdout.split()]
+    found = numbers(measure(path, probe).checkpoints[0])
+    assert without == pytest.approx(found, rel=1e-9, nan_ok=True)
+
+
+def test_what_is_left_of_an_adapter_is_not_transformers_to_read(
+    written: Writer, probe: Path, tmp_path: Path
+) -> None:
+    files = written("qwen3_moe", "routers")
+    path = beside(files, tmp_path / "both")
+    (path / "adapter_model.safetensors").unlink()
+    assert_same(path, files.base, probe)
+
+
+# -- where the base model is
+
+
+def test_the_base_model_by_a_path_from_elsewhere(
+    written: Writer, probe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = written("qwen3_moe", "routers")
+    shutil.copytree(files.adapter, tmp_path / "runs" / "adapter")
+    adapter = tmp_path / "runs" / "adapter"
+    edit(adapter, base_model_name_or_path="models/base")
+    for place in (adapter, adapter.parent, tmp_path / "here"):
+        shutil.copytree(files.base, place / "models" / "base")
+        monkeypatch.chdir(place if place.name == "here" else tmp_path)
+        (checkpoint,) = open_run(adapter).checkpoints
+        assert checkpoint.layout == "adapter"
+        assert checkpoint.config_folder.resolve() == place / "models" / "base"
+        shutil.rmtree(place / "models")
+
+
+def test_a_base_model_that_is_not_there(written: Writer, probe: Path, tmp_path: Path) -> None:
+    files = written("qwen3_moe", "routers")
+    adapter = tmp_path / "adapter"
+    shutil.copytree(files.adapter, adapter)
+    edit(adapter, base_model_name_or_path="some/model-30B")
+    with pytest.raises(PathError, match="some/model-30B") as caught:
+        measure(adapter, probe)
+    assert "--config" in str(caught.value.hint)
+    assert_same(adapter, files.merged, probe, config=files.base)
+    run = run_of([adapter], tmp_path / "run")
+    with pytest.raises(MoegeoError) as caught_run:
+        open_run(run)
+    assert "some/model-30B" in f"{caught_run.value.message} {caught_run.value.found}"
+    edit(adapter, base_model_name_or_path=str(files.adapter))
+    with pytest.raises(UnsupportedLayoutError, match="holds no weights"):
+        open_run(adapter)
+    edit(adapter, base_model_name_or_path=None)
+    with pytest.raises(PathError, match="names no base model"):
+        open_run(adapter)
+    edit(adapter, base_model_name_or_path=str(beside(files, tmp_path / "both")))
+    with pytest.raises(UnsupportedLayoutError, match="holds an adapter itself"):
+        open_run(adapter)
+
+
+# -- what is said of it
+
+
+def test_inspect_and_fingerprint(written: Writer, tmp_path: Path) -> None:
+    files = written("qwen3_moe", "experts")
+    found = inspect(files.adapter)
+    assert found["problem"] is None
+    assert found["layout"] == "adapter"
+    assert found["weights"]["adapter"] == "a LoRA adapter of rank 4 merged into 4 weights"
+    assert found["routers_found"] == 2
+    both = beside(files, tmp_path / "both")
+    prints = {fingerprint(open_run(path).newest) for path in (files.base, files.adapter)}
+    assert fingerprint(open_run(both).newest) in prints  # the same model in other folders
+    tensors = load_file(both / "adapter_model.safetensors")
+    first = sorted(tensors)[0]
+    tensors[first][0, 0] += 1
+    save_file(tensors, both / "adapter_model.safetensors")
+    prints.add(fingerprint(open_run(both).newest))
+    edit(both, lora_alpha=7)
+    prints.add(fingerprint(open_run(both).newest))
+    assert len(prints) == 4
+
+
+# -- what is refused
+
+
+def refused(path: Path, kind: type[MoegeoError], words: str) -> MoegeoError:
+    index = open_effective(path)
+    with pytest.raises(kind, match=words) as caught:
+        index.resolve()
+    with pytest.raises(MoegeoError):
+        index.tensor(index.names()[0])  # never without the adapter
+    problem = inspect(path)["problem"]
+    assert problem is not None
+    assert caught.value.message in problem
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+        ({"a_key_of_tomorrow": True}, "a_key_of_tomorrow"),
+    ],
+)
+def test_adapters_of_other_kinds(
+    values: dict[str, Any], words: str, written: Writer, tmp_path: Path
+) -> None:
+    both = beside(written("qwen3_moe", "routers"), tmp_path / "both")
+    edit(both, **values)
+    refused(both, UnsupportedLayoutError, words)
+
+
+@pytest.mark.parametrize(
+    "values", [{"r": 0}, {"r": "4"}, {"lora_alpha": None}, {"rank_pattern": {"(": 4}},
+               {"target_parameters": "gate"}, {"alpha_pattern": [1]}],
+)  # fmt: skip
+def test_a_config_with_wrong_values(
+    values: dict[str, Any], written: Writer, tmp_path: Path
+) -> None:
+    both = beside(written("qwen3_moe", "routers"), tmp_path / "both")
+    edit(both, **values)
+    error = refused(both, IncompleteCheckpointError, "adapter_config.json")
+    assert next(iter(values)) in str(error.found)
+
+
+def test_tensors_that_do_not_fit(written: Writer, probe: Path, tmp_path: Path) -> None:
+    both = beside(written("qwen3_moe", "routers"), tmp_path / "both")
+    file = both / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(n for n in sorted(tensors) if "lora_B" in n)
+    save_file({n: t for n, t in tensors.items() if n != name}, file)
+    assert "lora_B of" in refused(both, IncompleteCheckpointError, "lacks lora_B").message
+    save_file({**tensors, name: tensors[name][:-1].contiguous()}, file)
+    refused(both, ShapeError, "does not fit")
+    save_file({**tensors, name: torch.zeros(0)}, file)
+    refused(both, ShapeError, "no two dimensions")
+    other = {n.replace("layers.1.", "layers.7."): t for n, t in tensors.items()}
+    save_file(other, file)
+    error = refused(both, UnsupportedLayoutError, "fits no weight")
+    assert "layers.7" in str(error.found)
+    with pytest.raises(UnsupportedLayoutError, match="fits no weight"):
+        measure(both, probe)
+    save_file({**tensors, "base_model.model.stranger.weight": torch.zeros(2)}, file)
+    refused(both, UnsupportedLayoutError, "fits no weight")
+
+
+def test_an_adapter_that_is_half_written(written: Writer, tmp_path: Path) -> None:
+    files = written("qwen3_moe", "routers")
+    for kept in ("adapter_config.json", "adapter_model.safetensors"):
+        folder = tmp_path / kept
+        folder.mkdir()
+        shutil.copy(files.adapter / kept, folder)
+        with pytest.raises(IncompleteCheckpointError):
+            open_run(folder)
