@@ -18,6 +18,7 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import parse_ranges
 from moegeo_cli.measurement.comparing import check_axis, compare_runs, pair_losses
+from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.measurement.lenses import lens_notes
 from moegeo_cli.measurement.models import choose_models
 from moegeo_cli.measurement.opening import add_notes, measure_path
@@ -280,14 +281,7 @@ def inspect(
         MoegeoError: no checkpoint there, or a damaged one.
     """
     models = choose_models(model, router, top_k, scoring, config=config)
-    return inspect_checkpoint(Path(path), None if model is None else models, config, _fill)
-
-
-def _fill(folder: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    """How a config's module tree is filled: adapters ask, and need torch for it."""
-    from moegeo_cli.replay.adapting import trace_config
-
-    return trace_config(folder, names)
+    return inspect_checkpoint(Path(path), None if model is None else models, config, fill_tree)
 
 
 @keeps_global_state

@@ -11,6 +11,7 @@ from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import choose_checkpoints
+from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.measurement.models import choose_models
 from moegeo_cli.measurement.opening import open_store
 from moegeo_cli.records import RunRecord
@@ -71,8 +72,9 @@ def check(
     chosen = choose_checkpoints(folder, steps, latest)
     store = open_store(folder, cache, cache_dir, models)
     reader = Reader(
-        store, quick, verify_fingerprint, models if models.own else None, models.identity, progress
-    )
+        store, quick, verify_fingerprint, models if models.own else None, models.identity,
+        progress, fill_tree,
+    )  # fmt: skip
     trained = read_training(folder.newest)
     record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None

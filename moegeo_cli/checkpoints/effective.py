@@ -23,6 +23,7 @@ from moegeo_cli.checkpoints.adapters.files import (
 )
 from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
+from moegeo_cli.checkpoints.adapters.moves import measure_moves
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged, sort_parts
 from moegeo_cli.checkpoints.folders import config_file, find_config
 from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
@@ -58,20 +59,6 @@ class WeightsRecord:
     dequantised: int = 0
     adapter: str | None = None
     unwrapped: tuple[str, ...] = ()
-
-    def to_dict(self, unused: Mapping[str, int]) -> dict[str, Any]:
-        """As JSON holds it.
-
-        Args:
-            unused: reason -> number of tensors that were left out.
-        """
-        return {
-            "scheme": list(self.scheme),
-            "dequantised": self.dequantised,
-            "adapter": self.adapter,
-            "unwrapped": list(self.unwrapped),
-            "unused": dict(unused),
-        }
 
 
 class EffectiveWeights(WeightIndex):
@@ -136,6 +123,26 @@ class EffectiveWeights(WeightIndex):
     def is_plain(self) -> bool:
         """Whether the files' tensors are the model's as they stand."""
         return not self._recipes and not self.record.unwrapped and self.merging is None
+
+    def describe(self, unused: Mapping[str, int]) -> dict[str, Any]:
+        """What was done, as JSON holds it; of an adapter also what it moves.
+
+        Args:
+            unused: reason -> number of tensors that were left out.
+        """
+        adapter = None
+        if self.merging is not None and self.record.adapter is not None:
+            known = self.obstacle is None
+            moves = measure_moves(self, self, self.merging.touched) if known else None
+            adapter = {"merged": self.record.adapter, "base": self.merging.config.base,
+                       "moves": moves}  # fmt: skip
+        return {
+            "scheme": list(self.record.scheme),
+            "dequantised": self.record.dequantised,
+            "adapter": adapter,
+            "unwrapped": list(self.record.unwrapped),
+            "unused": dict(unused),
+        }
 
     def resolve(self) -> None:
         """Find out which tensors the adapter changes, and note it; nothing without an adapter.
@@ -204,16 +211,19 @@ class EffectiveWeights(WeightIndex):
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """See `WeightIndex`; float32 for what was quantised."""
-        self._entry(name)
         changed = self._is_changed(name)
-        recipe = self._recipes.get(name)
-        if recipe is None:
-            values = self.stored.tensor(self._names[name], rows)
-        else:
-            values = self._make(name, recipe, rows)
+        values = self.without_adapter(name, rows)
         if self.merging is None or not changed:
             return values
         return self.merging.apply(name, values, rows)
+
+    def without_adapter(self, name: str, rows: tuple[int, int] | None = None) -> Any:
+        """The same of the base model, where there is an adapter."""
+        self._entry(name)
+        recipe = self._recipes.get(name)
+        if recipe is None:
+            return self.stored.tensor(self._names[name], rows)
+        return self._make(name, recipe, rows)
 
     def parts(self, name: str) -> tuple[tuple[Path, TensorInfo], ...]:
         """See `WeightIndex`."""

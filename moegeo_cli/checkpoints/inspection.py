@@ -119,7 +119,7 @@ def _describe_checkpoint(
         "tensors": len(stored),
         "parameters": index.parameters,
         "dtypes": stored.dtype_counts,
-        "weights": index.record.to_dict(known_unused(index.names())),
+        "weights": index.describe(known_unused(index.names())),
         **_describe_model(config, architecture, routers),
         "framework": training.framework,
         "tokens": training.tokens,

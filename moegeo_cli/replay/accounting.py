@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moegeo_cli.checkpoints.accounting import Unused, account, refuse_unscaled
+from moegeo_cli.checkpoints.adapters.moves import say_moves
 from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.replay.conversion import Source, trace_sources
@@ -69,7 +70,7 @@ def remember(model: Any, index: WeightIndex, unused: Mapping[str, int]) -> None:
         unused: reason -> number of tensors that were left out.
     """
     if isinstance(index, EffectiveWeights):
-        model.moegeo_weights = index.record.to_dict(unused)
+        model.moegeo_weights = index.describe(unused)
 
 
 def recall(model: Any) -> dict[str, Any] | None:
@@ -88,7 +89,8 @@ def say_weights(model: Any) -> list[str]:
         scheme = ", ".join(found["scheme"])
         notes.append(f"weights: {found['dequantised']} tensors dequantised ({scheme})")
     if found["adapter"]:
-        notes.append(f"weights: {found['adapter']}")
+        adapter = found["adapter"]
+        notes.append(f"weights: {adapter['merged']}; {say_moves(adapter['moves'])}")
     if found["unwrapped"]:
         notes.append(f"weights: {', '.join(found['unwrapped'])} taken off names")
     notes += [f"weights: {count} tensors left out: {why}" for why, count in found["unused"].items()]

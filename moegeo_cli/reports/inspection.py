@@ -47,12 +47,41 @@ def print_inspection(found: Mapping[str, Any], console: Console) -> None:
         table = page.table(("", "left"), ("", "wrap"))
         table.show_header, table.box = False, None
         for key in keys:
-            table.add_row(page.text(f"  {key.replace('_', ' ')}"), page.text(_fact(found[key])))
+            fact = _weights(found[key]) if key == "weights" else _fact(found[key])
+            table.add_row(page.text(f"  {key.replace('_', ' ')}"), page.text(fact))
         page.show(table)
+        if heading == "FILES":
+            _print_moves(page, found["weights"]["adapter"])
     for note in found["notes"]:
         page.show(page.paragraph(clean(note), sign=page.glyphs.bullet, indent=2))
     _print_routers(page, found["routers"])
     _print_checkpoints(page, found)
+
+
+def _weights(found: Mapping[str, Any]) -> str:
+    """What was done to the files' tensors; what an adapter moves stands below."""
+    adapter = found["adapter"]
+    return _fact({**found, "adapter": None if adapter is None else adapter["merged"]})
+
+
+def _print_moves(page: Page, adapter: Mapping[str, Any] | None) -> None:
+    """What an adapter moves, by layer."""
+    if adapter is None or adapter["moves"] is None:
+        return
+    page.section("ADAPTER", "norm of its change over that of the weight, by layer")
+    if not adapter["moves"]:
+        page.line("  it moves no router and no expert")
+        return
+    table = page.table(("layer", "right"), ("part", "left"), ("change", "right"), ("read", "left"))
+    for move in adapter["moves"]:
+        read = "" if move["of"] is None else f"{move['experts']} of {move['of']} experts"
+        table.add_row(
+            str(move["layer"]),
+            page.text(move["part"]),
+            "–" if move["relative"] is None else figures.number(move["relative"]),
+            page.text(read),
+        )
+    page.show(table)
 
 
 def _fact(value: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from moegeo_cli.checkpoints.accounting import FLOATS
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config
 from moegeo_cli.checkpoints.effective import EffectiveWeights, open_effective
-from moegeo_cli.checkpoints.inspection import Describer
+from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.routers import (
     RouterTensors,
     check_routers,
@@ -72,6 +73,7 @@ def sum_checkpoint(
     quick: bool,
     models: Describer | None = None,
     advance: Callable[[int], object] | None = None,
+    fill: Filler | None = None,
 ) -> CheckpointSums:
     """Read a checkpoint once, and keep what findings and tables need.
 
@@ -80,12 +82,16 @@ def sum_checkpoint(
         quick: routers, biases and vectors alone.
         models: says what a user's own model is; None for transformers'.
         advance: hears of each part that was read, in bytes.
+        fill: says how a config's module tree is filled, for adapters.
 
     Raises:
-        MoegeoError: a dense model, a router missing from the files, damage.
+        MoegeoError: a dense model, a router missing from the files, damage, an adapter that is
+            not merged.
     """
     own = models is not None and models.own
-    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own)
+    trace = None if own or fill is None else partial(fill, checkpoint.config_folder)
+    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own, trace=trace)
+    index.resolve()
     config, architecture = _describe(checkpoint, models)
     routers, notes = _routers(index, architecture, models if own else None)
     by_layer: dict[str, list[str]] = {}

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.discover import CheckpointFolder, parse_step
 from moegeo_cli.checkpoints.fingerprint import fingerprint
+from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.records import from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 from moegeo_cli.triage.checkpoint_sums import CheckpointSums
@@ -79,6 +81,9 @@ def _files(checkpoint: CheckpointFolder) -> Iterator[list[Any]]:
         yield from _walk(checkpoint.path, "")
     if checkpoint.config_folder != checkpoint.path:
         yield _signs("config", checkpoint.config_folder / "config.json")
+    if checkpoint.layout == ADAPTER:
+        for file in open_weights(checkpoint.config_folder).files:
+            yield _signs(f"base/{file.name}", file)
 
 
 def _walk(folder: Path, above: str) -> Iterator[list[Any]]:

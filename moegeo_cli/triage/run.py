@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from moegeo_cli import __version__
 from moegeo_cli.check_records import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
-from moegeo_cli.checkpoints.inspection import Describer
+from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.training import TrainingLog
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.records import Coverage
 from moegeo_cli.store.cache import Store
 from moegeo_cli.triage.checkpoint_sums import sum_checkpoint
@@ -49,6 +49,7 @@ class Reader:
         models: says what a user's own model is; None for transformers'.
         identity: of that model.
         progress: hears how far the work is.
+        fill: says how a config's module tree is filled, for adapters.
     """
 
     store: Store
@@ -57,6 +58,7 @@ class Reader:
     models: Describer | None = None
     identity: Mapping[str, Any] | None = None
     progress: Hearer | None = None
+    fill: Filler | None = None
 
     def read(self, name: str, chosen: Sequence[CheckpointFolder]) -> list[Kept]:
         """What is kept of some checkpoints; those that are not kept are read.
@@ -84,7 +86,9 @@ class Reader:
             self.progress.checkpoint(checkpoint.relative, size, words)
             advance = self.progress.advance
         told = take_fingerprint(checkpoint, self.mode)
-        sums = sum_checkpoint(checkpoint, quick=self.quick, models=self.models, advance=advance)
+        sums = sum_checkpoint(
+            checkpoint, quick=self.quick, models=self.models, advance=advance, fill=self.fill
+        )
         kept = Kept(told, sums)
         keep_sums(self.store, key, kept)
         return kept
@@ -174,4 +178,4 @@ def _why(layer: CheckedLayer) -> str:
 
 def _bytes(checkpoint: CheckpointFolder) -> int:
     """Bytes of a checkpoint's weights."""
-    return open_weights(checkpoint.path).size
+    return open_effective(checkpoint.path, checkpoint.config_folder).size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from moegeo_cli import analyze
 from moegeo_cli.api import inspect
+from moegeo_cli.api_check import check
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint
@@ -26,6 +29,7 @@ from moegeo_cli.errors import (
     ShapeError,
     UnsupportedLayoutError,
 )
+from moegeo_cli.reports.inspection import print_inspection
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, run_of, write
 
 KINDS = {"attention": ATTENTION, "routers": ROUTERS, "experts": EXPERTS}
@@ -91,7 +95,7 @@ def test_an_adapter_alone_and_beside_weights_is_its_merged_model(
     for path, stream in ((files.adapter, False), (beside(files, tmp_path / "both"), True)):
         (checkpoint,) = measure(path, probe, stream=stream).checkpoints
         assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
-        assert "LoRA adapter of rank 4" in checkpoint.replay["weights"]["adapter"]
+        assert "LoRA adapter of rank 4" in checkpoint.replay["weights"]["adapter"]["merged"]
         assert any("LoRA adapter" in note for note in checkpoint.replay["notes"])
 
 
@@ -186,7 +190,8 @@ def test_inspect_and_fingerprint(written: Writer, tmp_path: Path) -> None:
     found = inspect(files.adapter)
     assert found["problem"] is None
     assert found["layout"] == "adapter"
-    assert found["weights"]["adapter"] == "a LoRA adapter of rank 4 merged into 4 weights"
+    merged = "a LoRA adapter of rank 4 merged into 4 weights"
+    assert found["weights"]["adapter"]["merged"] == merged
     assert found["routers_found"] == 2
     both = beside(files, tmp_path / "both")
     prints = {fingerprint(open_run(path).newest) for path in (files.base, files.adapter)}
@@ -199,6 +204,44 @@ def test_inspect_and_fingerprint(written: Writer, tmp_path: Path) -> None:
     edit(both, lora_alpha=7)
     prints.add(fingerprint(open_run(both).newest))
     assert len(prints) == 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_which_routers_and_experts_it_moves(kind: str, written: Writer, tmp_path: Path) -> None:
+    files = written("qwen3_moe", kind)
+    found = inspect(files.adapter)
+    moves = found["weights"]["adapter"]["moves"]
+    before, after = (load_file(p / "model.safetensors") for p in (files.base, files.merged))
+    part = {"routers": "router", "experts": "experts", "attention": None}[kind]
+    assert [(m["part"], m["layer"]) for m in moves] == [(part, n) for n in (1, 2) if part]
+    for move in moves:
+        inside = f"layers.{move['layer']}.mlp.{'gate.' if part == 'router' else 'experts.'}"
+        names = [name for name in before if inside in name]
+        change = sum(float(((after[n] - before[n]).double() ** 2).sum()) for n in names)
+        weight = sum(float((before[n].double() ** 2).sum()) for n in names)
+        assert move["relative"] == pytest.approx((change / weight) ** 0.5, rel=1e-6)
+    text = io.StringIO()
+    print_inspection(found, Console(file=text, width=80))
+    assert "ADAPTER" in text.getvalue()
+    assert ("6 of 6 experts" in text.getvalue()) is (kind == "experts")
+    assert ("no router and no expert" in text.getvalue()) is (kind == "attention")
+
+
+def test_check_sees_what_the_model_computes_with(written: Writer, tmp_path: Path) -> None:
+    files = written("qwen3_moe", "experts")
+    other = write(tmp_path / "other", "qwen3_moe", seed=5, base=files.base, **EXPERTS)
+    run = run_of([other.adapter, files.adapter], tmp_path / "run")
+    twin = run_of([other.merged, files.merged], tmp_path / "twin")
+    found, wanted = check(run, cache=False), check(twin, cache=False)
+    for one, two in zip(found.checkpoints, wanted.checkpoints, strict=True):
+        for layer, same in zip(one.layers, two.layers, strict=True):
+            values = {n: m.value for n, m in layer.metrics.items() if m.value is not None}
+            expected = {n: m.value for n, m in same.metrics.items() if m.value is not None}
+            assert values == pytest.approx(expected, rel=1e-5, abs=1e-7, nan_ok=True)
+    names = [finding.name for finding in found.verdict.findings]
+    assert names == [finding.name for finding in wanted.verdict.findings]
+    assert "router-frozen" in names  # the adapter moves experts alone
+    assert "experts-frozen" not in names
 
 
 # -- what is refused

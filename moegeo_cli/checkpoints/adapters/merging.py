@@ -79,6 +79,12 @@ class Merging:
             self._changes = changes
         return self._changes
 
+    @property
+    def touched(self) -> frozenset[str]:
+        """Names of the base model's tensors that are others with the adapter."""
+        assert self.changes is not None
+        return frozenset((*self._by_name, *self._put))
+
     def touches(self, name: str) -> bool:
         """Whether a tensor of the base model is another with the adapter."""
         assert self.changes is not None

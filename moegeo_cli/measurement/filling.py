@@ -1,0 +1,14 @@
+"""How a config's module tree is filled, for who reads files alone; torch is loaded when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def fill_tree(folder: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """See `replay.adapting.trace_config`: adapters whose names are not those of the files ask."""
+    from moegeo_cli.replay.adapting import trace_config
+
+    return trace_config(folder, names)
