@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from moegeo_cli.checkpoints.misplaced import find_stand_in, say_stand_ins
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
 
@@ -52,7 +53,7 @@ def account(
     *,
     layers: int | None = None,
     ignored: Sequence[str] = (),
-    missing: Sequence[str] = (),
+    missing: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Unused:
     """Sort tensors that no parameter took into known ones and others; refuse the others.
 
@@ -61,7 +62,7 @@ def account(
         unused: names that no parameter took.
         layers: number of the model's layers, where the config counts them.
         ignored: patterns of names that the model type's own code leaves out.
-        missing: parameters that no tensor filled, for the error.
+        missing: name -> shape of the parameters that no tensor filled, for the error.
 
     Raises:
         UnsupportedLayoutError: a tensor that nothing used and no list knows.
@@ -77,7 +78,7 @@ def account(
         else:
             found.setdefault(reason, []).append(name)
     if strangers:
-        raise _refusal(index, strangers, missing)
+        raise _refusal(index, strangers, missing or {})
     return Unused({reason: tuple(held) for reason, held in sorted(found.items())})
 
 
@@ -95,7 +96,7 @@ def account_own(index: WeightIndex, unused: Iterable[str]) -> list[str]:
     unknown = [name for name in names if known_reason(name) is None]
     strangers = [name for name in unknown if _is_suspicious(name)]
     if strangers:
-        raise _refusal(index, strangers, ())
+        raise _refusal(index, strangers, {})
     return unknown
 
 
@@ -173,16 +174,22 @@ def _prediction_layers(names: Sequence[str], layers: int | None) -> frozenset[in
     return frozenset(found)
 
 
-def _refusal(index: WeightIndex, strangers: Sequence[str], missing: Sequence[str]) -> MoegeoError:
+def _refusal(
+    index: WeightIndex, strangers: Sequence[str], missing: Mapping[str, tuple[int, ...]]
+) -> MoegeoError:
     shown = ", ".join(f"{n} ({index.dtype(n)})" for n in strangers[:4])
     what = look_alike(strangers)
-    context = {"unused": list(strangers[:64]), "missing": list(missing[:64]), "look": what}
+    context = {"unused": list(strangers[:64]), "missing": list(missing)[:64], "look": what}
     more = " …" if len(strangers) > 4 else ""
     if missing:
+        held = {name: index.shape(name) for name in strangers}
+        pairs = [(n, name) for n, s in missing.items() if (name := find_stand_in(n, s, held))]
+        renamed = f"; {say_stand_ins(pairs, held)}" if pairs else ""
         return IncompleteCheckpointError(
             f"{index.folder.name}: {len(missing)} tensors that the model needs are not in its "
             f"files, and {len(strangers)} tensors of its files are used by nothing",
-            found=f"missing: {', '.join(missing[:3])}; unused: {shown}{more}, {what}",
+            found=f"missing: {', '.join(list(missing)[:3])}; unused: {shown}{more}, {what}"
+            + renamed,
             hint=f"{_way_out(what)}; {STILL}",
             context=context,
         )

@@ -13,7 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from moegeo_cli.checkpoints.routers import RouterTensors, layer_path, shared_parts
+from moegeo_cli.checkpoints.misplaced import layer_path, shared_parts
+from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 
 _SINGLE = re.compile(

@@ -9,9 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.misplaced import (
+    find_stand_in,
+    layer_path,
+    say_stand_ins,
+    shared_parts,
+)
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, ShapeError, UnsupportedLayoutError
 
@@ -21,7 +26,6 @@ _ROUTER = re.compile(
     r"|(?:.*\.)?router_gate|(?:.*\.)?router_mlp\.out_proj)\.weight(?:_1)?$"
     r"|^(?P<flat>(?:.*\.)?mlp)\.gate_weight$"
 )
-_LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|block|h)\.(\d+)(?=\.)")
 _SELECTION_BIAS = re.compile(
     r"(?:^|\.)(?:e_score_correction_bias|score_correction_bias|correction_bias|expert_bias"
     r"|router_bias|balancing_biases)(?:_1)?$"
@@ -115,20 +119,13 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
     routers = tuple(router for router in found if router.main)
     present = {router.layer for router in routers}
     names = [
-        _expected_name(routers, architecture, layer)
+        _expected_name(index, routers, architecture, layer)
         for layer in architecture.moe_layers or ()
         if layer not in present
     ] or _experts_without_router(index, routers)
     if names or not routers:
         _refuse_quantised(index)
-        raise IncompleteCheckpointError(
-            f"the checkpoint lacks {len(names)} routers: {', '.join(names[:4])}"
-            if names
-            else f"the checkpoint holds no router, and {architecture.text_type} has them",
-            found=f"{len(routers)} routers among {len(index)} tensors",
-            hint="save or download the checkpoint again; a random router would be measured instead",
-            context={"missing": names},
-        )
+        raise _lacking(index, architecture, names, len(routers))
     for router in routers:
         if index.dtype(router.weight) not in _FLOATS:
             raise _quantised(router.weight, index.dtype(router.weight))
@@ -152,12 +149,6 @@ def _quantised(name: str, dtype: str) -> UnsupportedLayoutError:
         hint="give the unquantised checkpoint, or one that left the routers out of quantisation",
         context={"tensor": name},
     )
-
-
-def layer_path(name: str) -> str:
-    """A name up to its last layer number: towers may nest. Empty outside of layers."""
-    end = max((match.end(1) for match in _LAYER.finditer(f"{name}.")), default=0)
-    return name[:end]
 
 
 def layer_of(name: str) -> int | None:
@@ -185,12 +176,6 @@ def _find_biases(
     return bias, None
 
 
-def shared_parts(name: str, module: str) -> int:
-    """How many leading parts of two paths agree."""
-    pairs = zip(name.split("."), module.split("."), strict=False)
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
 def _experts_without_router(index: WeightIndex, routers: tuple[RouterTensors, ...]) -> list[str]:
     """Layers whose files hold experts and no router, where the config tells no layers."""
     towers = {router.module.partition(".")[0] for router in routers}
@@ -206,14 +191,49 @@ def _experts_without_router(index: WeightIndex, routers: tuple[RouterTensors, ..
 
 
 def _expected_name(
-    routers: tuple[RouterTensors, ...], architecture: Architecture, layer: int
+    index: WeightIndex, routers: tuple[RouterTensors, ...], architecture: Architecture, layer: int
 ) -> str:
     """The name that a missing router should have, by its siblings or by the table."""
     for router in routers:
         if router.layer is not None:
             start, _, end = router.weight.rpartition(f".{router.layer}.")
             return f"{start}.{layer}.{end}"
-    return f"(layer {layer}) {architecture.router_path or 'router'}.weight"
+    own = f"{architecture.router_path or 'router'}.weight"
+    paths = {
+        layer_path(name)
+        for name in index.names()
+        if layer_of(name) == layer and not OTHER_TOWER.search(name)
+    }
+    return f"{paths.pop()}.{own}" if len(paths) == 1 else f"(layer {layer}) {own}"
+
+
+def _lacking(
+    index: WeightIndex, architecture: Architecture, names: Sequence[str], found: int
+) -> IncompleteCheckpointError:
+    """The error for routers that are not there, or that stand under another name."""
+    shape = (architecture.router_rows, architecture.hidden)
+    held = {
+        name: index.shape(name)
+        for name in index.names()
+        if len(index.shape(name)) == 2 and not OTHER_TOWER.search(name)
+    }
+    paths = sorted({layer_path(name) for name in held} - {""})
+    wanted = names or [f"{path}.router.weight" for path in paths]
+    stand_ins = [(n, other) for n in wanted if (other := find_stand_in(n, shape, held))]
+    headline = f"the checkpoint lacks {len(names)} routers: {', '.join(names[:4])}"
+    if not names:
+        headline = f"the checkpoint holds no router, and {architecture.text_type} has them"
+    hint = "save or download the checkpoint again; a random router would be measured instead"
+    if stand_ins:
+        missing, name = stand_ins[0]
+        hint = f"if {name} is the router, save it as {missing}, and so each of the others"
+    return IncompleteCheckpointError(
+        headline,
+        found=f"{found} routers among {len(index)} tensors"
+        + (f"; {say_stand_ins(stand_ins, held)}" if stand_ins else ""),
+        hint=hint,
+        context={"missing": names, "stand_ins": dict(stand_ins)},
+    )
 
 
 def _check_shape(router: RouterTensors, architecture: Architecture) -> None:

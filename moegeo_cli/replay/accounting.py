@@ -39,15 +39,15 @@ def account_for(
     names = index.names()
     sources = trace_sources(model, names) if sources is None else sources
     used = {name for source in sources.values() for name in source.names}
+    held = model.state_dict(keep_vars=True)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     found = account(
         index,
         [name for name in names if name not in used],
         layers=layers if isinstance(layers, int) else None,
         ignored=_ignored(model),
-        missing=missing,
+        missing={n: tuple(held[n].shape) if n in held else () for n in missing},
     )
-    held = model.state_dict(keep_vars=True)
     refuse_unscaled(
         index,
         (

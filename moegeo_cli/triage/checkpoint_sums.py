@@ -15,11 +15,11 @@ from moegeo_cli.checkpoints.architecture import Architecture, describe_architect
 from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config
 from moegeo_cli.checkpoints.effective import EffectiveWeights, open_effective
 from moegeo_cli.checkpoints.inspection import Describer, Filler
+from moegeo_cli.checkpoints.misplaced import layer_path
 from moegeo_cli.checkpoints.routers import (
     RouterTensors,
     check_routers,
     find_router_tensors,
-    layer_path,
 )
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.triage.layer_sums import LayerSums

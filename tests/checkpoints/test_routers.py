@@ -150,3 +150,44 @@ def test_quantised_routers_are_refused(checkpoint):
     )
     with pytest.raises(UnsupportedLayoutError, match="quantised"):
         check(folder)
+
+
+def renamed(folder, old, new):
+    rewrite(folder, lambda ts: {n.replace(old, new): t for n, t in ts.items()})
+    return folder
+
+
+@pytest.mark.parametrize("name", ["gate.linear", "my_routing", "moe_router.inner.0"])
+@pytest.mark.parametrize("model_type", ["mixtral", "unheard_moe"])
+def test_a_router_under_another_name_is_named(checkpoint, name, model_type):
+    folder = renamed(checkpoint(), ".gate.weight", f".{name}.weight")
+    config = read_config(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    with pytest.raises(IncompleteCheckpointError) as caught:
+        check(folder)
+    found, hint = caught.value.found, caught.value.hint
+    assert f"model.layers.0.block_sparse_moe.{name}.weight [4, 16] has the shape" in found
+    where = "block_sparse_moe.gate.weight" if model_type == "mixtral" else "router.weight"
+    assert f"save it as model.layers.0.{where}" in hint
+    assert "download" not in hint
+
+
+def test_one_router_under_another_name_is_told_by_its_siblings(checkpoint):
+    folder = renamed(checkpoint(), "1.block_sparse_moe.gate.weight", "1.feed.gate.linear.weight")
+    with pytest.raises(IncompleteCheckpointError) as caught:
+        check(folder)
+    assert caught.value.context["stand_ins"] == {
+        "model.layers.1.block_sparse_moe.gate.weight": "model.layers.1.feed.gate.linear.weight"
+    }
+
+
+def test_what_merely_has_a_routers_shape_is_not_taken_for_it(tmp_path):
+    tensors = {
+        "model.layers.1.mlp.gate.weight": (8, 16),
+        "model.layers.2.self_attn.k_proj.weight": (8, 16),  # the same shape, by chance
+        "model.layers.2.mlp.gate.inner.weight": (7, 16),  # another shape
+    }
+    with pytest.raises(IncompleteCheckpointError) as caught:
+        check(save(tmp_path / "a", tensors, DEEPSEEK))
+    assert caught.value.context == {"missing": ["model.layers.2.mlp.gate.weight"], "stand_ins": {}}
+    assert "download" in caught.value.hint
