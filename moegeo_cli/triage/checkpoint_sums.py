@@ -21,11 +21,14 @@ from moegeo_cli.checkpoints.routers import (
     check_routers,
     find_router_tensors,
 )
+from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.errors import MoegeoError
+from moegeo_cli.geometry.fresh import MOST_ROWS, pool, row_alignment
 from moegeo_cli.triage.layer_sums import LayerSums
-from moegeo_cli.triage.reading import MoELayer, digest_names, read_layers
+from moegeo_cli.triage.reading import MoELayer, digest_names, first_rows, read_layers
 from moegeo_cli.triage.summing import sum_layer
 
+ATTENTION_READ = 16
 _ATTENTION = re.compile(r"attn|attention|(?:^|\.)mixer\.|conv1d|(?:^|\.)mamba")
 _NORM = re.compile(r"norm\w*\.weight$|(?:^|\.)ln_\w+\.weight$")
 _NORM_BEFORE = re.compile(
@@ -53,6 +56,9 @@ class CheckpointSums:
         scheme: forms of quantisation.
         bytes_read: how much was read.
         notes: what to know of how it was read.
+        fraction: share of the planned training that is done; None where the files do not say.
+        alignment: `row_alignment` of attention's matrices, pooled over at most `ATTENTION_READ` of
+            them; None where there are none, and with `quick`.
     """
 
     quick: bool
@@ -65,6 +71,8 @@ class CheckpointSums:
     scheme: tuple[str, ...] = ()
     bytes_read: int = 0
     notes: tuple[str, ...] = ()
+    fraction: float | None = None
+    alignment: float | None = None
 
 
 def sum_checkpoint(
@@ -122,6 +130,9 @@ def sum_checkpoint(
         kind = "attention" if _ATTENTION.search(name) else "other"
         rest[name] = (kind, index.info(name).elements, digest_names(index, [name]))
         tell()
+    attention = [n for n, held in rest.items() if held[0] == "attention"]
+    alignment = None if quick else _alignment(index, attention)
+    tell()
     return CheckpointSums(
         quick=quick,
         layers=tuple(sums),
@@ -133,7 +144,17 @@ def sum_checkpoint(
         scheme=index.record.scheme,
         bytes_read=index.bytes_read,
         notes=notes,
+        fraction=read_training(checkpoint).fraction,
+        alignment=alignment,
     )
+
+
+def _alignment(index: EffectiveWeights, names: Sequence[str]) -> float | None:
+    """How far the rows of some matrices, the first ones of each, are from random directions."""
+    matrices = [n for n in names if len(index.shape(n)) == 2 and index.dtype(n) in FLOATS]
+    chosen = matrices[:: max(1, -(-len(matrices) // ATTENTION_READ))]
+    scores = [row_alignment(first_rows(index, name, MOST_ROWS)) for name in chosen]
+    return pool([score for score in scores if score is not None])
 
 
 def _describe(

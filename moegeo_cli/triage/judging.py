@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from moegeo_cli.records import Check, Finding, Verdict
-from moegeo_cli.triage import bias_rules, movement_rules, state_rules
+from moegeo_cli.triage import bias_rules, movement_rules, state_rules, untrained_rules
 from moegeo_cli.triage.history import Past
 from moegeo_cli.verdict.judging import ORDER, STATUS
 from moegeo_cli.verdict.rules import SEVERITIES, Outcome, settle
@@ -25,6 +25,7 @@ FILE_RULES: Mapping[str, FileRule] = {
     "experts-reset": movement_rules.experts_reset,
     "bias-rounded": bias_rules.bias_rounded,
     "experts-masked": state_rules.experts_masked,
+    "experts-untrained": untrained_rules.experts_untrained,
 }
 HEALTHY = "nothing is wrong in the files; how tokens are routed is not in them: moegeo analyze"
 

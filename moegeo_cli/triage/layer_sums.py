@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from moegeo_cli.triage.reading import MoELayer, Piece
+from moegeo_cli.triage.row_alignment import RowAlignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,4 +107,4 @@ class Statistic(Protocol):
         """What is kept, as plain JSON values."""
 
 
-STATISTICS: tuple[type[Statistic], ...] = ()
+STATISTICS: tuple[type[Statistic], ...] = (RowAlignment,)

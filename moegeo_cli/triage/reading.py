@@ -182,6 +182,18 @@ def read_layers(
         yield MoELayer(index, router, experts[router.module], architecture)
 
 
+def first_rows(index: EffectiveWeights, name: str, count: int) -> np.ndarray[Any, Any]:
+    """The first rows of a tensor of floats, float32; all of them where there are fewer."""
+    shape = index.shape(name)
+    rows = (0, min(count, shape[0]))
+    cheap = index.slices_cheaply(name)
+    if cheap and index.is_stored(name) and index.layout.startswith("safetensors"):
+        raw = index.stored_bytes(name, rows)
+        return as_numbers(raw, index.dtype(name), (rows[1], *shape[1:])).astype(np.float32)
+    part = index.tensor(name, rows) if cheap else index.tensor(name)[: rows[1]]
+    return np.asarray(part.float().numpy())
+
+
 def digest_names(index: EffectiveWeights, names: Sequence[str]) -> str:
     """Digest of the stored bytes of some tensors, read in chunks; 32 hexadecimal digits."""
     digest = hashlib.sha256()

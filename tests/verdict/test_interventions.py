@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.records import Intervention, RunRecord
@@ -225,7 +227,7 @@ def test_causes_come_first_then_gains_and_what_gained_nothing_is_folded() -> Non
 @pytest.mark.parametrize(
     "entry", [e for e in catalogue()["intervention"] if e.get("lines")], ids=lambda e: e["id"]
 )
-def test_lines_run_as_they_stand(entry: dict[str, Any]) -> None:
+def test_lines_run_as_they_stand(entry: dict[str, Any], tmp_path: Path) -> None:
     """On a tiny model, with nothing else defined; functions are called on its parts."""
     biased = entry["id"] in {"save-selection-bias", "store-bias-float32"}
     model = build_tiny("deepseek_v3" if biased else "qwen3_moe")
@@ -283,6 +285,15 @@ def test_lines_run_as_they_stand(entry: dict[str, Any]) -> None:
             optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
             [name] = names["untrained"](model, optimizer)
             assert "mlp.experts" in name
+        case "convert-again":
+            model.save_pretrained(tmp_path)
+            assert names["load_whole"](type(model), tmp_path).config.num_experts == 6
+            file = tmp_path / "model.safetensors"
+            whole = load_file(file)
+            gone = next(n for n in whole if n.endswith("mlp.gate.weight"))
+            save_file({n: t for n, t in whole.items() if n != gone}, file, {"format": "pt"})
+            with pytest.raises(AssertionError, match="gate"):
+                names["load_whole"](type(model), tmp_path)
         case "reload-weights":
             state = model.state_dict()
             names["load_all"](model, state)
