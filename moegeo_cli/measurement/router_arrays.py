@@ -45,7 +45,7 @@ def form_router(
     if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
         return None
     router, selection = trace.router, architecture.selection
-    weight_ED = router.weight_ED.detach()[: router.experts].float().cpu().numpy()
+    weight_ED = _copied(router.weight_ED[: router.experts])
     hashes = router.layer in architecture.hash_layers
     seen = slice(None) if trace.rows is None else trace.rows
     top_k = router.top_k or architecture.top_k
@@ -131,7 +131,16 @@ def form_router(
 
 
 def _array(values: torch.Tensor | None) -> np.ndarray | None:
-    return None if values is None else values.detach().float().cpu().numpy()
+    return None if values is None else _copied(values)
+
+
+def _copied(values: torch.Tensor) -> np.ndarray:
+    """A parameter as an array of its own.
+
+    A view would become the next checkpoint's where a model is filled in place, and hold the
+    mapped file that the parameter lies in.
+    """
+    return np.array(values.detach().float().cpu().numpy())
 
 
 def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:

@@ -14,10 +14,10 @@ from torch import nn
 
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.batches import Batch, make_batches
-from moegeo_cli.replay.gradients import token_losses
 from moegeo_cli.replay.pairs import SOURCE, align_logits, side_of, split_inputs
 from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
 from moegeo_cli.replay.samples import SampleBatch, make_sample_batches
+from moegeo_cli.replay.token_losses import token_losses
 
 AnyBatch = Batch | SampleBatch
 

@@ -12,10 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F
 
-from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
-from moegeo_cli.replay.batches import IGNORED_LABEL
+from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
 from moegeo_cli.replay.reading import RouterCall
 
@@ -290,26 +288,3 @@ def _confirm_choice(trace: RouterTrace, delta_NE: torch.Tensor, selected_NE: tor
             "(logits, weights, indices) of its choice",
         )
     trace.confirmed = True
-
-
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each target in nats, flat; 0 where there is none.
-
-    Raises:
-        ProbeError: the labels are not of the logits' form.
-    """
-    said = targets[targets != IGNORED_LABEL]
-    low, high = (int(said.min()), int(said.max())) if said.numel() else (0, 0)
-    if logits.shape[:-1] != targets.shape or low < 0 or high >= logits.shape[-1]:
-        raise ProbeError(
-            "the probe's labels do not fit what the model returns",
-            found=f"labels {tuple(targets.shape)} from {low} to {high}, "
-            f"logits {tuple(logits.shape)}",
-            hint="one label a sample or one a position, counted from 0; -100 for no loss",
-        )
-    return F.cross_entropy(
-        logits.float().reshape(-1, logits.shape[-1]),
-        targets.reshape(-1).to(logits.device),
-        reduction="none",
-        ignore_index=IGNORED_LABEL,
-    )

@@ -281,6 +281,8 @@ def test_a_run_of_files_its_baseline_and_its_cache(
     monkeypatch.setattr(OwnFactory, "load", lambda own: (built.append(1), load(own))[1])
     assert measure("softmax", run, probe[0], **options).checkpoints == first.checkpoints
     assert not built, "a rerun builds no model"
+    kept_nothing = measure("softmax", run, probe[0], cache=False, baseline=None)
+    assert kept_nothing.dynamics == first.dynamics, "each checkpoint has weights of its own"
     init = measure("softmax", run, probe[0], baseline="init", latest=True)
     assert init.baseline["baseline_draws"] == 8
     same = compare(run, run, probe=probe[0], model="tests.own.models:softmax", router=ROUTERS,
