@@ -14,20 +14,22 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from moegeo_cli.checkpoints.config_keys import (
+    EXPERT_KEYS,
+    GROUP_KEYS,
+    HIDDEN_KEYS,
+    LAYER_KEYS,
+    TOP_K_KEYS,
+    Stated,
+    find_stated,
+    first_integer,
+    first_value,
+    look_up,
+)
 from moegeo_cli.checkpoints.layering import list_moe_layers
 from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
 
-EXPERT_KEYS = (
-    "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts",
-    "ffn_config.moe_num_experts",
-)  # fmt: skip
-TOP_K_KEYS = (
-    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k",
-    "top_k_experts", "num_selected_experts", "ffn_config.moe_top_k",
-)  # fmt: skip
 MOST_LAYERS = 10_000  # far beyond any model; a config may say anything
-LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
-HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd")
 # Scorings as configs write them -> rows of the scoring table; another one is refused by name.
 SCORINGS = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrt_softplus"}
 # Where a model of several towers keeps its language model's config.
@@ -67,6 +69,7 @@ class Architecture:
     `other_input` why experts are given something else than what their router's weight is given.
     `balance_key` is the config key of the balance loss that transformers applies when
     output_router_logits is true; None where it applies none.
+    `conflicts` says which keys of the config contradict each other, and which of them count.
     """
 
     model_type: str
@@ -91,6 +94,7 @@ class Architecture:
     other_input: str | None = None
     refused: str | None = None
     notes: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
 
 
 def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> Architecture:
@@ -108,7 +112,8 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     text, text_type = _find_text(config, model_type)
     family = _families().get(text_type)
     facts: Mapping[str, Any] = family or {}
-    experts = first_value(text, EXPERT_KEYS)
+    stated = _find_facts(text, facts)
+    experts = stated["experts"].value
     if isinstance(experts, list):  # one number per layer; routers of one width are needed
         experts = max((n for n in experts if type(n) is int), default=0)
     needs = facts.get("needs")
@@ -143,8 +148,8 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             found=f"{layers:,} layers",
         )
     moe_layers, hash_layers = list_moe_layers(text, layers, rule)
-    top_k, by_layer = _top_k(text, facts)
-    asked = first_value(text, TOP_K_KEYS)
+    asked = stated["top_k"].value
+    top_k, by_layer = _top_k(facts.get("top_k") or asked)
     chosen = [top_k] if top_k is not None else list(by_layer or ())
     if (type(asked) is int and asked < 1) or any(k > experts + zero for k in chosen):
         raise ShapeError(
@@ -164,7 +169,12 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             hint=f"known: {', '.join(SCORINGS)}",
             context={"model_type": text_type, "scoring": scoring},
         )
-    notes = [facts["note"]] if "note" in facts else []
+    conflicts = [
+        c
+        for fact in stated.values()
+        if (c := fact.conflict(text_type if family else None)) is not None
+    ]
+    notes = [*([facts["note"]] if "note" in facts else []), *conflicts]
     if not chosen:
         notes.append("config.json does not say how many experts a token chooses")
     if family is None:
@@ -175,7 +185,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         known=family is not None,
         experts=experts + zero,
         top_k=top_k,
-        hidden=_first_integer(text, HIDDEN_KEYS),
+        hidden=first_integer(text, HIDDEN_KEYS),
         layers=layers,
         moe_layers=moe_layers,
         scoring=SCORINGS.get(scoring, scoring) if scoring is not None else None,
@@ -199,6 +209,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         other_input=facts.get("other_input"),
         refused=refused,
         notes=tuple(notes),
+        conflicts=tuple(conflicts),
     )
 
 
@@ -210,6 +221,18 @@ def known_types() -> tuple[str, ...]:
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the model with the experts."""
     return _find_text(config, "")[0]
+
+
+def counting_values(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Facts that a config holds twice and differently.
+
+    Returns:
+        The part of the config that holds them; key that counts -> its value.
+    """
+    text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
+    facts = _families().get(text_type, {})
+    found = _find_facts(text, facts).values()
+    return text, {fact.key: fact.value for fact in found if fact.key and fact.others}
 
 
 @cache
@@ -236,33 +259,13 @@ def _find_text(
     return config, model_type
 
 
-def _look_up(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, or of a key.subkey; None where absent."""
-    value: Any = config
-    for part in key.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
-    return value
-
-
-def first_value(config: Mapping[str, Any], keys: tuple[str, ...]) -> Any:
-    """The value of the first of some keys that a config has; None where it has none."""
-    return next((v for key in keys if (v := _look_up(config, key)) is not None), None)
-
-
-def _first_integer(config: Mapping[str, Any], keys: tuple[str, ...]) -> int | None:
-    value = first_value(config, keys)
-    return value if type(value) is int and value > 0 else None
-
-
 def _integer(config: Mapping[str, Any], key: str | None) -> int:
-    value = _look_up(config, key) if key else None
+    value = look_up(config, key) if key else None
     return value if type(value) is int and value > 0 else 0
 
 
 def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = _look_up(config, key)
+    value = look_up(config, key)
     return float(value) if isinstance(value, int | float) and value == value else default
 
 
@@ -281,10 +284,17 @@ def _bias_rule(facts: Mapping[str, Any]) -> Any:
     return [bias, True] if isinstance(bias, str) else bias
 
 
-def _top_k(
-    config: Mapping[str, Any], facts: Mapping[str, Any]
-) -> tuple[int | None, tuple[int, ...] | None]:
-    value = facts.get("top_k") or first_value(config, TOP_K_KEYS)
+def _find_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Stated]:
+    """What a config says of the number of experts, of K and of groups."""
+    own = tuple(facts.get("keys", ()))
+    return {
+        "experts": find_stated(config, EXPERT_KEYS, own),
+        "top_k": Stated() if "top_k" in facts else find_stated(config, TOP_K_KEYS, own),
+        "groups": find_stated(config, GROUP_KEYS, own) if "groups" in facts else Stated(),
+    }
+
+
+def _top_k(value: Any) -> tuple[int | None, tuple[int, ...] | None]:
     if isinstance(value, list) and value and all(type(k) is int and k > 0 for k in value):
         return (value[0], None) if len(set(value)) == 1 else (None, tuple(value))
     return (value if type(value) is int and value > 0 else None), None
@@ -295,8 +305,9 @@ def _groups(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[int, i
     when = facts.get("groups_when")
     if "groups" not in facts or (when and config.get(when[0]) != when[1]):
         return None
-    count = _first_integer(config, ("n_group", "num_expert_group"))
-    kept = _first_integer(config, ("topk_group",))
+    count = _find_facts(config, facts)["groups"].value
+    count = count if type(count) is int and count > 0 else None
+    kept = first_integer(config, ("topk_group",))
     return (count, kept) if count and kept and kept < count else None
 
 
@@ -312,5 +323,5 @@ def _layer_count(config: Mapping[str, Any], text_type: str) -> int | None:
     if text_type == "nemotron_h" and isinstance(blocks, list):
         return len(blocks)
     if text_type == "longcat_flash":  # two attention blocks a layer: num_hidden_layers is doubled
-        return _first_integer(config, ("num_layers",))
-    return _first_integer(config, LAYER_KEYS)
+        return first_integer(config, ("num_layers",))
+    return first_integer(config, LAYER_KEYS)

@@ -12,14 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import (
-    EXPERT_KEYS,
-    SCORINGS,
-    TOP_K_KEYS,
-    Architecture,
-    Selection,
-    first_value,
-)
+from moegeo_cli.checkpoints.architecture import SCORINGS, Architecture, Selection
+from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_value
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, Skipped
 from moegeo_cli.checkpoints.folders import list_folder, read_trainer_state
 from moegeo_cli.checkpoints.headers import is_there

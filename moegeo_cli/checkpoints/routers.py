@@ -247,7 +247,8 @@ def _check_shape(router: RouterTensors, architecture: Architecture) -> None:
         raise ShapeError(
             f"{router.weight} contradicts the config",
             found=f"shape {list(shape)}; the config says {rows} experts"
-            + (f" and hidden size {hidden}" if hidden else ""),
+            + (f" and hidden size {hidden}" if hidden else "")
+            + "".join(f"; {conflict}" for conflict in architecture.conflicts),
             hint="config.json and weights are of different models: copy them from one source",
             context={"tensor": router.weight, "shape": list(shape)},
         )

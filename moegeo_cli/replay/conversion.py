@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.replay.model_config import auto_class, open_config
+
 # Conversions that leave the first dimension, that of the experts, as it is.
 BY_EXPERT = {"MergeModulelist", "Concatenate", "Transpose", "Interleave"}
 
@@ -46,12 +48,7 @@ def build_skeleton(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
     Raises:
         UnsupportedArchitectureError: transformers has no such language model.
     """
-    from transformers import AutoConfig
-
-    from moegeo_cli.replay.loading import auto_class, language_config, unquantised
-
-    known = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    config = unquantised(language_config(known))
+    config = open_config(path)
     auto, architecture = auto_class(config)
     kernel = "sdpa" if architecture._supports_sdpa else None
     with torch.device("meta"):

@@ -36,6 +36,7 @@ from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.adapting import trace_config, trace_model
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers
 from moegeo_cli.replay.memory import free_bytes
+from moegeo_cli.replay.model_config import auto_class, open_config
 from moegeo_cli.replay.stored import StoredTensor
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -98,7 +99,7 @@ def load_model(
         UnsupportedArchitectureError: transformers cannot open this model type.
         UnsupportedLayoutError: a torch.distributed checkpoint with names of another framework.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     index = open_effective(path, config_folder, trace=partial(trace_config, config_folder or path))
     if index.obstacle is not None:
@@ -106,10 +107,7 @@ def load_model(
     index.resolve()
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(
-                config_folder or path, trust_remote_code=False, local_files_only=True
-            )
-            config = unquantised(language_config(config))
+            config = open_config(config_folder or path)
             auto, architecture = auto_class(config)
             options: dict[str, Any] = {
                 "dtype": dtype,
@@ -138,51 +136,6 @@ def load_model(
         raise explain(path, error) from error
     _refuse_incomplete(path, model, index, report)
     return _ready(model, None if placed else device)
-
-
-def unquantised(config: Any) -> Any:
-    """A config without what it says of quantisation: tensors are given as the values they mean.
-
-    Otherwise transformers would look for the packages that each scheme needs.
-    """
-    for part in (config, config.get_text_config()):
-        if getattr(part, "quantization_config", None) is not None:
-            del part.quantization_config
-    return config
-
-
-def language_config(config: Any) -> Any:
-    """The config of the part that writes: of a thinker and a talker, the thinker's."""
-    return getattr(config, "thinker_config", config)
-
-
-def auto_class(config: Any) -> tuple[Any, Any]:
-    """The class that opens a config's language model with its head, and the model's own class.
-
-    A model of several towers without a causal class of its own is opened whole: its language model
-    runs on token ids alone.
-
-    Raises:
-        UnsupportedArchitectureError: transformers has none.
-    """
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForImageTextToText,
-        AutoModelForMultimodalLM,
-        AutoModelForSeq2SeqLM,
-    )
-
-    autos = [AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM]
-    if getattr(config, "is_encoder_decoder", False):
-        autos = [AutoModelForSeq2SeqLM]
-    for auto in autos:
-        if type(config) in auto._model_mapping:
-            return auto, auto._model_mapping[type(config)]
-    raise UnsupportedArchitectureError(
-        f"transformers has no language model of type {config.model_type}",
-        found=type(config).__name__,
-        hint="moegeo replays language models; see docs/architectures.md",
-    )
 
 
 def swap_weights(

@@ -19,11 +19,8 @@ from moegeo_cli.errors import BaselineError
 from moegeo_cli.global_state import seeded
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import (
-    auto_class,
-    language_config,
     load_model,
     swap_weights,
-    unquantised,
 )
 from moegeo_cli.replay.memory import (
     SMALL_BLOCKS,
@@ -35,6 +32,7 @@ from moegeo_cli.replay.memory import (
     return_freed_blocks,
     warm_up,
 )
+from moegeo_cli.replay.model_config import auto_class, open_config
 from moegeo_cli.replay.streamed import streamed
 
 
@@ -100,12 +98,7 @@ class WholeModels:
 
     def initialise(self, path: Path, seed: int) -> nn.Module:
         """See `ModelSource`."""
-        from transformers import AutoConfig
-
-        config = AutoConfig.from_pretrained(
-            find_config(path, self.config), trust_remote_code=False, local_files_only=True
-        )
-        config = unquantised(language_config(config))
+        config = open_config(find_config(path, self.config))
         with seeded(seed):
             model = auto_class(config)[0].from_config(config, dtype=self.dtype)
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh

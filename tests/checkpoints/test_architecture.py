@@ -13,6 +13,7 @@ from moegeo_cli.checkpoints.architecture import (
     known_types,
     text_config,
 )
+from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, GROUP_KEYS, TOP_K_KEYS
 from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.errors import DenseModelError, MoegeoError, UnsupportedArchitectureError
 
@@ -340,3 +341,43 @@ def test_a_config_nested_without_end():
         config = {"text_config": config}
     with pytest.raises(DenseModelError):
         describe_architecture(config)
+
+
+def read_keys(model_type, keys):
+    """The key of some that transformers saves a fact under; None where its class has none."""
+    from transformers import AutoConfig
+
+    document = AutoConfig.for_model(model_type).to_dict()
+    document |= {f"ffn_config.{k}": v for k, v in (document.get("ffn_config") or {}).items()}
+    return next((key for key in keys if key in document), None)
+
+
+@pytest.mark.parametrize("model_type", known_types())
+def test_of_several_keys_the_familys_own_counts(model_type):
+    """As transformers saves it, whatever other families call it."""
+    from transformers import AutoConfig
+
+    (family,) = (f for f in TABLE if model_type in f["types"])
+    document = AutoConfig.for_model(model_type, **OVERRIDES.get(model_type, {})).to_dict()
+    own_experts = read_keys(model_type, EXPERT_KEYS) or "num_experts"
+    for fact, keys, right, wrong in (
+        ("experts", EXPERT_KEYS, 480, 160),
+        ("top_k", TOP_K_KEYS, 2, 3),
+        ("groups", GROUP_KEYS, 4, 2),
+    ):
+        own = read_keys(model_type, keys)
+        if own is None or "." in own or (fact == "groups" and "groups" not in family):
+            continue
+        if fact == "top_k" and "top_k" in family:
+            continue
+        others = {key: wrong for key in keys if "." not in key and key != own}
+        stated = {own_experts: 480, "topk_group": 1, own: right}
+        when = dict([family["groups_when"]]) if "groups_when" in family else {}
+        found = describe_architecture({**document, **others, **stated, **when}, refuse=False)
+        values = {
+            "experts": found.experts - found.zero_experts,
+            "top_k": found.top_k,
+            "groups": found.selection.groups and found.selection.groups[0],
+        }
+        assert values[fact] == right, fact
+        assert any(f"{own} counts" in note for note in found.notes)

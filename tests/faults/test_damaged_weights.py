@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.replay.damage import Damage, find_damage
-from moegeo_cli.replay.loading import auto_class, load_model, swap_weights
+from moegeo_cli.replay.loading import load_model, swap_weights
+from moegeo_cli.replay.model_config import auto_class
 from moegeo_cli.replay.routers import find_routers
 from tests.command import call
 from tests.end_to_end.conftest import random_ids, write_probe
