@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moegeo_cli.api_check import check_files
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
-from moegeo_cli.comparison import ComparisonRecord
+from moegeo_cli.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import parse_ranges
@@ -26,6 +27,7 @@ from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_pr
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
 from moegeo_cli.records import Metric, RunRecord
+from moegeo_cli.triage.sharing import share
 from moegeo_cli.verdict import judge, load_thresholds, recommend
 from moegeo_cli.verdict.interventions import check_framework
 
@@ -137,8 +139,11 @@ def analyze(
         "models": models, "settings": settings, "probe": probe, "max_tokens": max_tokens,
         "verify_fingerprint": verify_fingerprint, "progress": progress, "ranks": ranks,
     }  # fmt: skip
-    measured = measure_path(path, cache=cache, cache_dir=cache_dir, baseline=baseline, steps=steps,
-                        latest=latest, **shared)  # fmt: skip
+    chosen: dict[str, Any] = {"steps": steps, "latest": latest}
+    kept: dict[str, Any] = {"cache": cache, "cache_dir": cache_dir}
+    files = check_files(path, models, limits, verify_fingerprint=verify_fingerprint,
+                        progress=progress, **chosen, **kept)  # fmt: skip
+    measured = measure_path(path, baseline=baseline, **chosen, **kept, **shared)
     run = measured.record
     other: RunRecord | None = None
     losses: dict[str, Metric] = {}
@@ -153,8 +158,9 @@ def analyze(
     }
     run = dataclasses.replace(run, settings=settings_said)
     lenses = measured.lenses()
-    run = judge(add_notes(run, lens_notes(lenses[run.newest.path])), reference=other, policy=policy,
-                thresholds=limits, paired_losses=losses, lenses=lenses)  # fmt: skip
+    run = add_notes(run, lens_notes(lenses[run.newest.path]))
+    run = judge(run, reference=other, policy=policy, thresholds=limits, paired_losses=losses,
+                lenses=lenses, files=files.outcomes)  # fmt: skip
     assert run.verdict is not None
     return dataclasses.replace(run, interventions=recommend(run, run.verdict.findings, framework))
 
@@ -250,11 +256,21 @@ def compare(
                  models=models, progress=progress, ranks=ranks)
         for path in (run_a, run_b)
     )  # fmt: skip
+    files = tuple(
+        check_files(path, models, limits, cache=cache, cache_dir=cache_dir,
+                    verify_fingerprint=verify_fingerprint, progress=progress)
+        for path in (run_a, run_b)
+    )  # fmt: skip
     judged = (
-        judge(a.record, policy=policy, thresholds=limits),
-        judge(b.record, policy=policy, thresholds=limits),
+        judge(a.record, policy=policy, thresholds=limits, files=files[0].outcomes),
+        judge(b.record, policy=policy, thresholds=limits, files=files[1].outcomes),
     )
-    return compare_runs(a, b, judged, settings, by=by, force=force)
+
+    def shared(one: str, other: str) -> SharedBytes | None:
+        sums = files[0].sums.get(one), files[1].sums.get(other)
+        return None if sums[0] is None or sums[1] is None else share(sums[0], sums[1])
+
+    return compare_runs(a, b, judged, settings, by=by, force=force, shared=shared)
 
 
 @keeps_global_state

@@ -12,12 +12,61 @@ from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.analysis import choose_checkpoints
 from moegeo_cli.measurement.filling import fill_tree
-from moegeo_cli.measurement.models import choose_models
+from moegeo_cli.measurement.models import CapturedInputs, Models, choose_models
 from moegeo_cli.measurement.opening import open_store
 from moegeo_cli.records import RunRecord
-from moegeo_cli.triage.run import Hearer, Reader, check_run
+from moegeo_cli.store.cache import Store
+from moegeo_cli.triage.run import (
+    FilesChecked,
+    Hearer,
+    Reader,
+    check_run,
+    find_outcomes,
+    none_checked,
+)
 from moegeo_cli.verdict import load_thresholds, recommend
 from moegeo_cli.verdict.interventions import check_framework
+from moegeo_cli.verdict.thresholds import Thresholds
+
+CAPTURED = "with captured inputs routers alone are read: `moegeo check` reads the rest"
+
+
+def check_files(
+    path: Path | str,
+    models: Models,
+    limits: Thresholds,
+    *,
+    steps: str | Sequence[int] | None = None,
+    latest: bool = False,
+    cache: bool = True,
+    cache_dir: Path | str | None = None,
+    verify_fingerprint: str = "sampled",
+    progress: Hearer | None = None,
+) -> FilesChecked:
+    """What `check` finds at each checkpoint of a run, for the verdict of that run.
+
+    Where router inputs were captured, nothing but routers may be read: then nothing is checked.
+
+    Args:
+        path: the run, or one checkpoint.
+        models: what model it is of.
+        limits: the limits.
+        steps: as in `check`, as are all that follow.
+        latest: likewise.
+        cache: likewise.
+        cache_dir: likewise.
+        verify_fingerprint: likewise.
+        progress: likewise.
+
+    Raises: what opening the run raises.
+    """
+    folder = models.open(path)
+    chosen = choose_checkpoints(folder, steps, latest)
+    if isinstance(models, CapturedInputs):
+        return none_checked(chosen, CAPTURED)
+    store = open_store(folder, cache, cache_dir, models)
+    reader = _reader(store, False, verify_fingerprint, models, progress)
+    return find_outcomes(folder, chosen, reader, limits)
 
 
 @keeps_global_state
@@ -71,10 +120,7 @@ def check(
     folder = models.open(path)
     chosen = choose_checkpoints(folder, steps, latest)
     store = open_store(folder, cache, cache_dir, models)
-    reader = Reader(
-        store, quick, verify_fingerprint, models if models.own else None, models.identity,
-        progress, fill_tree,
-    )  # fmt: skip
+    reader = _reader(store, quick, verify_fingerprint, models, progress)
     trained = read_training(folder.newest)
     record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None
@@ -83,3 +129,10 @@ def check(
     return dataclasses.replace(
         record, interventions=recommend(about, record.verdict.findings, framework)
     )
+
+
+def _reader(
+    store: Store, quick: bool, mode: str, models: Models, progress: Hearer | None
+) -> Reader:
+    own = models if models.own else None
+    return Reader(store, quick, mode, own, models.identity, progress, fill_tree)

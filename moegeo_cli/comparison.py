@@ -47,8 +47,46 @@ class LayerPair:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedLayer:
+    """A layer of two checkpoints, bit for bit.
+
+    `bias_equal` is of the selection bias, null where one has none. `experts` are those that are
+    equal, of `experts_of` that were read in both.
+    """
+
+    layer: int | None
+    router: str
+    router_equal: bool
+    bias_equal: bool | None
+    experts: tuple[int, ...]
+    experts_of: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBytes:
+    """Which tensors of two checkpoints are equal bit for bit, by their stored bytes.
+
+    Counts of routers, experts, and tensors of attention and of everything else, each `_of` those
+    that both have by name.
+    """
+
+    routers: int
+    routers_of: int
+    experts: int
+    experts_of: int
+    attention: int
+    attention_of: int
+    others: int
+    others_of: int
+    layers: tuple[SharedLayer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class MatchedPair:
-    """Two checkpoints at the same progress, within the tolerance; nothing is interpolated."""
+    """Two checkpoints at the same progress, within the tolerance; nothing is interpolated.
+
+    `shared` says which tensors they have in common bit for bit; null where nobody looked.
+    """
 
     progress_a: float
     progress_b: float
@@ -56,6 +94,7 @@ class MatchedPair:
     step_b: int | None
     differences: Mapping[str, Difference]
     layers: tuple[LayerPair, ...] = ()
+    shared: SharedBytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.comparison import ComparisonRecord, MatchedPair, RunSummary
+from moegeo_cli.comparison import ComparisonRecord, MatchedPair, RunSummary, SharedBytes
 from moegeo_cli.errors import ComparisonError
 from moegeo_cli.measurement.analysis import Analysis, reached, say_choice_differences
 from moegeo_cli.measurement.pairing import (
@@ -56,6 +57,7 @@ def compare_runs(
     *,
     by: str | None,
     force: bool,
+    shared: Callable[[str, str], SharedBytes | None],
 ) -> ComparisonRecord:
     """Match two measured runs and compare them.
 
@@ -66,6 +68,7 @@ def compare_runs(
         settings: how both were measured.
         by: "tokens", "step" or "fraction"; None for the first that both record.
         force: compare although probe or estimator differ.
+        shared: says which tensors two checkpoints, by their paths in the runs, have in common.
 
     Raises:
         ComparisonError: different probes or estimators, or no progress in common.
@@ -79,8 +82,11 @@ def compare_runs(
         notes.append(f"no two checkpoints are within 2% of each other in {axis}: no match")
     bases = (a.baseline(), b.baseline())
     pairs = tuple(
-        compare_checkpoints(
-            a.measured(one.path), b.measured(other.path), bases, settings, axis, paired=paired
+        dataclasses.replace(
+            compare_checkpoints(
+                a.measured(one.path), b.measured(other.path), bases, settings, axis, paired=paired
+            ),
+            shared=shared(one.path, other.path),
         )
         for one, other in matched
     )

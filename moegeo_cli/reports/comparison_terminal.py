@@ -16,6 +16,7 @@ from moegeo_cli.reports.comparison_text import (
     headline,
     pair_name,
     run_words,
+    shared_words,
     unmatched_words,
 )
 from moegeo_cli.reports.escaping import clean
@@ -91,6 +92,9 @@ def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None
     words = "better: the side that the interval of B − A favours, ≠ where neither direction is good"
     words += " by itself" if page.wide else "; ± 95%, the longer side"
     words += "; both trends on one scale" if trends else ""
+    shared = shared_words(pair.shared)
+    if shared:
+        page.line(shared)
     if others:
         words += f". {figures.plural(others, 'more metric')}: --format markdown or json"
     page.line(words, "dim")

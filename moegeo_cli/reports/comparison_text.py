@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from moegeo_cli.comparison import ComparisonRecord, Difference, MatchedPair, RunSummary
+from moegeo_cli.comparison import (
+    ComparisonRecord,
+    Difference,
+    MatchedPair,
+    RunSummary,
+    SharedBytes,
+)
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
 from moegeo_cli.reports.markdown import Notes, table
@@ -49,6 +55,28 @@ def unmatched_words(record: ComparisonRecord) -> list[str]:
     ]
 
 
+def shared_words(shared: SharedBytes | None) -> str:
+    """Which tensors two checkpoints have in common, in one sentence; "" where nobody looked."""
+    if shared is None:
+        return ""
+    counts = (
+        ("routers", shared.routers, shared.routers_of),
+        ("experts", shared.experts, shared.experts_of),
+        ("tensors of attention", shared.attention, shared.attention_of),
+        ("other tensors", shared.others, shared.others_of),
+    )
+    if not any(equal for _, equal, _ in counts):
+        return "No tensor is the same in both, bit for bit."
+    words = [f"{equal:,} of {of:,} {name}" for name, equal, of in counts if of]
+    where = [
+        str(x.router if x.layer is None else x.layer)
+        for x in shared.layers
+        if x.router_equal or x.experts
+    ]
+    layers = f" Layers: {', '.join(where)}." if 0 < len(where) < len(shared.layers) else ""
+    return clean(f"Equal bit for bit: {', '.join(words)}.{layers}")
+
+
 def favoured(found: Difference) -> str:
     """Which side a difference favours, "" where its interval holds 0 or neither is better."""
     low, high, better = found.difference.ci_low, found.difference.ci_high, found.a.higher_is_better
@@ -84,6 +112,8 @@ def render_markdown(record: ComparisonRecord, *, layers: bool = True) -> str:
             for n, d in pair.differences.items()
         ]
         lines += table(heads, rows, (1, 2, 3))
+        said = shared_words(pair.shared)
+        lines += ["", markdown_text(said)] if said else []
         if layers and pair.layers:
             routers = [
                 [str(x.layer), markdown_code(x.router), markdown_text(figures.label(n)),

@@ -14,14 +14,17 @@ from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.training import TrainingLog
+from moegeo_cli.errors import MoegeoError
 from moegeo_cli.records import Coverage
 from moegeo_cli.store.cache import Store
-from moegeo_cli.triage.checkpoint_sums import sum_checkpoint
+from moegeo_cli.triage.checkpoint_sums import CheckpointSums, sum_checkpoint
 from moegeo_cli.triage.history import Entry, Past, Story
-from moegeo_cli.triage.judging import judge_files
+from moegeo_cli.triage.judging import FILE_RULES, judge_files, outcomes_of
 from moegeo_cli.triage.keeping import Kept, keep_sums, key_of, load_sums
 from moegeo_cli.triage.table import describe_checkpoint, describe_layer
+from moegeo_cli.verdict.files import FileOutcomes
 from moegeo_cli.verdict.judging import limits_set, with_history
+from moegeo_cli.verdict.rules import Skipped
 from moegeo_cli.verdict.thresholds import Thresholds
 
 
@@ -97,6 +100,46 @@ class Reader:
 def tell_story(chosen: Sequence[CheckpointFolder], kept: Sequence[Kept]) -> Story:
     """A run's checkpoints as the rules see them."""
     return Story([Entry(c.step, c.relative, k.sums) for c, k in zip(chosen, kept, strict=True)])
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FilesChecked:
+    """What the files of a run tell, by a checkpoint's path in it: outcomes of rules, and sums.
+
+    `sums` is empty where the files could not be read.
+    """
+
+    outcomes: Mapping[str, FileOutcomes]
+    sums: Mapping[str, CheckpointSums]
+
+
+def find_outcomes(
+    folder: RunFolder, chosen: Sequence[CheckpointFolder], reader: Reader, limits: Thresholds
+) -> FilesChecked:
+    """What every rule says of some checkpoints of a run.
+
+    What cannot be read is a reason beside each rule, and no error.
+
+    Args:
+        folder: the run.
+        chosen: its checkpoints that were asked for, oldest first.
+        reader: reads them.
+        limits: the limits.
+    """
+    try:
+        story = tell_story(chosen, reader.read(f"files of {folder.name}", chosen))
+    except MoegeoError as error:
+        return none_checked(chosen, f"the files could not be checked: {error.message}")
+    return FilesChecked(
+        {e.path: outcomes_of(Past(story, at, limits)) for at, e in enumerate(story.entries)},
+        {e.path: e.sums for e in story.entries},
+    )
+
+
+def none_checked(chosen: Sequence[CheckpointFolder], reason: str) -> FilesChecked:
+    """Files that nothing is told of, and why."""
+    outcomes = dict.fromkeys(FILE_RULES, Skipped(reason))
+    return FilesChecked({c.relative: outcomes for c in chosen}, {})
 
 
 def check_run(

@@ -46,12 +46,12 @@ def experts_damaged(past: Past) -> Outcome:
         return None
     words = []
     if broken:
-        words.append(f"NaN or infinity: {by_layer(broken, past.layers)}")
+        words.append(f"weights of {by_layer(broken, past.layers)} are NaN or infinite")
     if empty:
-        words.append(f"zeros: {by_layer(empty, past.layers)}")
+        words.append(f"weights of {by_layer(empty, past.layers)} are zeros")
     return Found(
         "failing" if broken else "watch",
-        f"weights of experts are lost: {'; '.join(words)}",
+        "; ".join(words),
         numbers(x for x in past.layers if x.router in {**broken, **empty}),
         (),
         EXACT,

@@ -40,22 +40,22 @@ def spans(names: Sequence[str]) -> str:
 
 
 def experts_words(experts: Sequence[int]) -> str:
-    """Which experts: "expert 3", "experts 1, 2 and 4 more"."""
+    """Which experts: "expert 3", "experts 1, 2", "experts 1, 2, 3, 4, 5, 6 and 4 more"."""
     shown = [str(e) for e in experts[:SHOWN_EXPERTS]]
     rest = len(experts) - len(shown)
-    words = ", ".join(shown) + f" and {rest} more" if rest else joined(shown)
+    words = ", ".join(shown) + (f" and {rest} more" if rest else "")
     return f"{'expert' if len(experts) == 1 else 'experts'} {words}"
 
 
 def by_layer(found: Mapping[str, Sequence[int]], layers: Sequence[LayerSums]) -> str:
-    """Experts by layer: "experts 1 and 2 of layer 0; expert 4 of layer 3; and 2 more layers"."""
+    """Experts by layer: "experts 1, 2 in layer 0; expert 4 in layer 3; and in 2 more layers"."""
     words = [
-        f"{experts_words(found[x.router])} of layer {place(x)}"
+        f"{experts_words(found[x.router])} in layer {place(x)}"
         for x in layers
         if found.get(x.router)
     ]
     rest = len(words) - SHOWN_LAYERS
-    more = [f"and of {rest} more layer{'s' if rest > 1 else ''}"] if rest > 0 else []
+    more = [f"and in {rest} more layer{'s' if rest > 1 else ''}"] if rest > 0 else []
     return "; ".join([*words[:SHOWN_LAYERS], *more])
 
 

@@ -16,6 +16,7 @@ from moegeo_cli.records import (
     Verdict,
 )
 from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
+from moegeo_cli.verdict.files import FileOutcomes, with_files
 from moegeo_cli.verdict.lenses import judge_lenses
 from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, settle
 from moegeo_cli.verdict.thresholds import Limit, Thresholds, load_thresholds
@@ -59,6 +60,7 @@ def judge(
     thresholds: Thresholds | None = None,
     paired_losses: Mapping[str, Metric] | None = None,
     lenses: Mapping[str, Lenses] | None = None,
+    files: Mapping[str, FileOutcomes] | None = None,
 ) -> RunRecord:
     """Judge every checkpoint with what came before it, and the run by its newest one.
 
@@ -69,6 +71,7 @@ def judge(
         thresholds: limits; None for the shipped ones.
         paired_losses: loss minus the reference's by checkpoint path, where they match.
         lenses: what further commands measured, by checkpoint path.
+        files: what `moegeo check` finds, by checkpoint path; None where nobody looked.
 
     Returns:
         The run with all verdicts filled in.
@@ -81,7 +84,8 @@ def judge(
         situation = Situation(run, run.checkpoints[: place + 1], limits, losses, figures)
         nothing: Lenses = {lens: absent(lens) for lens in LENSES}
         of_it = (lenses or {}).get(checkpoint.path, nothing)
-        verdict = _verdict(situation, of_it, policy, reference)
+        told = (files or {}).get(checkpoint.path, {})
+        verdict = _verdict(situation, of_it, told, policy, reference)
         judged.append(dataclasses.replace(checkpoint, verdict=verdict))
     settings = {**run.settings, **limits_set(limits)}
     return dataclasses.replace(
@@ -100,12 +104,16 @@ def limits_set(limits: Thresholds) -> dict[str, Any]:
 
 
 def _verdict(
-    situation: Situation, lenses: Lenses, policy: str, reference: RunRecord | None
+    situation: Situation,
+    lenses: Lenses,
+    files: FileOutcomes,
+    policy: str,
+    reference: RunRecord | None,
 ) -> Verdict:
     findings, checks, undecided = [], [], []
     steps = _steps(situation.now)
-    for name, rule in RULES.items():
-        outcome = rule(situation)
+    outcomes = {name: rule(situation) for name, rule in RULES.items()}
+    for name, outcome in with_files(outcomes, files).items():
         finding, check = settle(name, outcome, situation.limits, steps)
         findings += [] if finding is None else [finding]
         checks.append(check)

@@ -74,7 +74,7 @@ def test_single_frozen_experts_are_named(tmp_path: Path) -> None:
     keep = holding(lambda n: ".layers.1." in n and (".experts.2." in n or ".experts.4." in n), 0)
     found = find(check(save_run(tmp_path, "qwen3_moe", change=keep)), "experts-frozen")
     assert found is not None
-    assert "experts 2 and 4 of layer 1 since step 0" in found.message
+    assert "experts 2, 4 in layer 1 since step 0" in found.message
 
 
 def test_layers_that_are_frozen_as_a_whole_have_both_findings(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_an_expert_that_is_switched_off_is_masked_and_not_damaged(tmp_path: Path
     assert names(record) == {"experts-masked"}
     found = find(record, "experts-masked")
     assert found is not None
-    assert "expert 3 of layer 1" in found.message
+    assert "expert 3 in layer 1" in found.message
     assert record.newest.layers[0].masked == (3,)
 
 
@@ -302,7 +302,10 @@ def test_damage_is_named_with_its_experts(model_type: str, tmp_path: Path) -> No
     found = find(record, "experts-damaged")
     assert found is not None
     assert (found.severity, found.layers) == ("failing", (2,))
-    assert "NaN or infinity: expert 1 of layer 2; zeros: expert 4 of layer 2" in found.message
+    assert (
+        "expert 1 in layer 2 are NaN or infinite; weights of expert 4 in layer 2 are zeros"
+        in found.message
+    )
 
 
 def test_routers_of_nan_and_of_zeros(tmp_path: Path) -> None:
@@ -316,7 +319,7 @@ def test_routers_of_nan_and_of_zeros(tmp_path: Path) -> None:
     assert zero is not None
     assert (broken.severity, broken.layers) == ("failing", (1,))
     assert (zero.severity, zero.layers) == ("failing", (2,))
-    assert "experts 0 and 1 of layer 2" in zero.message
+    assert "experts 0, 1 in layer 2" in zero.message
 
 
 @pytest.mark.parametrize("sample", sorted(p.name for p in SAMPLES.glob("*-m*") if p.is_dir()))

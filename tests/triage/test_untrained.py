@@ -70,7 +70,7 @@ def test_one_fresh_expert_is_named(sample: str, tmp_path: Path) -> None:
     found = find(check(path), "experts-untrained")
     assert found is not None
     assert (found.severity, found.layers) == ("watch", (first,))
-    assert f"expert 3 of layer {first}" in found.message
+    assert f"expert 3 in layer {first}" in found.message
 
 
 @pytest.mark.parametrize("sample", TRAINED)

@@ -1,0 +1,106 @@
+"""What the files tell, in `moegeo analyze` and `moegeo compare`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from moegeo_cli import analyze, compare
+from moegeo_cli.records import Finding, RunRecord
+from moegeo_cli.reports import json_report, render
+from moegeo_cli.verdict.files import with_files
+from moegeo_cli.verdict.rules import Found, Skipped
+from tests.end_to_end.conftest import random_ids, write_probe
+from tests.triage.planting import is_expert, is_router, load_file, save_file, save_run
+from tests.triage.test_findings import holding
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("probe") / "probe.jsonl"
+    return write_probe(path, random_ids([8 + i % 5 for i in range(20)]))
+
+
+def found(run: RunRecord, name: str) -> Finding | None:
+    assert run.verdict is not None
+    return next((f for f in run.verdict.findings if f.name == name), None)
+
+
+def test_analyze_lists_what_the_files_tell(tmp_path: Path, probe: Path) -> None:
+    keep = holding(lambda n: is_expert(n) and ".layers.2." in n, 0, since=100)
+    run = save_run(tmp_path / "run", "mixtral", change=keep)
+    record = analyze(run, probe=probe, baseline="none", fisher="categorical")
+    reset = found(record, "experts-reset")
+    assert reset is not None
+    assert (reset.severity, reset.layers, reset.steps) == ("failing", (2,), (200,))
+    assert record.verdict is not None
+    assert record.verdict.status == "failing"
+    assert any("experts-reset" in i.findings for i in record.interventions)
+    assert len(list((run / ".moegeo").glob("check-*.json"))) == 3
+    jsonschema.validate(
+        json.loads(json_report.render(record)),
+        json_report.schema("moegeo.run", strict=True),
+    )
+
+
+def test_analyze_and_check_name_frozen_routers_once_and_alike(tmp_path: Path, probe: Path) -> None:
+    keep = holding(lambda n: is_router("qwen3_moe", n), 0)
+    run = save_run(tmp_path / "run", "qwen3_moe", change=keep)
+    record = analyze(run, probe=probe, baseline="none", fisher="categorical", cache=False)
+    assert record.verdict is not None
+    frozen = [f for f in record.verdict.findings if f.name == "router-frozen"]
+    assert len(frozen) == 1
+    assert "since step 0" in frozen[0].message
+    assert not (run / ".moegeo").exists()
+
+
+def test_a_pruned_expert_is_masked_and_not_damaged(tmp_path: Path, probe: Path) -> None:
+    run = save_run(tmp_path / "run", "qwen3_moe", (100,))
+    path = run / "checkpoint-100" / "model.safetensors"
+    state = load_file(path)
+    state["model.layers.1.mlp.gate.weight"][3] = -1e9
+    for name in state:
+        if ".layers.1.mlp.experts.3." in name:
+            state[name].zero_()
+    save_file(state, path, {"format": "pt"})
+    record = analyze(run, probe=probe, baseline="none", fisher="categorical", cache=False)
+    assert found(record, "experts-masked") is not None
+    assert found(record, "experts-damaged") is None
+
+
+def test_compare_says_which_tensors_two_runs_share(tmp_path: Path, probe: Path) -> None:
+    a = save_run(tmp_path / "a", "qwen3_moe", (100,))
+    shutil.copytree(a, tmp_path / "b")
+    path = tmp_path / "b" / "checkpoint-100" / "model.safetensors"
+    state = load_file(path)
+    for name in state:
+        if is_router("qwen3_moe", name) or ".layers.2.mlp.experts.4." in name:
+            state[name] += 0.01
+    save_file(state, path, {"format": "pt"})
+    record = compare(a, tmp_path / "b", probe=probe, baseline="none", cache=False)
+    shared = record.pairs[-1].shared
+    assert shared is not None
+    assert (shared.routers, shared.routers_of) == (0, 2)
+    assert (shared.experts, shared.experts_of) == (11, 12)
+    assert shared.attention == shared.attention_of > 0
+    assert shared.layers[1].experts == (0, 1, 2, 3, 5)
+    text = render(record, "rich")
+    assert "0 of 2 routers, 11 of 12 experts" in " ".join(text.split())
+    document: Any = json.loads(render(record, "json"))
+    jsonschema.validate(document, json_report.schema("moegeo.compare", strict=True))
+    assert json_report.read_comparison(render(record, "json")) == record
+
+
+def test_files_decide_what_they_know_better() -> None:
+    model = {"experts-damaged": Found("watch", "zeros"), "router-nonfinite": Found("failing", "x")}
+    both = with_files(model, {"experts-damaged": None, "router-nonfinite": None})
+    assert both["experts-damaged"] is None, "the files know that the expert is masked"
+    assert both["router-nonfinite"] is model["router-nonfinite"], "logits are not in the files"
+    unread = with_files(model, {"experts-damaged": Skipped("not read")})
+    assert unread["experts-damaged"] is model["experts-damaged"]
+    assert isinstance(with_files(model, {})["experts-reset"], Skipped)
