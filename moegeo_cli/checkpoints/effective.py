@@ -78,8 +78,9 @@ class EffectiveWeights(WeightIndex):
         settings: Mapping[str, Any],
         *,
         inner: bool,
-        folder: Path | None = None,
+        folder: Path,
         trace: Tracer | None = None,
+        merge: bool = True,
     ) -> None:
         """Find out how each tensor is made; values are read on request.
 
@@ -87,8 +88,9 @@ class EffectiveWeights(WeightIndex):
             stored: the files' own tensors.
             settings: how config.json and side files say that it was quantised.
             inner: see `unwrap_names`.
-            folder: the checkpoint's, where an adapter may lie; None where none is looked for.
+            folder: the checkpoint's, where an adapter may lie.
             trace: how the module tree of the model is filled, for adapters.
+            merge: see `open_effective`.
         """
         self.stored = stored
         self.folder, self.layout, self.files = stored.folder, stored.layout, stored.files
@@ -99,7 +101,7 @@ class EffectiveWeights(WeightIndex):
         self.merging: Merging | None = None
         self._refused: MoegeoError | None = None  # without the adapter they are another model's
         try:
-            self.merging = self._find_adapter(folder, inner, trace)
+            self.merging = self._find_adapter(folder, inner, trace) if merge else None
         except MoegeoError as error:
             self._refused = error
             self.obstacle = self.obstacle or error
@@ -156,25 +158,22 @@ class EffectiveWeights(WeightIndex):
         if self.merging is not None and self.record.adapter is None:
             self.record = replace(self.record, adapter=self.merging.words)
 
-    def _find_adapter(
-        self, folder: Path | None, inner: bool, trace: Tracer | None
-    ) -> Merging | None:
+    def _find_adapter(self, place: Path, inner: bool, trace: Tracer | None) -> Merging | None:
         """The adapter that lies beside the weights, or within them; takes it out of the names."""
         within = is_unmerged(self._names)
-        beside = adapter_file(folder) if folder is not None else None
-        place = folder or self.folder
-        if within and beside is not None:
+        file = adapter_file(place)
+        if within and file is not None:
             raise UnsupportedLayoutError(
                 f"{place.name} holds one adapter within its weights and one beside them",
-                found=beside.name,
+                found=file.name,
                 hint="keep the one that belongs to the model",
             )
         if within:
             parts = sort_parts(self._names, place, alone=False)
             matrices = Matrices(self.stored, dict(self._names))
             self._names = {plain: self._names[name] for plain, name in parts.base.items()}
-        elif beside is not None:
-            index = WeightIndex(beside.parent, *_one_file(beside))
+        elif file is not None:
+            index = WeightIndex(file.parent, *_one_file(file))
             names = unwrap_names(index.names(), inner=inner).names
             parts, matrices = sort_parts(names, place, alone=True), Matrices(index, names)
         else:
@@ -299,6 +298,7 @@ def open_effective(
     *,
     inner: bool = True,
     trace: Tracer | None = None,
+    merge: bool = True,
 ) -> EffectiveWeights:
     """Open the tensors that the model of a checkpoint computes with.
 
@@ -309,6 +309,7 @@ def open_effective(
         inner: see `unwrap_names`.
         trace: how the module tree of the model is filled, for adapters; without it values can be
             read only where an adapter's names are those of the files.
+        merge: false where the model has the adapter's matrices as parameters of its own.
 
     Raises: what `open_weights` raises; PathError where an adapter's base model is not there.
     """
@@ -317,16 +318,16 @@ def open_effective(
     if stored.layout == ADAPTER:
         given = find_base(path, given)
         stored = open_weights(given)
-    settings = read_settings(given or find_config(stored.folder), stored.folder)
-    folder = None if path.is_file() else path
-    return EffectiveWeights(stored, settings, inner=inner, folder=folder, trace=trace)
+    folder = path.parent if path.is_file() else path
+    place = given or (folder if path.is_file() else find_config(stored.folder))
+    settings = read_settings(place, stored.folder)
+    return EffectiveWeights(stored, settings, inner=inner, folder=folder, trace=trace, merge=merge)
 
 
 def beside(index: EffectiveWeights) -> list[Path]:
     """Files that say how the stored tensors become the model's, and those of an adapter."""
     places = [index.folder / name for name in SIDE_FILES]
-    if index.place is not None:
-        places += [index.place / name for name in (CONFIG, *ADAPTER_FILES)]
+    places += [index.place / name for name in (CONFIG, *ADAPTER_FILES)]
     return [place for place in places if is_there(place)]
 
 

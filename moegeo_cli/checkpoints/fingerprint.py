@@ -60,10 +60,9 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
             _update_whole(digest, path)
         else:
             _update_sampled(digest, index, path)
-    if not checkpoint.path.is_file():
-        for file in beside(index):
-            _update(digest, file.name.encode())
-            _update_whole(digest, file)
+    for file in beside(index):
+        _update(digest, file.name.encode())
+        _update_whole(digest, file)
     if not index.is_plain:
         _update(digest, repr(index.record).encode())
     if mode == "sampled":

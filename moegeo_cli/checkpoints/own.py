@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES
 from moegeo_cli.checkpoints.architecture import SCORINGS, Architecture, Selection
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_value
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, Skipped
@@ -21,7 +22,13 @@ from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex, detect_layout, open_weights
 from moegeo_cli.checkpoints.wrappers import unwrap_name
-from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, NoCheckpointError, UsageError
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    MoegeoError,
+    NoCheckpointError,
+    UnsupportedLayoutError,
+    UsageError,
+)
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # Files of a training's state that are no model.
@@ -47,7 +54,14 @@ def open_own_run(path: Path | str) -> RunFolder:
     name = root.resolve().name or str(root)
     members = [entry for entry in entries if entry.is_dir() and _weights_of(entry)]
     files = [entry for entry in entries if _is_weights(entry)]
-    if detect_layout(root) is not None and not members:
+    layout = detect_layout(root)
+    if layout == ADAPTER and not members and not files:
+        raise UnsupportedLayoutError(
+            f"{root} is an adapter of a model of your own, without that model's weights",
+            found=", ".join(entry.name for entry in entries[:8]),
+            hint="put both into one folder: the state dict and the adapter's two files",
+        )
+    if layout not in (None, ADAPTER) and not members:
         return _single(_weights_of(root) or root, root, name)
     if len(files) == 1 and not members:
         return _single(files[0], root, name)
@@ -58,6 +72,12 @@ def open_own_run(path: Path | str) -> RunFolder:
             f"{root} holds no weights",
             found=", ".join(entry.name for entry in entries[:8]) or "an empty folder",
             hint=f"give a state dict ({', '.join(SUFFIXES)}), or a folder of them",
+        )
+    if layout == ADAPTER and files:
+        raise UnsupportedLayoutError(
+            f"{root} holds {len(files)} checkpoints and one adapter, and of which is not known",
+            found=", ".join(entry.name for entry in files[:8]),
+            hint="give each its own folder, and put the adapter into the one that it is of",
         )
     return _run(root, name, found)
 
@@ -103,6 +123,8 @@ def _weights_of(folder: Path) -> Path | None:
     """What to open for a folder: itself in transformers' layout, else its one weights file."""
     try:
         layout = detect_layout(folder)
+        if layout == ADAPTER:
+            return None
         if layout is not None and (layout.endswith("sharded") or is_there(folder / "config.json")):
             return folder
         files = [entry for entry in folder.iterdir() if _is_weights(entry)]
@@ -116,6 +138,7 @@ def _is_weights(path: Path) -> bool:
         path.suffix in SUFFIXES
         and not path.name.startswith(".")
         and _OTHERS.fullmatch(path.stem) is None
+        and path.name not in ADAPTER_FILES
         and path.is_file()
     )
 

@@ -10,6 +10,7 @@ from moegeo_cli.checkpoints.accounting import Unused, account, refuse_unscaled
 from moegeo_cli.checkpoints.adapters.moves import say_moves
 from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.replay.conversion import Source, trace_sources
 
 
@@ -57,8 +58,29 @@ def account_for(
             for name in source.names
         ),
     )
+    _refuse_tied(model, index, sources)
     remember(model, index, found.counts)
     return found
+
+
+def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) -> None:
+    """An adapter of one of two uses of a weight: merged, it would change the other as well.
+
+    Raises:
+        UnsupportedLayoutError: there is one.
+    """
+    merging = index.merging if isinstance(index, EffectiveWeights) else None
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    if merging is None or not getattr(model.config.get_text_config(), "tie_word_embeddings", True):
+        return
+    for name in sorted({*tied, *tied.values()} & set(sources)):
+        if merging.touched & set(sources[name].names):
+            raise UnsupportedLayoutError(
+                f"{index.folder.name}: the adapter changes {name}, which the model uses twice "
+                "(tied embeddings): merged and unmerged it is not the same model",
+                found=", ".join(f"{one} is {other}" for one, other in sorted(tied.items())[:2]),
+                hint="untie the two where it was trained, or train without that target",
+            )
 
 
 def remember(model: Any, index: WeightIndex, unused: Mapping[str, int]) -> None:

@@ -31,7 +31,7 @@ def trace_model(model: Any, names: Sequence[str]) -> Mapping[str, Filling]:
                 names=tuple(sources[name].patterns.values()),
                 operations=sources[name].operations,
                 # what transformers says of experts whose kernels may be exchanged
-                turned=getattr(module, "is_transposed", None),
+                turned=bool(getattr(module, "is_transposed", False)),
             )
     return found
 

@@ -22,9 +22,10 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.accounting import account_own, known_unused, refuse_unscaled
+from moegeo_cli.checkpoints.adapters.layout import Filling
+from moegeo_cli.checkpoints.adapters.parts import is_unmerged
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import read_config
-from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -209,11 +210,21 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
         ShapeError: a tensor of another shape.
         UnsupportedLayoutError: quantised weights without a scheme, or an adapter that nothing used.
     """
-    index = open_effective(path, inner=False)
+    wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+
+    def fill(saved: Sequence[str]) -> Mapping[str, Filling]:
+        found = _match_names(saved, set(wanted))
+        return {
+            unwrap_name(name): Filling(tuple(tensor.shape), ((found[name],),))
+            for name, tensor in wanted.items()
+            if name in found
+        }
+
+    index = open_effective(path, inner=False, trace=fill, merge=not is_unmerged(wanted))
     if index.obstacle is not None:
         raise index.obstacle
-    wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
-    names = _match_names(index, set(wanted))
+    index.resolve()
+    names = _match_names(index.names(), set(wanted))
     shared = {t.data_ptr() for name, t in wanted.items() if name in names and t.numel()}
     missing = sorted(
         name for name, t in wanted.items()
@@ -245,11 +256,11 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
     return extra
 
 
-def _match_names(index: WeightIndex, wanted: set[str]) -> dict[str, str]:
+def _match_names(saved: Sequence[str], wanted: set[str]) -> dict[str, str]:
     """The model's names -> the file's: as they are, else without what wrappers put before them."""
-    found = {name: name for name in index.names() if name in wanted}
+    found = {name: name for name in saved if name in wanted}
     plain = {unwrap_name(name): name for name in wanted}
-    for name in index.names():
+    for name in saved:
         bare = unwrap_name(name)
         for own in (bare, bare.removeprefix("model.")):
             if own in plain:

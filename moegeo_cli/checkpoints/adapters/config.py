@@ -24,7 +24,7 @@ MERGE = (
 )
 # Keys that say something else than what the merged weights are.
 _NEUTRAL = frozenset({
-    "auto_mapping", "base_model_class", "peft_version", "revision", "task_type", "inference_mode",
+    "auto_mapping", "base_model_class", "revision", "task_type", "inference_mode",
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
     "layers_pattern", "lora_dropout", "bias", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "megatron_config", "megatron_core", "runtime_config", "qalora_group_size",
@@ -32,6 +32,7 @@ _NEUTRAL = frozenset({
 _READ = frozenset({
     "peft_type", "base_model_name_or_path", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
     "use_rslora", "fan_in_fan_out", "use_dora", "target_parameters", "init_lora_weights",
+    "peft_version",
 })  # fmt: skip
 # The others change the base model's weights when the adapter is made.
 _STARTS = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
@@ -51,6 +52,8 @@ class AdapterConfig:
         turned: fan_in_fan_out: weights are stored (inputs, outputs).
         dora: whether rows are scaled to learned norms.
         parameters: targets that are parameters, not modules.
+        inputs_first: whether peft took the first side of each expert's matrix for its inputs, as
+            it did before version 0.19, which alone knows of models that store them otherwise.
     """
 
     base: str | None
@@ -62,6 +65,7 @@ class AdapterConfig:
     turned: bool
     dora: bool
     parameters: tuple[str, ...]
+    inputs_first: bool = False
 
     def rank_of(self, key: str) -> int:
         """R of a module or parameter, by its name in the module tree."""
@@ -118,12 +122,19 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         turned=document.get("fan_in_fan_out") is True,
         dora=document.get("use_dora") is True,
         parameters=_names(folder, document, "target_parameters"),
+        inputs_first=_is_before(document.get("peft_version"), (0, 19)),
     )
 
 
 def _matching(patterns: Mapping[str, Any], key: str) -> str | None:
     """The first pattern that fits the end of a name, as peft matches them."""
     return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", key)), None)
+
+
+def _is_before(version: Any, first: tuple[int, int]) -> bool:
+    """Whether a version is an earlier one; peft before 0.18 noted none."""
+    match = re.match(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
+    return match is None or (int(match[1]), int(match[2])) < first
 
 
 def _number(folder: Path, key: str, value: Any, *, whole: bool = False) -> float:

@@ -22,13 +22,13 @@ class Filling:
         shape: the parameter's.
         names: the saved tensors, in groups; those of one group are stacked as experts.
         operations: what is done with them, by the names that transformers gives it.
-        turned: whether experts' matrices are stored (inputs, outputs); None where that is unknown.
+        turned: whether experts' matrices are stored (inputs, outputs).
     """
 
     shape: Shape
     names: tuple[tuple[str, ...], ...]
     operations: tuple[str, ...] = ()
-    turned: bool | None = None
+    turned: bool = False
 
 
 # Names of saved tensors -> how each parameter is made of them, in the module tree's order.

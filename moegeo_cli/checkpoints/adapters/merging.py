@@ -141,20 +141,15 @@ class Merging:
         raise self._stranger(target.parts["A"])
 
     def _is_turned(self, change: Change, filling: Filling) -> bool:
-        """Whether a weight is stored (inputs, outputs): by its shape, else by what is said."""
+        """Whether a weight is stored (inputs, outputs): by shape; of a square as said."""
         if change.target.embedding or len(change.shape) < 2:
             return False
         wide = self.matrices.shape(change.target.parts["A"])[-1:]
         fits, turned = wide == change.shape[-1:], wide == change.shape[-2:-1]
         if fits != turned or len(change.shape) == 2:
             return turned and (not fits or self.config.turned)
-        if filling.turned is None and fits:
-            raise UnsupportedLayoutError(
-                f"{self.folder.name}: which side of {change.parameter} the adapter's inputs are is "
-                "not known",
-                found=f"square matrices: {list(change.shape)}",
-                hint="merge it where it was trained (peft: merge_and_unload) and save the result",
-            )
+        if self.config.inputs_first:
+            return turned
         return bool(filling.turned)
 
     def _replace(self, parameter: str, name: str, base: Mapping[str, tuple[Shape, str]]) -> None:
