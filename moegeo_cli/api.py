@@ -17,7 +17,7 @@ from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.measurement.analysis import parse_ranges
+from moegeo_cli.measurement.choosing import parse_ranges
 from moegeo_cli.measurement.comparing import check_axis, compare_runs, pair_losses
 from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.measurement.lenses import lens_notes

@@ -10,10 +10,10 @@ from typing import Any
 from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.measurement.analysis import choose_checkpoints
+from moegeo_cli.measurement.choosing import choose_checkpoints
 from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.measurement.models import CapturedInputs, Models, choose_models
-from moegeo_cli.measurement.opening import open_store
+from moegeo_cli.measurement.storing import open_store
 from moegeo_cli.records import RunRecord
 from moegeo_cli.store.cache import Store
 from moegeo_cli.triage.run import (

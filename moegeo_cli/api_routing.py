@@ -9,14 +9,14 @@ from typing import Any
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.measurement.analysis import choose_checkpoints, parse_ranges
+from moegeo_cli.measurement.choosing import choose_checkpoints, parse_ranges
 from moegeo_cli.measurement.lenses import describe_run, keep_lens
 from moegeo_cli.measurement.models import choose_models
-from moegeo_cli.measurement.opening import NOT_KEPT, open_store
 from moegeo_cli.measurement.probe import default_tokens, open_probe
 from moegeo_cli.measurement.routing_settings import DEFAULT_PAIRS, RoutingSettings
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
+from moegeo_cli.measurement.storing import NOT_KEPT, open_store
 from moegeo_cli.routing_records import RoutingRecord
 from moegeo_cli.verdict import load_thresholds
 from moegeo_cli.verdict.interventions import check_framework

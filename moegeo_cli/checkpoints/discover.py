@@ -8,7 +8,7 @@ others have it is still being written as long as it lacks it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def _open_single(folder: Path, name: str, given: Path | None) -> RunFolder:
             for entry in _list_quietly(folder.resolve().parent)
             if entry.name != folder.resolve().name and parse_step(entry.name) is not None
         ]
-        if _is_being_written(step, siblings):
+        if _is_being_written(step, _done(siblings)):
             raise IncompleteCheckpointError(
                 f"{folder} is still being written",
                 found="no trainer_state.json, which the run's other checkpoints have",
@@ -184,17 +184,21 @@ def _list_quietly(folder: Path) -> list[Path]:
         return []
 
 
-def _is_being_written(step: int, siblings: Sequence[Path]) -> bool:
+def _done(siblings: Sequence[Path]) -> dict[Path, int]:
+    """Steps of the checkpoints that have a trainer_state.json."""
+    return {
+        sibling: parse_step(sibling.name) or 0
+        for sibling in siblings
+        if is_there(sibling / "trainer_state.json")
+    }
+
+
+def _is_being_written(step: int, done: Mapping[Path, int]) -> bool:
     """Whether a checkpoint without trainer_state.json is newer than all that have it.
 
     An older one without it was saved by other means, an initial model for instance.
     """
-    done = [
-        parse_step(sibling.name) or 0
-        for sibling in siblings
-        if is_there(sibling / "trainer_state.json")
-    ]
-    return bool(done) and step > max(done)
+    return bool(done) and step > max(done.values())
 
 
 def _step_of(folder: Path, state: dict[str, Any] | None) -> int | None:
@@ -213,9 +217,10 @@ def _judge(
     kept: list[CheckpointFolder] = []
     skipped: list[Skipped] = []
     errors: list[MoegeoError] = []
+    done = _done(children)
     for child in children:
         try:
-            kept.append(_open_member(child, children, given))
+            kept.append(_open_member(child, done, given))
         except MoegeoError as error:
             errors.append(error)
             found = f" ({error.found})" if error.found else ""
@@ -247,7 +252,7 @@ def _judge(
     return kept, sorted(skipped, key=lambda item: item.path), errors
 
 
-def _open_member(child: Path, siblings: Sequence[Path], given: Path | None) -> CheckpointFolder:
+def _open_member(child: Path, done: Mapping[Path, int], given: Path | None) -> CheckpointFolder:
     """One checkpoint of a run; raises where it must be skipped."""
     if _TEMPORARY_NAME.fullmatch(child.name):
         raise IncompleteCheckpointError("a temporary name: still being written, or left over")
@@ -256,7 +261,7 @@ def _open_member(child: Path, siblings: Sequence[Path], given: Path | None) -> C
     state = read_trainer_state(child)
     step = _step_of(child, state)
     if state is None and step is not None:
-        others = [sibling for sibling in siblings if sibling != child]
+        others = {sibling: at for sibling, at in done.items() if sibling != child}
         if _is_being_written(step, others):
             raise IncompleteCheckpointError(
                 "still being written: no trainer_state.json, which the others have"

@@ -14,10 +14,11 @@ from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
 from moegeo_cli.checkpoints.weights import open_weights
-from moegeo_cli.errors import BaselineError, MoegeoError, UsageError
+from moegeo_cli.errors import BaselineError, MoegeoError
 from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.lens_records import Lenses
 from moegeo_cli.measurement.baseline import Baseline
+from moegeo_cli.measurement.choosing import choose_checkpoints
 from moegeo_cli.measurement.history import add_history
 from moegeo_cli.measurement.lenses import find_lenses
 from moegeo_cli.measurement.models import Models
@@ -309,18 +310,6 @@ def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
     return [f"{name}: {one} against {other}" for name, one, other in facts if one != other]
 
 
-def choose_checkpoints(
-    folder: RunFolder, steps: str | Sequence[int] | None, latest: bool
-) -> list[CheckpointFolder]:
-    """The checkpoints that were asked for, oldest first."""
-    wanted = parse_ranges(steps, "--steps")
-    chosen = [c for c in folder.checkpoints if wanted is None or c.step in wanted]
-    if not chosen:
-        have = ", ".join(str(c.step) for c in folder.checkpoints)
-        raise UsageError("no checkpoint has one of these steps", found=f"steps {have}")
-    return chosen[-1:] if latest else chosen
-
-
 def _baseline_folder(
     folder: RunFolder, baseline: str | None, models: Models
 ) -> tuple[CheckpointFolder | None, str | None]:
@@ -351,25 +340,3 @@ def _refuse_other_architecture(newest: Measured, base: Measured) -> None:
             found=f"{len(theirs)} routers against {len(ours)}",
             hint="choose a baseline of the same architecture, or --baseline init",
         )
-
-
-def parse_ranges(text: str | Sequence[int] | None, option: str) -> tuple[int, ...] | None:
-    """Numbers out of "0,4-7", or given as such; None for all.
-
-    Raises:
-        UsageError: not of that form.
-    """
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        given = [n for n in text if type(n) is int and n >= 0] if isinstance(text, Sequence) else []
-        if not given or len(given) < len(text):
-            raise UsageError(f"{option} is not a list of numbers", found=repr(text)[:80])
-        return tuple(sorted(set(given)))
-    numbers: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        if match is None or int(match[2] or match[1]) - int(match[1]) > 10**6:
-            raise UsageError(f"{option} is not a list of numbers", found=text, hint="like 0,4-7")
-        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(numbers))

@@ -7,19 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.weights import detect_layout
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.analysis import Analysis, measure_run
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.measurement.storing import NOT_KEPT, open_store
 from moegeo_cli.records import RunRecord
-from moegeo_cli.store.cache import FOLDER, Store
 
 if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
-
-NOT_KEPT = "measurements were not kept: {}"
 
 
 def measure_path(
@@ -81,29 +77,3 @@ def _refuse_together(
                 found=f"{one} with {other}",
                 hint="leave one of the two out",
             )
-
-
-def open_store(
-    folder: RunFolder, cache: bool, cache_dir: Path | str | None, models: Models
-) -> Store:
-    """The measurements that are kept of a run.
-
-    It keeps nothing without `cache`, and nothing of code that cannot be told again.
-    """
-    if cache and models.unidentified is not None:
-        store = Store(None)
-        store.problem = models.unidentified
-        return store
-    return Store(_store_folder(folder, cache_dir) if cache else None)
-
-
-def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:
-    """Where measurements are kept: with the run, so that a checkpoint and its run share them."""
-    if cache_dir is not None:
-        return Path(cache_dir)
-    if folder.is_single:
-        above = folder.path.resolve().parent
-        siblings = [p for p in above.iterdir() if p != folder.path.resolve() and detect_layout(p)]
-        if siblings and folder.newest.step is not None:
-            return above / FOLDER
-    return folder.path / FOLDER

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -71,8 +72,8 @@ def describe_checkpoint(layers: Sequence[CheckedLayer], past: Past) -> Metrics:
         values = [m.value for m in own if m.value is not None]
         if values:
             nulls = [m.null_value for m in own if m.null_value is not None]
-            null = float(np.mean(nulls)) if nulls else None
-            found[name] = _metric(name, float(np.mean(values)), null, len(values))
+            null = statistics.fmean(nulls) if nulls else None
+            found[name] = _metric(name, statistics.fmean(values), null, len(values))
         elif own:
             found[name] = _absent(name, own[0].reason)
     return {**found, **_moved(past)}
@@ -85,7 +86,7 @@ def _of_rows(layer: LayerSums) -> dict[str, Metric]:
         names = ("row_norm", "row_norm_spread", "stable_rank", "router_cosine")
         return {name: _absent(name, reason) for name in names}
     found = {
-        "row_norm": _metric("row_norm", float(np.mean(norms)), n=len(norms)),
+        "row_norm": _metric("row_norm", statistics.fmean(norms), n=len(norms)),
         "row_norm_spread": _metric("row_norm_spread", _spread(norms), n=len(norms)),
     }
     nulls = {"stable_rank": None, "router_cosine": None} if layer.width is None else {
@@ -112,7 +113,7 @@ def _of_bias(layer: LayerSums, before: LayerSums | None) -> dict[str, Metric]:
         (a, b) for a, b in zip(values, old or (), strict=False) if a is not None and b is not None
     ]
     found["bias_drift"] = (
-        _metric("bias_drift", float(np.mean([abs(a - b) for a, b in pairs])), n=len(pairs))
+        _metric("bias_drift", statistics.fmean(abs(a - b) for a, b in pairs), n=len(pairs))
         if pairs
         else _absent("bias_drift", FIRST)
     )
@@ -128,9 +129,9 @@ def _of_experts(layer: LayerSums, first: LayerSums | None, *, quick: bool) -> di
         told = [layer.reasons.get(key) for key in ("experts", "expert values")]
         reason = QUICK if quick else next((r for r in told if r), "no expert has finite weights")
         return {name: _absent(name, reason) for name in names}
-    middle = float(np.median(norms))
+    middle = statistics.median(norms)
     found = {
-        "expert_norm": _metric("expert_norm", float(np.mean(norms)), n=len(norms)),
+        "expert_norm": _metric("expert_norm", statistics.fmean(norms), n=len(norms)),
         "expert_norm_spread": _metric("expert_norm_spread", _spread(norms), n=len(norms)),
         "expert_norm_top": _metric("expert_norm_top", max(norms) / middle, n=len(norms))
         if middle > 0.0
@@ -232,7 +233,7 @@ def _known(values: Iterable[float | None] | None) -> list[float]:
 
 
 def _spread(values: Sequence[float]) -> float:
-    middle = float(np.mean(values))
+    middle = statistics.fmean(values)
     return float(np.std(values)) / middle if middle > 0.0 else 0.0
 
 
