@@ -23,7 +23,7 @@ ALLOWED = {
         "checkpoints", "probes", "fisher", "geometry", "replay", "store", "verdict",
     },
 }  # fmt: skip
-ANYONE = {"records", "comparison", "errors", "catalogue", "global_state", "process"}
+ANYONE = {"records", "comparison", "errors", "catalogue", "global_state", "process", "threads"}
 NO_TORCH = {"geometry", "verdict", "store", "reports"}
 
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-MOST_ROWS = 256
+MOST_ROWS = 128
 
 
 def row_alignment(weight_RC: np.ndarray) -> float | None:

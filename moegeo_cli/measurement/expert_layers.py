@@ -26,14 +26,15 @@ from moegeo_cli.measurement.expert_metrics import (
 )
 from moegeo_cli.measurement.expert_settings import ExpertSettings
 from moegeo_cli.measurement.expert_subspaces import (
+    BLAS_THREADS,
     ExpertRows,
     Subspaces,
-    few_threads,
     measure_subspaces,
 )
 from moegeo_cli.measurement.expert_tokens import LayerTokens
 from moegeo_cli.records import Metric
 from moegeo_cli.replay.expert_functions import Experts, open_experts
+from moegeo_cli.threads import few_threads
 
 POOL_TOKENS = 4096  # of the layer's rows that a null draws from
 # Level at which a pair stands above the null of alignment, shared out over the layer's pairs.
@@ -223,5 +224,5 @@ def _subspaces(
         total = sum(map(len, values_E))
         step = max(1, -(-total // POOL_TOKENS))
         pool_ND = np.concatenate([values[::step] for values in values_E])
-    with few_threads():
+    with few_threads(BLAS_THREADS):
         return measure_subspaces(experts, pool_ND, settings.rank, tokens.groups, settings.seed)

@@ -6,11 +6,9 @@ Legend: N tokens of an expert, D width, E experts, G groups of sequences, R rank
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from moegeo_cli.geometry.grassmann import (
     LeftOut,
@@ -61,13 +59,6 @@ class Subspaces:
     effective_rank_E: np.ndarray
     reasons: tuple[str | None, ...]
     width: int
-
-
-def few_threads() -> AbstractContextManager[object]:
-    """While it holds, BLAS has at most BLAS_THREADS threads, and never more than it had."""
-    controller = ThreadpoolController().select(user_api="blas")
-    had = [library["num_threads"] for library in controller.info()]
-    return controller.limit(limits=min(BLAS_THREADS, *had) if had else None)  # type: ignore[no-any-return]
 
 
 def measure_subspaces(

@@ -17,6 +17,7 @@ from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.records import Coverage
 from moegeo_cli.store.cache import Store
+from moegeo_cli.threads import few_threads
 from moegeo_cli.triage.checkpoint_sums import CheckpointSums, sum_checkpoint
 from moegeo_cli.triage.history import Entry, Past, Story
 from moegeo_cli.triage.judging import FILE_RULES, judge_files, outcomes_of
@@ -89,9 +90,10 @@ class Reader:
             self.progress.checkpoint(checkpoint.relative, size, words)
             advance = self.progress.advance
         told = take_fingerprint(checkpoint, self.mode)
-        sums = sum_checkpoint(
-            checkpoint, quick=self.quick, models=self.models, advance=advance, fill=self.fill
-        )
+        with few_threads(1):
+            sums = sum_checkpoint(
+                checkpoint, quick=self.quick, models=self.models, advance=advance, fill=self.fill
+            )
         kept = Kept(told, sums)
         keep_sums(self.store, key, kept)
         return kept

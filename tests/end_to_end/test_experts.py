@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from moegeo_cli import experts
-from moegeo_cli.measurement.expert_subspaces import few_threads
 from moegeo_cli.reports import json_report
+from moegeo_cli.threads import few_threads
 from tests.architectures.test_every_type import TOWERS, TYPES
 from tests.architectures.zoo import save_tiny as save_zoo
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
@@ -346,6 +346,6 @@ def test_small_matrices_take_few_threads_and_never_more_than_allowed(
         return {i["num_threads"] for i in threadpool_info() if i["user_api"] == "blas"}
 
     with threadpool_limits(had, "blas"):
-        with few_threads():
+        with few_threads(4):
             assert threads() == {while_it_holds}
         assert threads() == {had}
