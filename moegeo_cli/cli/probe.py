@@ -107,16 +107,18 @@ def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
 
 def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     """The folder to take a tokenizer from, and the vocabulary of the model there."""
+    from moegeo_cli.checkpoints.adapters.files import has_adapter
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measurement.probe import vocabulary_of
+    from moegeo_cli.measurement.probe import tokenizer_place, vocabulary_of
     from moegeo_cli.probes.tokenizing import find_tokenizer
 
     if (path / "config.json").is_file():
         return path, vocabulary_of(read_config(path))
-    if path.is_dir() and find_tokenizer(path) == path and not any(path.glob("*/config.json")):
+    plain = path.is_dir() and not has_adapter(path)
+    if plain and find_tokenizer(path) == path and not any(path.glob("*/config.json")):
         return path, None
-    newest = open_run(path).newest.path
-    return newest, vocabulary_of(read_config(newest))
+    newest = open_run(path).newest
+    return tokenizer_place(newest), vocabulary_of(read_config(newest.config_folder))
 
 
 def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
@@ -134,10 +136,14 @@ def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
         name = printable(file.name) if file else "bundled"
         return {"source": name, **describe_rows(content), "first": first}
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measurement.probe import vocabulary_of
+    from moegeo_cli.measurement.probe import tokenizer_place, vocabulary_of
 
-    path = open_run(model).newest.path
-    probe: Probe = load_probe(file, vocab_size=vocabulary_of(read_config(path)), tokenizer_dir=path)
+    newest = open_run(model).newest
+    probe: Probe = load_probe(
+        file,
+        vocab_size=vocabulary_of(read_config(newest.config_folder)),
+        tokenizer_dir=tokenizer_place(newest),
+    )
     return {
         **probe.describe(),
         "domain_tokens": probe.domain_tokens,

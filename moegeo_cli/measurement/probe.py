@@ -67,7 +67,7 @@ def open_probe(
     loaded = load_probe(
         Path(probe) if probe is not None else None,
         vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
-        tokenizer_dir=_tokenizer_place(folder.newest),
+        tokenizer_dir=tokenizer_place(folder.newest),
         max_tokens=max_tokens or _enough_tokens(folder, architecture),
         max_length=context_of(config),
         samples=models.samples,
@@ -79,7 +79,7 @@ def _states(config: Mapping[str, Any]) -> bool:
     return "vocab_size" in text_config(config) or "vocab_size" in config
 
 
-def _tokenizer_place(checkpoint: CheckpointFolder) -> Path:
+def tokenizer_place(checkpoint: CheckpointFolder) -> Path:
     """Where a checkpoint's tokenizer is looked for: with it, else with its config."""
     places = (checkpoint.path, checkpoint.config_folder)
     return next((place for place in places if find_tokenizer(place)), checkpoint.path)

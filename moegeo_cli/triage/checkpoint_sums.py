@@ -241,7 +241,7 @@ def _frozen_by(config: Mapping[str, Any], index: EffectiveWeights) -> tuple[str,
     """What says that weights were frozen on purpose."""
     found = []
     if index.record.adapter is not None:
-        found.append(f"an adapter: {index.record.adapter}")
+        found.append(index.record.adapter)
     for part in (config, *(v for v in config.values() if isinstance(v, Mapping))):
         for key, value in part.items():
             if _FREEZE.search(str(key)) and value not in (False, None, 0, "", [], {}):

@@ -59,7 +59,7 @@ class Parts:
 
 def is_unmerged(names: Iterable[str]) -> bool:
     """Whether a model's weights hold an adapter's matrices."""
-    return any(_MATRIX.match(name) for name in names)
+    return any("lora_" in name and _MATRIX.match(name) for name in names)
 
 
 def sort_parts(names: Iterable[str], folder: Path, *, alone: bool) -> Parts:
