@@ -336,6 +336,13 @@ _FILES = (
         "mean distance of an expert from itself at the first checkpoint, over its norm there",
     ),
     MetricSpec(
+        "own_row",
+        "own row",
+        "share",
+        "experts that the router's row for them passes through most strongly of all its rows",
+        decimals=2,
+    ),
+    MetricSpec(
         "routers_moved",
         "routers moved",
         "share",

@@ -27,7 +27,7 @@ ROUTER_COLUMNS = (
 EXPERT_COLUMNS = (
     ("expert_norm", "norm"), ("expert_norm_spread", "spread"),
     ("expert_norm_top", "largest/median"), ("expert_distance", "distance"),
-    ("expert_drift", "drift"),
+    ("own_row", "own row"), ("expert_drift", "drift"),
 )  # fmt: skip
 RUN_COLUMNS = (
     ("row_norm", "row norm"), ("stable_rank", "stable rank"), ("bias_spread", "bias spread"),
@@ -41,8 +41,9 @@ OF_NULLS = (
     "(n): what random matrices of the same shape have"
 )
 OF_EXPERTS = (
-    "distance: of two experts of a layer, 1 for independent ones; drift: of an expert from the "
-    "first checkpoint, over its norm there"
+    "distance: of two experts of a layer, 1 for independent ones; own row: experts to which their "
+    "own row of the router is the strongest input of all rows; drift: of an expert from the first "
+    "checkpoint, over its norm there"
 )
 
 

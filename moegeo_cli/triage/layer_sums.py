@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from moegeo_cli.triage.coupling import Coupling
 from moegeo_cli.triage.reading import MoELayer, Piece
 from moegeo_cli.triage.row_alignment import RowAlignment
 
@@ -107,4 +108,4 @@ class Statistic(Protocol):
         """What is kept, as plain JSON values."""
 
 
-STATISTICS: tuple[type[Statistic], ...] = (RowAlignment,)
+STATISTICS: tuple[type[Statistic], ...] = (RowAlignment, Coupling)

@@ -20,7 +20,9 @@ import numpy as np
 
 from moegeo_cli.catalogue import SPECS
 from moegeo_cli.check_records import CheckedLayer
+from moegeo_cli.geometry.coupling import own_row_share
 from moegeo_cli.records import Metric, Metrics
+from moegeo_cli.triage.coupling import NAME as COUPLING
 from moegeo_cli.triage.history import Past
 from moegeo_cli.triage.layer_sums import LayerSums
 from moegeo_cli.triage.sketches import distances, unpack
@@ -32,6 +34,7 @@ QUICK = "experts were not read (--quick)"
 OVER_LAYERS = (
     "row_norm", "row_norm_spread", "stable_rank", "router_cosine", "bias_spread", "bias_drift",
     "expert_norm", "expert_norm_spread", "expert_norm_top", "expert_distance", "expert_drift",
+    "own_row",
 )  # fmt: skip
 
 
@@ -46,6 +49,7 @@ def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
         **_of_rows(layer),
         **_of_bias(layer, _same(layer, past, past.place - 1)),
         **_of_experts(layer, _same(layer, past, 0), quick=past.now.sums.quick),
+        "own_row": _own_row(layer, quick=past.now.sums.quick),
     }
     return CheckedLayer(
         layer=layer.layer,
@@ -173,6 +177,19 @@ def _drift(sketches_ED: np.ndarray, first: LayerSums | None) -> Metric:
         return _absent(name, "the first checkpoint's experts are zero")
     far_E = np.linalg.norm(sketches_ED - old_ED, axis=1)
     return _metric(name, float((far_E[held] / scale_E[held]).mean()), n=int(held.sum()))
+
+
+def _own_row(layer: LayerSums, *, quick: bool) -> Metric:
+    held = layer.statistics.get(COUPLING)
+    if held is None:
+        reason = QUICK if quick else layer.reasons.get("experts", "the router could not be read")
+        return _absent("own_row", reason)
+    largest = [None if e in layer.masked else row for e, row in enumerate(held["largest"])]
+    share = own_row_share(largest)
+    if share is None:
+        return _absent("own_row", "no matrix of an expert tells which of its sides is the input's")
+    known = sum(row is not None for row in largest)
+    return _metric("own_row", share, 1.0 / layer.experts, known)
 
 
 def _moved(past: Past) -> dict[str, Metric]:
