@@ -18,7 +18,16 @@ import pytest
 import torch
 
 import moegeo_cli
-from moegeo_cli import analyze, capture_routers, compare, experts, inspect, invariance, routing
+from moegeo_cli import (
+    analyze,
+    capture_routers,
+    check,
+    compare,
+    experts,
+    inspect,
+    invariance,
+    routing,
+)
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.probes import build_probe, load_probe
 from tests.end_to_end.conftest import random_ids, write_probe
@@ -123,6 +132,13 @@ def own(function: Callable[..., Any], tmp_path: Path, **options: Any) -> Any:
                     scoring="softmax", **options)  # fmt: skip
 
 
+def own_files(tmp_path: Path) -> Any:
+    with torch.random.fork_rng():
+        torch.save(models.Causal().state_dict(), tmp_path / "weights.pt")
+    return check(tmp_path / "weights.pt", model=meddle, router="blocks.*.gate", top_k=2,
+                 scoring="softmax")  # fmt: skip
+
+
 def captured(tmp_path: Path) -> Any:
     with torch.random.fork_rng():
         model = models.Causal()
@@ -144,6 +160,8 @@ CALLS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "analyze parts": lambda r, p, t: analyze(r, probe=p, device_map="disk", **SHORT),
     "analyze own": lambda r, p, t: own(analyze, t, **SHORT),
     "analyze own init": lambda r, p, t: own(analyze, t, baseline="init", **SHORT),
+    "check": lambda r, p, t: check(r, cache=False),
+    "check own": lambda r, p, t: own_files(t),
     "compare": lambda r, p, t: compare(r, r, probe=p, **SHORT),
     "experts": lambda r, p, t: experts(r, probe=p, verify=1, **SHORT),
     "experts own": lambda r, p, t: own(experts, t, **SHORT),
