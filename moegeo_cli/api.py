@@ -78,7 +78,8 @@ def analyze(
         path: one checkpoint, or a folder of them.
         probe: a probe file; None for the bundled one.
         config: a config.json, or a folder with one and the tokenizer, for checkpoints that have
-            none of their own; None to look beside and above them.
+            none of their own; None to look beside and above them. Of an adapter that lies alone,
+            the folder of its base model.
         baseline: what FHS compares with: a step, a path, "init", "none"; None for step 0.
         fisher: kind behind `heterogeneity*` and `fhs*`: empirical, categorical or adam.
         unit: sample unit of the empirical kind: position, sequence or loss_token.

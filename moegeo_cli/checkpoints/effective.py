@@ -18,7 +18,6 @@ from moegeo_cli.checkpoints.adapters.config import CONFIG, read_adapter_config
 from moegeo_cli.checkpoints.adapters.files import (
     ADAPTER,
     ADAPTER_FILES,
-    adapter_file,
     find_base,
 )
 from moegeo_cli.checkpoints.adapters.layout import Tracer
@@ -31,7 +30,7 @@ from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.pickles import tensor_bytes
 from moegeo_cli.checkpoints.quantised.plan import Files, plan_quantised
 from moegeo_cli.checkpoints.quantised.recipe import Recipe
-from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex, open_adapter, open_weights
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
 
@@ -161,21 +160,20 @@ class EffectiveWeights(WeightIndex):
     def _find_adapter(self, place: Path, inner: bool, trace: Tracer | None) -> Merging | None:
         """The adapter that lies beside the weights, or within them; takes it out of the names."""
         within = is_unmerged(self._names)
-        file = adapter_file(place)
-        if within and file is not None:
+        beside = open_adapter(place)
+        if within and beside is not None:
             raise UnsupportedLayoutError(
                 f"{place.name} holds one adapter within its weights and one beside them",
-                found=file.name,
+                found=beside.files[0].name,
                 hint="keep the one that belongs to the model",
             )
         if within:
             parts = sort_parts(self._names, place, alone=False)
             matrices = Matrices(self.stored, dict(self._names))
             self._names = {plain: self._names[name] for plain, name in parts.base.items()}
-        elif file is not None:
-            index = WeightIndex(file.parent, *_one_file(file))
-            names = unwrap_names(index.names(), inner=inner).names
-            parts, matrices = sort_parts(names, place, alone=True), Matrices(index, names)
+        elif beside is not None:
+            names = unwrap_names(beside.names(), inner=inner).names
+            parts, matrices = sort_parts(names, place, alone=True), Matrices(beside, names)
         else:
             return None
         config = read_adapter_config(place)
@@ -324,16 +322,11 @@ def open_effective(
     return EffectiveWeights(stored, settings, inner=inner, folder=folder, trace=trace, merge=merge)
 
 
-def beside(index: EffectiveWeights) -> list[Path]:
+def files_beside(index: EffectiveWeights) -> list[Path]:
     """Files that say how the stored tensors become the model's, and those of an adapter."""
     places = [index.folder / name for name in SIDE_FILES]
     places += [index.place / name for name in (CONFIG, *ADAPTER_FILES)]
     return [place for place in places if is_there(place)]
-
-
-def _one_file(path: Path) -> tuple[str, dict[Path, tuple[str, ...] | None]]:
-    """Layout and files of one weights file, as `WeightIndex` takes them."""
-    return "safetensors" if path.suffix == ".safetensors" else "pytorch", {path: None}
 
 
 def read_settings(config_folder: Path, folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.effective import beside, open_effective
+from moegeo_cli.checkpoints.effective import files_beside, open_effective
 from moegeo_cli.checkpoints.folders import config_file
 from moegeo_cli.checkpoints.headers import is_there, open_regular, read_exactly
 from moegeo_cli.checkpoints.routers import find_router_tensors
@@ -60,7 +60,7 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
             _update_whole(digest, path)
         else:
             _update_sampled(digest, index, path)
-    for file in beside(index):
+    for file in files_beside(index):
         _update(digest, file.name.encode())
         _update_whole(digest, file)
     if not index.is_plain:

@@ -16,7 +16,7 @@ from moegeo_cli.checkpoints.layouts import (
     recognise_foreign,
     refuse_foreign,
 )
-from moegeo_cli.checkpoints.weights import detect_layout, open_weights
+from moegeo_cli.checkpoints.weights import detect_layout, open_adapter, open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -141,6 +141,7 @@ def check_complete(folder: Path, config: Path | None = None) -> str:
         if layout == ADAPTER:
             read_adapter_config(folder)
             check_complete(find_base(folder, config))
+        open_adapter(folder)  # beside weights, or alone
         return layout
     except NoCheckpointError as error:
         raise IncompleteCheckpointError(error.message, found=error.found, hint=error.hint) from None

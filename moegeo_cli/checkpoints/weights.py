@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moegeo_cli.checkpoints.adapters.files import ADAPTER, has_adapter, need_adapter_file
+from moegeo_cli.checkpoints.adapters.files import ADAPTER, adapter_file, has_adapter
 from moegeo_cli.checkpoints.headers import (
     Header,
     TensorInfo,
@@ -316,9 +316,26 @@ def open_weights(folder: Path) -> WeightIndex:
 
         return DistributedWeights(folder)
     if layout == ADAPTER:
-        return WeightIndex(folder, ADAPTER, {need_adapter_file(folder): None})
+        found = open_adapter(folder)
+        if found is None:
+            raise IncompleteCheckpointError(
+                f"{folder.name} has adapter_config.json and no adapter",
+                found="no adapter_model.safetensors or .bin, and no other weights",
+                hint="copy or save the adapter again; if it is still being written, wait",
+            )
+        return found
     refuse_two(folder)
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
     if layout.endswith("sharded"):
         return WeightIndex(folder, layout, read_index(file))
     return WeightIndex(folder, layout, {file: None})
+
+
+def open_adapter(folder: Path) -> WeightIndex | None:
+    """Open the tensors of the adapter in a folder; None where there is none.
+
+    Raises:
+        IncompleteCheckpointError: its file is truncated.
+    """
+    file = adapter_file(folder)
+    return None if file is None else WeightIndex(folder, ADAPTER, {file: None})

@@ -15,6 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.models.auto import auto_factory
 
 from moegeo_cli import analyze
 from moegeo_cli.api import inspect
@@ -27,11 +29,13 @@ from moegeo_cli.errors import (
     MoegeoError,
     PathError,
     ShapeError,
+    UnsafeFileError,
     UnsupportedLayoutError,
 )
 from moegeo_cli.replay.loading import load_model
 from moegeo_cli.reports.inspection import print_inspection
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, run_of, write
+from tests.tiny_models import save_tiny
 
 KINDS = {"attention": ATTENTION, "routers": ROUTERS, "experts": EXPERTS}
 FAST = [("qwen3_moe", "routers"), ("mixtral", "experts"), ("gpt_oss", "experts"),
@@ -102,13 +106,15 @@ def test_an_adapter_alone_and_beside_weights_is_its_merged_model(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_run_of_adapters(stream: bool, written: Writer, probe: Path, tmp_path: Path) -> None:
+    """After the base model itself, and of two base models: each checkpoint has its own."""
     files = written("qwen3_moe", "experts")
-    other = write(tmp_path / "other", "qwen3_moe", seed=5, base=files.base, **EXPERTS)
-    run = run_of([other.adapter, files.adapter], tmp_path / "run")
+    base = save_tiny("qwen3_moe", tmp_path / "other-base", 3)
+    other = write(tmp_path / "other", "qwen3_moe", seed=5, base=base, **ROUTERS)
+    run = run_of([files.base, other.adapter, files.adapter], tmp_path / "run")
     found = measure(run, probe, stream=stream).checkpoints
-    assert [checkpoint.step for checkpoint in found] == [10, 20]
-    for checkpoint, merged in zip(found, (other.merged, files.merged), strict=True):
-        want = numbers(measure(merged, probe).checkpoints[0])
+    assert [checkpoint.step for checkpoint in found] == [10, 20, 30]
+    for checkpoint, whole in zip(found, (files.base, other.merged, files.merged), strict=True):
+        want = numbers(measure(whole, probe).checkpoints[0])
         assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
@@ -123,6 +129,7 @@ print(*model(input_ids=torch.arange(20)[None]).logits[0, -1].tolist())
 """
 
 
+@pytest.mark.slow
 def test_numbers_are_the_same_without_peft(written: Writer, tmp_path: Path) -> None:
     files = written("qwen3_moe", "routers")
     path = beside(files, tmp_path / "both")
@@ -134,6 +141,30 @@ def test_numbers_are_the_same_without_peft(written: Writer, tmp_path: Path) -> N
         model: Any = load_model(folder, torch.device("cpu"), torch.float32)
         found = model(input_ids=torch.arange(20)[None]).logits[0, -1].tolist()
         assert without == pytest.approx(found, rel=1e-5, abs=1e-6)
+
+
+def test_transformers_never_looks_for_an_adapter(
+    written: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With peft installed it would apply one itself, wherever it loads from a folder."""
+    files = written("qwen3_moe", "routers")
+    both = beside(files, tmp_path / "both")
+    left = beside(files, tmp_path / "left")
+    (left / "adapter_model.safetensors").unlink()
+    cpu, seen = torch.device("cpu"), []
+    find = auto_factory.find_adapter_config_file
+
+    def record(path: Any, *arguments: Any, **options: Any) -> Any:
+        seen.append(path)
+        return find(path, *arguments, **options)
+
+    monkeypatch.setattr(auto_factory, "find_adapter_config_file", record)
+    load_model(files.base, cpu, torch.float32)
+    assert seen == [files.base]  # where it would look
+    monkeypatch.setattr(PreTrainedModel, "load_adapter", pytest.fail)
+    for path in (both, left):
+        load_model(path, cpu, torch.float32)
+    assert seen == [files.base]
 
 
 def test_what_is_left_of_an_adapter_is_not_transformers_to_read(
@@ -324,3 +355,20 @@ def test_an_adapter_that_is_half_written(written: Writer, tmp_path: Path) -> Non
         shutil.copy(files.adapter / kept, folder)
         with pytest.raises(IncompleteCheckpointError):
             open_run(folder)
+
+
+def test_an_adapter_beside_weights_that_is_cut(written: Writer, tmp_path: Path) -> None:
+    both = beside(written("qwen3_moe", "routers"), tmp_path / "run" / "checkpoint-5")
+    file = both / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(IncompleteCheckpointError, match="adapter_model"):
+        open_run(both)
+    with pytest.raises(IncompleteCheckpointError):
+        open_run(both.parent)
+
+
+def test_an_adapter_that_would_run_code(written: Writer, tmp_path: Path) -> None:
+    both = beside(written("qwen3_moe", "routers"), tmp_path / "both")
+    (both / "adapter_model.safetensors").unlink()
+    torch.save({"lora_A": Path("x")}, both / "adapter_model.bin")
+    refused(both, UnsafeFileError, "asks for code")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def unmerged(folder: Path, prefix: str, model_type: str = "qwen3_moe", **options
 
     files = write(folder, model_type, **options)
     model = AutoModelForCausalLM.from_pretrained(files.base, dtype=torch.float32)
-    state = PeftModel.from_pretrained(model, files.adapter).state_dict()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = PeftModel.from_pretrained(model, files.adapter).state_dict()
     wrapped = folder / "wrapped"
     wrapped.mkdir()
     shutil.copy(files.base / "config.json", wrapped)

@@ -87,7 +87,7 @@ class Change:
             return a.T, b.T
         if self.experts > 1:
             a = a.reshape(self.experts, -1, a.shape[-1])[expert]
-            b = b.reshape(b.shape[0], -1, self.experts)[:, :, expert]
+            b = b.reshape(b.shape[0], -1, self.experts)[:, :, expert].contiguous()
         return (a.T, b.T) if self.turned else (b, a)
 
     def values(self, expert: int, rows: Span, columns: Span) -> Any:

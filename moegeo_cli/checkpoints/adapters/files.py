@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moegeo_cli.checkpoints.adapters.config import CONFIG, read_adapter_config
 from moegeo_cli.checkpoints.headers import is_there
-from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedLayoutError
+from moegeo_cli.errors import PathError, UnsupportedLayoutError
 
 ADAPTER = "adapter"  # the layout of a folder that holds an adapter and no other weights
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in peft's own order
@@ -21,22 +21,6 @@ def adapter_file(folder: Path) -> Path | None:
 def has_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter, whole or not, by file names."""
     return adapter_file(folder) is not None or is_there(folder / CONFIG)
-
-
-def need_adapter_file(folder: Path) -> Path:
-    """The same.
-
-    Raises:
-        IncompleteCheckpointError: there is none.
-    """
-    found = adapter_file(folder)
-    if found is None:
-        raise IncompleteCheckpointError(
-            f"{folder.name} has {CONFIG} and no adapter",
-            found=f"neither {' nor '.join(ADAPTER_FILES)}, and no other weights",
-            hint="copy or save the adapter again; if it is still being written, wait",
-        )
-    return found
 
 
 def find_base(folder: Path, given: Path | None = None) -> Path:
