@@ -100,11 +100,14 @@ def reference_metrics(path: Path, ids: list[list[int]]) -> dict[str, Any]:
                 )
     return {
         "loss": loss_sum / loss_count,
-        "routers": {name: _router(rows, scoring, kind in DENSE) for name, rows in tokens.items()},
+        "routers": {
+            name: router_metrics(rows, scoring, kind in DENSE) for name, rows in tokens.items()
+        },
     }
 
 
-def _router(rows: list[dict[str, Any]], scoring: str, dense: bool) -> dict[str, Any]:
+def router_metrics(rows: list[dict[str, Any]], scoring: str, dense: bool) -> dict[str, Any]:
+    """Of one router, of tokens: x input, z logits, g their gradient, i chosen, w weights."""
     experts, top_k, count = len(rows[0]["z"]), len(rows[0]["i"]), len(rows)
     uniform = [1 / experts] * experts
     furthest = 2 * math.acos(1 / math.sqrt(experts))

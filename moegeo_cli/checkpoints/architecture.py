@@ -61,6 +61,8 @@ class Architecture:
     `model_type` is the config's, `text_type` that of the part which holds the experts.
     `experts` counts the rows that compete for a token (zero experts included); the router's
     weight has `router_rows` of them, more where it scores shared experts as well.
+    `experts_by_layer` holds (layer, experts) of each layer where layers differ; `experts` is then
+    the largest that the config says.
     `top_k` is None where it varies by layer; then `top_k_by_layer` holds it.
     `moe_layers` is None where the config does not tell which layers have a router.
     `unselected_gradient` is "zero", "dense", or "verify" where nothing is known.
@@ -87,6 +89,7 @@ class Architecture:
     router_rows: int = 0
     hash_layers: tuple[int, ...] = ()
     top_k_by_layer: tuple[int, ...] | None = None
+    experts_by_layer: tuple[tuple[int, int], ...] | None = None
     zero_experts: int = 0
     balance_key: str | None = None
     encoder_decoder: bool = False
@@ -95,6 +98,21 @@ class Architecture:
     refused: str | None = None
     notes: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+
+    def experts_in(self, layer: int | None) -> int:
+        """How many experts compete in a layer."""
+        return dict(self.experts_by_layer or ()).get(layer or 0, self.experts)
+
+    def rows_in(self, layer: int | None) -> int:
+        """How many rows a layer's router has."""
+        return self.router_rows - self.experts + self.experts_in(layer)
+
+    def top_k_in(self, layer: int | None) -> int | None:
+        """How many experts a layer chooses; None where it is not known."""
+        by_layer = self.top_k_by_layer
+        if by_layer is not None and layer is not None and layer < len(by_layer):
+            return by_layer[layer]
+        return self.top_k
 
 
 def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> Architecture:
@@ -114,7 +132,9 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     facts: Mapping[str, Any] = family or {}
     stated = _find_facts(text, facts)
     experts = stated["experts"].value
-    if isinstance(experts, list):  # one number per layer; routers of one width are needed
+    listed: list[int] = []
+    if isinstance(experts, list):  # one number per layer
+        listed = experts if all(type(n) is int for n in experts) else []
         experts = max((n for n in experts if type(n) is int), default=0)
     needs = facts.get("needs")
     off = needs is not None and needs in text and not text[needs]
@@ -202,6 +222,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         router_rows=experts + zero + shared_rows,
         hash_layers=hash_layers,
         top_k_by_layer=by_layer,
+        experts_by_layer=_by_layer(listed, layers, moe_layers),
         zero_experts=zero,
         balance_key=facts.get("balance"),
         encoder_decoder=bool(facts.get("pairs", config.get("is_encoder_decoder") is True)),
@@ -221,6 +242,12 @@ def known_types() -> tuple[str, ...]:
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a config that describes the model with the experts."""
     return _find_text(config, "")[0]
+
+
+def expert_key(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Stated]:
+    """The part of a config that holds the number of experts, and how it says it."""
+    text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
+    return text, _find_facts(text, _families().get(text_type, {}))["experts"]
 
 
 def counting_values(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -292,6 +319,18 @@ def _find_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str
         "top_k": Stated() if "top_k" in facts else find_stated(config, TOP_K_KEYS, own),
         "groups": find_stated(config, GROUP_KEYS, own) if "groups" in facts else Stated(),
     }
+
+
+def _by_layer(
+    listed: list[int], layers: int | None, moe_layers: tuple[int, ...] | None
+) -> tuple[tuple[int, int], ...] | None:
+    """(layer, experts) by a config's list of all layers, or of those with a router."""
+    routed = moe_layers if moe_layers is not None else tuple(range(len(listed)))
+    if len(set(listed)) < 2:
+        return None
+    if len(listed) == layers:
+        return tuple((layer, listed[layer]) for layer in routed)
+    return tuple(zip(routed, listed, strict=True)) if len(listed) == len(routed) else None
 
 
 def _top_k(value: Any) -> tuple[int | None, tuple[int, ...] | None]:

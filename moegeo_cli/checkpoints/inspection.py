@@ -19,6 +19,7 @@ from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_ru
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
 from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 
@@ -100,6 +101,7 @@ def _describe_checkpoint(
     try:
         if models is None:
             architecture = describe_architecture(config, refuse=False)
+            architecture = with_own_experts(index, architecture)
             routers, problem = _list_routers(index, architecture)
         else:
             architecture = models.describe(checkpoint.path)[1]

@@ -211,7 +211,8 @@ def _lacking(
     index: WeightIndex, architecture: Architecture, names: Sequence[str], found: int
 ) -> IncompleteCheckpointError:
     """The error for routers that are not there, or that stand under another name."""
-    shape = (architecture.router_rows, architecture.hidden)
+    rows = None if architecture.experts_by_layer else architecture.router_rows
+    shape = (rows, architecture.hidden)
     held = {
         name: index.shape(name)
         for name in index.names()
@@ -237,7 +238,7 @@ def _lacking(
 
 
 def _check_shape(router: RouterTensors, architecture: Architecture) -> None:
-    rows, hidden = architecture.router_rows, architecture.hidden
+    rows, hidden = architecture.rows_in(router.layer), architecture.hidden
     shape = router.shape
     fits = shape[0] == rows and (hidden is None or shape[1] == hidden)
     turned = shape[1] == rows and (hidden is None or shape[0] == hidden)
@@ -277,9 +278,10 @@ def _check_selection_bias(
         )
     for router in having:
         shape = index.shape(router.selection_bias or "")
-        if shape[-1:] not in {(architecture.router_rows,), (architecture.experts,)}:
+        counts = {architecture.rows_in(router.layer), architecture.experts_in(router.layer)}
+        if shape[-1:] not in {(count,) for count in counts}:
             raise ShapeError(
                 f"{router.selection_bias} contradicts the config",
-                found=f"shape {list(shape)} for {architecture.experts} experts",
+                found=f"shape {list(shape)} for {min(counts)} experts",
                 hint="config.json and weights are of different models",
             )

@@ -54,7 +54,8 @@ class LoneRouter(nn.Module):
     ) -> None:
         super().__init__()
         self.captured, self.architecture, self.tensors = captured, architecture, tensors
-        experts, rows = architecture.experts, architecture.router_rows
+        experts = architecture.experts_in(tensors.layer)
+        rows = architecture.rows_in(tensors.layer)
         weight = index.read(tensors.weight)
         if weight.shape[0] != rows and weight.shape[1] == rows:
             weight = weight.T  # some families save it the other way round
@@ -71,10 +72,7 @@ class LoneRouter(nn.Module):
             self.bias = rows_of(index.read(tensors.bias).reshape(-1))
         if tensors.selection_bias is not None:
             self.selection_bias = rows_of(index.read(tensors.selection_bias).reshape(-1))
-        layers = architecture.top_k_by_layer
-        self.top_k = architecture.top_k
-        if layers is not None and tensors.layer is not None and tensors.layer < len(layers):
-            self.top_k = layers[tensors.layer]
+        self.top_k = architecture.top_k_in(tensors.layer)
         self.own = False  # whether what the model made of the inputs counts
 
     @property

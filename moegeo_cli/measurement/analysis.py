@@ -301,6 +301,7 @@ def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
     """What two architectures choose otherwise: E, K, groups, scoring; "a against b"."""
     facts = (
         ("experts (E)", a.experts, b.experts),
+        ("experts by layer", a.experts_by_layer, b.experts_by_layer),
         ("chosen experts a token (K)", a.top_k, b.top_k),
         ("chosen experts by layer", a.top_k_by_layer, b.top_k_by_layer),
         ("groups of experts", a.selection.groups, b.selection.groups),

@@ -47,6 +47,7 @@ from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.replay.uneven_models import compute_experts_by
 
 # Inputs are wide: never more tokens, nor more bytes of them over all layers.
 KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
@@ -249,14 +250,13 @@ def _input_modules(blocks: dict[str, ExpertBlock | None]) -> dict[str, nn.Module
 def _one_by_one(model: Any) -> Iterator[None]:
     """Experts computed one by one: grouped products have no second derivative, and need widths."""
     inner = getattr(model, "inner", model)
-    change = getattr(inner, "set_experts_implementation", None)
     before = getattr(getattr(inner, "config", None), "_experts_implementation", None)
-    if change is None:
+    if not hasattr(inner, "set_experts_implementation"):
         yield
         return
-    change("eager")
+    compute_experts_by(inner, "eager")
     try:
         yield
     finally:
         if before is not None and not getattr(model, "_moegeo_eager", False):
-            change(before)
+            compute_experts_by(inner, before)

@@ -20,6 +20,7 @@ from moegeo_cli.checkpoints.folders import find_config, given_config
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, layer_of
+from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UnsupportedLayoutError, UsageError
 from moegeo_cli.measurement.code_identity import (
@@ -58,8 +59,9 @@ class Models:
 
         Raises: what reading the config raises, and a family that cannot be measured.
         """
-        config = read_config(find_config(path, self.config))
-        return config, describe_architecture(config)
+        place = find_config(path, self.config)
+        config = read_config(place)
+        return config, with_own_experts(open_effective(path, place), describe_architecture(config))
 
     def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
         """The routers among a checkpoint's tensors.

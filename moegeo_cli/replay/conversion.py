@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.replay.model_config import auto_class, open_config
+from moegeo_cli.replay.uneven_models import join_layers
 
 # Conversions that leave the first dimension, that of the experts, as it is.
 BY_EXPERT = {"MergeModulelist", "Concatenate", "Transpose", "Interleave"}
@@ -40,15 +41,30 @@ class Source:
         return tuple(name for names in self.patterns.values() for name in names)
 
 
-def build_skeleton(path: Path, dtype: torch.dtype, device: torch.device) -> Any:
+def build_skeleton(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    experts: Mapping[int, int] | None = None,
+) -> Any:
     """The model that config.json describes, without weights: parameters take no memory.
 
     Buffers that no file holds (rotary frequencies) are there, on `device`.
 
+    Args:
+        path: the folder of config.json.
+        dtype: of the parameters.
+        device: where those buffers lie.
+        experts: layer -> its number of experts, where layers differ.
+
     Raises:
         UnsupportedArchitectureError: transformers has no such language model.
     """
-    config = open_config(path)
+    return join_layers(lambda count: _build_empty(path, dtype, device, count), experts or {})
+
+
+def _build_empty(path: Path, dtype: torch.dtype, device: torch.device, experts: int | None) -> Any:
+    config = open_config(path, experts)
     auto, architecture = auto_class(config)
     kernel = "sdpa" if architecture._supports_sdpa else None
     with torch.device("meta"):

@@ -10,7 +10,7 @@ Embeddings, norms, head and routers are resident: the layers' own parameters com
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from moegeo_cli.replay.expert_stream import ExpertChunks, chunked_parameters
 from moegeo_cli.replay.layer_files import LayerFiles, named_tensors
 from moegeo_cli.replay.memory import Sizes
 from moegeo_cli.replay.routers import LAYER_INDEX, SELECTION_BIASES, find_routers
+from moegeo_cli.replay.uneven_models import compute_experts_by
 
 
 class _Reached(BaseException):  # no handler in a model's code may take it for an error
@@ -39,17 +40,24 @@ class LayerStream:
         path: the folder of config.json.
         device: where it computes.
         dtype: in which dtype.
+        experts: layer -> its number of experts, where layers differ.
 
     Attributes:
         model: the module tree; parameters of layers are without memory until they are loaded.
         layers: the layers that come and go, in the order in which the model runs them.
     """
 
-    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        experts: Mapping[int, int] | None = None,
+    ) -> None:
         self.config, self.device, self.dtype = path, device, dtype
         self.ahead = device.type != "cpu"  # there, the system's own reading ahead is enough
         with quiet_transformers():
-            self.model = build_skeleton(path, dtype, device)
+            self.model = build_skeleton(path, dtype, device, experts)
         routers = find_routers(self.model)
         stacks = {r.path[: m.start(1)] for r in routers if (m := LAYER_INDEX.search(r.path))}
         if not stacks or any(LAYER_INDEX.search(r.path) is None for r in routers):
@@ -136,7 +144,7 @@ class LayerStream:
         self.files.refuse_missing(self.resident)
         self.chunks = [[] for _ in self.layers]
         if chunk_bytes is not None:
-            self.model.set_experts_implementation("eager")
+            compute_experts_by(self.model, "eager")
             self.chunks = [
                 [ExpertChunks(self.files, module, names, chunk_bytes) for module, names in found]
                 for found in self.fused

@@ -21,8 +21,10 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.adapters.files import has_adapter
+from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
+from moegeo_cli.checkpoints.uneven import say_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -31,6 +33,7 @@ from moegeo_cli.errors import (
     ShapeError,
     UnsafeFileError,
     UnsupportedArchitectureError,
+    UsageError,
 )
 from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.adapting import trace_config, trace_model
@@ -38,6 +41,7 @@ from moegeo_cli.replay.conversion import convert_into, quiet_transformers
 from moegeo_cli.replay.memory import free_bytes
 from moegeo_cli.replay.model_config import auto_class, open_config
 from moegeo_cli.replay.stored import StoredTensor
+from moegeo_cli.replay.uneven_models import load_uneven, own_experts
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -104,10 +108,20 @@ def load_model(
     index = open_effective(path, config_folder, trace=partial(trace_config, config_folder or path))
     if index.obstacle is not None:
         raise index.obstacle
+    place = config_folder or path
+    experts = own_experts(index, read_config(place))
+    if experts and placed:
+        raise UsageError(
+            "a model whose layers have different numbers of experts is not placed in parts",
+            found=f"--device-map, and {say_experts(experts)}",
+            hint="leave --device-map out; --stream reads a layer at a time",
+        )
+    if experts:
+        return _ready(load_uneven(path, place, device, dtype, experts), device)
     index.resolve()
     try:
         with quiet_transformers():
-            config = open_config(config_folder or path)
+            config = open_config(place)
             auto, architecture = auto_class(config)
             options: dict[str, Any] = {
                 "dtype": dtype,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import counting_values
+from moegeo_cli.checkpoints.architecture import counting_values, expert_key
 from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.errors import UnsupportedArchitectureError
 
 
-def open_config(folder: Path) -> Any:
+def open_config(folder: Path, experts: int | None = None) -> Any:
     """The config of the part that writes, without what it says of quantisation.
 
     Where config.json holds E, K or groups twice, the model gets the key that counts: transformers
@@ -18,21 +19,44 @@ def open_config(folder: Path) -> Any:
 
     Args:
         folder: of config.json.
+        experts: E of every layer; None for what the config says.
 
     Raises: what transformers and reading the file raise.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    document = read_config(folder)
+    _, stated = expert_key(document)
+    values = counting_values(document)[1]
+    if experts is not None and stated.key is not None:
+        values[stated.key] = experts
+    if isinstance(stated.value, list) and experts is not None:  # which no class takes
+        config = _of_document(document, experts)
+    else:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     config = unquantised(language_config(config))
     part = config.get_text_config()
-    for key, value in counting_values(read_config(folder))[1].items():
+    for key, value in values.items():
         *owners, name = key.split(".")
         held = part
         for owner in owners:
             held = getattr(held, owner)
         setattr(held, name, value)
     return config
+
+
+def _of_document(document: dict[str, Any], experts: int) -> Any:
+    """The config of a document whose number of experts is a list, with one number instead."""
+    from transformers import AutoConfig
+
+    document = copy.deepcopy(document)
+    held, stated = expert_key(document)
+    *owners, name = str(stated.key).split(".")
+    for owner in owners:
+        held = held[owner]
+    assert isinstance(held, dict)
+    held[name] = experts
+    return AutoConfig.for_model(document.pop("model_type"), **document)
 
 
 def unquantised(config: Any) -> Any:

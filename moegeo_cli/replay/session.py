@@ -46,6 +46,7 @@ from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.sharing import collect, share_batches
 from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.replay.uneven_models import compute_experts_by
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"
@@ -99,7 +100,7 @@ def replay(
             result = once() if ranks is None else ranks.together(once)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if UNGROUPED in str(error) and EAGER not in notes:
-                model.set_experts_implementation("eager")  # type: ignore[operator]
+                compute_experts_by(model, "eager")
                 model._moegeo_eager = True  # type: ignore[assignment]
                 notes.append(EAGER)
                 continue

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.global_state import seeded
@@ -34,6 +36,7 @@ from moegeo_cli.replay.memory import (
 )
 from moegeo_cli.replay.model_config import auto_class, open_config
 from moegeo_cli.replay.streamed import streamed
+from moegeo_cli.replay.uneven_models import join_layers, own_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,14 @@ class WholeModels:
 
     def initialise(self, path: Path, seed: int) -> nn.Module:
         """See `ModelSource`."""
-        config = open_config(find_config(path, self.config))
-        with seeded(seed):
-            model = auto_class(config)[0].from_config(config, dtype=self.dtype)
+        place = find_config(path, self.config)
+
+        def build(experts: int | None) -> Any:
+            config = open_config(place, experts)
+            with seeded(seed):
+                return auto_class(config)[0].from_config(config, dtype=self.dtype)
+
+        model = join_layers(build, _own_experts(path, place))
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
@@ -145,7 +153,8 @@ class StreamedModels:
         """
         if self._stream is None:
             return_freed_blocks()
-            self._stream = LayerStream(find_config(path, self.config), self.device, self.dtype)
+            place = find_config(path, self.config)
+            self._stream = LayerStream(place, self.device, self.dtype, _own_experts(path, place))
             warm_up(self.device, self.dtype)
             self._held = held_bytes(self.device) + SMALL_BLOCKS
         stream = self._stream
@@ -190,3 +199,8 @@ class StreamedModels:
             process=self._held,
             free=free_bytes(self.device),
         )
+
+
+def _own_experts(path: Path, config: Path) -> dict[int, int]:
+    """Layer -> its number of experts, where those of a checkpoint differ; else {}."""
+    return own_experts(open_effective(path, config), read_config(config))

@@ -22,6 +22,7 @@ from moegeo_cli.checkpoints.routers import (
     find_router_tensors,
 )
 from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.geometry.fresh import MOST_ROWS, pool, row_alignment
 from moegeo_cli.triage.layer_sums import LayerSums
@@ -101,6 +102,8 @@ def sum_checkpoint(
     index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own, trace=trace)
     index.resolve()
     config, architecture = _describe(checkpoint, models)
+    if architecture is not None and not own and index.obstacle is None:
+        architecture = with_own_experts(index, architecture)
     routers, notes = _routers(index, architecture, models if own else None)
     by_layer: dict[str, list[str]] = {}
     for name in index.names():

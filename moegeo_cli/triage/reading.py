@@ -222,7 +222,7 @@ def _upright(
     """A router's weight with an expert a row: some families store it the other way round."""
     if weight is None or weight.ndim != 2:
         return None
-    rows = architecture.router_rows if architecture is not None else None
+    rows = architecture.rows_in(router.layer) if architecture is not None else None
     if rows is not None and weight.shape[0] != rows and weight.shape[1] == rows:
         return np.ascontiguousarray(weight.T)
     return weight
