@@ -32,7 +32,7 @@ def router_frozen(past: Past) -> Outcome:
         past,
         f"the router of {_since(found, looked, lambda x: held[x.router])}",
         found,
-        "the optimizer does not hold it, it has no gradient, or it is frozen on purpose",
+        "The optimizer does not hold it, it has no gradient, or it is frozen on purpose",
         _count("routers_frozen", len(found)),
     )
 
@@ -65,10 +65,10 @@ def experts_frozen(past: Past) -> Outcome:
     if partly:
         first = _latest(e for router in partly for e in since[router].values())
         words.append(f"{by_layer(partly, past.layers)} since {first.name}")
-    causes = "the optimizer does not hold them, or they are frozen on purpose"
+    causes = "The optimizer does not hold them, or they are frozen on purpose"
     if partly:
         causes += (
-            "; an expert that no token reached stays as it is too where there is no weight decay"
+            ". An expert that no token reached stays as it is too where there is no weight decay"
         )
     count = sum(len(held) for held in since.values())
     return _frozen(past, " and ".join(words), found, causes, _count("experts_frozen", count))
@@ -97,10 +97,10 @@ def _frozen(
     evidence: tuple[Evidence, ...],
 ) -> Found:
     asked = past.now.sums.frozen_by
-    why = f"as {asked[0]} says" if asked else causes
+    why = f"That is asked for: {asked[0]}" if asked else causes
     return Found(
         "info" if asked else "watch",
-        f"{what}: equal bit for bit, while other weights move: {why}",
+        f"equal bit for bit while other weights move: {what}. {why}",
         numbers(found),
         evidence,
         EXACT,
@@ -138,8 +138,8 @@ def _reset(
     some = f" ({by_layer(partly, layers)})" if partly else ""
     return Found(
         "failing",
-        f"{what} went back, bit for bit, after having moved: {where}{some}: lost at a resume, or "
-        "taken from another file",
+        f"{what} went back to an earlier checkpoint's bytes after they had moved: {where}{some}. "
+        "They were lost at a resume, or taken from another file",
         numbers(x for x in layers if x.router in back),
         _count(name, sum(len(held) for held in back.values())),
         EXACT,

@@ -16,9 +16,7 @@ SHOWN_GROUPS = 4
 
 def router_nonfinite(past: Past) -> Outcome:
     """NaN or infinity in a router or in a bias."""
-    return _rows(
-        past, lambda x: x.router_nonfinite, "have NaN or infinity in the router's row or bias"
-    )
+    return _rows(past, lambda x: x.router_nonfinite, "NaN or infinity in rows or biases of routers")
 
 
 def router_zero(past: Past) -> Outcome:
@@ -28,7 +26,7 @@ def router_zero(past: Past) -> Outcome:
     return _rows(
         past,
         lambda x: tuple(e for e in x.zero_rows if e not in x.masked),
-        "have a router row of zeros",
+        "router rows of zeros",
     )
 
 
@@ -66,8 +64,8 @@ def experts_masked(past: Past) -> Outcome:
     count = sum(len(x.masked) for x in found)
     return Found(
         "info",
-        f"{by_layer({x.router: x.masked for x in found}, past.layers)}: switched off by the "
-        "router's row or bias: no token chooses them",
+        "switched off by a router's row or bias, so that no token chooses them: "
+        f"{by_layer({x.router: x.masked for x in found}, past.layers)}",
         numbers(found),
         (Evidence("experts_masked", Metric(float(count))),),
         EXACT,
@@ -147,4 +145,4 @@ def _rows(past: Past, which: Callable[[LayerSums], Sequence[int]], words: str) -
     whole = [x for x in found if x.router not in experts]
     said = [f"all experts of {layers_words(whole, past.layers)}"] if whole else []
     said += [by_layer(experts, past.layers)] if experts else []
-    return Found("failing", f"{'; '.join(said)} {words}", numbers(found), (), EXACT)
+    return Found("failing", f"{words}: {'; '.join(said)}", numbers(found), (), EXACT)
