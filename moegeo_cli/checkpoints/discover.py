@@ -23,7 +23,8 @@ from moegeo_cli.checkpoints.folders import (
     read_config,
     read_trainer_state,
 )
-from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
 from moegeo_cli.checkpoints.weights import detect_layout, open_weights
 from moegeo_cli.errors import (
@@ -294,6 +295,13 @@ def _no_checkpoint(folder: Path, entries: Sequence[Path]) -> MoegeoError:
     foreign = recognise_foreign(folder)
     if foreign is not None:
         return refuse_foreign(folder, foreign)
+    snapshot = find_snapshot(folder) if (folder / "snapshots").is_dir() else None
+    if snapshot is not None:
+        return NoCheckpointError(
+            f"{folder} is a model's folder in the Hub's cache; its snapshots are the checkpoints",
+            found=", ".join(list_names(folder / "snapshots")[:4]),
+            hint=f"give {snapshot}",
+        )
     names = [entry.name for entry in entries]
     if "config.json" in names or any("-of-" in name for name in names):
         try:

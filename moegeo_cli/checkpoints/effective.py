@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from moegeo_cli.checkpoints.accounting import known_reason
 from moegeo_cli.checkpoints.adapters.changes import Matrices
 from moegeo_cli.checkpoints.adapters.config import CONFIG, read_adapter_config
 from moegeo_cli.checkpoints.adapters.files import (
@@ -117,6 +118,7 @@ class EffectiveWeights(WeightIndex):
             dequantised=len(plan.recipes),
             unwrapped=unwrapped.wrappers,
         )
+        self.obstacle = self.obstacle or _empty(self.folder, kept)
         if plan.problems and self.obstacle is None:
             self.obstacle = _unreadable(self.folder, plan.problems)
 
@@ -349,6 +351,21 @@ def read_settings(config_folder: Path, folder: Path) -> dict[str, Any]:
                 if isinstance(level, dict) and isinstance(level.get(key), dict):
                     found |= level[key]
     return found
+
+
+def _empty(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:
+    """Why tensors without elements are no model's; None where there are none."""
+    names = [n for n, info in infos.items() if not info.elements and known_reason(n) is None]
+    if not names:
+        return None
+    return IncompleteCheckpointError(
+        f"{folder.name}: {len(names)} of {len(infos)} tensors have no elements, as ZeRO-3 leaves "
+        "them where nobody gathers the weights before a save",
+        found=", ".join(f"{name} {list(infos[name].shape)}" for name in sorted(names)[:3]),
+        hint="make the weights of DeepSpeed's own checkpoint with its zero_to_fp32.py, or train "
+        "with stage3_gather_16bit_weights_on_model_save and save again",
+        context={"tensors": sorted(names)[:64]},
+    )
 
 
 def _unreadable(folder: Path, problems: Sequence[tuple[str, str]]) -> UnsupportedLayoutError:

@@ -10,12 +10,14 @@ Legend: E experts.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from moegeo_cli.checkpoints.misplaced import layer_path, shared_parts
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import IncompleteCheckpointError, ShapeError
 
 _SINGLE = re.compile(
     r"^(?P<block>(?:.*\.)?experts)\.(?:expert_)?(?P<expert>\d{1,5})\.(?P<role>.+)$"
@@ -85,6 +87,47 @@ def find_expert_tensors(
             continue
         found[router.module] += _of_tensor(name, index.shape(name), router)
     return {module: _sorted(tensors) for module, tensors in found.items()}
+
+
+def check_expert_shapes(index: WeightIndex, routers: Sequence[RouterTensors]) -> None:
+    """Check that the experts of a layer are alike: one shape for each of their tensors.
+
+    transformers lays them on each other, and says nothing that helps where that fails.
+
+    Args:
+        index: the checkpoint's tensors.
+        routers: its routers.
+
+    Raises:
+        IncompleteCheckpointError: an expert lacks a tensor that the others have, by name.
+        ShapeError: one has another shape than the others.
+    """
+    for held in find_expert_tensors(index, routers).values():
+        by_role: dict[str, dict[int, ExpertTensor]] = {}
+        for expert, tensors in held.experts.items():
+            for tensor in tensors:
+                by_role.setdefault(tensor.role, {})[expert] = tensor
+        for role, own in by_role.items():
+            lacking = sorted(set(range(max(held.experts) + 1)) - set(own))
+            if lacking and any(tensor.is_matrix for tensor in own.values()):
+                near = own[min(own)]
+                name = near.name.replace(f".{near.expert}.", f".{lacking[0]}.")
+                raise IncompleteCheckpointError(
+                    f"an expert lacks a tensor that the others have: {name}",
+                    found=f"{len(own)} experts with {role}, numbered up to {max(held.experts)}",
+                    hint="save or download the checkpoint again",
+                    context={"missing": name},
+                )
+            shapes = Counter(tensor.shape for tensor in own.values())
+            usual = shapes.most_common(1)[0][0]
+            other = next((tensor for tensor in own.values() if tensor.shape != usual), None)
+            if other is not None:
+                raise ShapeError(
+                    f"{other.name} has another shape than that of the other experts",
+                    found=f"{list(other.shape)} for {list(usual)}",
+                    hint="experts of unequal width are not read; else save the checkpoint again",
+                    context={"tensor": other.name, "shape": list(other.shape)},
+                )
 
 
 def _of_tensor(name: str, shape: tuple[int, ...], router: RouterTensors) -> Iterable[ExpertTensor]:

@@ -9,6 +9,7 @@ from typing import Any
 from moegeo_cli.checkpoints.adapters.config import read_adapter_config
 from moegeo_cli.checkpoints.adapters.files import ADAPTER, find_base
 from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.hub_cache import advise_missing
 from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.layouts import (
     DISTRIBUTED,
@@ -181,4 +182,4 @@ def _not_a_folder(path: Path) -> MoegeoError:
         )
     if path.is_symlink():
         return PathError(f"{path} is a link that leads nowhere", hint="check the link's target")
-    return PathError(f"{path} does not exist", hint="check the path; moegeo downloads nothing")
+    return PathError(f"{path} does not exist", hint=advise_missing(path))

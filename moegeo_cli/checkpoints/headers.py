@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedL
 
 # The reference reader refuses longer headers too; a broken length must not allocate gigabytes.
 MAX_HEADER_BYTES = 100_000_000
+# How the text begins that Git LFS leaves in the place of a file; it has about 130 bytes.
+_POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 # numpy's own limit; no weight of a model comes near it.
 MAX_DIMENSIONS = 32
 
@@ -176,6 +179,7 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
     Raises:
         PathError: absent, not a regular file, a loop of links, or unreadable.
+        IncompleteCheckpointError: a pointer of Git LFS in the place of the file.
     """
     try:
         status = path.stat()
@@ -188,6 +192,9 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
             f"{path} cannot be read", found=reason, hint="check the path and its permissions"
         ) from None
     try:
+        if status.st_size <= _LARGEST_POINTER and file.read(len(_POINTER)) == _POINTER:
+            raise _pointer(path)
+        file.seek(0)
         yield file, status.st_size
     except OSError as error:
         raise PathError(f"{path} cannot be read", found=error.strerror) from None
@@ -261,6 +268,15 @@ def _check_coverage(
         position = info.end
     if position != file_size:
         raise _damaged(path, f"{file_size} bytes where the header describes {position}")
+
+
+def _pointer(path: Path) -> IncompleteCheckpointError:
+    return IncompleteCheckpointError(
+        f"{path.name} is a Git LFS pointer, not the file that it stands for",
+        found=f"{path.stat().st_size} bytes of text that name the file by its hash",
+        hint=f"get the files themselves: cd {shlex.quote(str(path.parent))} && git lfs pull",
+        context={"path": str(path)},
+    )
 
 
 def _damaged(path: Path, found: str) -> IncompleteCheckpointError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ class ForeignLayout:
     """A layout that must be converted first.
 
     `patterns` are alternatives; each is a tuple of globs that must all match in the folder.
-    `{path}` in the hint stands for the folder.
+    `{path}` in the hint stands for the folder, `{zero}` for DeepSpeed's command that converts it.
     """
 
     name: str
@@ -43,11 +44,10 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
         (
             ("zero_to_fp32.py",),
             ("*zero_pp_rank_*_optim_states.pt",),
-            ("mp_rank_*_model_states.pt",),
+            ("*_model_states.pt",),
             ("global_step*/*_model_states.pt",),
         ),
-        "convert it: cd {path} && python zero_to_fp32.py . OUT --safe_serialization, "
-        "and copy config.json and the tokenizer into OUT",
+        "convert it: {zero}, and copy config.json and the tokenizer into OUT",
     ),
     ForeignLayout(
         "a Megatron checkpoint",
@@ -98,6 +98,18 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
         "load it with a transformers 4 from_pretrained(from_tf=True / from_flax=True) and save it",
     ),
     ForeignLayout(
+        "a checkpoint of Lightning",
+        (
+            ("epoch=*.ckpt",),
+            ("last.ckpt",),
+            ("checkpoints/*.ckpt",),
+            ("version_*/checkpoints/*.ckpt",),
+            ("lightning_logs",),
+        ),
+        "where it was trained: MODULE.load_from_checkpoint(CKPT).model.save_pretrained(OUT); or "
+        "give the folder of the .ckpt files with --model PACKAGE.MODULE:CALLABLE",
+    ),
+    ForeignLayout(
         "bare torch files without a Hugging Face layout",
         (("*.pt",), ("*.pth",), ("*.ckpt",)),
         "save the model with save_pretrained(), so that config.json and model.safetensors lie "
@@ -127,9 +139,25 @@ def recognise_foreign(folder: Path) -> ForeignLayout | None:
 
 def refuse_foreign(folder: Path, layout: ForeignLayout) -> UnsupportedLayoutError:
     """The error that names the layout and the command that converts it."""
+    hint = layout.hint.replace("{path}", shlex.quote(str(folder)))
     return UnsupportedLayoutError(
         f"{folder} is {layout.name}, which moegeo does not read",
         found=", ".join(list_names(folder)[:8]),
-        hint=layout.hint.replace("{path}", shlex.quote(str(folder))),
+        hint=hint.replace("{zero}", _zero(folder)),
         context={"layout": layout.name},
     )
+
+
+def _zero(folder: Path) -> str:
+    """The command that makes weights of a ZeRO checkpoint: its script lies above global_stepN."""
+    script = "zero_to_fp32.py"
+    place = folder.absolute()
+    if not is_there(place / script) and is_there(place.parent / script):
+        where, tag = place.parent, f" --tag {shlex.quote(place.name)}"
+    elif is_there(place / script):
+        where, tag = place, ""
+    else:  # the script was not copied along; DeepSpeed itself has it
+        step = bool(re.fullmatch(r"global_step\d+", place.name))
+        where, tag = (place.parent, f" --tag {place.name}") if step else (place, "")
+        script = "-m deepspeed.utils.zero_to_fp32"
+    return f"cd {shlex.quote(str(where))} && python {script} . OUT{tag} --safe_serialization"

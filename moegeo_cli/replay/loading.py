@@ -23,6 +23,7 @@ from torch import nn
 from moegeo_cli.checkpoints.adapters.files import has_adapter
 from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
 from moegeo_cli.checkpoints.uneven import say_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -43,6 +44,7 @@ from moegeo_cli.replay.model_config import auto_class, open_config
 from moegeo_cli.replay.stored import StoredTensor
 from moegeo_cli.replay.uneven_models import load_uneven, own_experts
 
+GENERATION = "generation_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -134,16 +136,18 @@ def load_model(
                 **(placed or {}),
             }
             index.check_type(config.model_type)
+            if place != path and not is_there(path / GENERATION):  # transformers wants one
+                options["generation_config"] = GenerationConfig.from_model_config(config)
             # transformers itself would look at an adapter, or at what is left of one
             if index.is_plain and index.layout != DISTRIBUTED and not has_adapter(path):
                 model, report = auto.from_pretrained(path, config=config, **options)
             else:
                 if architecture.config_class is config.sub_configs.get("text_config"):
                     config = config.get_text_config()  # as auto does, which wants a path
+                options["generation_config"] = GenerationConfig()
                 model, report = architecture.from_pretrained(
-                    None, config=config, state_dict=lazy_state(index),
-                    generation_config=GenerationConfig(), **options
-                )  # fmt: skip
+                    None, config=config, state_dict=lazy_state(index), **options
+                )
     except MoegeoError:
         raise
     except Exception as error:
@@ -254,6 +258,12 @@ def explain(path: Path, error: Exception) -> MoegeoError:
     if "trust_remote_code" in low or "does not recognize" in low or "unrecognized" in low:
         return UnsupportedArchitectureError(
             f"{path.name}: transformers cannot open this model type", found=first
+        )
+    if "`conversion` entries" in low:  # of a report that is not printed
+        return IncompleteCheckpointError(
+            f"{path.name}: its tensors cannot be put together as the model holds them",
+            found="experts or matrices whose shapes or numbers do not fit each other",
+            hint="save the checkpoint again with model.save_pretrained",
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return ResourceError(f"{path.name}: not enough memory to load", found=first)

@@ -1,0 +1,56 @@
+"""The Hugging Face Hub's cache on this machine: where a downloaded model lies in it.
+
+The cache keeps a model as `models--ORG--NAME/snapshots/HASH`; each snapshot is a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from moegeo_cli.checkpoints.headers import is_there, list_names
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def find_snapshot(folder: Path) -> Path | None:
+    """The snapshot that a model's folder in the cache stands for.
+
+    Args:
+        folder: `models--ORG--NAME`.
+
+    Returns:
+        The one that the reference `main` names, else the last by name; None where there is none.
+    """
+    snapshots = folder / "snapshots"
+    try:
+        revision = (folder / "refs" / "main").read_text(encoding="utf-8")[:64].strip()
+    except (OSError, ValueError):
+        revision = ""
+    if re.fullmatch(r"\w+", revision) and is_there(snapshots / revision):
+        return snapshots / revision
+    held = list_names(snapshots)
+    return snapshots / held[-1] if held else None
+
+
+def advise_missing(path: Path) -> str:
+    """What to do about a path that does not exist: it may be a model's name on the Hub."""
+    name = path.as_posix()
+    if not _NAME.fullmatch(name):
+        return "check the path; moegeo downloads nothing"
+    snapshot = find_snapshot(_cache() / f"models--{name.replace('/', '--')}")
+    if snapshot is not None:
+        return f"the Hub's cache on this machine holds {name}: give {snapshot}"
+    return (
+        f"check the path; moegeo downloads nothing: for the model of that name on the Hub, "
+        f"hf download {name} --local-dir FOLDER, then give FOLDER"
+    )
+
+
+def _cache() -> Path:
+    """Where huggingface_hub keeps its cache, by the variables that it reads."""
+    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    home = os.environ.get("HF_HOME")
+    above = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(own or (f"{home}/hub" if home else f"{above}/huggingface/hub")).expanduser()
