@@ -137,8 +137,9 @@ class EffectiveWeights(WeightIndex):
         if self.merging is not None and self.record.adapter is not None:
             known = self.obstacle is None
             moves = measure_moves(self, self, self.merging.touched) if known else None
-            adapter = {"merged": self.record.adapter, "base": self.merging.config.base,
-                       "moves": moves}  # fmt: skip
+            base = self.merging.config.base
+            named = Path(base).name if base is not None and Path(base).is_absolute() else base
+            adapter = {"merged": self.record.adapter, "base": named, "moves": moves}
         return {
             "scheme": list(self.record.scheme),
             "dequantised": self.record.dequantised,

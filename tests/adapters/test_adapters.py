@@ -101,7 +101,9 @@ def test_an_adapter_alone_and_beside_weights_is_its_merged_model(
         (checkpoint,) = measure(path, probe, stream=stream).checkpoints
         assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
         assert "LoRA adapter of rank 4" in checkpoint.replay["weights"]["adapter"]["merged"]
-        assert any("LoRA adapter" in note for note in checkpoint.replay["notes"])
+        (note,) = [note for note in checkpoint.replay["notes"] if "LoRA adapter" in note]
+        assert ("routers stay as they are" in note) is (kind != "routers")
+        assert (" move by " in note) is (kind != "attention")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -61,17 +61,17 @@ def measure_moves(
 def say_moves(moves: Sequence[Mapping[str, Any]]) -> str:
     """The same in words."""
     words = []
-    for part, name in (("router", "routers of"), ("experts", "experts of")):
+    for part, name in (("router", "routers"), ("experts", "experts")):
         held = [m for m in moves if m["part"] == part]
         if not held:
-            words.append(f"no {name.removesuffix(' of')}")
+            words.append(f"{name} stay as they are")
             continue
         sizes = [m["relative"] for m in held if m["relative"] is not None]
-        layers = f"{len(held)} layer{'s' if len(held) > 1 else ''}"
+        layers = f"{name} of {len(held)} layer{'s' if len(held) > 1 else ''} move"
         range_ = f" by {min(sizes):.2g} to {max(sizes):.2g} of their norm" if sizes else ""
         tried = any(m["experts"] != m["of"] for m in held)
-        words.append(f"{name} {layers}{range_}{f' ({TRIED} a layer read)' if tried else ''}")
-    return f"it moves {' and '.join(words)}"
+        words.append(f"{layers}{range_}{f' ({TRIED} experts a layer read)' if tried else ''}")
+    return ", ".join(words)
 
 
 def _entry(
