@@ -142,7 +142,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         raise ShapeError(
             "the number of experts in config.json is not a whole number", found=repr(experts)[:80]
         )
-    if experts is None and "model_type" not in config:
+    if experts is None and "model_type" not in config and isinstance(config.get("model"), Mapping):
         raise _not_of_transformers(config)
     if type(experts) is not int or experts < 2 or off:
         raise DenseModelError(
@@ -237,16 +237,12 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
 
 
 def _not_of_transformers(config: Mapping[str, Any]) -> UnsupportedArchitectureError:
-    """The error for a config of another framework."""
-    own = "give the model's own config.json with --config"
-    olmo = (
-        "export the checkpoint to Hugging Face format (OLMo-core: "
-        f"src/examples/huggingface/convert_checkpoint_to_hf.py), or {own}"
-    )
+    """The error for the config of a training framework, which holds its model's as a part."""
     return UnsupportedArchitectureError(
         "config.json is not of transformers: it has no model_type",
-        found=f"keys {', '.join(list(config)[:8])}" if config else "an empty config",
-        hint=olmo if isinstance(config.get("model"), Mapping) else own,
+        found=f"keys {', '.join(list(config)[:8])}",
+        hint="export the checkpoint to Hugging Face format (OLMo-core: src/examples/huggingface/"
+        "convert_checkpoint_to_hf.py), or give the model's own config.json with --config",
     )
 
 

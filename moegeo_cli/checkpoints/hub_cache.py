@@ -5,7 +5,6 @@ The cache keeps a model as `models--ORG--NAME/snapshots/HASH`; each snapshot is 
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -49,8 +48,7 @@ def advise_missing(path: Path) -> str:
 
 
 def _cache() -> Path:
-    """Where huggingface_hub keeps its cache, by the variables that it reads."""
-    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    home = os.environ.get("HF_HOME")
-    above = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(own or (f"{home}/hub" if home else f"{above}/huggingface/hub")).expanduser()
+    """Where huggingface_hub keeps its cache, by its own settings."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)

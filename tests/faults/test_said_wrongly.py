@@ -126,7 +126,7 @@ def test_the_hubs_cache_names_its_snapshots(
     (model / "refs" / "main").write_text("aaa")
     said = f"give {model / 'snapshots' / 'aaa'}"
     assert said in refuse(model, NoCheckpointError)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     assert said in refuse(Path("org/name"), PathError)
     assert "hf download org/other" in refuse(Path("org/other"), PathError)
     assert "hf download" not in refuse(Path("a/b/c"), PathError)
