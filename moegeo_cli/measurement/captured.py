@@ -44,7 +44,7 @@ class CapturedModels:
         config: where `--config` says that config.json is.
     """
 
-    manner = Manner()
+    manner = Manner(form="captured", unplanned="only routers and their captured inputs are held")
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from torch import nn
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measurement.arrays import CheckpointArrays
-from moegeo_cli.measurement.fitting import choose_source
+from moegeo_cli.measurement.fitting import Request, choose_source
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.measurement.provenance import running_versions
 from moegeo_cli.measurement.ready import Ready, digest, prepare, say_notes
@@ -27,7 +27,6 @@ from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.accounting import recall
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.loading import resolve_device, resolve_dtype
-from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan, Replay
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.routers import Router
@@ -75,7 +74,7 @@ class Measurer:
         )
         if self._source is not None:
             self.dtype = self._source.dtype
-        self.memory: str | None = None  # what a streamed replay held, in words
+        self.memory: str | None = None  # what a replay held, in words
 
     def measure(
         self, path: Path, progress: Callable[[int], None] | None = None
@@ -100,8 +99,11 @@ class Measurer:
         """Where models come from; `path`, the first checkpoint, tells how large they are."""
         if self._source is None:
             self._source = choose_source(
-                path, self.settings, self.probe, self.groups_S, self.device, self.dtype,
-                self._config, shared=self.ranks is not None,
+                Request(
+                    path, self.config, self.architecture, self.probe, self.groups_S,
+                    self.settings, self.device, self.dtype, self._config,
+                ),
+                shared=self.ranks is not None,
             )  # fmt: skip
         source: ModelSource = self._source
         return source
@@ -178,8 +180,7 @@ class Measurer:
         ready, outcome, _ = self._replay(give, progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
         tokens, manner = self.probe.tokens, self.manner
-        if manner.terms is not None:
-            self.memory = say_memory(manner.terms, peak_bytes(self.device))
+        self.memory = manner.say_memory(self.device)
         adam = self._adam(model, path, asked)
         input_rows = self._input_rows(asked, tokens)
         measured = [
@@ -209,6 +210,7 @@ class Measurer:
                 else manner.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
+                "memory": manner.describe_memory(),
                 "weights": recall(model),
                 **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
                 "notes": say_notes(ready, manner, outcome, self.probe),

@@ -30,7 +30,6 @@ from moegeo_cli.measurement.routing_trajectory import Stage, snapshot, stage_fig
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
-from moegeo_cli.replay.memory import peak_bytes, say_memory
 from moegeo_cli.replay.plan import Plan
 
 
@@ -102,8 +101,9 @@ class RoutingReplay:
         )
         rows_N = plan.sample_rows
         assert rows_N is not None
-        if self.listener and measurer.manner.terms is not None:
-            self.listener.note(say_memory(measurer.manner.terms, peak_bytes(measurer.device)))
+        held = measurer.manner.say_memory(measurer.device)
+        if self.listener and held is not None:
+            self.listener.note(held)
         skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
         routers = []
         for trace in outcome.traces:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -73,11 +73,29 @@ class LayerFiles:
         for target in sorted(set(targets) & set(self.sources)):
             names = self.sources[target].names
             state = {n: self._stored(n) for n in names}
-            if sum(self.index.info(n).elements for n in names) >= LARGE:
+            if self.elements(target) >= LARGE:
                 self._convert(state)
             else:
                 together |= state
         self._convert(together)
+
+    def groups(self, most: int) -> Iterator[list[str]]:
+        """Parameters that are loaded together, each group of at most so many bytes or of one."""
+        group: list[str] = []
+        held = 0
+        for target in sorted(self.sources):
+            size = self.elements(target) * self.dtype.itemsize
+            if group and held + size > most:
+                yield group
+                group, held = [], 0
+            group.append(target)
+            held += size
+        if group:
+            yield group
+
+    def elements(self, target: str) -> int:
+        """Numbers of the saved tensors that make a parameter."""
+        return sum(self.index.info(n).elements for n in self.sources[target].names)
 
     def load_rows(self, names: Mapping[str, tuple[int, int]]) -> None:
         """Load some experts of fused parameters, whose place in the tree has that shape."""

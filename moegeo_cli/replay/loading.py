@@ -39,7 +39,7 @@ from moegeo_cli.errors import (
 from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.adapting import trace_config, trace_model
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers
-from moegeo_cli.replay.memory import free_bytes
+from moegeo_cli.replay.machine import free_bytes
 from moegeo_cli.replay.model_config import auto_class, open_config
 from moegeo_cli.replay.stored import StoredTensor
 from moegeo_cli.replay.uneven_models import load_uneven, own_experts

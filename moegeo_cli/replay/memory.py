@@ -21,6 +21,7 @@ import torch
 from moegeo_cli.errors import ResourceError
 from moegeo_cli.process import is_ours
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
+from moegeo_cli.replay.token_losses import logit_bytes
 
 # glibc: blocks from this size on are mapped one by one, and unmapped when they are freed.
 M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**17
@@ -53,10 +54,16 @@ class Sizes:
 
     def activations(self, positions: int) -> int:
         """Bytes of one batch's activations: of a layer with its graph, or of head and loss."""
+        return max(self.of_layer(positions), self.of_head(positions))
+
+    def of_layer(self, positions: int) -> int:
+        """Bytes of one batch in a layer, with its graph."""
         inner = self.top_k * (3 * self.width + 6 * self.inner)
-        layer = positions * self.itemsize * (24 * self.width + inner)
-        head = positions * self.vocabulary * (2 * self.itemsize + 12)
-        return max(layer, head)
+        return positions * self.itemsize * (24 * self.width + inner)
+
+    def of_head(self, positions: int) -> int:
+        """Bytes of one batch in head and loss."""
+        return logit_bytes(positions, self.vocabulary, self.itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,16 @@ class StreamPlan:
         """Bytes that the process should not exceed."""
         return sum(self.terms.values())
 
+    @property
+    def process(self) -> int:
+        """Bytes that the process held before."""
+        return self.terms["process"]
+
+    @property
+    def beside(self) -> dict[str, int]:
+        """The other terms."""
+        return {name: size for name, size in self.terms.items() if name != "process"}
+
 
 def plan_stream(
     sizes: Sizes, tokens: int, longest: int, memory: int | None, process: int, free: int
@@ -86,7 +103,8 @@ def plan_stream(
     Args:
         sizes: of the model.
         tokens: T.
-        longest: positions of the longest sequence: a batch holds at least one.
+        longest: positions that a batch holds at least: the longest sequence, or the batch that was
+            asked for.
         memory: the bound that was asked for; None for as little as is sensible.
         process: bytes of the process as it is.
         free: bytes that the machine has left.
@@ -97,10 +115,14 @@ def plan_stream(
     positions = max(TOKENS_PER_BATCH, longest)
     chunk = max(CHUNK_BYTES, sizes.expert) if sizes.expert else sizes.layer
     whole = sizes.boundary * tokens
+    asked = memory is not None
     if memory is None:
         most = max(LEAST_BOUNDARIES, int(free * FREE_SHARE))
-        return _plan(sizes, chunk, positions, min(whole, max(most, sizes.boundary * positions)),
+        made = _plan(sizes, chunk, positions, min(whole, max(most, sizes.boundary * positions)),
                      process)  # fmt: skip
+        if made.bound <= process + free:
+            return made
+        memory = process + free
     chunk = sizes.expert or sizes.layer
     fixed = process + sizes.resident + sizes.sums + 2 * max(sizes.shared, chunk)
     left = memory - fixed
@@ -108,16 +130,33 @@ def plan_stream(
         positions = max(longest, positions // 2)
     least = fixed + _of_batch(sizes, positions)
     if least > memory:
-        raise ResourceError(
-            f"--memory is too low for this model: one batch needs {say_bytes(least)}",
-            found=say_bytes(memory),
-            hint="raise --memory, or use a probe of shorter sequences or --dtype bfloat16",
-        )
+        terms = _plan(sizes, chunk, positions, sizes.boundary * positions, process).terms
+        raise too_little(memory, least, terms, asked=asked)
     boundaries = min(whole, max(sizes.boundary * positions, (memory - least) // 2))
     room = (memory - fixed - sizes.activations(positions) - boundaries) // 2
     room += max(sizes.shared, chunk)
     return _plan(sizes, sizes.layer if room >= sizes.layer else max(chunk, room), positions,
                  boundaries, process)  # fmt: skip
+
+
+def too_little(memory: int, least: int, terms: dict[str, int], *, asked: bool) -> ResourceError:
+    """What is said where a model does not fit, before it is loaded.
+
+    Args:
+        memory: bytes that there are.
+        least: bytes that would do.
+        terms: what takes them.
+        asked: whether --memory said so; else the machine has no more.
+    """
+    return ResourceError(
+        f"--memory is too low for this model: it needs {say_bytes(least)} with the smallest batch"
+        if asked
+        else f"the model does not fit this machine: it needs {say_bytes(least)} with the smallest "
+        "batch, and nothing was loaded",
+        found=f"{say_bytes(memory)}; the largest terms: {say_terms(terms)}",
+        hint=("raise --memory to that" if asked else "use a machine with so much")
+        + ", or use a probe of shorter sequences, a smaller --batch-size or --dtype bfloat16",
+    )
 
 
 def _of_batch(sizes: Sizes, positions: int) -> int:
@@ -135,17 +174,11 @@ def _plan(sizes: Sizes, chunk: int, positions: int, boundaries: int, process: in
             "resident": sizes.resident,
             "layer": 2 * (sizes.layer if whole else max(sizes.shared, chunk)),
             "boundaries": boundaries,
-            "activations": sizes.activations(positions),
+            "activations": sizes.of_layer(positions),
+            "logits": max(0, sizes.of_head(positions) - sizes.of_layer(positions)),
             "sums": sizes.sums,
         },
     )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is left on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
 
 
 def held_bytes(device: torch.device) -> int:
@@ -190,11 +223,17 @@ def return_freed_blocks() -> None:
         return  # another allocator
 
 
-def say_memory(terms: dict[str, int], peak: int | None) -> str:
-    """The terms of a bound beside what was measured, in a line."""
-    parts = " + ".join(f"{name} {say_bytes(count)}" for name, count in terms.items())
+def say_memory(terms: dict[str, int], bound: int, peak: int | None) -> str:
+    """A bound with its terms beside what was measured, in a line."""
+    parts = ", ".join(f"{name} {say_bytes(count)}" for name, count in terms.items())
     measured = "not measured" if peak is None else say_bytes(peak)
-    return f"memory: at most {say_bytes(sum(terms.values()))} = {parts}; measured peak {measured}"
+    return f"memory: at most {say_bytes(bound)} ({parts}); measured peak {measured}"
+
+
+def say_terms(terms: dict[str, int], count: int = 3) -> str:
+    """The largest terms in words."""
+    largest = sorted(terms.items(), key=lambda item: -item[1])[:count]
+    return ", ".join(f"{name} {say_bytes(size)}" for name, size in largest)
 
 
 def say_bytes(count: int) -> str:

@@ -48,7 +48,7 @@ class PartedModels:
                 hint="pip install 'moegeo[offload]'",
             )
         self.device_map, self.device, self.dtype, self.config = device_map, device, dtype, config
-        self.manner = Manner()
+        self.manner = Manner(form="parts", unplanned="accelerate places the parts of the model")
         self._parts: tempfile.TemporaryDirectory[str] | None = None
 
     def load(self, path: Path) -> nn.Module:

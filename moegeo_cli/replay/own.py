@@ -139,7 +139,7 @@ class OwnModels:
         dtype: in which dtype.
     """
 
-    manner = Manner()
+    manner = Manner(form="own", unplanned="what a model of your own takes is not known before")
 
     def __init__(
         self,

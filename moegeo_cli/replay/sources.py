@@ -6,7 +6,7 @@ Everything behind it (taps, batches, Fisher sums) takes whatever module it is gi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,19 +19,22 @@ from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.global_state import seeded
+from moegeo_cli.replay.filling import fill_model
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import (
     load_model,
     swap_weights,
 )
+from moegeo_cli.replay.machine import free_bytes
 from moegeo_cli.replay.memory import (
     SMALL_BLOCKS,
     Sizes,
     StreamPlan,
-    free_bytes,
     held_bytes,
+    peak_bytes,
     plan_stream,
     return_freed_blocks,
+    say_memory,
     warm_up,
 )
 from moegeo_cli.replay.model_config import auto_class, open_config
@@ -40,17 +43,55 @@ from moegeo_cli.replay.uneven_models import join_layers, own_experts
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What a replay is planned to hold.
+
+    `form` is "whole" or "streamed", `terms` are bytes by name, `process` those that the process
+    held before, `at_most` their sum as far as they are held at once. `by` says how activations are
+    known: "trace", "widths" of the module tree, or "config" for a small model by its config alone.
+    """
+
+    form: str
+    by: str
+    terms: Mapping[str, int]
+    process: int
+    at_most: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it: without the process, which is another each time."""
+        return {"form": self.form, "by": self.by, "terms": dict(self.terms),
+                "at_most": self.at_most, "reason": None}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
 class Manner:
     """How a source's models are replayed.
 
     `kind` is what `replay` takes, `batch_tokens` the positions of a batch (None: as usual),
-    `terms` what is held in memory by name (None where that is not planned).
+    `memory` what is planned to be held; where nothing is, `form` and `unplanned` say why.
     """
 
     kind: Callable[..., Any] | None = None
     batch_tokens: int | None = None
-    terms: dict[str, int] | None = None
+    memory: MemoryPlan | None = None
     notes: tuple[str, ...] = ()
+    form: str = "whole"
+    unplanned: str = "not planned"
+
+    def describe_memory(self) -> dict[str, Any]:
+        """The plan as JSON holds it."""
+        if self.memory is not None:
+            return self.memory.to_dict()
+        return {"form": self.form, "by": None, "terms": None, "at_most": None,
+                "reason": self.unplanned}  # fmt: skip
+
+    def say_memory(self, device: torch.device) -> str | None:
+        """The plan beside the measured peak in a line; None where the model is a small one."""
+        own = self.memory
+        if own is None or own.by == "config":
+            return None
+        terms = {"process": own.process, **own.terms}
+        return say_memory(terms, own.process + own.at_most, peak_bytes(device))
 
 
 class ModelSource(Protocol):
@@ -81,19 +122,31 @@ class WholeModels:
         device: where they compute.
         dtype: in which dtype.
         config: where `--config` says that config.json is, for checkpoints without their own.
+        manner: how they are replayed.
+        by_groups: fill the model from the files some parameters at a time, which takes little
+            memory beside them; else transformers loads it.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, config: Path | None = None
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        config: Path | None = None,
+        manner: Manner | None = None,
+        *,
+        by_groups: bool = False,
     ) -> None:
         self.device, self.dtype, self.config = device, dtype, config
-        self.manner = Manner()
+        self.manner, self.by_groups = manner or Manner(), by_groups
         self._built: nn.Module | None = None
 
     def load(self, path: Path) -> nn.Module:
         """See `ModelSource`."""
         place = find_config(path, self.config)
-        if self._built is None:
+        if self.by_groups:
+            built, self._built = self._built, None  # one that is filled in part is never kept
+            self._built = fill_model(built, path, self.device, self.dtype, place)
+        elif self._built is None:
             self._built = load_model(path, self.device, self.dtype, place)
         else:
             self._built = swap_weights(self._built, path, self.device, place)
@@ -128,6 +181,7 @@ class StreamedModels:
         memory: bytes that the process should stay within; None for as little as is sensible.
         sums: bytes of what is measured, by the model's sizes.
         config: the folder of config.json that was given for checkpoints without their own.
+        batch_size: sequences a batch, where that was asked for.
     """
 
     def __init__(
@@ -138,7 +192,9 @@ class StreamedModels:
         memory: int | None,
         sums: Callable[[nn.Module], int],
         config: Path | None = None,
+        batch_size: int | None = None,
     ) -> None:
+        self.batch_size = batch_size
         self.device, self.dtype, self.lengths = device, dtype, lengths
         self.memory, self.sums, self.config = memory, sums, config
         self.manner = Manner()
@@ -165,7 +221,9 @@ class StreamedModels:
         self.manner = Manner(
             kind=streamed(stream, plan.boundary_bytes),
             batch_tokens=plan.positions,
-            terms=plan.terms,
+            memory=MemoryPlan(
+                "streamed", "widths", plan.beside, plan.process, plan.bound - plan.process
+            ),
             notes=(f"layers streamed from the files, {experts}",),
         )
         model: nn.Module = stream.model
@@ -194,7 +252,7 @@ class StreamedModels:
         return plan_stream(
             sizes,
             tokens=sum(self.lengths),
-            longest=max(self.lengths),
+            longest=max(self.lengths) * (self.batch_size or 1),
             memory=self.memory,
             process=self._held,
             free=free_bytes(self.device),

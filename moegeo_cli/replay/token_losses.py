@@ -58,6 +58,12 @@ def rows_at_once(vocabulary: int) -> int:
     return max(1, ROWS_BYTES // (4 * max(1, vocabulary)))
 
 
+def logit_bytes(positions: int, vocabulary: int, itemsize: int) -> int:
+    """Bytes of the logits, of their gradient, and of the rows of the loss that are at work."""
+    rows = min(ROWS_BYTES, positions * vocabulary * 4) * COPIES
+    return positions * vocabulary * itemsize * 2 + rows
+
+
 def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(
         logits_NV.float(), targets_N, reduction="none", ignore_index=IGNORED_LABEL

@@ -19,8 +19,11 @@ from tests.replay.documents import assert_equal
 from tests.sharding import save_state
 from tests.tiny_models import build_tiny
 
-# What is not the same: the setting, and what is not looked at where weights are not in memory.
-BUT = r"device_map|experts_(zero|nonfinite|identical)|checks\[\d+\]\.(outcome|reason)"
+# What is not the same: the setting, the plan of memory, and what is not looked at where weights
+# are not in memory.
+BUT = (
+    r"device_map|replay\.memory|experts_(zero|nonfinite|identical)|checks\[\d+\]\.(outcome|reason)"
+)
 MAP = {
     "model.embed_tokens": "cpu", "model.norm": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu",
     "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",

@@ -122,7 +122,7 @@ def test_two_ranks_give_the_numbers_of_one(
     one = json.loads(render(api.analyze(**keywords, cache=False), "json"))
     two = json.loads(place.read_text())
     assert two["checkpoints"][0]["replay"]["notes"][0] == "batches shared among 2 ranks"
-    assert_equal(one, two)
+    assert_equal(one, two, r"replay\.(notes|memory)")
 
 
 def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -> None:

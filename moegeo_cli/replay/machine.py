@@ -1,0 +1,66 @@
+"""How much memory is left for this process: what the system says, and the limits of its cgroups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import torch
+
+CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# (limit, usage, what of the usage the system can take back) by version of cgroups.
+FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that are left on a device; of main memory what the system and the cgroup allow."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    system = int(psutil.virtual_memory().available)
+    return min([system, *cgroup_rooms(CGROUPS, MEMBERSHIP)])
+
+
+def cgroup_rooms(root: Path, membership: Path) -> Iterator[int]:
+    """Bytes that each cgroup above this process has left, where it has a limit.
+
+    Args:
+        root: where cgroups are mounted.
+        membership: the file that says which this process is in.
+    """
+    try:
+        lines = membership.read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base = root / "memory" if controllers else root
+        own = base / path.lstrip("/")
+        # In a container the path may be the host's: then the mount itself is the own group.
+        for folder in (own, *own.parents):
+            if folder != base and base not in folder.parents:
+                break
+            room = _room(folder)
+            if room is not None:
+                yield room
+
+
+def _room(folder: Path) -> int | None:
+    """Bytes left in one cgroup; None without a limit."""
+    for limit_name, usage_name, reclaimable in FILES:
+        try:
+            limit = (folder / limit_name).read_text("utf-8").strip()
+            if not limit.isdecimal() or int(limit) >= 2**60:  # "max", or v1's way to say so
+                continue
+            used = int((folder / usage_name).read_text("utf-8"))
+            stat = (folder / "memory.stat").read_text("utf-8").split()
+        except (OSError, ValueError):
+            continue
+        cached = int(stat[stat.index(reclaimable) + 1]) if reclaimable in stat else 0
+        return max(0, int(limit) - max(0, used - cached))
+    return None
