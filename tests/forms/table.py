@@ -93,8 +93,8 @@ def table() -> str:
 def rows() -> list[Row]:
     """What is read, then what is refused, each by name."""
     found = [_row(plan) for plan in _plans()]
-    for layout in FOREIGN_LAYOUTS[:1]:  # the only one that is a form of quantisation
-        found.append(Row(layout.name, f"`{layout.patterns[0][0]}`", None))
+    layout = FOREIGN_LAYOUTS[0]  # GGUF, the only one that is a form of quantisation
+    found.append(Row(layout.name, f"`{layout.patterns[0][0]}`", None))
     return sorted(set(found), key=lambda row: (row.form is None, row.scheme.lower(), row.told))
 
 
