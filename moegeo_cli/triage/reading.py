@@ -138,7 +138,7 @@ class MoELayer:
             raw = index.stored_bytes(name, rows)
             if not readable:
                 values = None
-            elif index.is_stored(name) and index.layout.startswith("safetensors"):
+            elif index.is_stored(name):
                 values = as_numbers(raw, dtype, tensor.shape)
             else:
                 values = index.tensor(name, rows).float().numpy()
