@@ -14,30 +14,22 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.checkpoints.accounting import known_reason
-from moegeo_cli.checkpoints.adapters.changes import Matrices
-from moegeo_cli.checkpoints.adapters.config import CONFIG, read_adapter_config
-from moegeo_cli.checkpoints.adapters.files import (
-    ADAPTER,
-    ADAPTER_FILES,
-    find_base,
-)
+from moegeo_cli.checkpoints.adapters.config import CONFIG
+from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES, find_base
+from moegeo_cli.checkpoints.adapters.finding import find_adapter
 from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.moves import measure_moves
-from moegeo_cli.checkpoints.adapters.parts import is_unmerged, sort_parts
-from moegeo_cli.checkpoints.folders import config_file, find_config
+from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
-from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.pickles import tensor_bytes
 from moegeo_cli.checkpoints.quantised.plan import Files, plan_quantised
 from moegeo_cli.checkpoints.quantised.recipe import Recipe
-from moegeo_cli.checkpoints.weights import WeightIndex, open_adapter, open_weights
+from moegeo_cli.checkpoints.quantised.settings import SIDE_FILES, read_settings
+from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
 
-MAX_SETTINGS_BYTES = 16_000_000
-# Files beside config.json in which tools keep how they quantised.
-SIDE_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 STILL = (
     "`moegeo inspect` still describes the checkpoint, and --captures measures routers that are "
     "not quantised"
@@ -101,7 +93,10 @@ class EffectiveWeights(WeightIndex):
         self.merging: Merging | None = None
         self._refused: MoegeoError | None = None  # without the adapter they are another model's
         try:
-            self.merging = self._find_adapter(folder, inner, trace) if merge else None
+            if merge:
+                self.merging, self._names = find_adapter(
+                    stored, self._names, folder, inner=inner, base=self._described, trace=trace
+                )
         except MoegeoError as error:
             self._refused = error
             self.obstacle = self.obstacle or error
@@ -159,28 +154,6 @@ class EffectiveWeights(WeightIndex):
             raise self._refused
         if self.merging is not None and self.record.adapter is None:
             self.record = replace(self.record, adapter=self.merging.words)
-
-    def _find_adapter(self, place: Path, inner: bool, trace: Tracer | None) -> Merging | None:
-        """The adapter that lies beside the weights, or within them; takes it out of the names."""
-        within = is_unmerged(self._names)
-        beside = open_adapter(place)
-        if within and beside is not None:
-            raise UnsupportedLayoutError(
-                f"{place.name} holds one adapter within its weights and one beside them",
-                found=beside.files[0].name,
-                hint="keep the one that belongs to the model",
-            )
-        if within:
-            parts = sort_parts(self._names, place, alone=False)
-            matrices = Matrices(self.stored, dict(self._names))
-            self._names = {plain: self._names[name] for plain, name in parts.base.items()}
-        elif beside is not None:
-            names = unwrap_names(beside.names(), inner=inner).names
-            parts, matrices = sort_parts(names, place, alone=True), Matrices(beside, names)
-        else:
-            return None
-        config = read_adapter_config(place)
-        return Merging(place, config, parts, matrices, self._described, trace)
 
     def _described(self) -> dict[str, tuple[tuple[int, ...], str]]:
         return {name: (info.shape, info.dtype) for name, (_, info) in self._table().items()}
@@ -330,28 +303,6 @@ def files_beside(index: EffectiveWeights) -> list[Path]:
     places = [index.folder / name for name in SIDE_FILES]
     places += [index.place / name for name in (CONFIG, *ADAPTER_FILES)]
     return [place for place in places if is_there(place)]
-
-
-def read_settings(config_folder: Path, folder: Path) -> dict[str, Any]:
-    """How a checkpoint says that it was quantised; {} where it does not."""
-    found: dict[str, Any] = {}
-    for place, keys in [
-        *((folder / name, ()) for name in reversed(SIDE_FILES)),
-        (config_file(config_folder), ("quantization", "compression_config", "quantization_config")),
-    ]:
-        if not is_there(place):
-            continue
-        try:
-            document = read_json(place, MAX_SETTINGS_BYTES)
-        except MoegeoError:
-            continue  # whoever needs this file says what is wrong with it
-        if not isinstance(document, dict):
-            continue
-        for level in (document, document.get("text_config")) if keys else ({"": document},):
-            for key in keys or ("",):
-                if isinstance(level, dict) and isinstance(level.get(key), dict):
-                    found |= level[key]
-    return found
 
 
 def _empty(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:

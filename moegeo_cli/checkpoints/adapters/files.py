@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moegeo_cli.checkpoints.adapters.config import CONFIG, read_adapter_config
 from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.hub_cache import advise_missing
 from moegeo_cli.errors import PathError, UnsupportedLayoutError
 
 ADAPTER = "adapter"  # the layout of a folder that holds an adapter and no other weights
@@ -59,8 +60,8 @@ def find_base(folder: Path, given: Path | None = None) -> Path:
     if not held:
         raise PathError(
             f"{folder.name} is an adapter, and its base model is not here: {named}",
-            found=f"{CONFIG} names it; moegeo downloads nothing",
-            hint=GIVE_BASE,
+            found=f"{CONFIG} names it",
+            hint=f"{GIVE_BASE}; {advise_missing(Path(named))}",
             context={"base": named},
         )
     return _whole(folder, next(iter(held.values())))
