@@ -28,7 +28,7 @@ ADAPTER = re.compile(
     r"|vera_\w+|oft_\w+|trainable_tokens_\w+)(?=\.|$)"
 )
 SCALE = re.compile(
-    r"(?:scales?|scale_inv|scale_2|scb|absmax|zero_?points?|zeros|shift|g_idx|quant_map|qzeros"
+    r"(?:scales?|scale_inv|qscale_\w+|scale_2|scb|absmax|zero_?points?|zeros|shift|g_idx|quant_map|qzeros"
     r"|qweight|weight_packed|quant_state\.\w+|weight_format|zp|weight_shape|scale_and_zero)$",
     re.IGNORECASE,
 )

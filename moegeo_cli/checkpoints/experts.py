@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from moegeo_cli.checkpoints.accounting import known_reason
 from moegeo_cli.checkpoints.misplaced import layer_path, shared_parts
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -80,7 +81,7 @@ def find_expert_tensors(
     }  # fmt: skip
     for name in index.names():
         beside = by_layer.get(layer_path(name))
-        if not beside or name in taken or _SHARED.search(name):
+        if not beside or name in taken or _SHARED.search(name) or known_reason(name):
             continue
         router = _nearest(beside, name)
         if name.startswith(f"{router.module}.") and not _WITHIN.search(name):

@@ -190,7 +190,7 @@ class _ExpertSums:
         if values is None:
             self.known = False
             return None
-        flat = values.reshape(len(values), -1)
+        flat = values.reshape(len(values) if values.ndim else 1, -1)
         rows_R = np.einsum("ij,ij->i", flat, flat)
         total = float(rows_R.sum(dtype=np.float64))
         if not math.isfinite(total):
