@@ -285,6 +285,12 @@ _DYNAMICS = (
         "share of the earlier checkpoint's choices that are the last one's already",
     ),
     MetricSpec(
+        "bias_response",
+        "bias response",
+        "rank correlation",
+        "of the selection bias's change with the load at the checkpoint before; negative balances",
+    ),
+    MetricSpec(
         "geodesic_excess",
         "geodesic excess",
         "1",

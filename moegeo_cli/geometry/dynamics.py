@@ -134,6 +134,38 @@ def saturation(now: Snapshot, last: Snapshot, draws: Draws) -> Estimate:
     return _mean((overlap_M - chance) / (1.0 - chance), now.group_M, draws)
 
 
+def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
+    """Whether a selection bias moves against the load: rank correlation of its change with it.
+
+    Args:
+        before: the earlier checkpoint, whose load the change is held against.
+        after: the later one.
+
+    Returns:
+        Spearman's rank correlation over experts: negative where overloaded experts lose bias, as
+        balancing wants it. Among independent ranks it has mean 0 and variance 1/(E − 1).
+
+    Source: the update of DeepSeek-V3 (arXiv 2412.19437); the correlation is ours.
+    """
+    if before.selection_bias_E is None or after.selection_bias_E is None:
+        return missing("the router has no selection bias")
+    if len(before.selection_bias_E) != len(after.selection_bias_E):
+        return missing("the number of experts differs")
+    moved_E = after.selection_bias_E.astype(np.float64) - before.selection_bias_E
+    load_E = np.bincount(
+        before.selected_MK[before.selected_MK >= 0], minlength=len(moved_E)
+    ).astype(np.float64)
+    told_E = np.isfinite(moved_E)
+    if told_E.sum() < 3:
+        return missing("fewer than three experts have a finite bias")
+    moved_E, load_E = moved_E[told_E], load_E[told_E]
+    if not np.ptp(moved_E):
+        return missing("the bias of no expert moved against the others'")
+    if not np.ptp(load_E):
+        return missing("all experts have the same load")
+    return Estimate(_rank_correlation(moved_E, load_E), n=len(moved_E))
+
+
 class Way:
     """How far one router's tokens came from checkpoint to checkpoint, one step after another."""
 
@@ -252,3 +284,11 @@ def _mean(values_M: np.ndarray, group_M: np.ndarray, draws: Draws) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         draws_B = draws.sum_draws(tops_G) / draws.sum_draws(sizes_G)
     return Estimate(value, draws_B, len(values_M))
+
+
+def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Spearman's, with mean ranks for ties."""
+    from scipy.stats import rankdata
+
+    ranks = np.array([rankdata(one), rankdata(other)])
+    return float(np.corrcoef(ranks)[0, 1])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moegeo_cli.geometry.dynamics import Snapshot, Way, saturation, step_estimates
+from moegeo_cli.geometry.dynamics import Snapshot, Way, bias_response, saturation, step_estimates
 from moegeo_cli.geometry.estimates import over_routers
 from moegeo_cli.geometry.heterogeneity import FHS_OF
 from moegeo_cli.geometry.resample import Draws, make_draws, missing
@@ -146,6 +146,7 @@ class _Trail:
                 if way.checkpoints == len(self.steps)
                 else missing("router not measured at every checkpoint")
             )
+            own["bias_response"] = bias_response(earlier[path], later[path])
             found.append(own)
         layers = {layer.router: layer.layer for layer in after.layers}
         return {

@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "router-frozen": training_rules.router_frozen,
     "router-no-gradient": training_rules.router_no_gradient,
     "bias-unused": training_rules.bias_unused,
+    "bias-wrong-sign": training_rules.bias_wrong_sign,
     "experts-identical": training_rules.experts_identical,
     "heterogeneity-above-init": run_rules.heterogeneity_above_init,
     "heterogeneity-rising": run_rules.heterogeneity_rising,

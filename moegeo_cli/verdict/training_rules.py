@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from moegeo_cli.records import Evidence, LayerRecord, Metric, Threshold, layer_n
 from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, evidence, layer_words
 
 EXACT = Threshold(None, "exact")
+LAST_MOVES = 3  # between checkpoints, over which the response of a bias is pooled
 # Frameworks whose training reads the checkpoint's own config.
 READ_CONFIG = (None, "transformers", "trl", "axolotl")
 BALANCE_KEYS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
@@ -95,6 +97,41 @@ def bias_unused(situation: Situation) -> Outcome:
         tuple(evidence("bias_spread", x) for x in found[:4]),
         EXACT,
     )
+
+
+def bias_wrong_sign(situation: Situation) -> Outcome:
+    """A selection bias that rises for experts that have more than their share already."""
+    moves = [m for m in _moves(situation) if m["from_step"] != 0][-LAST_MOVES:]
+    told = [
+        (row["layer"], value, n)
+        for move in moves
+        for row in move["layers"]
+        if (value := _figure(row, "value")) is not None and (n := _figure(row, "n"))
+    ]
+    if not told:
+        return Skipped("needs two checkpoints after step 0 between which a selection bias moved")
+    limit = situation.limits["bias-wrong-sign"]
+    score = sum(value * math.sqrt(n - 1.0) for _, value, n in told) / math.sqrt(len(told))
+    if score < limit.value:
+        return None
+    layers = tuple(sorted({layer for layer, value, _ in told if value > 0.0}))
+    mean = sum(value for _, value, _ in told) / len(told)
+    return Found(
+        "watch",
+        f"the selection bias of {layer_words(layers)} rises for experts that are overloaded: its "
+        f"change has a rank correlation of {mean:+.2f} with the load before, where balancing needs "
+        "a negative one: the update has the wrong sign",
+        layers,
+        (Evidence("bias_response", Metric(mean, n=len(told), null_value=0.0)),),
+        limit.threshold,
+    )
+
+
+def _figure(row: Mapping[str, Any], part: str) -> float | None:
+    """A part of a move's `bias_response`, measured now or read back."""
+    metric = row["metrics"].get("bias_response")
+    found = metric.get(part) if isinstance(metric, Mapping) else getattr(metric, part, None)
+    return None if found is None else float(found)
 
 
 def experts_identical(situation: Situation) -> Outcome:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
-from moegeo_cli.geometry.dynamics import Snapshot, Way, saturation, step_estimates
+from moegeo_cli.geometry.dynamics import Snapshot, Way, bias_response, saturation, step_estimates
 from moegeo_cli.geometry.resample import Estimate, group_sequences, make_draws
 from moegeo_cli.geometry.scoring import probabilities
 
@@ -171,3 +172,28 @@ def test_other_tokens_are_refused_with_a_reason() -> None:
     assert all(e.value is None and "same tokens" in (e.reason or "") for e in found.values())
     broken = dataclasses.replace(one, logits_ME=np.full_like(one.logits_ME, np.nan))
     assert step_estimates(one, broken, DRAWS)["speed"].reason == "some logits are not finite"
+
+
+def test_a_bias_response_is_the_rank_correlation_with_the_load_before() -> None:
+    rng = np.random.default_rng(4)
+    selected_MK = np.array([rng.choice(6, 2, replace=False) for _ in range(200)])
+    before = _with_bias(selected_MK, np.zeros(6, np.float32))
+    load_E = np.bincount(selected_MK.ravel(), minlength=6)
+    moved_E = rng.normal(size=6).astype(np.float32)
+    expected = spearmanr(moved_E, load_E).statistic
+    assert bias_response(before, _with_bias(selected_MK, moved_E)).value == pytest.approx(expected)
+    wrong = bias_response(before, _with_bias(selected_MK, np.sign(load_E - load_E.mean())))
+    assert wrong.value is not None
+    assert wrong.value > 0.7
+    for bias_E in (None, np.zeros(6), np.full(6, 0.3)):
+        assert bias_response(before, _with_bias(selected_MK, bias_E)).value is None
+    masked = np.where(np.arange(6) == 2, -np.inf, moved_E)
+    assert bias_response(before, _with_bias(selected_MK, masked)).n == 5
+
+
+def _with_bias(selected_MK: np.ndarray, bias_E: np.ndarray | None) -> Snapshot:
+    logits_ME = np.zeros((len(selected_MK), 6), np.float32)
+    return Snapshot(
+        logits_ME, selected_MK, np.zeros(len(selected_MK), int), "sigmoid", np.zeros((6, 3)), None,
+        None, None, top_k=2, selection_bias_E=bias_E,
+    )  # fmt: skip

@@ -285,6 +285,10 @@ def test_lines_run_as_they_stand(entry: dict[str, Any], tmp_path: Path) -> None:
             optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad])
             [name] = names["untrained"](model, optimizer)
             assert "mlp.experts" in name
+        case "turn-bias-update":
+            bias = torch.zeros(4)
+            names["move_bias"](bias, torch.tensor([9.0, 1.0, 1.0, 1.0]))
+            assert bias[0] < 0 < bias[1]
         case "convert-again":
             model.save_pretrained(tmp_path)
             assert names["load_whole"](type(model), tmp_path).config.num_experts == 6

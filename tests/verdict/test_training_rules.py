@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moegeo_cli.records import Metric
 from moegeo_cli.verdict import judge
 from tests.verdict.conftest import checkpoint, find, layer, run_of
 
@@ -112,3 +113,35 @@ def test_balancing_that_never_happens(
     run = run_of(training=training, framework=framework, log=list(log))
     found = find(run, "balancing-inactive")
     assert (found.severity if found else None) == severity
+
+
+def response(before: int, *by_layer: float | None, experts: int = 16) -> dict[str, Any]:
+    """A move with a bias response in each layer."""
+    found = move(before, before + 100, *[(False, False)] * len(by_layer))
+    for row, value in zip(found["layers"], by_layer, strict=True):
+        row["metrics"] = {"bias_response": Metric(value, n=experts)}
+    return found
+
+
+def test_a_bias_that_goes_with_the_load_has_the_wrong_sign() -> None:
+    wrong = [response(0, -0.9, -0.9), response(100, 0.8, 0.7)]
+    found = find(run_of(*STEPS, dynamics=wrong), "bias-wrong-sign")
+    assert found is not None
+    assert (found.severity, found.layers) == ("watch", (0, 1))
+    assert "+0.75" in found.message
+    read_back = [response(0, 0.0, 0.0), response(100, 0.8, 0.7)]
+    for row in read_back[1]["layers"]:
+        row["metrics"] = {"bias_response": {"value": 0.9, "n": 16}}
+    assert find(run_of(*STEPS, dynamics=read_back), "bias-wrong-sign") is not None
+
+
+@pytest.mark.parametrize(
+    "values",
+    [(-0.8, -0.7), (0.2, -0.1), (0.5, None), (None, None)],
+    ids=["balances", "unrelated", "one layer alone", "not known"],
+)
+def test_a_bias_that_goes_against_the_load_or_nowhere_is_none(
+    values: tuple[float | None, ...],
+) -> None:
+    moves = [response(0, 0.9, 0.9), response(100, *values)]
+    assert find(run_of(*STEPS, dynamics=moves), "bias-wrong-sign") is None
