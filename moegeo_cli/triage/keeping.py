@@ -22,7 +22,7 @@ from moegeo_cli.triage.checkpoint_sums import CheckpointSums
 from moegeo_cli.triage.layer_sums import STATISTICS
 
 # Raised whenever the meaning of what is kept changes: older entries are read anew.
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class LayerSums:
         expert_zero: experts with a matrix, or rows that others have, of zeros.
         expert_near: groups of experts that differ by less than bfloat16 rounds, with the largest
             relative distance in the group.
+        expert_distance: as `sketches.mean_distance` gives it.
         sketches: of each expert, as `sketches.pack` writes them; None where there are none.
         statistics: name of a `Statistic` -> what it returned.
         reasons: what is not there -> why.
@@ -76,6 +77,7 @@ class LayerSums:
     expert_nonfinite: tuple[int, ...] = ()
     expert_zero: tuple[int, ...] = ()
     expert_near: tuple[NearGroup, ...] = ()
+    expert_distance: float | None = None
     sketches: str | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -86,7 +86,7 @@ class Reader:
         size = 0 if self.quick else _bytes(checkpoint)
         advance = None
         if self.progress:
-            words = "routers and biases" if self.quick else f"reading {size / 1e9:.2f} GB"
+            words = "routers and biases" if self.quick else f"reading {_size(size)}"
             self.progress.checkpoint(checkpoint.relative, size, words)
             advance = self.progress.advance
         told = take_fingerprint(checkpoint, self.mode)
@@ -224,3 +224,7 @@ def _why(layer: CheckedLayer) -> str:
 def _bytes(checkpoint: CheckpointFolder) -> int:
     """Bytes of a checkpoint's weights."""
     return open_effective(checkpoint.path, checkpoint.config_folder).size
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

@@ -75,6 +75,23 @@ def distances(sketches_ED: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return found
 
 
+def mean_distance(sketches_ED: np.ndarray[Any, Any], norms_E: np.ndarray[Any, Any]) -> float | None:
+    """Mean over pairs of their distance over that of independent ones of the same norms.
+
+    Args:
+        sketches_ED: shape (E, DIMENSIONS).
+        norms_E: Frobenius norms of what they are of.
+
+    Returns:
+        1 for independent experts, 0 for equal ones; None without a pair that is not zero.
+    """
+    scale_EE = np.sqrt(norms_E[:, None] ** 2 + norms_E[None, :] ** 2)
+    above = np.triu(scale_EE > 0.0, 1)
+    if not above.any():
+        return None
+    return float((distances(sketches_ED)[above] / scale_EE[above]).mean())
+
+
 @functools.cache
 def _block_signs() -> np.ndarray[Any, Any]:
     return _signs(np.random.default_rng(_SEED), (_ROWS, DIMENSIONS))

@@ -20,7 +20,7 @@ from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.triage.boundary import bias_rounding
 from moegeo_cli.triage.layer_sums import STATISTICS, LayerSums, NearGroup
 from moegeo_cli.triage.reading import DIGEST_BYTES, MoELayer, Piece
-from moegeo_cli.triage.sketches import DIMENSIONS, distances, pack, sketch
+from moegeo_cli.triage.sketches import DIMENSIONS, distances, mean_distance, pack, sketch
 
 # What switches an expert off: a bias so far under the others, a row so much longer than the others.
 MASK_BIAS, MASK_ROW = 100.0, 1e4
@@ -233,12 +233,13 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
     zero = tuple(sorted(_zero_experts(empty)))
     digests = tuple("" if s is None else s.digest.hexdigest()[: 2 * DIGEST_BYTES] for s in own)
     near: tuple[NearGroup, ...] = ()
-    packed = None
+    packed, apart = None, None
     if all(s is not None and s.known and s.finite for s in own):
         sketches = np.asarray([s.sketch for s in own if s is not None])
         norms = np.array([math.sqrt(s.square) for s in own if s is not None])
         packed = pack(list(sketches))
         near = _near_groups(layer, sketches, norms, digests, set(zero))
+        apart = mean_distance(sketches, norms)
     return dataclasses.replace(
         found,
         expert_digests=digests,
@@ -249,6 +250,7 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
         expert_zero=zero,
         expert_near=near,
         sketches=packed,
+        expert_distance=apart,
         statistics={statistic.name: statistic.result() for statistic in statistics},
         reasons=reasons,
     )

@@ -25,7 +25,7 @@ from moegeo_cli.records import Metric, Metrics
 from moegeo_cli.triage.coupling import NAME as COUPLING
 from moegeo_cli.triage.history import Past
 from moegeo_cli.triage.layer_sums import LayerSums
-from moegeo_cli.triage.sketches import distances, unpack
+from moegeo_cli.triage.sketches import unpack
 from moegeo_cli.triage.state_rules import identical_groups
 
 NULL_DRAWS, NULL_ENTRIES = 8, 1 << 21
@@ -144,21 +144,13 @@ def _of_experts(layer: LayerSums, first: LayerSums | None, *, quick: bool) -> di
     if layer.sketches is None:
         reason = layer.reasons.get("expert values", "an expert's weights are missing or not finite")
         return {**found, **{name: _absent(name, reason) for name in names[3:]}}
-    sketches_ED = unpack(layer.sketches)
-    scale_E = np.array([n or 0.0 for n in layer.expert_norms or ()])
-    scale_EE = np.sqrt(scale_E[:, None] ** 2 + scale_E[None, :] ** 2)
-    above = np.triu(scale_EE > 0.0, 1)
+    count = len(norms)
     found["expert_distance"] = (
-        _metric(
-            "expert_distance",
-            float((distances(sketches_ED)[above] / scale_EE[above]).mean()),
-            1.0,
-            int(above.sum()),
-        )
-        if above.any()
+        _metric("expert_distance", layer.expert_distance, 1.0, count * (count - 1) // 2)
+        if layer.expert_distance is not None
         else _absent("expert_distance", "there are not two experts")
     )
-    found["expert_drift"] = _drift(sketches_ED, first)
+    found["expert_drift"] = _drift(unpack(layer.sketches), first)
     return found
 
 

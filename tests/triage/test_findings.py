@@ -72,8 +72,11 @@ def test_frozen_experts_are_named_with_layers_and_step(model_type: str, tmp_path
 
 def test_single_frozen_experts_are_named(tmp_path: Path) -> None:
     keep = holding(lambda n: ".layers.1." in n and (".experts.2." in n or ".experts.4." in n), 0)
-    found = find(check(save_run(tmp_path, "qwen3_moe", change=keep)), "experts-frozen")
+    record = check(save_run(tmp_path, "qwen3_moe", change=keep))
+    found = find(record, "experts-frozen")
     assert found is not None
+    moved = {name: record.newest.metrics[f"{name}_moved"].value for name in ("routers", "experts")}
+    assert moved == {"routers": 1.0, "experts": pytest.approx(10 / 12)}
     assert "experts 2, 4 in layer 1 since step 0" in found.message
 
 
