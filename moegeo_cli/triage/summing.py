@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.scoring import SCORINGS
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.triage.boundary import bias_rounding
@@ -22,8 +23,6 @@ from moegeo_cli.triage.layer_sums import STATISTICS, LayerSums, NearGroup
 from moegeo_cli.triage.reading import DIGEST_BYTES, MoELayer, Piece
 from moegeo_cli.triage.sketches import DIMENSIONS, distances, mean_distance, pack, sketch
 
-# What switches an expert off: a bias so far under the others, a row so much longer than the others.
-MASK_BIAS, MASK_ROW = 100.0, 1e4
 BFLOAT16 = 2.0**-8  # relative distance of two neighbours
 SKETCH_SLACK = 1.6  # of a distance that a sketch estimates, for candidates that are then read
 MOST_CANDIDATES = 256
@@ -78,7 +77,7 @@ def _sum_router(
         reasons=dict(layer.reasons),
     )
     broken = set(_places(_broken(layer.bias_E)) + _places(_broken(bias_E)))
-    masked = set(_masked_by_bias(layer.bias_E) + _masked_by_bias(bias_E))
+    masked = find_masked(weight_ED, layer.bias_E, bias_E)
     values = None
     if bias_E is not None:
         values = tuple(float(v) if math.isfinite(v) else None for v in bias_E)
@@ -90,18 +89,14 @@ def _sum_router(
         )  # fmt: skip
     if weight_ED is None:
         return dataclasses.replace(
-            found, router_nonfinite=tuple(sorted(broken)), masked=tuple(sorted(masked)),
+            found, router_nonfinite=tuple(sorted(broken)), masked=masked,
             selection_bias=values,
         )  # fmt: skip
     finite_E = np.isfinite(weight_ED).all(1)
     norms_E = np.linalg.norm(weight_ED.astype(np.float64), axis=1)
     zero_E = finite_E & ~weight_ED.any(1)
-    typical = float(np.median(norms_E[finite_E & ~zero_E])) if (finite_E & ~zero_E).any() else 0.0
-    if typical > 0.0:
-        with np.errstate(invalid="ignore"):
-            masked |= set(_places(finite_E & (norms_E > MASK_ROW * typical)))
     kept_E = finite_E & ~zero_E
-    kept_E[sorted(masked)] = False
+    kept_E[list(masked)] = False
     stable, cosine = _shape_of(weight_ED[kept_E])
     return dataclasses.replace(
         found,
@@ -109,7 +104,7 @@ def _sum_router(
         row_norms=tuple(float(n) if ok else None for n, ok in zip(norms_E, finite_E, strict=True)),
         router_nonfinite=tuple(sorted(broken | set(_places(~finite_E)))),
         zero_rows=tuple(_places(zero_E)),
-        masked=tuple(sorted(masked)),
+        masked=masked,
         stable_rank=stable,
         cosine=cosine,
         selection_bias=values,
@@ -163,14 +158,6 @@ def _broken(bias_E: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
         return np.zeros(0, bool)
     broken: np.ndarray[Any, Any] = np.isnan(bias_E) | (bias_E == np.inf)
     return broken
-
-
-def _masked_by_bias(bias_E: np.ndarray[Any, Any] | None) -> list[int]:
-    if bias_E is None:
-        return []
-    finite = bias_E[np.isfinite(bias_E)]
-    typical = float(np.median(finite)) if finite.size else 0.0
-    return _places((bias_E == -np.inf) | (typical - bias_E >= MASK_BIAS))
 
 
 class _ExpertSums:
