@@ -64,7 +64,7 @@ def experts_masked(past: Past) -> Outcome:
     count = sum(len(x.masked) for x in found)
     return Found(
         "info",
-        "switched off by a router's row or bias, so that no token chooses them: "
+        "switched off by a router's row or bias: "
         f"{by_layer({x.router: x.masked for x in found}, past.layers)}",
         numbers(found),
         (Evidence("experts_masked", Metric(float(count))),),

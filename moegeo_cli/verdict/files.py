@@ -25,7 +25,8 @@ def with_files(model: Mapping[str, Outcome], files: FileOutcomes) -> dict[str, O
     found = dict(model)
     for name, about in definitions().items():
         if about.lens == "check":
-            found[name] = files.get(name, NOT_LOOKED_AT)
+            if not isinstance(found.get(name), Found):
+                found[name] = files.get(name, NOT_LOOKED_AT)
         elif name in files:
             outcome = files[name]
             decides = name in DECIDED_BY_FILES and not isinstance(outcome, Skipped)

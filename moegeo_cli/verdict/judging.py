@@ -31,6 +31,7 @@ RULES: dict[str, Rule] = {
     "router-nonfinite": routing_rules.router_nonfinite,
     "router-zero": routing_rules.router_zero,
     "experts-damaged": routing_rules.experts_damaged,
+    "experts-masked": routing_rules.experts_masked,
     "near-ties": routing_rules.near_ties,
     "router-frozen": training_rules.router_frozen,
     "router-no-gradient": training_rules.router_no_gradient,

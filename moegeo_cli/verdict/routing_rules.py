@@ -155,6 +155,30 @@ def experts_damaged(situation: Situation) -> Outcome:
     )
 
 
+def experts_masked(situation: Situation) -> Outcome:
+    """Experts that are switched off and that tokens reach all the same."""
+    found = [
+        (x, tuple(e for e in x.masked if e not in x.off)) for x in situation.now.layers if x.masked
+    ]
+    found = [(x, held) for x, held in found if held]
+    if not found:
+        return None
+    shares = [sum((x.load or ())[e] or 0.0 for e in held) for x, held in found]
+    words = "; ".join(
+        f"{_experts(held)} in layer {x.layer} take {share:.1%} of the load"
+        for (x, held), share in zip(found[:3], shares, strict=False)
+    )
+    return Found(
+        "watch",
+        f"tokens reach experts that a router's row or bias switches off: {words}"
+        f"{_and_more(len(found) - 3)}. A large row pushes an expert down for some inputs and up "
+        "for others; a bias of minus infinity holds for all",
+        tuple(x.layer for x, _ in found),
+        (),
+        Threshold(None, "exact"),
+    )
+
+
 def _experts(places: tuple[int, ...]) -> str:
     shown = ", ".join(str(e) for e in places[:4])
     more = f" and {len(places) - 4} more" if len(places) > 4 else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 
 from moegeo_cli import analyze, compare
 from moegeo_cli.records import Finding, RunRecord
@@ -69,7 +70,31 @@ def test_a_pruned_expert_is_masked_and_not_damaged(tmp_path: Path, probe: Path) 
             state[name].zero_()
     save_file(state, path, {"format": "pt"})
     record = analyze(run, probe=probe, baseline="none", fisher="categorical", cache=False)
-    assert found(record, "experts-masked") is not None
+    masked = found(record, "experts-masked")
+    assert masked is not None
+    [layer] = [x for x in record.newest.layers if x.layer == 1]
+    assert layer.masked == (3,)
+    assert layer.load is not None
+    # A large row is a mask for the inputs that it points away from alone.
+    assert layer.load[3] > 0.0
+    assert masked.severity == "watch"
+    assert f"expert 3 in layer 1 take {layer.load[3]:.1%} of the load" in masked.message
+    assert found(record, "experts-damaged") is None, "said once"
+
+
+def test_a_mask_that_holds_is_info_and_its_zeros_are_no_damage(tmp_path: Path, probe: Path) -> None:
+    run = save_run(tmp_path / "run", "deepseek_v3", (100,))
+    path = run / "checkpoint-100" / "model.safetensors"
+    state = load_file(path)
+    state["model.layers.1.mlp.gate.e_score_correction_bias"][3] = -torch.inf
+    for name in state:
+        if ".layers.1.mlp.experts.3." in name:
+            state[name].zero_()
+    save_file(state, path, {"format": "pt"})
+    record = analyze(run, probe=probe, baseline="none", fisher="categorical", cache=False)
+    masked = found(record, "experts-masked")
+    assert masked is not None
+    assert masked.severity == "info"
     assert found(record, "experts-damaged") is None
 
 
