@@ -22,6 +22,7 @@ from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import MoegeoError, OutputError, UnsupportedArchitectureError, UsageError
+from moegeo_cli.replay.calls import called_again
 from moegeo_cli.replay.captures import FORMAT, VERSION
 from moegeo_cli.replay.reading import RouterCall, RouterTap
 from moegeo_cli.replay.routers import Router, find_routers
@@ -39,7 +40,8 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
 
     Sequences are the first axis of the model's first tensor. Where `attention_mask` is given as a
     table, padding is left out. Calls behind the model's own forward pass (activation
-    checkpointing) and second calls of a router within it do not count.
+    checkpointing) do not count. A router that is called twice within it (looped depth, a shared
+    block) ends the capture: one row would stand for two choices.
 
     Args:
         model: the model, wrapped or not.
@@ -179,8 +181,10 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         path = unwrap_name(router.path)
 
         def take(call: RouterCall) -> None:
-            if self._calls is None or path in self._calls:
+            if self._calls is None:
                 return
+            if path in self._calls:
+                raise called_again(router)
             shapes = (call.x_ND.shape[-1], call.logits_NE.shape[-1])
             if shapes != (router.weight_ED.shape[1], router.experts):
                 raise UnsupportedArchitectureError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
-from moegeo_cli import analyze, experts, routing
+from moegeo_cli import analyze, capture_routers, experts, routing
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import load_model
@@ -113,3 +116,47 @@ def test_a_stream_runs_each_layer_once(tmp_path: Path) -> None:
     stream.run(count, lambda: [own.forward() for own in stream.layers], range(count))
     with pytest.raises(UnsupportedArchitectureError, match="more than once"):
         stream.run(count, lambda: [layer(), layer()], range(count))
+
+
+@pytest.mark.parametrize("name", ["twice", "shared", "swallowing"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_router_that_is_called_twice_ends_a_capture_by_name(
+    name: str, training: bool, tmp_path: Path
+) -> None:
+    """One row would stand for two choices; what the model gives stays the same."""
+    model = models.spread(getattr(looped, name)(None), 0).train(training)
+    ids = torch.arange(24).reshape(2, 12) % models.VOCABULARY
+    alone = model(ids)
+    file = tmp_path / "c.safetensors"
+    with (
+        pytest.warns(RuntimeWarning, match=AGAIN.removeprefix("router ")),
+        capture_routers(model, file, router="blocks.*.gate") as found,
+    ):
+        assert torch.equal(model(ids), alone)
+    assert "more than once" in str(found.problem)
+    assert not file.exists()
+
+
+def test_a_capture_keeps_the_passes_before_the_second_call(tmp_path: Path) -> None:
+    model = models.spread(looped.deeper(None), 0)
+    short, long = torch.arange(20)[None], torch.arange(120)[None] % models.VOCABULARY
+    file = tmp_path / "c.safetensors"
+    with capture_routers(model, file, router="blocks.*.gate") as found:
+        model(short % models.VOCABULARY)
+        with pytest.warns(RuntimeWarning, match="20 tokens captured before are kept"):
+            model(long)
+    assert found.tokens == 20
+    assert len(load_file(file)["sequence"]) == 20
+
+
+def test_a_capture_of_recomputed_blocks_counts_each_call_once(tmp_path: Path) -> None:
+    """Activation checkpointing calls routers again, behind the model's own forward pass."""
+    model = models.spread(models.softmax(None), 0)
+    blocks = [block.forward for block in model.blocks]
+    for block, forward in zip(model.blocks, blocks, strict=True):
+        block.forward = partial(checkpoint, forward, use_reentrant=False)
+    ids = torch.arange(24).reshape(2, 12) % models.VOCABULARY
+    file = tmp_path / "c.safetensors"
+    with capture_routers(model, file, router="blocks.*.gate") as found:
+        model(ids)[0].sum().backward()
+    assert (found.problem, found.tokens) == (None, 24)
