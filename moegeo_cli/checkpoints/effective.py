@@ -95,7 +95,7 @@ class EffectiveWeights(WeightIndex):
         try:
             if merge:
                 self.merging, self._names = find_adapter(
-                    stored, self._names, folder, inner=inner, base=self._described, trace=trace
+                    stored, self._names, folder, inner=inner, base=self, trace=trace
                 )
         except MoegeoError as error:
             self._refused = error
@@ -154,9 +154,6 @@ class EffectiveWeights(WeightIndex):
             raise self._refused
         if self.merging is not None and self.record.adapter is None:
             self.record = replace(self.record, adapter=self.merging.words)
-
-    def _described(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        return {name: (info.shape, info.dtype) for name, (_, info) in self._table().items()}
 
     def _is_changed(self, name: str) -> bool:
         if self._refused is not None:

@@ -24,7 +24,7 @@ from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 
-Filler = Callable[[Path, Sequence[str]], Mapping[str, Filling]]
+Filler = Callable[[Path, WeightIndex], Mapping[str, Filling]]
 
 
 class Describer(Protocol):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.weights import WeightIndex
 
-def fill_tree(folder: Path, names: Sequence[str]) -> Mapping[str, Any]:
+
+def fill_tree(folder: Path, index: WeightIndex) -> Mapping[str, Any]:
     """See `replay.adapting.trace_config`: adapters whose names are not those of the files ask."""
     from moegeo_cli.replay.adapting import trace_config
 
-    return trace_config(folder, names)
+    return trace_config(folder, index)

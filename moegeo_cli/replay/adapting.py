@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from moegeo_cli.checkpoints.adapters.layout import Filling
+from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers, trace_sources
+from moegeo_cli.replay.uneven_models import own_experts
 
 
-def trace_model(model: Any, names: Sequence[str]) -> Mapping[str, Filling]:
+def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
     """It of a model that is built.
 
     Args:
         model: the module tree.
-        names: of the saved tensors.
+        index: the saved tensors.
     """
     with quiet_transformers():
-        sources = trace_sources(model, names)
+        sources = trace_sources(model, index.names())
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in sources:
@@ -36,22 +39,23 @@ def trace_model(model: Any, names: Sequence[str]) -> Mapping[str, Filling]:
     return found
 
 
-def trace_config(folder: Path, names: Sequence[str]) -> Mapping[str, Filling]:
+def trace_config(folder: Path, index: WeightIndex) -> Mapping[str, Filling]:
     """It of the model that a config.json describes, which is built without memory for that.
 
     Args:
         folder: of config.json.
-        names: of the saved tensors.
+        index: the saved tensors.
 
     Raises: what a model that cannot be built raises.
     """
     from moegeo_cli.replay.loading import explain
 
+    experts = own_experts(index, read_config(folder))
     try:
         with quiet_transformers():
-            skeleton = build_skeleton(folder, torch.float32, torch.device("cpu"))
+            skeleton = build_skeleton(folder, torch.float32, torch.device("cpu"), experts)
     except MoegeoError:
         raise
     except Exception as error:
         raise explain(folder, error) from error
-    return trace_model(skeleton, names)
+    return trace_model(skeleton, index)

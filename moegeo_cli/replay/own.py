@@ -26,6 +26,7 @@ from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -212,8 +213,8 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
     """
     wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
 
-    def fill(saved: Sequence[str]) -> Mapping[str, Filling]:
-        found = _match_names(saved, set(wanted))
+    def fill(index: WeightIndex) -> Mapping[str, Filling]:
+        found = _match_names(index.names(), set(wanted))
         return {
             unwrap_name(name): Filling(tuple(tensor.shape), ((found[name],),))
             for name, tensor in wanted.items()

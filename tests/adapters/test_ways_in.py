@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from moegeo_cli import analyze, capture_routers, experts, routing
+from moegeo_cli.api import inspect
+from moegeo_cli.api_check import check
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.replay.loading import load_model
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, beside, edit, randomise, write
 from tests.adapters.test_adapters import measure, numbers
+from tests.end_to_end.test_uneven_layers import prune
+from tests.tiny_models import save_tiny
 
 FORMS = Path(__file__).parents[1] / "forms" / "files"
 BOTH = {
@@ -105,6 +109,30 @@ def test_experts_of_equal_sides(tmp_path: Path) -> None:
         edit(files.adapter, peft_version=version)
         found = open_effective(files.adapter, trace=trace).tensor(name)
         torch.testing.assert_close(found, plain[name] + old[2])
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
+def test_layers_with_different_numbers_of_experts(model_type: str, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = prune(save_tiny(model_type, tmp_path / "base"), {1: (0, 2, 3, 5), 2: (4, 1, 0, 3, 2)})
+    model = load_model(base, CPU, torch.float32)
+    tuned: Any = get_peft_model(model, LoraConfig(r=4, **BOTH))  # type: ignore[arg-type]
+    randomise(tuned, 2)
+    adapter = tmp_path / "adapter"
+    tuned.save_pretrained(adapter)
+    edit(adapter, base_model_name_or_path=str(base))
+    want = tuned.merge_and_unload().state_dict()
+    have = load_model(adapter, CPU, torch.float32, base).state_dict()
+    assert set(have) == set(want)
+    for name, values in want.items():
+        torch.testing.assert_close(have[name], values, rtol=1e-5, atol=1e-6)
+    found = inspect(adapter)
+    assert found["problem"] is None
+    moves = [m for m in found["weights"]["adapter"]["moves"] if m["part"] == "experts"]
+    assert [m["of"] for m in moves][-2:] == [4, 5]
+    quick = check(adapter, cache=False)
+    assert quick.checkpoints[0].coverage.routers_found == len(quick.checkpoints[0].layers)
 
 
 @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])

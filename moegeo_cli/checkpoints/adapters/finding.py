@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from moegeo_cli.checkpoints.adapters.changes import Matrices
 from moegeo_cli.checkpoints.adapters.config import read_adapter_config
-from moegeo_cli.checkpoints.adapters.layout import Shape, Tracer
+from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged, sort_parts
 from moegeo_cli.checkpoints.weights import WeightIndex, open_adapter
@@ -21,7 +20,7 @@ def find_adapter(
     place: Path,
     *,
     inner: bool,
-    base: Callable[[], Mapping[str, tuple[Shape, str]]],
+    base: WeightIndex,
     trace: Tracer | None,
 ) -> tuple[Merging | None, dict[str, str]]:
     """The adapter, and the names of the base model's tensors without it.

@@ -8,8 +8,10 @@ Legend: E experts, R rows, C columns of a parameter's matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from moegeo_cli.checkpoints.weights import WeightIndex
 
 Shape = tuple[int, ...]
 
@@ -31,8 +33,8 @@ class Filling:
     turned: bool = False
 
 
-# Names of saved tensors -> how each parameter is made of them, in the module tree's order.
-Tracer = Callable[[Sequence[str]], Mapping[str, Filling]]
+# Saved tensors -> how each parameter is made of them, in the module tree's order.
+Tracer = Callable[[WeightIndex], Mapping[str, Filling]]
 
 
 @dataclass(frozen=True, slots=True)

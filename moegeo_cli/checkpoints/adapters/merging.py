@@ -6,7 +6,7 @@ keep a module's weight under its own name, else by how the module tree is filled
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from moegeo_cli.checkpoints.adapters.changes import Change, Matrices, Span, chec
 from moegeo_cli.checkpoints.adapters.config import AdapterConfig
 from moegeo_cli.checkpoints.adapters.layout import Filling, Piece, Shape, Tracer, cut
 from moegeo_cli.checkpoints.adapters.parts import Parts, Target
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError, ShapeError, UnsupportedLayoutError
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -28,7 +29,7 @@ class Merging:
         config: what its adapter_config.json says.
         parts: its tensors, sorted.
         matrices: their values.
-        base: the base model's tensors -> shape and dtype.
+        base: the base model's tensors.
         trace: how the module tree is filled; None where nobody can say.
     """
 
@@ -38,11 +39,11 @@ class Merging:
         config: AdapterConfig,
         parts: Parts,
         matrices: Matrices,
-        base: Callable[[], Mapping[str, tuple[Shape, str]]],
+        base: WeightIndex,
         trace: Tracer | None,
     ) -> None:
         self.folder, self.config, self.parts, self.matrices = folder, config, parts, matrices
-        self._base, self._trace = base, trace
+        self.base, self._trace = base, trace
         self._fillings: Mapping[str, Filling] | None = None
         self._changes: list[Change] | None = None
         self._by_name: dict[str, list[tuple[Change, Piece]]] = {}
@@ -67,15 +68,14 @@ class Merging:
             UnsupportedLayoutError, ShapeError: a part that fits no tensor of the base model.
         """
         if self._changes is None:
-            base = self._base()
-            changes = [self._change(target, base) for target in self.parts.targets]
+            changes = [self._change(target) for target in self.parts.targets]
             for parameter, name in self.parts.replaced.items():
-                self._replace(parameter, name, base)
+                self._replace(parameter, name)
             for change in changes:
                 for piece in change.pieces:
                     self._by_name.setdefault(piece.name, []).append((change, piece))
             touched = [*self._by_name, *self._put]
-            self._refuse_bytes([name for name in touched if base[name][1] not in FLOATS])
+            self._refuse_bytes([n for n in touched if self.base.dtype(n) not in FLOATS])
             self._changes = changes
         return self._changes
 
@@ -104,8 +104,8 @@ class Merging:
             values = change.add(piece, values, rows)
         return values.contiguous()
 
-    def _change(self, target: Target, base: Mapping[str, tuple[Shape, str]]) -> Change:
-        parameter, filling, as_parameter = self._find(target, base)
+    def _change(self, target: Target) -> Change:
+        parameter, filling, as_parameter = self._find(target)
         key = parameter if as_parameter else target.module
         change = Change(
             parameter=parameter,
@@ -119,17 +119,15 @@ class Merging:
         )
         change.turned = self._is_turned(change, filling)
         check_shapes(change, self.folder)
-        change.pieces = self._cut(parameter, filling, base)
+        change.pieces = self._cut(parameter, filling)
         return change
 
-    def _find(
-        self, target: Target, base: Mapping[str, tuple[Shape, str]]
-    ) -> tuple[str, Filling, bool]:
+    def _find(self, target: Target) -> tuple[str, Filling, bool]:
         """The parameter that a pair of matrices changes, and whether it is a target by itself."""
         own = f"{target.module}.weight"
         by_name = self.config.targets(own)
-        if own in base and len(base[own][0]) == 2 and target.depth == 0:
-            return own, Filling(base[own][0], ((own,),)), by_name
+        if own in self.base and len(self.base.shape(own)) == 2 and target.depth == 0:
+            return own, Filling(self.base.shape(own), ((own,),)), by_name
         fillings = self._all()
         beside = [n for n in fillings if n.rpartition(".")[0] == target.module]
         wanted = [name for name in beside if self.config.targets(name)]
@@ -152,10 +150,12 @@ class Merging:
             return turned
         return bool(filling.turned)
 
-    def _replace(self, parameter: str, name: str, base: Mapping[str, tuple[Shape, str]]) -> None:
+    def _replace(self, parameter: str, name: str) -> None:
         shape = self.matrices.shape(name)
-        filling = Filling(base[parameter][0], ((parameter,),)) if parameter in base else None
-        filling = filling or self._all().get(parameter)
+        if parameter in self.base:
+            filling: Filling | None = Filling(self.base.shape(parameter), ((parameter,),))
+        else:
+            filling = self._all().get(parameter)
         if filling is None:
             raise self._stranger(name)
         if filling.shape != shape:
@@ -164,13 +164,11 @@ class Merging:
                 found=f"{list(shape)} for {list(filling.shape)}",
                 hint="where the vocabulary was resized, merge the adapter with peft and save that",
             )
-        for piece in self._cut(parameter, filling, base):
+        for piece in self._cut(parameter, filling):
             self._put[piece.name] = (name, piece, shape)
 
-    def _cut(
-        self, parameter: str, filling: Filling, base: Mapping[str, tuple[Shape, str]]
-    ) -> list[Piece]:
-        shapes = {n: base[n][0] for group in filling.names for n in group}
+    def _cut(self, parameter: str, filling: Filling) -> list[Piece]:
+        shapes = {n: self.base.shape(n) for group in filling.names for n in group}
         pieces = cut(filling, shapes)
         if pieces is None:
             saved = [n for group in filling.names for n in group]
@@ -195,8 +193,7 @@ class Merging:
 
     def _all(self) -> Mapping[str, Filling]:
         if self._fillings is None:
-            names = list(self._base())
-            self._fillings = {} if self._trace is None else self._trace(names)
+            self._fillings = {} if self._trace is None else self._trace(self.base)
         return self._fillings
 
     def _stranger(self, name: str) -> MoegeoError:
