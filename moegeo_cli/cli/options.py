@@ -152,8 +152,8 @@ StreamOption = Annotated[
 ]  # fmt: skip
 MemoryOption = Annotated[
     str | None,
-    typer.Option("--memory", help="Stay within so much memory: 8GB. Streams where that needs it.",
-                 rich_help_panel=MEASURING),
+    typer.Option("--memory", help="Stay within so much memory: 8GB. Takes smaller batches, then "
+                 "streams, else refuses.", rich_help_panel=MEASURING),
 ]  # fmt: skip
 SeedOption = Annotated[
     int, typer.Option("--seed", min=0, help="Of resampling and fresh initialisations.",

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.fitting import Request, choose_source
@@ -52,6 +53,7 @@ class Measurer:
 
     Raises:
         ResourceError: the device is not there.
+        UsageError: a bound of memory for a model that it cannot be kept for.
     """
 
     def __init__(
@@ -74,6 +76,12 @@ class Measurer:
         )
         if self._source is not None:
             self.dtype = self._source.dtype
+            if settings.memory is not None:
+                raise UsageError(
+                    "--memory is a bound for models of transformers: what else takes is not known",
+                    found="--memory with a model of your own, or with captures",
+                    hint="leave --memory out; --batch-size and --max-tokens take less",
+                )
         self.memory: str | None = None  # what a replay held, in words
 
     def measure(

@@ -1,9 +1,11 @@
-"""Which versions measured: kept with every measurement, and shown from there."""
+"""Which versions measured, and on which device: kept with every measurement."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from moegeo_cli import __version__
 from moegeo_cli.records import CheckpointRecord
@@ -12,6 +14,8 @@ from moegeo_cli.records import CheckpointRecord
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
 # These compute the replay: a measurement of other versions is made anew.
 DECIDING = ("torch", "transformers")
+# What the drivers of accelerators put into /dev on Linux.
+ACCELERATORS = ("nvidia*", "kfd", "dri/render*", "accel*", "davinci*", "dxg")
 
 
 def running_versions() -> dict[str, str]:
@@ -22,6 +26,27 @@ def running_versions() -> dict[str, str]:
 def deciding_versions() -> dict[str, str]:
     """What belongs to the key that a measurement is stored under."""
     return {name: metadata.version(name) for name in DECIDING}
+
+
+def deciding_device(name: str) -> str:
+    """The kind of device that `name` means here: "auto" is another one on another machine.
+
+    torch is imported only where the machine may have an accelerator.
+    """
+    if name != "auto" or not may_have_accelerator():
+        return name if name != "auto" else "cpu"
+    from moegeo_cli.replay.loading import resolve_device
+
+    return str(resolve_device(name).type)
+
+
+def may_have_accelerator() -> bool:
+    """Whether torch could find an accelerator: by its build, and by the system's devices."""
+    if metadata.version("torch").endswith("+cpu"):
+        return False
+    if sys.platform != "linux":
+        return True
+    return any(any(Path("/dev").glob(pattern)) for pattern in ACCELERATORS)
 
 
 def measured_versions(

@@ -21,7 +21,7 @@ from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measurement.arrays import CheckpointArrays
 from moegeo_cli.measurement.layers import checkpoint_record
 from moegeo_cli.measurement.models import Models
-from moegeo_cli.measurement.provenance import deciding_versions
+from moegeo_cli.measurement.provenance import deciding_device, deciding_versions
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
@@ -108,7 +108,10 @@ class RunMeasurement:
             {
                 "fingerprint": fingerprint,
                 "probe": self.probe.sha256,
-                "settings": dataclasses.asdict(self.settings),
+                "settings": {
+                    **dataclasses.asdict(self.settings),
+                    "device": deciding_device(self.settings.device),
+                },
                 "versions": deciding_versions(),
                 **({"model": self.models.identity} if self.models.identity else {}),
             }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -201,6 +202,11 @@ def peak_bytes(device: torch.device) -> int | None:
     """The most that the process has held there since it began; None where that is not known."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
+    try:
+        lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, ValueError, StopIteration):
+        pass  # not Linux, whose getrusage begins with the peak of the parent process
     try:
         import resource
     except ImportError:  # Windows

@@ -1,0 +1,128 @@
+"""The plan of a model held whole against what the model and its files are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moegeo_cli import analyze
+from moegeo_cli.errors import ResourceError, UsageError
+from moegeo_cli.measurement import provenance
+from moegeo_cli.replay.filling import fill_model, open_skeleton
+from moegeo_cli.replay.loading import load_model
+from moegeo_cli.replay.machine import cgroup_rooms
+from moegeo_cli.replay.plan import Plan
+from moegeo_cli.replay.whole_plan import WholePlanner, weight_bytes
+from tests.architectures.zoo import save_tiny
+from tests.end_to_end.conftest import random_ids, write_probe
+
+CPU = torch.device("cpu")
+FISHERS = (("categorical", "token"), ("empirical", "position"))
+
+
+def planner(path: Path, lengths: list[int], **changes: Any) -> WholePlanner:
+    skeleton, files = open_skeleton(path, CPU, torch.float32, path)
+    options: dict[str, Any] = {"fishers": FISHERS, "groups_S": np.zeros(len(lengths), int)}
+    batch_size = changes.pop("batch_size", None)
+    return WholePlanner(skeleton, files, Plan(**options, **changes), lengths, 0, batch_size)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "gpt_oss", "gemma4_text", "jetmoe"])
+def test_a_model_filled_by_groups_is_the_model(model_type: str, tmp_path: Path) -> None:
+    save_tiny(model_type, tmp_path)
+    usual = load_model(tmp_path, CPU, torch.float32)
+    filled = fill_model(None, tmp_path, CPU, torch.float32, tmp_path)
+    again = fill_model(filled, tmp_path, CPU, torch.float32, tmp_path)
+    for model in (filled, again):
+        assert weight_bytes(model) == weight_bytes(usual), "tied parameters are one"
+        for name, tensor in usual.state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[name]), name
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(usual(input_ids=ids).logits, again(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
+def test_weights_and_the_trace_are_those_of_the_model(model_type: str, tmp_path: Path) -> None:
+    save_tiny(model_type, tmp_path)
+    found = planner(tmp_path, [32] * 8)
+    assert found.weights == weight_bytes(load_model(tmp_path, CPU, torch.float32))
+    whole, half = found.make(256, 0), found.make(128, 0)
+    assert whole.by == "trace"
+    for term in ("activations", "logits"):
+        assert 1.5 < whole.terms[term] / half.terms[term] <= 2.5, "it grows with the batch"
+
+
+def test_code_that_asks_for_values_is_estimated(tmp_path: Path) -> None:
+    save_tiny("jetmoe", tmp_path)
+    found = planner(tmp_path, [32] * 8).make(256, 0)
+    assert found.by == "widths"
+    assert found.terms["activations"] > 0
+
+
+def test_batches_become_smaller_until_they_fit(tmp_path: Path) -> None:
+    save_tiny("mixtral", tmp_path)
+    found = planner(tmp_path, [64] * 32)
+    assert found.batches() == [2048, 1024, 512, 256, 128, 64]
+    usual, least = found.make(2048, 0).bound, found.least(0).bound
+    assert found.fit(0, usual).positions == 2048  # type: ignore[union-attr]
+    fewer = found.fit(0, (usual + least) // 2)
+    assert fewer is not None
+    assert 64 < fewer.positions < 2048
+    assert found.fit(0, least - 1) is None
+    assert planner(tmp_path, [64] * 32, batch_size=4).batches() == [256], "as it was asked for"
+
+
+def test_without_a_bound_the_machine_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny("mixtral", tmp_path)
+    monkeypatch.setattr("moegeo_cli.measurement.fitting.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("moegeo_cli.replay.sources.free_bytes", lambda device: 1000)
+    probe = write_probe(tmp_path / "probe.jsonl", random_ids([16] * 4))
+    with pytest.raises(ResourceError, match="does not fit this machine") as error:
+        analyze(tmp_path, probe=probe, baseline="none", cache=False)
+    assert "largest terms" in str(error.value.found)
+
+
+def test_a_bound_that_is_not_kept_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--memory is a bound"):
+        analyze(
+            "sample_checkpoints/digits-moe", model="sample_checkpoints.digits:build",
+            router="blocks.*.mixture.router", cache=False, memory="8GB",
+            probe="sample_checkpoints/digits-moe/probe.safetensors",
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "mount", "names"), [
+    ("0::/job/task", "", ("memory.max", "memory.current", "inactive_file")),
+    ("4:cpu,memory:/job/task", "memory",
+     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")),
+])  # fmt: skip
+def test_the_limits_of_cgroups_count(
+    line: str, mount: str, names: tuple[str, str, str], tmp_path: Path
+) -> None:
+    for path, limit in (("job", "1000"), ("job/task", "max")):
+        folder = tmp_path / "root" / mount / path
+        folder.mkdir(parents=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text("700\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{names[2]} 300\n")
+    (tmp_path / "membership").write_text(f"1:pids:/other\n{line}\n")
+    assert list(cgroup_rooms(tmp_path / "root", tmp_path / "membership")) == [600]
+    assert list(cgroup_rooms(tmp_path / "root", tmp_path / "absent")) == []
+
+
+def test_the_device_that_auto_means_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert provenance.deciding_device("cuda:1") == "cuda:1"
+    monkeypatch.setattr(provenance, "may_have_accelerator", lambda: False)
+    assert provenance.deciding_device("auto") == "cpu"
+    monkeypatch.setattr(provenance, "may_have_accelerator", lambda: True)
+    monkeypatch.setattr(
+        "moegeo_cli.replay.loading.resolve_device", lambda name: torch.device("cuda", 0)
+    )
+    assert provenance.deciding_device("auto") == "cuda"
