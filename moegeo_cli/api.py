@@ -27,6 +27,7 @@ from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_pr
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
 from moegeo_cli.records import Metric, RunRecord
+from moegeo_cli.triage.run import FilesChecked
 from moegeo_cli.triage.sharing import share
 from moegeo_cli.verdict import judge, load_thresholds, recommend
 from moegeo_cli.verdict.interventions import check_framework
@@ -142,9 +143,15 @@ def analyze(
     }  # fmt: skip
     chosen: dict[str, Any] = {"steps": steps, "latest": latest}
     kept: dict[str, Any] = {"cache": cache, "cache_dir": cache_dir}
-    files = check_files(path, models, limits, verify_fingerprint=verify_fingerprint,
-                        progress=progress, **chosen, **kept)  # fmt: skip
-    measured = measure_path(path, baseline=baseline, **chosen, **kept, **shared)
+    told: list[FilesChecked] = []
+    measured = measure_path(
+        path, baseline=baseline, **chosen, **kept, **shared,
+        before=lambda: told.append(
+            check_files(path, models, limits, verify_fingerprint=verify_fingerprint,
+                        progress=progress, **chosen, **kept)
+        ),
+    )  # fmt: skip
+    [files] = told
     run = measured.record
     other: RunRecord | None = None
     losses: dict[str, Metric] = {}

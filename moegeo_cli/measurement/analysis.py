@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ def measure_run(
     baseline: str | None,
     models: Models,
     ranks: Ranks | None = None,
+    before: Callable[[], object] | None = None,
 ) -> Analysis:
     """Everything but judging: the run's record as far as it rests on measurements.
 
@@ -106,6 +107,7 @@ def measure_run(
         baseline: a step, a path, "init", "none"; None for step 0.
         models: what model the run is of.
         ranks: who shares the probe; None for this process alone.
+        before: called once everything that can be refused at once has been seen.
 
     Raises:
         MoegeoError: what opening, loading and replaying raise.
@@ -123,6 +125,8 @@ def measure_run(
         wanted.insert(0, base_folder)
     for checkpoint in wanted:  # whether or not its measurement is stored
         _refuse_mixed(checkpoint, models.describe(checkpoint.path)[1], newest, architecture)
+    if before is not None:
+        before()
     prints = {c.path: take_fingerprint(c, verify_fingerprint) for c in wanted}
     logs = {c.path: read_training(c) for c in wanted}
     trained = logs.get(newest.path) or read_training(newest)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,11 @@ def sum_layer(
 def _sum_router(
     layer: MoELayer, architecture: Architecture | None, norm_D: np.ndarray[Any, Any] | None
 ) -> LayerSums:
-    weight_ED, bias_E = layer.weight_ED, layer.selection_bias_E
+    weight_ED = layer.weight_ED
     rows = len(weight_ED) if weight_ED is not None else min(layer.router.shape)
+    reasons = dict(layer.reasons)
+    logit_bias_E = _of_length(layer.bias_E, rows, "bias", reasons)
+    bias_E = _of_length(layer.selection_bias_E, rows, "selection_bias", reasons)
     found = LayerSums(
         layer=layer.layer,
         router=layer.router.module,
@@ -74,10 +77,10 @@ def _sum_router(
         router_digest=layer.router_digest,
         bias_digest=layer.bias_digest,
         top_k=top_k_of(architecture, layer.layer),
-        reasons=dict(layer.reasons),
+        reasons=reasons,
     )
-    broken = set(_places(_broken(layer.bias_E)) + _places(_broken(bias_E)))
-    masked = find_masked(weight_ED, layer.bias_E, bias_E)
+    broken = set(_places(_broken(logit_bias_E)) + _places(_broken(bias_E)))
+    masked = find_masked(weight_ED, logit_bias_E, bias_E)
     values = None
     if bias_E is not None:
         values = tuple(float(v) if math.isfinite(v) else None for v in bias_E)
@@ -85,7 +88,7 @@ def _sum_router(
     if bias_E is not None and layer.bias_dtype is not None:
         rule = _rule(architecture, layer.layer, bias_E)
         rounding = bias_rounding(
-            bias_E, layer.bias_dtype, rule, weight_ED, layer.bias_E, norm_D
+            bias_E, layer.bias_dtype, rule, weight_ED, logit_bias_E, norm_D
         )  # fmt: skip
     if weight_ED is None:
         return dataclasses.replace(
@@ -110,6 +113,16 @@ def _sum_router(
         selection_bias=values,
         rounding=None if rounding is None else dataclasses.asdict(rounding),
     )
+
+
+def _of_length(
+    bias_E: np.ndarray[Any, Any] | None, rows: int, what: str, reasons: dict[str, str]
+) -> np.ndarray[Any, Any] | None:
+    """A bias with an entry an expert; None, with the reason, for any other."""
+    if bias_E is None or bias_E.size == rows:
+        return bias_E
+    reasons[what] = f"it has {bias_E.size} entries for {rows} experts"
+    return None
 
 
 def top_k_of(architecture: Architecture | None, layer: int | None) -> int | None:
@@ -169,6 +182,7 @@ class _ExpertSums:
         self.finite = True
         self.known = True
         self.sketch = np.zeros(DIMENSIONS)
+        self.shapes: list[tuple[str, tuple[int, ...]]] = []
 
     def add(self, piece: Piece) -> np.ndarray[Any, Any] | None:
         """Take a piece; which of its rows are zero, for a matrix with values."""
@@ -177,6 +191,7 @@ class _ExpertSums:
         if values is None:
             self.known = False
             return None
+        self.shapes.append((piece.role, values.shape))
         flat = values.reshape(len(values) if values.ndim else 1, -1)
         rows_R = np.einsum("ij,ij->i", flat, flat)
         total = float(rows_R.sum(dtype=np.float64))
@@ -221,7 +236,10 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
     digests = tuple("" if s is None else s.digest.hexdigest()[: 2 * DIGEST_BYTES] for s in own)
     near: tuple[NearGroup, ...] = ()
     packed, apart = None, None
-    if all(s is not None and s.known and s.finite for s in own):
+    uneven = len({tuple(s.shapes) for s in own if s is not None and s.known}) > 1
+    if uneven:
+        reasons["expert values"] = "its experts' weights differ in shape"
+    elif all(s is not None and s.known and s.finite for s in own):
         sketches = np.asarray([s.sketch for s in own if s is not None])
         norms = np.array([math.sqrt(s.square) for s in own if s is not None])
         packed = pack(list(sketches))
@@ -246,13 +264,24 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
 def _zero_experts(empty: Mapping[str, Mapping[int, _Packed]]) -> set[int]:
     """Experts with rows of zeros; rows that are zero in every expert are padding."""
     found: set[int] = set()
-    for by_expert in empty.values():
+    for by_expert in _of_one_size(empty):
         common = functools.reduce(np.bitwise_and, (held for _, held in by_expert.values()))
         whole = all(held.sum() and _count(held) == rows for rows, held in by_expert.values())
         for expert, (_, held) in by_expert.items():
             if whole or (held & ~common).any():
                 found.add(expert)
     return found
+
+
+def _of_one_size(
+    empty: Mapping[str, Mapping[int, _Packed]],
+) -> Iterator[Mapping[int, _Packed]]:
+    """Each role's experts, those of one number of rows together."""
+    for by_expert in empty.values():
+        by_rows: dict[int, dict[int, _Packed]] = {}
+        for expert, held in by_expert.items():
+            by_rows.setdefault(held[0], {})[expert] = held
+        yield from by_rows.values()
 
 
 def _count(packed: np.ndarray[Any, Any]) -> int:

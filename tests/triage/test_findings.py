@@ -356,3 +356,30 @@ def test_quick_reads_no_expert_and_says_so(tmp_path: Path) -> None:
     assert skipped["experts-frozen"] == "the experts' weights were not read"
     assert quick.newest.metrics["expert_norm"].reason == "experts were not read (--quick)"
     assert quick.newest.bytes_read < check(run).newest.bytes_read / 2
+
+
+def test_experts_of_other_shapes_are_compared_with_their_own_size(tmp_path: Path) -> None:
+    """One expert has fewer inner neurons than the others: no distance is told, damage still is."""
+
+    def shrink(state: State) -> None:
+        place = "model.layers.1.mlp.experts.4"
+        for part in ("gate_proj", "up_proj"):
+            state[f"{place}.{part}.weight"] = state[f"{place}.{part}.weight"][:8].clone()
+        state[f"{place}.down_proj.weight"] = state[f"{place}.down_proj.weight"][:, :8].clone()
+        state["model.layers.1.mlp.experts.2.up_proj.weight"].zero_()
+
+    record = check(spoil(save_tiny("qwen3_moe", tmp_path / "m"), shrink))
+    found = find(record, "experts-damaged")
+    assert found is not None
+    assert "expert 2 in layer 1 are zeros" in found.message
+    layer = record.newest.layers[0]
+    assert layer.metrics["expert_distance"].reason == "its experts' weights differ in shape"
+    assert record.newest.layers[1].metrics["expert_distance"].value is not None
+
+
+def test_a_bias_of_another_length_is_left_out_with_the_reason(tmp_path: Path) -> None:
+    def cut(state: State) -> None:
+        state["model.layers.1.mlp.router.bias"] = torch.full((11,), -1e9)
+
+    record = check(spoil(save_tiny("gpt_oss", tmp_path / "m"), cut))
+    assert record.newest.layers[1].reasons["bias"] == "it has 11 entries for 6 experts"

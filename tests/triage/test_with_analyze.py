@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from moegeo_cli import analyze, compare
+from moegeo_cli.errors import MoegeoError
 from moegeo_cli.records import Finding, RunRecord
 from moegeo_cli.reports import json_report, render
 from moegeo_cli.verdict.files import with_files
@@ -129,3 +130,34 @@ def test_files_decide_what_they_know_better() -> None:
     unread = with_files(model, {"experts-damaged": Skipped("not read")})
     assert unread["experts-damaged"] is model["experts-damaged"]
     assert isinstance(with_files(model, {})["experts-reset"], Skipped)
+
+
+def test_files_are_read_after_everything_that_is_refused_at_once(
+    tmp_path: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moegeo_cli.triage import run as module
+
+    run = save_run(tmp_path / "run", "mixtral", (0,))
+    monkeypatch.setattr(module, "sum_checkpoint", lambda *a, **b: pytest.fail("read too soon"))
+    with pytest.raises(MoegeoError, match="no tokenizer"):
+        analyze(run, cache=False)
+    with pytest.raises(MoegeoError, match="no checkpoint of step"):
+        analyze(run, probe=probe, baseline="7", cache=False)
+
+
+def test_files_that_cannot_be_read_are_a_reason_and_no_error(
+    tmp_path: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moegeo_cli.triage import run as module
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise MoegeoError("a file went away")
+
+    run = save_run(tmp_path / "run", "mixtral", (0,))
+    monkeypatch.setattr(module, "sum_checkpoint", refuse)
+    record = analyze(run, probe=probe, baseline="none", fisher="categorical", cache=False)
+    assert record.verdict is not None
+    [told] = [c for c in record.verdict.checks if c.name == "experts-reset"]
+    assert (told.outcome, told.reason) == (
+        "skipped", "the files could not be checked: a file went away",
+    )  # fmt: skip
