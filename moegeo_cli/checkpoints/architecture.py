@@ -14,17 +14,24 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from moegeo_cli.checkpoints.config_facts import (
+    bias_rule,
+    count_layers,
+    experts_by_layer,
+    find_facts,
+    flag,
+    groups_of,
+    real_number,
+    top_k_of,
+    unselected_gradient,
+    whole_number,
+)
 from moegeo_cli.checkpoints.config_keys import (
     EXPERT_KEYS,
-    GROUP_KEYS,
     HIDDEN_KEYS,
-    LAYER_KEYS,
-    TOP_K_KEYS,
     Stated,
-    find_stated,
     first_integer,
     first_value,
-    look_up,
 )
 from moegeo_cli.checkpoints.layering import list_moe_layers
 from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
@@ -130,7 +137,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     text, text_type = _find_text(config, model_type)
     family = _families().get(text_type)
     facts: Mapping[str, Any] = family or {}
-    stated = _find_facts(text, facts)
+    stated = find_facts(text, facts)
     experts = stated["experts"].value
     listed: list[int] = []
     if isinstance(experts, list):  # one number per layer
@@ -159,11 +166,11 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             hint="`moegeo inspect` still describes the checkpoint",
             context={"model_type": text_type},
         )
-    zero = _integer(text, facts.get("zero_experts")) + int(facts.get("extra_experts", 0))
-    shared_rows = _integer(text, facts.get("shared_rows"))
-    renormalised = _flag(text, facts.get("renormalised"))
+    zero = whole_number(text, facts.get("zero_experts")) + int(facts.get("extra_experts", 0))
+    shared_rows = whole_number(text, facts.get("shared_rows"))
+    renormalised = flag(text, facts.get("renormalised"))
     rule = facts.get("layers", "guess")
-    layers = None if rule == "unknown" else _layer_count(text, text_type)
+    layers = None if rule == "unknown" else count_layers(text, text_type)
     if layers is not None and layers > MOST_LAYERS:
         raise ShapeError(
             f"{model_type}: the config asks for more layers than any model has",
@@ -171,7 +178,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         )
     moe_layers, hash_layers = list_moe_layers(text, layers, rule)
     asked = stated["top_k"].value
-    top_k, by_layer = _top_k(facts.get("top_k") or asked)
+    top_k, by_layer = top_k_of(facts.get("top_k") or asked)
     chosen = [top_k] if top_k is not None else list(by_layer or ())
     if (type(asked) is int and asked < 1) or any(k > experts + zero for k in chosen):
         raise ShapeError(
@@ -212,19 +219,19 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         moe_layers=moe_layers,
         scoring=SCORINGS.get(scoring, scoring) if scoring is not None else None,
         selection=Selection(
-            bias=bool(_flag(text, _bias_rule(facts))),
+            bias=bool(flag(text, bias_rule(facts))),
             bias_on=facts.get("bias_on", "scores"),
-            groups=_groups(text, facts),
-            group_score=facts.get("groups") if _groups(text, facts) else None,
+            groups=groups_of(text, facts),
+            group_score=facts.get("groups") if groups_of(text, facts) else None,
             renormalised=renormalised,
-            scale=_number(text, facts.get("scale", "routed_scaling_factor"), 1.0),
+            scale=real_number(text, facts.get("scale", "routed_scaling_factor"), 1.0),
         ),
-        unselected_gradient=_unselected(facts, renormalised),
+        unselected_gradient=unselected_gradient(facts, renormalised),
         router_path=facts.get("router"),
         router_rows=experts + zero + shared_rows,
         hash_layers=hash_layers,
         top_k_by_layer=by_layer,
-        experts_by_layer=_by_layer(listed, layers, moe_layers),
+        experts_by_layer=experts_by_layer(listed, layers, moe_layers),
         zero_experts=zero,
         balance_key=facts.get("balance"),
         encoder_decoder=bool(facts.get("pairs", config.get("is_encoder_decoder") is True)),
@@ -259,7 +266,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def expert_key(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Stated]:
     """The part of a config that holds the number of experts, and how it says it."""
     text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
-    return text, _find_facts(text, _families().get(text_type, {}))["experts"]
+    return text, find_facts(text, _families().get(text_type, {}))["experts"]
 
 
 def counting_values(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
@@ -270,7 +277,7 @@ def counting_values(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[
     """
     text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
     facts = _families().get(text_type, {})
-    found = _find_facts(text, facts).values()
+    found = find_facts(text, facts).values()
     return text, {fact.key: fact.value for fact in found if fact.key and fact.others}
 
 
@@ -296,83 +303,3 @@ def _find_text(
                 if first_value(found, EXPERT_KEYS) is not None:
                     return found, kind
     return config, model_type
-
-
-def _integer(config: Mapping[str, Any], key: str | None) -> int:
-    value = look_up(config, key) if key else None
-    return value if type(value) is int and value > 0 else 0
-
-
-def _number(config: Mapping[str, Any], key: str, default: float) -> float:
-    value = look_up(config, key)
-    return float(value) if isinstance(value, int | float) and value == value else default
-
-
-def _flag(config: Mapping[str, Any], rule: Any) -> bool | None:
-    """A fact that is a constant, or [config key, default]."""
-    if isinstance(rule, list):
-        key, default = rule
-        # bailing and kimi rename the flag
-        value = first_value(config, (key, "moe_renormalize"))
-        return bool(default if value is None else value)
-    return rule if isinstance(rule, bool) else None
-
-
-def _bias_rule(facts: Mapping[str, Any]) -> Any:
-    bias = facts.get("bias", False)
-    return [bias, True] if isinstance(bias, str) else bias
-
-
-def _find_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Stated]:
-    """What a config says of the number of experts, of K and of groups."""
-    own = tuple(facts.get("keys", ()))
-    return {
-        "experts": find_stated(config, EXPERT_KEYS, own),
-        "top_k": Stated() if "top_k" in facts else find_stated(config, TOP_K_KEYS, own),
-        "groups": find_stated(config, GROUP_KEYS, own) if "groups" in facts else Stated(),
-    }
-
-
-def _by_layer(
-    listed: list[int], layers: int | None, moe_layers: tuple[int, ...] | None
-) -> tuple[tuple[int, int], ...] | None:
-    """(layer, experts) by a config's list of all layers, or of those with a router."""
-    routed = moe_layers if moe_layers is not None else tuple(range(len(listed)))
-    if len(set(listed)) < 2:
-        return None
-    if len(listed) == layers:
-        return tuple((layer, listed[layer]) for layer in routed)
-    return tuple(zip(routed, listed, strict=True)) if len(listed) == len(routed) else None
-
-
-def _top_k(value: Any) -> tuple[int | None, tuple[int, ...] | None]:
-    if isinstance(value, list) and value and all(type(k) is int and k > 0 for k in value):
-        return (value[0], None) if len(set(value)) == 1 else (None, tuple(value))
-    return (value if type(value) is int and value > 0 else None), None
-
-
-def _groups(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(n_group, topk_group) where they limit the choice."""
-    when = facts.get("groups_when")
-    if "groups" not in facts or (when and config.get(when[0]) != when[1]):
-        return None
-    count = _find_facts(config, facts)["groups"].value
-    count = count if type(count) is int and count > 0 else None
-    kept = first_integer(config, ("topk_group",))
-    return (count, kept) if count and kept and kept < count else None
-
-
-def _unselected(facts: Mapping[str, Any], renormalised: bool | None) -> str:
-    rule = str(facts.get("unselected", "verify"))
-    if rule == "unless-renormalised":
-        return "zero" if renormalised else "dense"
-    return rule
-
-
-def _layer_count(config: Mapping[str, Any], text_type: str) -> int | None:
-    blocks = config.get("layers_block_type")
-    if text_type == "nemotron_h" and isinstance(blocks, list):
-        return len(blocks)
-    if text_type == "longcat_flash":  # two attention blocks a layer: num_hidden_layers is doubled
-        return first_integer(config, ("num_layers",))
-    return first_integer(config, LAYER_KEYS)

@@ -233,3 +233,22 @@ def test_half_an_environment_is_refused(
         monkeypatch.setenv(name, value)
     assert run(["inspect", str(SAMPLE)]) == 2
     assert "unset WORLD_SIZE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["experts", "routing"])
+def test_the_lenses_say_among_ranks_what_one_process_says(
+    command: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rank 0 computes them alone, and the others print nothing."""
+    probe = write_probe(tmp_path / "odd.jsonl", random_ids([5 + (7 * i) % 29 for i in range(9)]))
+    arguments = ("-m", "moegeo_cli", command, tiny("mixtral"), "--probe", probe, "--no-cache",
+                 "--format", "json")  # fmt: skip
+    alone = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True,
+    )  # fmt: skip
+    first, second = run_ranks([tmp_path] * 2, *arguments)
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert second[1] == ""
+    assert_equal(json.loads(alone.stdout), json.loads(first[1]), r"seconds|memory")
