@@ -9,6 +9,7 @@ from moegeo_cli.geometry.jacobian import SELECTIONS
 from moegeo_cli.measurement.settings import Settings
 
 WEIGHTS = ("topk", "soft")
+KEPT_BYTES = 2**30  # of inputs at most, over all layers
 DEFAULT_RANK, DEFAULT_JACOBIAN_TOKENS = 8, 256
 
 
@@ -62,8 +63,14 @@ class ExpertSettings:
             )
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of inputs that are kept: a part of the bound, where there is one."""
+        return KEPT_BYTES if self.memory is None else min(KEPT_BYTES, self.memory // 8)
+
+    @property
     def replay(self) -> Settings:
-        """The same, as far as a replay is concerned."""
+        """The same, as far as a replay is concerned; it has the bound without what is kept."""
+        memory = None if self.memory is None else self.memory - self.kept_bytes
         return Settings(
             device=self.device,
             dtype=self.dtype,
@@ -71,5 +78,5 @@ class ExpertSettings:
             layers=self.layers,
             seed=self.seed,
             stream=self.stream,
-            memory=self.memory,
+            memory=memory,
         )

@@ -49,8 +49,8 @@ from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.standins import StandIn
 from moegeo_cli.replay.uneven_models import compute_experts_by
 
-# Inputs are wide: never more tokens, nor more bytes of them over all layers.
-KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
+# Inputs are wide: never more tokens of them, nor more bytes than the settings allow.
+KEPT_TOKENS = 8192
 NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
 NOTHING_TO_CHANGE = "--verify was left out: no experts' weights are in a form that can be changed"
 NO_LABELS = "--verify needs labels in the probe, and was left out"
@@ -95,7 +95,7 @@ def measure_experts(
         return dataclasses.replace(
             plan,
             fishers=(CATEGORICAL, EMPIRICAL) if _no_loss(ready.model) is None else (CATEGORICAL,),
-            sample_rows=_kept_rows(ready.asked, probe.tokens, settings.seed),
+            sample_rows=_kept_rows(ready.asked, probe.tokens, settings),
             input_modules=_input_modules(blocks),
         )
 
@@ -231,10 +231,11 @@ def _verify(
     ), None  # fmt: skip
 
 
-def _kept_rows(routers: Sequence[Router], tokens: int, seed: int) -> np.ndarray:
+def _kept_rows(routers: Sequence[Router], tokens: int, settings: ExpertSettings) -> np.ndarray:
     """The probe rows whose inputs are kept: the same for every layer."""
     width = sum(int(r.weight_ED.shape[1]) for r in routers)
-    return sample_rows(tokens, max(16, min(KEPT_TOKENS, KEPT_BYTES // (4 * width))), seed)
+    count = max(16, min(KEPT_TOKENS, settings.kept_bytes // (4 * width)))
+    return sample_rows(tokens, count, settings.seed)
 
 
 def _input_modules(blocks: dict[str, ExpertBlock | None]) -> dict[str, nn.Module]:

@@ -12,6 +12,8 @@ import torch
 from moegeo_cli import analyze
 from moegeo_cli.errors import ResourceError, UsageError
 from moegeo_cli.measurement import provenance
+from moegeo_cli.measurement.expert_settings import ExpertSettings
+from moegeo_cli.measurement.routing_settings import RoutingSettings
 from moegeo_cli.replay.filling import fill_model, open_skeleton
 from moegeo_cli.replay.loading import load_model
 from moegeo_cli.replay.machine import cgroup_rooms
@@ -51,7 +53,9 @@ def test_weights_and_the_trace_are_those_of_the_model(model_type: str, tmp_path:
     save_tiny(model_type, tmp_path)
     found = planner(tmp_path, [32] * 8)
     assert found.weights == weight_bytes(load_model(tmp_path, CPU, torch.float32))
+    before = torch.get_rng_state()
     whole, half = found.make(256, 0), found.make(128, 0)
+    assert torch.equal(torch.get_rng_state(), before)
     assert whole.by == "trace"
     for term in ("activations", "logits"):
         assert 1.5 < whole.terms[term] / half.terms[term] <= 2.5, "it grows with the batch"
@@ -96,6 +100,15 @@ def test_a_bound_that_is_not_kept_is_refused(tmp_path: Path) -> None:
             router="blocks.*.mixture.router", cache=False, memory="8GB",
             probe="sample_checkpoints/digits-moe/probe.safetensors",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [ExpertSettings, RoutingSettings])
+def test_what_a_lens_keeps_is_a_part_of_the_bound(kind: Any) -> None:
+    for memory in (10**9, 64 * 10**9):
+        settings = kind(memory=memory)
+        assert settings.replay.memory + settings.kept_bytes == memory
+        assert 0 < settings.kept_bytes <= memory // 8
+    assert kind().replay.memory is None
 
 
 @pytest.mark.parametrize(("line", "mount", "names"), [
