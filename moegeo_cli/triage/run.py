@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any, Protocol
 
+import numpy as np
+
 from moegeo_cli import __version__
 from moegeo_cli.check_records import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
@@ -90,7 +92,8 @@ class Reader:
             self.progress.checkpoint(checkpoint.relative, size, words)
             advance = self.progress.advance
         told = take_fingerprint(checkpoint, self.mode)
-        with few_threads(1):
+        # What is not finite is told from the values; numpy's own warnings would be for nobody.
+        with few_threads(1), np.errstate(all="ignore"):
             sums = sum_checkpoint(
                 checkpoint, quick=self.quick, models=self.models, advance=advance, fill=self.fill
             )
