@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from moegeo_cli.checkpoints.accounting import known_reason
 from moegeo_cli.checkpoints.misplaced import layer_path, shared_parts
-from moegeo_cli.checkpoints.routers import RouterTensors
+from moegeo_cli.checkpoints.routers import RouterTensors, find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, ShapeError
 
@@ -90,19 +90,19 @@ def find_expert_tensors(
     return {module: _sorted(tensors) for module, tensors in found.items()}
 
 
-def check_expert_shapes(index: WeightIndex, routers: Sequence[RouterTensors]) -> None:
-    """Check that the experts of a layer are alike: one shape for each of their tensors.
+def check_expert_shapes(index: WeightIndex) -> None:
+    """Say which expert is not like the others of its layer, where they could not be put together.
 
-    transformers lays them on each other, and says nothing that helps where that fails.
+    Some families mean it so (experts for images, experts without weights): ask only after a fault.
 
     Args:
         index: the checkpoint's tensors.
-        routers: its routers.
 
     Raises:
         IncompleteCheckpointError: an expert lacks a tensor that the others have, by name.
         ShapeError: one has another shape than the others.
     """
+    routers = [router for router in find_router_tensors(index) if router.main]
     for held in find_expert_tensors(index, routers).values():
         by_role: dict[str, dict[int, ExpertTensor]] = {}
         for expert, tensors in held.experts.items():

@@ -17,7 +17,6 @@ from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.checkpoints.uneven import with_own_experts
@@ -155,7 +154,7 @@ def _list_routers(
     """The routers in the files, and what is wrong with them or with their family."""
     problem = f"MG-E021: {architecture.refused}" if architecture.refused else None
     try:
-        check_expert_shapes(index, check_routers(index, architecture))
+        check_routers(index, architecture)
     except MoegeoError as error:
         problem = f"{error.code}: {error.message}"
     return find_router_tensors(index, architecture), problem

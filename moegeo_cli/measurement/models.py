@@ -16,7 +16,6 @@ from typing import Any
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
 from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.checkpoints.folders import find_config, given_config
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
@@ -72,12 +71,12 @@ class Models:
         return check_routers(index, architecture)
 
     def check(self, path: Path, architecture: Architecture) -> None:
-        """See that a checkpoint's files hold the routers and experts that it should have.
+        """See that a checkpoint's files hold the routers that it should have.
 
-        Raises: what `check_routers` and `check_expert_shapes` raise.
+        Raises: what `check_routers` raises.
         """
         index = open_effective(path, find_config(path, self.config))
-        check_expert_shapes(index, check_routers(index, architecture))
+        check_routers(index, architecture)
 
     def probe(self) -> Probe | None:
         """What stands in the place of a probe; None where there is one to be opened."""

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.adapting import trace_model
@@ -129,6 +130,7 @@ class LayerFiles:
         tensors = named_tensors(self.model)
         missing = sorted(n for n in names if n in tensors and tensors[n].device.type == "meta")
         if missing:
+            check_expert_shapes(self.index)
             raise IncompleteCheckpointError(
                 f"{self.name}: {len(missing)} tensors that the model needs are not in its files",
                 found=f"missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
@@ -167,12 +169,14 @@ class LayerFiles:
         except Exception as error:
             if is_out_of_memory(error):  # the pass tries smaller batches
                 raise
+            check_expert_shapes(self.index)
             raise IncompleteCheckpointError(
                 f"{self.name}: its tensors cannot be converted",
                 found=f"{type(error).__name__}: {str(error)[:200]}",
                 hint="save the checkpoint again with model.save_pretrained",
             ) from error
         if report.mismatched_keys:
+            check_expert_shapes(self.index)
             name, saved, wanted = sorted(report.mismatched_keys)[0]
             raise ShapeError(
                 f"{self.name}: the shape of {name} contradicts the config",

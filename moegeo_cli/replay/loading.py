@@ -23,6 +23,7 @@ from torch import nn
 from moegeo_cli.checkpoints.adapters.files import has_adapter
 from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
 from moegeo_cli.checkpoints.uneven import say_experts
@@ -151,7 +152,10 @@ def load_model(
     except MoegeoError:
         raise
     except Exception as error:
-        raise explain(path, error) from error
+        found = explain(path, error)
+        if isinstance(found, IncompleteCheckpointError):
+            check_expert_shapes(index)
+        raise found from error
     _refuse_incomplete(path, model, index, report)
     return _ready(model, None if placed else device)
 

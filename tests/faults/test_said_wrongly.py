@@ -90,7 +90,6 @@ def test_experts_that_are_not_alike_are_named(base: Path, probe: Path) -> None:
     for stream in (False, True):
         with pytest.raises(ShapeError, match=EXPERT.replace(".", r"\.")):
             analyze(base, **options, stream=stream)
-    assert EXPERT in inspect_checkpoint(base)["problem"]
     whole.pop(EXPERT)
     save_file(whole, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(IncompleteCheckpointError, match=EXPERT.replace(".", r"\.")) as caught:
