@@ -101,7 +101,7 @@ def test_an_expert_that_is_always_second_choice_is_alive(
         row = weight[0].clone() * 5
         weight.zero_()
         weight[0], weight[1] = row, -row
-        bias.copy_(torch.tensor([0.0, 0, -1e3, -1e3, -1e3, 0]))
+        bias.copy_(torch.tensor([0.0, 0, -50, -50, -50, 0]))
 
     document = analyse(plant, tmp_path, moegeo)
     layer = document["checkpoints"][0]["layers"][1]
