@@ -46,6 +46,7 @@ from moegeo_cli.replay.whole_plan import (
     WholePlan,
     WholePlanner,
     at_most,
+    halves_on_cpu,
     kept_bytes,
     make_terms,
 )
@@ -201,4 +202,5 @@ def _rough_terms(request: Request) -> dict[str, int] | None:
     return make_terms(
         weights, USUAL_LOADER * weights, Activations(layers + scores, logits, False),
         request.kept([(architecture.experts, width, top_k)] * depth),
+        half=halves_on_cpu(request.device, request.dtype),
     )  # fmt: skip

@@ -27,6 +27,7 @@ from moegeo_cli.replay.token_losses import logit_bytes
 # glibc: blocks from this size on are mapped one by one, and unmapped when they are freed.
 M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**17
 SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
+FREED = 0.3  # of a batch: freed blocks that an allocator keeps, where it is left alone
 CHUNK_BYTES = 64 * 2**20
 # Boundaries that are kept where nobody set a bound: a quarter of what is free, at least this.
 FREE_SHARE, LEAST_BOUNDARIES = 0.25, 256 * 2**20
@@ -213,6 +214,11 @@ def peak_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def freed_blocks(batch: int) -> int:
+    """Bytes of freed blocks that a user's own allocator may keep of a batch of so many bytes."""
+    return 0 if is_ours() else int(FREED * batch)
 
 
 def return_freed_blocks() -> None:

@@ -30,6 +30,7 @@ from moegeo_cli.replay.memory import (
     SMALL_BLOCKS,
     Sizes,
     StreamPlan,
+    freed_blocks,
     held_bytes,
     peak_bytes,
     plan_stream,
@@ -249,12 +250,13 @@ class StreamedModels:
         )
 
     def _plan(self, sizes: Sizes) -> StreamPlan:
+        longest = max(self.lengths) * (self.batch_size or 1)
         return plan_stream(
             sizes,
             tokens=sum(self.lengths),
-            longest=max(self.lengths) * (self.batch_size or 1),
+            longest=longest,
             memory=self.memory,
-            process=self._held,
+            process=self._held + freed_blocks(sizes.activations(longest)),
             free=free_bytes(self.device),
         )
 

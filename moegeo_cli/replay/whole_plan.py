@@ -13,16 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from moegeo_cli.replay.activations import FLOAT, Activations, BatchTracer
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state, plan_batches
 from moegeo_cli.replay.filling import GROUP_BYTES
 from moegeo_cli.replay.layer_files import LayerFiles
+from moegeo_cli.replay.memory import freed_blocks
 from moegeo_cli.replay.plan import Plan
 
-# Kernels hold buffers of their own beside the tensors that they are given: share of those.
-KERNELS = 0.1
+# Kernels hold buffers of their own beside the tensors that they are given: share of those. On a
+# CPU, those of half precision compute in float32, and oneDNN keeps what it compiled.
+KERNELS, KERNELS_HALF, COMPILED = 0.1, 0.5, 32 * 2**20
 READERS = 4  # tensors that transformers reads at a time
 TERMS = ("weights", "loading", "activations", "logits", "kept")
 
@@ -31,8 +34,9 @@ TERMS = ("weights", "loading", "activations", "logits", "kept")
 class WholePlan:
     """How a whole model is replayed.
 
-    `terms` are bytes by name (see `TERMS`), `process` what the process had before; `positions` are
-    those of a batch. `by` says how activations are known: "trace", or "widths" for an estimate.
+    `terms` are bytes by name (see `TERMS`), `process` what the process had before, with the blocks
+    that its allocator keeps; `positions` are those of a batch. `by` says how activations are
+    known: "trace", or "widths" for an estimate.
     """
 
     terms: dict[str, int]
@@ -52,11 +56,26 @@ def at_most(terms: dict[str, int]) -> int:
     return terms["weights"] + max(terms["loading"], in_pass)
 
 
-def make_terms(weights: int, loading: int, batch: Activations, kept: int) -> dict[str, int]:
-    """The terms by name, kernels' own buffers among the activations."""
-    kernels = int(batch.total * KERNELS)
+def make_terms(
+    weights: int, loading: int, batch: Activations, kept: int, *, half: bool
+) -> dict[str, int]:
+    """The terms by name, kernels' own buffers among the activations.
+
+    Args:
+        weights: bytes of parameters and buffers.
+        loading: what reading them takes beside.
+        batch: what the largest batch takes.
+        kept: what the pass keeps.
+        half: whether a CPU computes in half precision.
+    """
+    kernels = int(batch.total * KERNELS_HALF) + COMPILED if half else int(batch.total * KERNELS)
     values = (weights, loading, batch.layers + kernels, batch.logits, kept)
     return dict(zip(TERMS, values, strict=True))
+
+
+def halves_on_cpu(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a CPU computes in half precision."""
+    return device.type == "cpu" and dtype.itemsize < FLOAT
 
 
 def weight_bytes(model: nn.Module) -> int:
@@ -111,6 +130,7 @@ class WholePlanner:
         self.plan, self.lengths, self.kept, self.batch_size = plan, lengths, kept, batch_size
         self.mixed = not carries_state(skeleton)
         self.weights, self.loading = weight_bytes(skeleton), loading_bytes(files)
+        self.half = halves_on_cpu(files.device, files.dtype)
         self._tracer = BatchTracer(skeleton, files.device)
         self._known: dict[tuple[int, int, bool], Activations] = {}
 
@@ -146,10 +166,13 @@ class WholePlanner:
     def make(self, positions: int, process: int) -> WholePlan:
         """The plan with batches of so many positions."""
         batch = self._batch(positions)
+        terms = make_terms(self.weights, self.loading, batch, self.kept, half=self.half)
         return WholePlan(
-            make_terms(self.weights, self.loading, batch, self.kept), process, positions,
+            terms,
+            process + freed_blocks(batch.total),
+            positions,
             "trace" if batch.traced else "widths",
-        )  # fmt: skip
+        )
 
     def _batch(self, positions: int) -> Activations:
         """What the largest batch takes; with it the widest, where that is another."""
