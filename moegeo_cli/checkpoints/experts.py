@@ -114,7 +114,7 @@ def check_expert_shapes(index: WeightIndex) -> None:
                 near = own[min(own)]
                 name = near.name.replace(f".{near.expert}.", f".{lacking[0]}.")
                 raise IncompleteCheckpointError(
-                    f"an expert lacks a tensor that the others have: {name}",
+                    f"an expert lacks a tensor that the model needs: {name}",
                     found=f"{len(own)} experts with {role}, numbered up to {max(held.experts)}",
                     hint="save or download the checkpoint again",
                     context={"missing": name},
