@@ -146,6 +146,14 @@ _SPECS = (
         "largest minus smallest selection bias of a router",
     ),
     MetricSpec(
+        "bias_changes",
+        "choices lost to rounding",
+        "share of tokens",
+        "tokens that some selection bias that rounds to the stored one would send elsewhere",
+        False,
+        worst="max",
+    ),
+    MetricSpec(
         "logit_z",
         "logit z",
         "nats²",

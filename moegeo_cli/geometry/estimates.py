@@ -121,6 +121,20 @@ def bias_spread(bias_E: np.ndarray | None) -> Estimate:
     return Estimate(float(bias_E.max() - bias_E.min()), n=len(bias_E))
 
 
+def bias_changes(share: float | None, bias_E: np.ndarray | None) -> Estimate:
+    """Share of tokens that rounding of a selection bias sends elsewhere; without draws.
+
+    Args:
+        share: as measured; None where it was not.
+        bias_E: the bias; None where the router has none.
+    """
+    if bias_E is None:
+        return missing("the router has no selection bias")
+    if share is None:
+        return missing("the selection bias is the same for all experts, or choices are not known")
+    return Estimate(share)
+
+
 def ratio_of_sums(values_S: np.ndarray, counts_S: np.ndarray, draws: Draws) -> Estimate:
     """A mean over tokens from sums by sequence, such as the loss per token.
 

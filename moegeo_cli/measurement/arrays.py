@@ -50,6 +50,8 @@ class RouterArrays:
     selection_bias_E: np.ndarray | None = None
     # experts that the router's weights or biases switch off
     masked: tuple[int, ...] = ()
+    # share of sampled tokens that rounding of the selection bias sends elsewhere; None: not known
+    bias_changes: float | None = None
 
     @property
     def off(self) -> tuple[int, ...]:
@@ -132,7 +134,8 @@ class CheckpointArrays:
              "scoring": r.scoring, "fishers": [list(key) for key in r.fishers],
              "experts_nonfinite": _list(r.experts_nonfinite), "experts_zero": _list(r.experts_zero),
              "experts_identical": None if r.experts_identical is None
-             else [list(group) for group in r.experts_identical], "masked": list(r.masked)}
+             else [list(group) for group in r.experts_identical],
+             "masked": list(r.masked), "bias_changes": r.bias_changes}
             for r in self.routers
         ]  # fmt: skip
 
@@ -172,6 +175,7 @@ class CheckpointArrays:
                     else tuple(tuple(group) for group in facts["experts_identical"]),
                     selection_bias_E=own.get("selection_bias"),
                     masked=tuple(facts["masked"]),
+                    bias_changes=facts["bias_changes"],
                 )
             )
         return cls(

@@ -16,6 +16,7 @@ from moegeo_cli.geometry.dead import DeadTest, find_dead
 from moegeo_cli.geometry.estimates import (
     HASHED,
     ROUTING_NAMES,
+    bias_changes,
     bias_spread,
     over_routers,
     ratio_of_sums,
@@ -52,7 +53,9 @@ class CheckpointEstimates:
     def over_routers(self) -> dict[str, Estimate]:
         """Run-level values of the routing metrics."""
         return over_routers(
-            self.routing, self.paths, (*ROUTING_NAMES, "router_cosine", "bias_spread")
+            self.routing,
+            self.paths,
+            (*ROUTING_NAMES, "router_cosine", "bias_spread", "bias_changes"),
         )
 
 
@@ -79,6 +82,7 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
             else router_cosine(np.delete(router.weight_ED, router.off, axis=0))
         )
         found["bias_spread"] = bias_spread(_open(router.selection_bias_E, router))
+        found["bias_changes"] = bias_changes(router.bias_changes, router.selection_bias_E)
         routing.append(found)
     no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})

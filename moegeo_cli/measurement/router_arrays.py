@@ -12,7 +12,9 @@ from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
 from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.pair_means import sum_by_group
+from moegeo_cli.geometry.rounding import changed_choices, coarseness
 from moegeo_cli.geometry.routing import measure_routing
+from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measurement.arrays import RouterArrays
 from moegeo_cli.replay.damage import find_damage
@@ -20,6 +22,8 @@ from moegeo_cli.replay.plan import Replay, RouterTrace
 
 # Rows of the probe that are kept by value, for distances between checkpoints.
 SAMPLE_TOKENS = 4096
+# Of those, rows whose choice is tried under other biases.
+ROUNDED_TOKENS = 1024
 
 
 def form_router(
@@ -127,7 +131,28 @@ def form_router(
         experts_identical=None if damage is None else damage.identical,
         selection_bias_E=selection_bias_E,
         masked=masked,
+        bias_changes=_bias_changes(tokens, trace.logits_TE[rows], seed),
     )
+
+
+def _bias_changes(tokens: RouterTokens, logits_ME: np.ndarray, seed: int) -> float | None:
+    """Share of sampled tokens that rounding of the selection bias sends elsewhere."""
+    bias_E = tokens.selection_bias_E
+    if bias_E is None or not tokens.top_k or tokens.logits_TE is None or not len(logits_ME):
+        return None
+    coarse = coarseness(bias_E)
+    if coarse is None:
+        return 0.0 if np.ptp(bias_E[np.isfinite(bias_E)]) else None
+    rule = SelectionRule(
+        tokens.top_k, tokens.scoring, np.asarray(bias_E, float), tokens.groups, tokens.group_score,
+        tokens.bias_on,
+    )  # fmt: skip
+    some_ME = logits_ME[:: -(-len(logits_ME) // ROUNDED_TOKENS)]
+    some_ME = some_ME[np.isfinite(some_ME).all(axis=1)]
+    if not len(some_ME) or tokens.top_k >= len(bias_E):
+        return None
+    generator = np.random.default_rng([seed, len(bias_E)])
+    return changed_choices(rule, rule.score(some_ME), coarse.step_E, generator)
 
 
 def _array(values: torch.Tensor | None) -> np.ndarray | None:

@@ -1,8 +1,6 @@
 """Whether a selection bias is stored finely enough, from the files alone.
 
-The bias is added to scores, and the K largest sums are chosen. A bias that was rounded on saving
-chooses otherwise for tokens whose gap at the boundary is smaller than what rounding took. The
-router's input is not in the files; what a norm makes of Gaussian noise stands for it.
+The router's input is not in the files; what a norm makes of Gaussian noise stands for it.
 
 Legend: T tokens, E experts, D width.
 """
@@ -14,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from moegeo_cli.geometry.rounding import changed_choices, coarseness
 from moegeo_cli.geometry.selection import SelectionRule
 
-TOKENS, DRAWS = 512, 4
-# Bits of the significand, the hidden one included.
-_BITS = {"BF16": 8, "F16": 11}
+TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +59,10 @@ def bias_rounding(
         logit_bias_E: the bias of the logits, None without one.
         norm_D: weights of the norm before the router; None for ones.
     """
-    finite = bias_E[np.isfinite(bias_E)]
-    if finite.size < 2 or finite.min() == finite.max():
+    coarse = coarseness(bias_E, dtype)
+    if coarse is None:
         return None
-    precision = _precision(finite, dtype)
-    if precision is None:
-        return None
-    bits = _BITS[precision]
-    step_E = np.zeros(bias_E.shape)
-    known = np.isfinite(bias_E) & (bias_E != 0)
-    step_E[known] = np.exp2(np.floor(np.log2(np.abs(bias_E[known]))) + 1 - bits)
-    name = {"BF16": "bfloat16", "F16": "float16"}[precision]
-    found = BiasRounding(name, float(step_E.max()), len(np.unique(finite)))
+    found = BiasRounding(coarse.precision, float(coarse.step_E.max()), coarse.distinct)
     if rule is None or weight_ED is None or weight_ED.shape[0] != bias_E.size:
         return found
     if not np.isfinite(weight_ED).all():
@@ -89,21 +78,5 @@ def bias_rounding(
     ranked_TE = np.sort(scores_TE, axis=1)
     boundary = bias_E.size - rule.top_k
     gap = float(np.median(ranked_TE[:, boundary] - ranked_TE[:, boundary - 1]))
-    chosen_TE = rule.select(scores_TE)
-    changed = 0.0
-    for _ in range(DRAWS):
-        jitter_E = (generator.random(bias_E.size) - 0.5) * step_E
-        changed += float((rule.select(scores_TE + jitter_E) != chosen_TE).any(axis=1).mean())
-    return BiasRounding(name, found.step, found.distinct, gap, changed / DRAWS)
-
-
-def _precision(values: np.ndarray[Any, Any], dtype: str) -> str | None:
-    """The coarsest float that holds all values; None where only float32 does."""
-    if dtype in _BITS:
-        return dtype
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    if not (bits & 0xFFFF).any():
-        return "BF16"
-    with np.errstate(over="ignore"):
-        half = values.astype(np.float16).astype(np.float32)
-    return "F16" if np.array_equal(half, values.astype(np.float32)) else None
+    changes = changed_choices(rule, scores_TE, coarse.step_E, generator)
+    return BiasRounding(found.precision, found.step, found.distinct, gap, changes)

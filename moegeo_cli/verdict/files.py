@@ -12,6 +12,8 @@ FileOutcomes = Mapping[str, Outcome]
 DECIDED_BY_FILES = frozenset(
     {"router-zero", "experts-damaged", "router-frozen", "bias-unused", "experts-identical"}
 )
+# Of these real inputs tell more than Gaussian ones.
+DECIDED_BY_MODEL = frozenset({"bias-rounded"})
 NOT_LOOKED_AT = Skipped("the files were not checked")
 
 
@@ -25,7 +27,9 @@ def with_files(model: Mapping[str, Outcome], files: FileOutcomes) -> dict[str, O
     found = dict(model)
     for name, about in definitions().items():
         if about.lens == "check":
-            if not isinstance(found.get(name), Found):
+            measured = found.get(name, NOT_LOOKED_AT)
+            decides = name in DECIDED_BY_MODEL and not isinstance(measured, Skipped)
+            if not decides and not isinstance(measured, Found):
                 found[name] = files.get(name, NOT_LOOKED_AT)
         elif name in files:
             outcome = files[name]

@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
     "router-frozen": training_rules.router_frozen,
     "router-no-gradient": training_rules.router_no_gradient,
     "bias-unused": training_rules.bias_unused,
+    "bias-rounded": training_rules.bias_rounded,
     "bias-wrong-sign": training_rules.bias_wrong_sign,
     "experts-identical": training_rules.experts_identical,
     "heterogeneity-above-init": run_rules.heterogeneity_above_init,

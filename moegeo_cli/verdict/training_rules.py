@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from moegeo_cli.records import Evidence, LayerRecord, Metric, Threshold, layer_name
-from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, evidence, layer_words
+from moegeo_cli.verdict.rules import (
+    Found,
+    Outcome,
+    Situation,
+    Skipped,
+    evidence,
+    known,
+    layer_words,
+    unrated,
+)
 
 EXACT = Threshold(None, "exact")
 LAST_MOVES = 3  # between checkpoints, over which the response of a bias is pooled
@@ -96,6 +105,29 @@ def bias_unused(situation: Situation) -> Outcome:
         layers,
         tuple(evidence("bias_spread", x) for x in found[:4]),
         EXACT,
+    )
+
+
+def bias_rounded(situation: Situation) -> Outcome:
+    """Selection biases whose rounding sends tokens of the probe elsewhere."""
+    told = [x for x in situation.now.layers if known(x, "bias_changes")]
+    if not told:
+        return Skipped("no router has a selection bias that differs between experts")
+    limit = situation.limits["bias-rounded"]
+    found = [x for x in told if (x.metrics["bias_changes"].value or 0.0) > limit.value]
+    if not found:
+        return None
+    layers = tuple(x.layer for x in found)
+    worst = max(found, key=lambda x: x.metrics["bias_changes"].value or 0.0)
+    share = worst.metrics["bias_changes"].value
+    return Found(
+        unrated(limit),
+        f"the selection bias of {layer_words(layers)} is stored coarsely: {share:.0%} of the sampled "
+        f"tokens choose otherwise in layer {layer_name(worst.layer, worst.router)} for what rounding "
+        "took",
+        layers,
+        tuple(evidence("bias_changes", x) for x in found[:4]),
+        limit.threshold,
     )
 
 

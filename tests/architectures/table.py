@@ -23,7 +23,9 @@ START, END = "<!-- table -->\n", "<!-- end of table -->"
 HEAD = "| model type | router | logits to scores | how K are chosen | measured | not measured |\n"
 LENGTHS = [5 + (7 * i) % 19 for i in range(8)]
 # Null in a small probe of one checkpoint whatever the type.
-ALWAYS = {"dead_experts", "heterogeneity_conditional", "bias_spread", "near_ties_centred"}
+ALWAYS = {
+    "dead_experts", "heterogeneity_conditional", "bias_spread", "bias_changes", "near_ties_centred",
+}  # fmt: skip
 
 
 def write_probe(path: Path) -> list[list[int]]:

@@ -18,6 +18,7 @@ from moegeo_cli.reports import json_report, render
 from moegeo_cli.verdict.files import with_files
 from moegeo_cli.verdict.rules import Found, Skipped
 from tests.end_to_end.conftest import random_ids, write_probe
+from tests.tiny_models import save_tiny
 from tests.triage.planting import is_expert, is_router, load_file, save_file, save_run
 from tests.triage.test_findings import holding
 
@@ -161,3 +162,27 @@ def test_files_that_cannot_be_read_are_a_reason_and_no_error(
     assert (told.outcome, told.reason) == (
         "skipped", "the files could not be checked: a file went away",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("level", "holds"), [(6.9, True), (0.0, False)])
+def test_what_rounding_of_a_bias_costs_is_told_by_the_probe_s_tokens(
+    *, level: float, holds: bool, tmp_path: Path, probe: Path
+) -> None:
+    """The bias of DeepSeek-V3's kind, 6.9 and its small differences, saved in bfloat16."""
+    path = tmp_path / "run" / "checkpoint-100"
+    save_tiny("deepseek_v3", path, n_group=1, topk_group=1)
+    state = load_file(path / "model.safetensors")
+    for name in state:
+        if name.endswith("e_score_correction_bias"):
+            state[name] = (level + 0.03 * torch.randn(8)).bfloat16()
+    save_file(state, path / "model.safetensors", {"format": "pt"})
+    record = analyze(path.parent, probe=probe, baseline="none", cache=False, fisher="categorical")
+    finding = found(record, "bias-rounded")
+    for layer in record.newest.layers:
+        metric = layer.metrics["bias_changes"]
+        assert metric.value is not None
+        assert (metric.value > 0.02) == holds
+    assert (finding is not None) == holds
+    if finding is not None:
+        assert finding.severity == "info"
+        assert "of the sampled tokens choose otherwise" in finding.message
