@@ -122,9 +122,9 @@ def bias_rounded(situation: Situation) -> Outcome:
     share = worst.metrics["bias_changes"].value
     return Found(
         unrated(limit),
-        f"the selection bias of {layer_words(layers)} is stored coarsely: {share:.0%} of the sampled "
-        f"tokens choose otherwise in layer {layer_name(worst.layer, worst.router)} for what rounding "
-        "took",
+        f"the selection bias of {layer_words(layers)} is stored coarsely: {share:.0%} of the "
+        f"sampled tokens choose otherwise in layer {layer_name(worst.layer, worst.router)} for "
+        "what rounding took",
         layers,
         tuple(evidence("bias_changes", x) for x in found[:4]),
         limit.threshold,
