@@ -22,7 +22,7 @@ samples: $(READY)
 	$(BIN)/python -m sample_checkpoints.train
 
 test: $(READY) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def test_the_callback_measures_each_save_once(
     assert [s["entries"] for s in seen] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_the_shell_gate_judges_the_run(
     grown: tuple[Path, list[dict[str, object]]], tmp_path: Path
 ) -> None:

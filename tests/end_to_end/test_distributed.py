@@ -33,6 +33,7 @@ def numbers(document: Any) -> Any:
     return document
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_numbers_of_save_pretrained(
     tiny: Callable[..., Path], probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
 ) -> None:

@@ -43,7 +43,7 @@ def plant(path: Path, side: str) -> None:
     model.save_pretrained(path)
 
 
-@pytest.mark.parametrize("side", ["encoder", "decoder"])
+@pytest.mark.parametrize("side", ["encoder", pytest.param("decoder", marks=pytest.mark.slow)])
 def test_a_permuted_copy_of_a_side_ranks_first_and_reaches_the_verdict(
     side: str, tmp_path: Path, probe: tuple[Path, Any], moegeo: Callable[..., Outcome]
 ) -> None:

@@ -241,7 +241,7 @@ def test_weights_and_selections(tmp_path: Path, probe: Path) -> None:
 
 
 @pytest.mark.parametrize("memory", [None, "chunks"])
-@pytest.mark.parametrize("model_type", ["mixtral", "gpt_oss"])
+@pytest.mark.parametrize("model_type", ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_streamed_layers_give_what_the_whole_model_gives(
     model_type: str, memory: str | None, tmp_path: Path, probe: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -77,6 +77,7 @@ def test_analyze_lists_what_experts_found(
     assert "MG601 redundant-experts" in shown.out
 
 
+@pytest.mark.slow
 def test_a_run_that_is_picked_up_loads_no_torch(run: Path, probe: Path) -> None:
     code = (
         "import sys; from moegeo_cli.cli.app import run\n"

@@ -190,7 +190,7 @@ def test_an_error_of_another_rank_is_rank_0s_message(two_places: list[Path]) -> 
     assert outcomes[1][1:] == ("", "")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_other(tmp_path: Path, victim: int) -> None:
     port = free_port()
     analyze = ("-m", "moegeo_cli", "analyze", SAMPLE, "--no-cache")
