@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ ANYONE = {"records", "comparison", "errors", "catalogue", "global_state", "proce
 NO_TORCH = {"geometry", "verdict", "store", "reports"}
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -64,7 +64,14 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int
     return path, write_probe(path)
 
 
-@pytest.mark.parametrize("model_type", [*TYPES, *TOWERS])
+# Its recurrence alone takes as long as ten other types.
+LONG = ("bailing_hybrid",)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(t, marks=pytest.mark.slow) if t in LONG else t for t in (*TYPES, *TOWERS)],
+)
 def test_a_type_is_measured_whole(
     model_type: str, tmp_path: Path, probe: tuple[Path, list[list[int]]]
 ) -> None:

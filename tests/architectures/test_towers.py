@@ -35,6 +35,7 @@ def test_ernie_stores_its_routers_transposed_and_two_a_layer(tmp_path: Path) -> 
     assert "3 routers of image or sound tokens" in " ".join(checkpoint.replay["notes"])
 
 
+@pytest.mark.slow
 def test_a_run_of_a_thinker_with_a_talker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its second checkpoint and its fresh initialisations are the thinker's as well."""
     monkeypatch.setattr("moegeo_cli.measurement.run.FRESH_INITIALISATIONS", 2)

@@ -121,6 +121,7 @@ def test_each_side_is_measured_at_its_own_tokens(tmp_path: Path, probe: tuple[Pa
                 assert found == pytest.approx(float((cosines**2).mean()), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_streamed_it_gives_the_same(tmp_path: Path, probe: tuple[Path, Any]) -> None:
     save_tiny("switch_transformers", tmp_path)
     whole = experts(tmp_path, probe=probe[0], rank=2, cache=False)

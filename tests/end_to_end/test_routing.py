@@ -326,7 +326,10 @@ def test_too_little_and_one_sequence_are_null_with_reasons(
     json.loads(json_report.render(measure(path, short, generate=2)))
 
 
-@pytest.mark.parametrize("model_type", ["deepseek_v4", "jetmoe", "llama4_text", "nemotron_h"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("jetmoe", "llama4_text")]
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v4", "nemotron_h", *SLOW])
 def test_odd_architectures(model_type: str, tmp_path: Path, probe: Path) -> None:
     save_zoo(model_type, tmp_path)
     record = measure(tmp_path, probe, generate=2)

@@ -198,6 +198,7 @@ def test_a_model_of_joined_layers_is_that_of_transformers(
         assert a.metrics["fsi"].value == pytest.approx(b.metrics["fsi"].value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_lenses_and_a_run_of_pruned_checkpoints(
     pruned: Callable[..., Path], probe: Path, tmp_path: Path, tiny: Callable[..., Path]
 ) -> None:
