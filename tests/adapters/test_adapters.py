@@ -318,6 +318,8 @@ def test_adapters_of_other_kinds(
 
 @pytest.mark.parametrize(
     "values", [{"r": 0}, {"r": "4"}, {"lora_alpha": None}, {"rank_pattern": {"(": 4}},
+               {"rank_pattern": {"(a+)+": 4}}, {"rank_pattern": {"a{60000}": 4}},
+               {"rank_pattern": {"(" * 600 + ")" * 600: 4}},
                {"target_parameters": "gate"}, {"alpha_pattern": [1]}],
 )  # fmt: skip
 def test_a_config_with_wrong_values(
@@ -327,6 +329,15 @@ def test_a_config_with_wrong_values(
     edit(both, **values)
     error = refused(both, IncompleteCheckpointError, "adapter_config.json")
     assert next(iter(values)) in str(error.found)
+
+
+def test_a_pattern_that_never_ends(written: Writer, tmp_path: Path) -> None:
+    """Two to the fortieth ways over a name."""
+    both = beside(written("qwen3_moe", "routers"), tmp_path / "both")
+    back = "".join(rf"\{group}" for group in range(3, 41))
+    edit(both, rank_pattern={"(.?)" * 40 + back + "[^w]": 4})
+    error = refused(both, IncompleteCheckpointError, "takes too long")
+    assert "plain module names" in str(error.hint)
 
 
 def test_tensors_that_do_not_fit(written: Writer, probe: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import regex
+
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
@@ -34,6 +36,11 @@ _READ = frozenset({
     "use_rslora", "fan_in_fan_out", "use_dora", "target_parameters", "init_lora_weights",
     "peft_version",
 })  # fmt: skip
+# A pattern is somebody else's program: these bounds keep one from taking all memory or time. peft's
+# own are module names and their endings, alternatives and single repeats.
+_LONGEST = 1000
+_REPEATED_GROUP = re.compile(r"\)[*+{]|\{")
+_SECONDS = 1.0
 # The others change the base model's weights when the adapter is made.
 _STARTS = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
 
@@ -128,7 +135,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 def _matching(patterns: Mapping[str, Any], key: str) -> str | None:
     """The first pattern that fits the end of a name, as peft matches them."""
-    return next((p for p in patterns if re.match(rf"(.*\.)?({p})$", key)), None)
+    for pattern in patterns:
+        try:
+            if regex.match(rf"(.*\.)?({pattern})$", key, timeout=_SECONDS):
+                return pattern
+        except TimeoutError:
+            raise IncompleteCheckpointError(
+                f"{CONFIG} cannot be used: one of its patterns takes too long",
+                found=f"{pattern[:200]!r}, on the name {key[:100]!r}",
+                hint="write rank_pattern and alpha_pattern with plain module names",
+            ) from None
+    return None
 
 
 def _is_before(version: Any, first: tuple[int, int]) -> bool:
@@ -149,9 +166,12 @@ def _numbers(folder: Path, document: Mapping[str, Any], key: str) -> dict[str, f
     if not isinstance(table, dict):
         raise _wrong(folder, key, table)
     for pattern in table:
+        if len(pattern) > _LONGEST or _REPEATED_GROUP.search(pattern):
+            raise _wrong(folder, key, pattern)
         try:
             re.compile(pattern)
-        except re.error:
+            regex.compile(pattern)
+        except (re.error, regex.error, RecursionError):
             raise _wrong(folder, key, pattern) from None
     whole = key == "rank_pattern"
     return {pattern: _number(folder, key, n, whole=whole) for pattern, n in table.items()}
