@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from moegeo_cli import experts
-from moegeo_cli.reports import json_report
+from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.records import from_dict
+from moegeo_cli.reports import experts_report, json_report
 from tests.architectures import oracle
 from tests.architectures.test_encoder_decoder import call, watch
 from tests.architectures.zoo import save_tiny
@@ -66,8 +68,8 @@ def test_a_permuted_copy_of_a_side_ranks_first_and_reaches_the_verdict(
     [finding] = [f for f in run["verdict"]["findings"] if f["name"] == "redundant-experts"]
     assert f"layer 1 {side}: {TWIN} + {COPY}" in finding["message"]
     assert finding["evidence"][0]["router"] == f"{BLOCKS[side]}.router"
-    shown = moegeo("experts", tmp_path / "m", "--probe", probe[0], "--rank", 2)
-    assert f"layer 1 {side}: {TWIN} + {COPY}" in shown.out
+    shown = experts_report.render(from_dict(ExpertsRecord, document))
+    assert f"layer 1 {side}: {TWIN} + {COPY}" in shown
 
 
 def test_each_side_is_measured_at_its_own_tokens(tmp_path: Path, probe: tuple[Path, Any]) -> None:
