@@ -1,7 +1,7 @@
 """What `moegeo routing` found, as frozen records: its JSON payload.
 
 Read back with `records.from_dict`. `UNITS` names every number of a router that `metrics` may hold;
-docs/routing.md defines them.
+docs/reference/routing.md defines them.
 
 Legend: E experts of a router, K experts chosen per token.
 """

@@ -3,7 +3,7 @@
 Passages of one length come from four sources; blocks of a document go to training,
 validation or probe by their hash. A training or validation passage that shares any
 64-byte window with the probe is left out, and so is a training passage that shares one
-with validation. docs/data.md records sources and licences.
+with validation. docs/reference/data.md records sources and licences.
 """
 
 from __future__ import annotations

@@ -44,8 +44,12 @@ RECORDS = (
     RoutingStep, Trajectory, RouterPair, OtherModel, CheckRecord, CheckedCheckpoint, CheckedLayer,
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")),
-         *sorted((ROOT / "benchmarks").glob("*.md"))]  # fmt: skip
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")),
+         *sorted((ROOT / "benchmarks").rglob("*.md"))]  # fmt: skip
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
 def words(page: str) -> set[str]:
@@ -54,14 +58,38 @@ def words(page: str) -> set[str]:
     return set(re.findall(r"[\w-]+", " ".join(re.findall(r"```.*?```|`[^`]+`", text, re.DOTALL))))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What `#…` may name in a page, as GitHub makes it of headings."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_link_leads_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
-        if not target.startswith(("http://", "https://", "#")):
-            assert (page.parent / target.partition("#")[0]).exists(), target
+        if not target.startswith(("http://", "https://")):
+            path, _, anchor = target.partition("#")
+            there = page.parent / path if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in anchors(there), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_index_lists_every_page() -> None:
+    index = ROOT / "docs" / "README.md"
+    pages = {str(page.relative_to(index.parent)) for page in index.parent.rglob("*.md")}
+    assert pages - set(re.findall(r"\]\(([^)\s]+)\)", index.read_text())) == {"README.md"}
+
+
+@pytest.mark.parametrize("folder", ["moegeo_cli", "benchmarks", "sample_checkpoints", "tests"])
+def test_every_page_that_code_names_exists(folder: str) -> None:
+    """In messages, help, comments and data files."""
+    files = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.toml")]
+    named = {path for file in files for path in re.findall(r"docs/[\w/-]+\.md", file.read_text())}
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_module_that_a_command_names_exists(page: Path) -> None:
     for module in re.findall(
         r"python -m ((?:benchmarks|sample_checkpoints)[\w.]*)", page.read_text()
@@ -71,45 +99,45 @@ def test_every_module_that_a_command_names_exists(page: Path) -> None:
 
 
 def test_every_metric_is_defined() -> None:
-    known = words("metrics.md") | {"loss", "zipf_slope"}
+    known = words("reference/metrics.md") | {"loss", "zipf_slope"}
     assert {name for name in SPECS if name not in known} == set()
 
 
 def test_every_finding_and_limit_is_explained() -> None:
-    known = words("verdict.md")
+    known = words("reference/findings.md") | words("concepts/verdict.md")
     file = resources.files("moegeo_cli.verdict") / "findings.toml"
     findings = tomllib.loads(file.read_text("utf-8"))
     assert {n for n in findings if n not in known} == set()
-    page = (ROOT / "docs" / "verdict.md").read_text()
+    page = (ROOT / "docs" / "reference" / "findings.md").read_text()
     assert all(f"| {entry['id']} | `{name}` |" in page for name, entry in findings.items())
     assert {n for n in load_thresholds() if n not in known} == set()
 
 
 def test_every_error_has_a_line() -> None:
-    page = (ROOT / "docs" / "faults.md").read_text()
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     codes = {k.code for k in kinds if issubclass(k, errors.MoegeoError)} - {errors.MoegeoError.code}
     assert all(f"| {code} | " in page for code in codes)
 
 
 def test_every_intervention_is_listed() -> None:
-    known = words("interventions.md")
+    known = words("reference/interventions.md")
     assert {entry["id"] for entry in catalogue()["intervention"]} - known == set()
 
 
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.__name__)
 def test_every_key_of_the_lenses_formats_is_named(record: type) -> None:
-    assert {f.name for f in dataclasses.fields(record)} - words("json.md") == set()
+    assert {f.name for f in dataclasses.fields(record)} - words("reference/json.md") == set()
 
 
 def test_every_number_about_routing_is_explained() -> None:
-    assert set(UNITS) - words("routing.md") == set()
+    assert set(UNITS) - words("reference/routing.md") == set()
 
 
 def test_every_number_about_experts_is_explained() -> None:
     sample = ROOT / "sample_checkpoints" / "healthy-qwen3-moe"
     [layer] = experts(sample, max_tokens=600, layers="0", cache=False).layers
-    known = words("experts.md")
+    known = words("reference/experts.md")
     names = {*layer.metrics, *(name.removesuffix("_null") for name in layer.matrices)}
     assert names - known == set()
 
@@ -118,5 +146,5 @@ def test_every_number_about_experts_is_explained() -> None:
     "record", [RunRecord, CheckpointRecord, LayerRecord, Finding, Intervention]
 )
 def test_every_key_of_the_format_is_named(record: type) -> None:
-    known = words("json.md")
+    known = words("reference/json.md")
     assert {f.name for f in dataclasses.fields(record)} - known == set()

@@ -4,7 +4,7 @@ python -m benchmarks.evidence plan                 what will be run, and what it
 python -m benchmarks.evidence run --work DIR       the main runs
 python -m benchmarks.evidence restart --work DIR   the restarts
 python -m benchmarks.evidence collect --work DIR   the results as tables, in results/
-python -m benchmarks.evidence report               every table and figure of docs/evidence.md
+python -m benchmarks.evidence report               tables and figures of docs/results/evidence.md
 python -m benchmarks.evidence regenerate           the data files that the verdict reads
 python -m benchmarks.evidence strict               what the strictest reading of collapse foretells
 

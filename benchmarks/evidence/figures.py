@@ -1,4 +1,4 @@
-"""The figures of docs/evidence.md, as SVG text that is the same for the same tables."""
+"""The figures of docs/results/evidence.md, as SVG text that is the same for the same tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and numbers as docs/evidence.md writes them."""
+"""Tables and numbers as docs/results/evidence.md writes them."""
 
 from __future__ import annotations
 

@@ -22,6 +22,17 @@ from moegeo_cli.verdict.thresholds import FOLDER as DATA
 from moegeo_cli.verdict.thresholds import forget
 
 RATES_AT, STOPPED_BY, DIVERGED_AT, SPIKE_AT = 0.1, 0.2, 0.2, 0.5
+WRITTEN = (
+    "# Written by `python -m benchmarks.evidence regenerate`; docs/results/evidence.md says how.\n"
+)
+STUDY = "evidence study (docs/results/evidence.md)"
+RECOVERIES = """\
+# By finding and intervention: restarts that recovered, of n, and those of the control on the same
+# runs and seeds; the difference of the shares, and that of performance (1 is the task's best),
+# with 95% intervals; restarts that end collapsed. For stopping: the share of all compute that it
+# saves on untouched bases, and the runs that it stops, of those that would have failed and of
+# those that would not.
+"""
 RATES_OF = "untouched runs at 10% of training"
 # The limit of the log's rise is not fitted: it is the one that thresholds.toml ships.
 RISE = 0.2
@@ -57,7 +68,7 @@ def calibration_text() -> str:
     later = rows[rows["fraction"] >= calibration.FITTED_FROM - 1e-9]
     known, new = later[~later["untouched"]], later[later["untouched"]]
     at = new[np.isclose(new["fraction"], RATES_AT)]
-    study = "evidence study (docs/evidence.md): at most 5% false alarms on tasks left out"
+    study = f"{STUDY}: at most 5% false alarms on tasks left out"
     quantile, left_out = calibration.choose_quantile(
         known, "collapsed_now", calibration.fit_collapse, calibration.collapse_alarms
     )
@@ -93,21 +104,20 @@ def calibration_text() -> str:
     found["loss-diverged"] = {
         "value": LOST,
         "unit": "of what the loss had gained on the unigram loss",
-        "source": "evidence study (docs/evidence.md): its definition of divergence, asked early",
+        "source": f"{STUDY}: its definition of divergence, asked early",
         "rates": f"failure at the end, untouched runs at {DIVERGED_AT:.0%} of training",
         **_divergence_rates(runs).to_data(),
     }
     found["learning-rate-high"] = {
         "value": HIGH_RATE,
         "unit": "peak learning rate of AdamW",
-        "source": "evidence study (docs/evidence.md): over it half of all runs fail or more",
+        "source": f"{STUDY}: over it half of all runs fail or more",
         "rates": "failure at the end, untouched runs",
         **_high_rates(runs).to_data(),
     }
     found |= _other_rates(runs, points)
     head = (
-        "# Written by `python -m benchmarks.evidence regenerate`; docs/evidence.md says how. Rows "
-        "without a\n# value are rates of rules whose limit is in thresholds.toml.\n"
+        f"{WRITTEN}# Rows without a value are rates of rules whose limit is in thresholds.toml.\n"
     )
     return head + "".join(_section(name, row) for name, row in found.items())
 
@@ -162,14 +172,7 @@ RATED = ("dead-experts", "router-locked", "router-uniform", "logit-explosion", "
 
 def recoveries_text() -> str:
     """recoveries.toml."""
-    head = (
-        "# Written by `python -m benchmarks.evidence regenerate`; docs/evidence.md says how. By "
-        "finding and\n# intervention: restarts that recovered, of n, those of the control on the "
-        "same runs and seeds, the\n# difference of the shares, and that of performance (1 is the "
-        "task's best), with 95% intervals;\n# and those that end collapsed. Of stopping: the share "
-        "of all compute that it saves on untouched bases,\n# and the runs that it stops, of those "
-        "that would have failed and that would not.\n"
-    )
+    head = WRITTEN + RECOVERIES
     head += _stopping_text()
     if not (FOLDER / "restarts.csv.gz").exists():
         return head

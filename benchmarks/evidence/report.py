@@ -1,4 +1,4 @@
-"""docs/evidence.md's tables and figures and the table of all areas, from the committed tables.
+"""Tables and figures of docs/results/evidence.md, and the table of all areas, from the tables.
 
 The page holds prose and blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`, which this
 fills; `check` changes nothing and fails where something would.
@@ -15,7 +15,7 @@ from benchmarks.evidence.analysis import Results
 from benchmarks.evidence.figures import draw_all
 from benchmarks.evidence.table import FOLDER, table_bytes, write_table
 
-PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "evidence.md"
 FIGURES = PAGE.parent / "evidence"
 
 

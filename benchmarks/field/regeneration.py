@@ -19,10 +19,10 @@ PATH = FOLDER / "known_loads.toml"
 STEPS = 21  # quantiles from 0 to 1
 SHARE = 2.0 / 3.0
 HEAD = """\
-# Written by `python -m benchmarks.field regenerate`; docs/verdict.md says how. `limit` is the
-# lowest `reach` that is not a watch: two thirds of the lowest that a layer of these models shows.
-# `reach` is 0 where K experts carry the load and 1 at balance. Quantiles run from 0 to 1 in steps
-# of 0.05.
+# Written by `python -m benchmarks.field regenerate`; docs/results/verdicts.md says how.
+# `limit` is the lowest `reach` that is not a watch: two thirds of the lowest that a layer of these
+# models shows. `reach` is 0 where K experts carry the load and 1 at balance. Quantiles run from
+# 0 to 1 in steps of 0.05.
 """
 
 

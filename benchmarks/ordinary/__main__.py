@@ -29,7 +29,9 @@ def main() -> None:
     measure.add_argument("--work", type=Path, required=True, help="folder of the runs")
     measure.add_argument("--workers", type=int, default=2)
     commands.add_parser("judge", help="what the verdict says of the committed records")
-    report = commands.add_parser("report", help="write docs/ordinary.md and results/saves.csv")
+    report = commands.add_parser(
+        "report", help="write docs/results/ordinary.md and results/saves.csv"
+    )
     report.add_argument("--check", action="store_true", help="only compare")
     options = parser.parse_args()
     if options.command == "plan":

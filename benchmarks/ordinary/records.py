@@ -19,7 +19,7 @@ from benchmarks.ordinary.plan import Run, plan_runs
 from moegeo_cli.records import CheckpointRecord, LayerRecord, RunRecord, from_dict, to_dict
 
 RESULTS = Path(__file__).parent / "results"
-MAX_TOKENS = 8192  # what docs/ci.md takes in a training
+MAX_TOKENS = 8192  # what docs/how-to/ci.md takes in a training
 KEPT_METRICS = (
     "fsi", "collapse", "effective_experts", "information", "information_dispatch", "dead_experts",
     "near_ties", "near_ties_centred", "logit_max", "bias_spread",

@@ -1,4 +1,4 @@
-"""docs/ordinary.md and the tables beside it, from the committed records: byte for byte the same."""
+"""docs/results/ordinary.md and saves.csv, from the committed records: the same bytes each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.ordinary.outcomes import (
 from benchmarks.ordinary.plan import MISTAKES, STEPS, plan_runs
 from benchmarks.ordinary.records import RESULTS, read_records
 
-PAGE = Path(__file__).parents[2] / "docs" / "ordinary.md"
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "ordinary.md"
 
 
 def write_report(*, check: bool = False) -> int:

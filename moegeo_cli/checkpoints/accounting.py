@@ -206,7 +206,7 @@ def _way_out(what: str) -> str:
     if "adapter" in what:
         return "merge the adapter where it was trained (peft: merge_and_unload) and save that"
     if "scales" in what:
-        return "give the unquantised checkpoint, or one whose form docs/layouts.md lists"
+        return "give the unquantised checkpoint, or one whose form docs/reference/layouts.md lists"
     return "config.json and weights may be of different models: copy them from one source"
 
 

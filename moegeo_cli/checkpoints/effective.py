@@ -324,6 +324,6 @@ def _unreadable(folder: Path, problems: Sequence[tuple[str, str]]) -> Unsupporte
         found=f"{problems[0][0]}, and {len(problems) - 1} more like it"
         if len(problems) > 1
         else problems[0][0],
-        hint=f"give the unquantised checkpoint; {STILL}; see docs/layouts.md",
+        hint=f"give the unquantised checkpoint; {STILL}; see docs/reference/layouts.md",
         context={"forms": forms, "tensors": [name for name, _ in problems[:64]]},
     )

@@ -68,7 +68,7 @@ class Dtype(StrEnum):
 
 
 MEASURING, JUDGING, OUTPUT = "What to measure, and how", "How to judge", "Output"
-OWN = "A model of your own (docs/own-models.md)"
+OWN = "A model of your own (docs/how-to/own-models.md)"
 
 ModelOption = Annotated[
     str | None,
@@ -99,7 +99,7 @@ ProbeOption = Annotated[
 CapturesOption = Annotated[
     Path | None,
     typer.Option("--captures", help="Router inputs captured earlier, instead of a probe: no model "
-                 "is built, weights come from the files alone (docs/own-models.md).",
+                 "is built, weights come from the files alone (docs/how-to/own-models.md).",
                  rich_help_panel=MEASURING),
 ]  # fmt: skip
 ConfigOption = Annotated[

@@ -57,7 +57,7 @@ def categorical_information(logits_NE: torch.Tensor, scoring: str) -> torch.Tens
     Raises:
         UnsupportedArchitectureError: an unknown scoring.
 
-    Source: the diagonal of E[∇ln p ∇ln pᵀ]; docs/fisher.md.
+    Source: the diagonal of E[∇ln p ∇ln pᵀ]; docs/reference/fisher.md.
     """
     if scoring not in LOG_SCORES:
         raise UnsupportedArchitectureError(

@@ -168,7 +168,7 @@ def heterogeneity_estimates(sums: FisherSums, draws: Draws) -> dict[str, Estimat
         By catalogue name. The null of a form is what sampling noise alone would give where
         all experts had the same Fisher.
 
-    Source: docs/metrics.md; norms over the D entries, population standard deviations.
+    Source: docs/reference/metrics.md; norms over the D entries, population standard deviations.
     """
     total_ED, has_E = sums.total_ED, sums.has_fisher_E
     reason = None

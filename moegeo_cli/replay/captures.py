@@ -32,7 +32,7 @@ from moegeo_cli.probes import Probe, Sample
 
 FORMAT, VERSION = "moegeo.captures", 1
 KINDS = ("inputs", "logits", "selected", "weights")
-HINT = "write it with moegeo_cli.capture_routers; see docs/own-models.md"
+HINT = "write it with moegeo_cli.capture_routers; see docs/how-to/own-models.md"
 
 
 @dataclass(slots=True)

@@ -100,5 +100,5 @@ def auto_class(config: Any) -> tuple[Any, Any]:
     raise UnsupportedArchitectureError(
         f"transformers has no language model of type {config.model_type}",
         found=type(config).__name__,
-        hint="moegeo replays language models; see docs/architectures.md",
+        hint="moegeo replays language models; see docs/reference/architectures.md",
     )

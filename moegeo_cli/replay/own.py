@@ -311,7 +311,7 @@ def _router_logits(
             "the forward pass fails in the model's own code",
             found=f"{type(error).__name__}: {error}"[:300],
             hint="the probe's tensors are given by their names: "
-            f"{', '.join(inputs)}; see docs/own-models.md",
+            f"{', '.join(inputs)}; see docs/how-to/own-models.md",
         ) from error
     finally:
         for tap in taps:

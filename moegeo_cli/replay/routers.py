@@ -210,7 +210,7 @@ def _product(path: str, module: nn.Module) -> nn.Module:
         raise UnsupportedArchitectureError(
             f"the router {path} ({type(module).__name__}) is not one linear map",
             found=f"{len(inner)} linear layers inside that could make its logits",
-            hint="moegeo measures linear routers; see docs/architectures.md",
+            hint="moegeo measures linear routers; see docs/reference/architectures.md",
         )
     return inner[0]
 

@@ -16,7 +16,7 @@ from moegeo_cli.verdict.rules import Found, Outcome, Skipped
 
 LIMIT = "experts-untrained"
 # How far from random something must be for random experts beside it to be odd: experts of other
-# layers or attention, pooled; the middle expert of the layer. docs/check.md has what was measured.
+# layers or attention, pooled; the middle expert of the layer. docs/results/check.md: the rates.
 CLEAR, CLEAR_EXPERT = 40.0, 12.0
 # Before this share of training an expert that few tokens reach looks so too.
 EARLY = 0.2

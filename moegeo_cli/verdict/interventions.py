@@ -17,7 +17,7 @@ FRAMEWORKS = (
 )  # fmt: skip
 READS_CONFIG = ("transformers", "trl", "axolotl")  # the checkpoint's config.json is their setting
 OF_THE_TRAINER = ("learning_rate", "clipping")  # arguments that the Trainer always reads
-STUDY = "evidence study: docs/evidence.md"
+STUDY = "evidence study: docs/results/evidence.md"
 ASSUMED = "assumed: nothing beside the checkpoint names a framework"
 
 

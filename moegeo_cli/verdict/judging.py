@@ -189,7 +189,8 @@ def _paper(limit: Limit) -> str:
         return f"{words} Nothing was measured of the limit that is set here"
     return (
         f"{words} In the evidence study {rate:.0%} of the runs that did not fail were above it "
-        "at 10% of training, and FHS foretold nothing that the loss did not (docs/evidence.md)"
+        "at 10% of training, and FHS predicted nothing that the loss did not "
+        "(docs/results/evidence.md)"
     )
 
 

@@ -1,7 +1,7 @@
 """The loads of models that people deploy: what their layers show, to hold a router's load against.
 
 known_loads.toml is written by `python -m benchmarks.field regenerate` from the counts that lie
-beside it; docs/verdict.md says where each comes from.
+beside it; docs/results/verdicts.md says where each comes from.
 
 Legend: E experts, K chosen per token.
 """

@@ -29,7 +29,7 @@ from moegeo_cli.verdict.rules import (
 )
 from moegeo_cli.verdict.thresholds import collapse_limit, is_studied
 
-SOURCE = "published loads of deployed models (docs/verdict.md#loads)"
+SOURCE = "published loads of deployed models (docs/results/verdicts.md#loads)"
 
 
 @dataclass(frozen=True, slots=True)

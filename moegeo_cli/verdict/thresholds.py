@@ -1,7 +1,7 @@
 """The limits of the rules: shipped values with their sources, and a user's own.
 
 thresholds.toml holds what is cited or uncalibrated, calibration.toml what the evidence study
-measured (docs/evidence.md); the study writes the latter, and nobody edits it.
+measured (docs/results/evidence.md); the study writes the latter, and nobody edits it.
 """
 
 from __future__ import annotations

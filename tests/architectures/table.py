@@ -1,4 +1,4 @@
-"""The table of docs/architectures.md: `python -m tests.architectures.table` writes it anew.
+"""Write the table of docs/reference/architectures.md: `python -m tests.architectures.table`.
 
 Each row says what was found in a tiny checkpoint of the type; the test of the type holds the
 document to it.
@@ -18,7 +18,7 @@ from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.records import RunRecord
 
-PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "architectures.md"
 START, END = "<!-- table -->\n", "<!-- end of table -->"
 HEAD = "| model type | router | logits to scores | how K are chosen | measured | not measured |\n"
 LENGTHS = [5 + (7 * i) % 19 for i in range(8)]

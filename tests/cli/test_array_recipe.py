@@ -1,4 +1,4 @@
-"""The array of jobs in docs/scale.md, as it stands there."""
+"""The array of jobs in docs/how-to/scale.md, as it stands there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLE = ROOT / "sample_checkpoints" / "unbalanced-mixtral"
 @pytest.fixture
 def scripts(tmp_path: Path) -> list[Path]:
     """measure.sh and judge.sh."""
-    text = (ROOT / "docs" / "scale.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "scale.md").read_text()
     found = re.findall(r"```bash\n(#!.*?)```", text, flags=re.DOTALL)
     paths = [tmp_path / "measure.sh", tmp_path / "judge.sh"]
     for path, script in zip(paths, found, strict=True):

@@ -1,4 +1,4 @@
-"""The recipes of docs/ci.md, executed as they stand, against a run that grows while it trains."""
+"""The recipes of docs/how-to/ci.md, run as they are printed, on a run that grows meanwhile."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from tests.command import call
 
-DOC = Path(__file__).parents[2] / "docs" / "ci.md"
+DOC = Path(__file__).parents[2] / "docs" / "how-to" / "ci.md"
 
 
 def blocks(language: str) -> list[str]:

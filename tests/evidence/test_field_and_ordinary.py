@@ -90,4 +90,4 @@ def test_the_page_and_the_table_are_as_the_command_writes_them() -> None:
 
 
 def test_the_strictest_reading_of_collapse_does_not_carry_failing() -> None:
-    assert count_strict(read_runs()) == (6, 18), "as docs/verdict.md says"
+    assert count_strict(read_runs()) == (6, 18), "as docs/concepts/verdict.md says"

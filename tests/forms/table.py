@@ -1,4 +1,4 @@
-"""The table of quantised forms in docs/layouts.md: `python -m tests.forms.table` writes it anew.
+"""Write the table of forms of docs/reference/layouts.md: `python -m tests.forms.table`.
 
 Each row is what the reader plans for a checkpoint of that form: one that the form's own writer
 made, or the names, dtypes and shapes of one. `tests/forms/test_table.py` holds the document to it.
@@ -17,7 +17,7 @@ from moegeo_cli.checkpoints.layouts import FOREIGN_LAYOUTS
 from moegeo_cli.checkpoints.quantised.plan import UNREAD, Files, Plan, plan_quantised
 from moegeo_cli.checkpoints.weights import open_weights
 
-PAGE = Path(__file__).parents[2] / "docs" / "layouts.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "layouts.md"
 WRITTEN = Path(__file__).parent / "files"
 START, END = "<!-- forms -->\n", "<!-- end of forms -->"
 HEAD = "| form | told by | read | by `--stream` |\n|---|---|---|---|\n"

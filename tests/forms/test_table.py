@@ -1,4 +1,4 @@
-"""docs/layouts.md lists the forms as the readers plan them."""
+"""docs/reference/layouts.md lists the forms as the readers plan them."""
 
 from __future__ import annotations
 

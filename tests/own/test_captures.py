@@ -447,7 +447,7 @@ def test_the_documented_callback(tmp_path: Path) -> None:
 
     from tests.tiny_models import build_tiny
 
-    page = (Path(__file__).parents[2] / "docs" / "own-models.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "own-models.md").read_text()
     [code] = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Callback" in c]
     names: dict[str, Any] = {}
     exec(code, names)

@@ -1,4 +1,4 @@
-"""docs/probes.md against what it describes."""
+"""docs/how-to/probes.md and docs/reference/probe-files.md against what they describe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from moegeo_cli.probes import Probe
 from moegeo_cli.probes.passages import PASSAGE_CHARACTERS
 from moegeo_cli.probes.reading import MAX_BYTES, MAX_LINE_BYTES
 
-TEXT = (Path(__file__).parents[2] / "docs" / "probes.md").read_text()
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = "".join((DOCS / p).read_text() for p in ("how-to/probes.md", "reference/probe-files.md"))
 
 
 def test_the_example_is_a_probe(tmp_path: Path, load: Callable[..., Probe]) -> None:

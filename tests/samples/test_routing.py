@@ -1,4 +1,4 @@
-"""What docs/routing.md says of the sample runs."""
+"""What docs/results/routing.md says of the sample runs."""
 
 from __future__ import annotations
 

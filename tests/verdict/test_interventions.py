@@ -163,7 +163,7 @@ def test_what_the_study_measured_stands_before_the_literature_with_its_control(
     found = advise(collapsed(training={"output_router_logits": True}))
     evidence = found["raise-balance-loss"].evidence
     assert evidence["grade"] == "measured"
-    assert "docs/evidence.md" in evidence["source"]
+    assert "docs/results/evidence.md" in evidence["source"]
     assert "2101.03961" in evidence["literature"]
     assert {k: v for k, v in measured.items() if k != "intervention"}.items() <= evidence.items()
     assert evidence_words(evidence).startswith(

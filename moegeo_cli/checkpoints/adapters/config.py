@@ -190,7 +190,7 @@ def _refused(folder: Path, key: str, value: Any) -> UnsupportedLayoutError:
             :300
         ],
         found=CONFIG,
-        hint=f"{MERGE}; plain LoRA and DoRA are merged (docs/layouts.md)",
+        hint=f"{MERGE}; plain LoRA and DoRA are merged (docs/reference/layouts.md)",
         context={"key": key},
     )
 
