@@ -1,5 +1,7 @@
 """Train the sample runs: `python -m sample_checkpoints.train [--recipe NAME] [--seed N]`.
 
+`--set KEY=VALUE` changes a key of the recipe's model config, as the tutorial does.
+
 The transformers Trainer trains and saves; this script adds the step-0 checkpoint, learning
 rates for the routers, and DeepSeek's balancing rule, which transformers does not apply.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -223,9 +227,13 @@ def main() -> None:
     parser.add_argument("--recipe", choices=RECIPES, action="append", help="default: all")
     parser.add_argument("--seed", type=int, help="default: the recipe's own")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of the run's folder")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="key of the model's config and its value in JSON")  # fmt: skip
     options = parser.parse_args()
+    changes = {key: json.loads(value) for key, _, value in (s.partition("=") for s in options.set)}
     for name in options.recipe or RECIPES:
         recipe = RECIPES[name]
+        recipe = dataclasses.replace(recipe, config={**recipe.config, **changes})
         seed = recipe.seed if options.seed is None else options.seed
         folder = name if options.seed is None else f"{name}-{seed}"
         options.output.mkdir(parents=True, exist_ok=True)

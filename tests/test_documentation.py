@@ -103,6 +103,11 @@ def test_every_metric_is_defined() -> None:
     assert {name for name in SPECS if name not in known} == set()
 
 
+def test_the_glossary_explains_every_label() -> None:
+    page = (ROOT / "docs" / "concepts" / "glossary.md").read_text().lower()
+    assert {s.label for s in SPECS.values() if s.label.lower() not in page} == set()
+
+
 def test_every_finding_and_limit_is_explained() -> None:
     known = words("reference/findings.md") | words("concepts/verdict.md")
     file = resources.files("moegeo_cli.verdict") / "findings.toml"

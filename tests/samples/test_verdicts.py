@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sample_checkpoints import train
+from sample_checkpoints.recipes import Recipe
 from tests.command import Outcome, call
 
-FOLDER = Path(__file__).parents[2] / "sample_checkpoints"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "sample_checkpoints"
+TUTORIAL = (ROOT / "docs" / "tutorial" / "your-first-run.md").read_text()
 HEALTHY, UNBALANCED = FOLDER / "healthy-qwen3-moe", FOLDER / "unbalanced-mixtral"
 MISALIGNED, BALANCED = FOLDER / "misaligned-qwen3-moe", FOLDER / "balanced-glm4-moe"
 
@@ -127,3 +134,43 @@ def test_adams_second_moment_needs_no_pass(moegeo: Callable[..., Outcome]) -> No
     assert without.code == 2
     assert "optimizer" in without.err
     assert "Traceback" not in without.err
+
+
+def as_shown(line: str) -> str:
+    """A line of output without what another processor may round otherwise: numbers and bars."""
+    return re.sub(r"\s+", " ", re.sub(r"[▁-█]+", "▁", re.sub(r"\d[\d,.]*", "#", line))).strip()
+
+
+def test_the_tutorial_shows_what_is_printed(
+    moegeo: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    printed = {"analyze": moegeo("analyze", UNBALANCED).out}
+    printed["inspect"] = call(capsys, "inspect", UNBALANCED).out
+    shown = re.findall(
+        r"```console\n\$ moegeo (\w+) sample_checkpoints/unbalanced-mixtral\n(.*?)```",
+        TUTORIAL, re.DOTALL,
+    )  # fmt: skip
+    assert len(shown) >= 6
+    for command, text in shown:
+        real = {as_shown(line) for line in printed[command].splitlines()}
+        lines = {as_shown(line) for line in text.splitlines()} - {"…", ""}
+        assert lines - real == set()
+
+
+def test_the_tutorials_training_changes_the_setting_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    [line] = re.findall(r"^python -m sample_checkpoints.train (.*)$", TUTORIAL, re.MULTILINE)
+    seen: list[tuple[Recipe, int, Path]] = []
+    monkeypatch.setattr(train, "train", lambda *call: seen.append(call))
+    monkeypatch.setattr(sys, "argv", ["train", *shlex.split(line)])
+    monkeypatch.chdir(tmp_path)
+    train.main()
+    [(recipe, seed, output)] = seen
+    before = train.RECIPES["unbalanced-mixtral"]
+    changed = {k for k, v in recipe.config.items() if before.config.get(k) != v}
+    assert changed == {"output_router_logits"}
+    assert train.build(recipe).config.output_router_logits is True
+    assert (seed, output) == (before.seed, Path("build/unbalanced-mixtral"))
