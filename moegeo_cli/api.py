@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.api_check import check_files
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
-from moegeo_cli.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.choosing import parse_ranges
@@ -27,6 +26,7 @@ from moegeo_cli.measurement.probe import MINIMUM_TOKENS, default_tokens, open_pr
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import Settings, parse_bytes, read_device_map
 from moegeo_cli.records import Metric, RunRecord
+from moegeo_cli.records.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.triage.run import FilesChecked
 from moegeo_cli.triage.sharing import share
 from moegeo_cli.verdict import judge, load_thresholds, recommend

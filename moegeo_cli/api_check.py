@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.choosing import choose_checkpoints
@@ -15,6 +14,7 @@ from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.measurement.models import CapturedInputs, Models, choose_models
 from moegeo_cli.measurement.storing import open_store
 from moegeo_cli.records import RunRecord
+from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.store.cache import Store
 from moegeo_cli.triage.run import (
     FilesChecked,
@@ -124,8 +124,8 @@ def check(
     trained = read_training(folder.newest)
     record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None
-    about = RunRecord("complete", {}, {**record.run, "training": dict(trained.settings), "log": [
-        dict(entry) for entry in trained.log]}, {}, {}, {}, ())  # fmt: skip
+    log: list[Mapping[str, Any]] = [dict(entry) for entry in trained.log]
+    about = RunRecord.of_facts({**record.run, "training": dict(trained.settings), "log": log})
     return dataclasses.replace(
         record, interventions=recommend(about, record.verdict.findings, framework)
     )

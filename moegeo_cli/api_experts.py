@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.measurement.choosing import parse_ranges
 from moegeo_cli.measurement.expert_settings import (
@@ -22,6 +21,7 @@ from moegeo_cli.measurement.probe import open_probe
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
 from moegeo_cli.measurement.storing import NOT_KEPT, open_store
+from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.verdict import load_thresholds
 from moegeo_cli.verdict.interventions import check_framework
 from moegeo_cli.verdict.lenses import judge_lens

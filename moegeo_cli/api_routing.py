@@ -17,7 +17,7 @@ from moegeo_cli.measurement.routing_settings import DEFAULT_PAIRS, RoutingSettin
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.measurement.settings import parse_bytes
 from moegeo_cli.measurement.storing import NOT_KEPT, open_store
-from moegeo_cli.routing_records import RoutingRecord
+from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.verdict import load_thresholds
 from moegeo_cli.verdict.interventions import check_framework
 from moegeo_cli.verdict.lenses import judge_lens

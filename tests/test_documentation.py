@@ -12,8 +12,9 @@ import pytest
 
 from moegeo_cli import errors, experts
 from moegeo_cli.catalogue import SPECS
-from moegeo_cli.check_records import CheckedCheckpoint, CheckedLayer, CheckRecord
-from moegeo_cli.experts_records import (
+from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
+from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
+from moegeo_cli.records.experts import (
     ExpertLayerRecord,
     ExpertRecord,
     ExpertsRecord,
@@ -22,8 +23,7 @@ from moegeo_cli.experts_records import (
     Trial,
     Verification,
 )
-from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
-from moegeo_cli.routing_records import (
+from moegeo_cli.records.routing import (
     UNITS,
     DomainRecord,
     GeometryRecord,

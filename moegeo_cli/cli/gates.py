@@ -10,8 +10,8 @@ from moegeo_cli.cli.options import FailOn
 from moegeo_cli.errors import OutputError
 
 if TYPE_CHECKING:
-    from moegeo_cli.check_records import CheckRecord
     from moegeo_cli.records import RunRecord, Verdict
+    from moegeo_cli.records.check import CheckRecord
 
 SEVERITY = {"healthy": 0, "watch": 1, "failing": 2}
 GATE = {FailOn.watch: 1, FailOn.failing: 2}

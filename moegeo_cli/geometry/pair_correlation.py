@@ -16,6 +16,7 @@ import numpy as np
 
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.geometry.simplex import distance_from_roots
+from moegeo_cli.records.routing import Hidden, Usage
 
 PIECE = 1 << 21  # entries of a piece of gathered rows: 16 MiB
 NULL_DEALS = 20
@@ -93,25 +94,26 @@ def sample_pairs(
     return np.stack([left, right], axis=1)
 
 
-def hidden_similarities(items: Items, pairs_P2: np.ndarray) -> dict[str, np.ndarray]:
+def hidden_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Hidden, np.ndarray]:
     """Hidden similarities of pairs, by name.
 
     "cosine" of the hidden states, and "visible", xᵀ WᵀW x′: the part that the router can see.
     """
     norm_N = np.linalg.norm(items.x_ND, axis=1)
-    found = {"cosine": _dots(items.x_ND / np.where(norm_N > 0, norm_N, 1.0)[:, None], pairs_P2)}
+    unit_ND = items.x_ND / np.where(norm_N > 0, norm_N, 1.0)[:, None]
+    found: dict[Hidden, np.ndarray] = {"cosine": _dots(unit_ND, pairs_P2)}
     if items.response_NE is not None:
         found["visible"] = _dots(items.response_NE, pairs_P2)
     return found
 
 
-def usage_similarities(items: Items, pairs_P2: np.ndarray) -> dict[str, np.ndarray]:
+def usage_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Usage, np.ndarray]:
     """Usage similarities of pairs, by name.
 
     "distribution" is 1 − d/π with the Fisher-Rao distance d of the routing distributions, "chosen"
     the share of the chosen experts that are in common.
     """
-    found = {}
+    found: dict[Usage, np.ndarray] = {}
     if items.root_NE is not None:
         apart = [
             distance_from_roots(items.root_NE[rows[:, 0]], items.root_NE[rows[:, 1]])

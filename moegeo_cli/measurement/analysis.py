@@ -16,7 +16,6 @@ from moegeo_cli.checkpoints.training import TrainingLog, read_training
 from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import BaselineError, MoegeoError
 from moegeo_cli.geometry.resample import make_draws
-from moegeo_cli.lens_records import Lenses
 from moegeo_cli.measurement.baseline import Baseline
 from moegeo_cli.measurement.choosing import choose_checkpoints
 from moegeo_cli.measurement.history import add_history
@@ -35,6 +34,8 @@ from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.probes.unigram import unigram_losses
 from moegeo_cli.records import RunRecord, from_dict, to_dict
+from moegeo_cli.records.facts import ProbeFacts
+from moegeo_cli.records.lenses import Lenses
 from moegeo_cli.store.cache import Store, entry_key
 
 if TYPE_CHECKING:
@@ -145,9 +146,9 @@ def measure_run(
     initial = baseline == "init"
     measured: dict[Path, Measured] = {}
     draws: list[Measured] = []
-    kept = store.load_json(f"run-{derived}")
-    if kept is not None and _entries_stand(store, kept):
-        history, baseline_keys = from_dict(RunRecord, kept["run"]), tuple(kept["baseline"])
+    kept = _load_history(store, f"run-{derived}")
+    if kept is not None:
+        history, baseline_keys = kept.run, kept.baseline
     else:
         if progress:
             draws_wanted = FRESH_INITIALISATIONS if initial else 0
@@ -167,7 +168,7 @@ def measure_run(
         keys = sorted({m.key for m in measured.values()} | set(baseline_keys))
         store.save_json(
             f"run-{derived}",
-            {"keys": keys, "baseline": list(baseline_keys), "run": to_dict(history)},
+            to_dict(_KeptHistory(tuple(keys), baseline_keys, history)),
         )
     return Analysis(
         record=_fill(history, folder, architecture, config, trained, loaded, settings, baseline),
@@ -237,14 +238,22 @@ def reached(log: TrainingLog) -> Progress:
     return {name: None if n is None else float(n) for name, n in counts.items()}
 
 
-def _entries_stand(store: Store, kept: Any) -> bool:
-    """A derived record counts only while every measurement that it rests on is whole."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _KeptHistory:
+    """A run put in relation to its baseline, and the keys of all entries that it rests on."""
+
+    keys: tuple[str, ...]
+    baseline: tuple[str, ...]  # those of its baseline
+    run: RunRecord
+
+
+def _load_history(store: Store, name: str) -> _KeptHistory | None:
+    """It counts only while every measurement that it rests on is whole."""
     try:
-        return isinstance(kept["baseline"], list) and all(
-            store.record(key) is not None for key in kept["keys"]
-        )
-    except (TypeError, KeyError):
-        return False
+        kept = from_dict(_KeptHistory, store.load_json(name))
+    except ValueError:
+        return None
+    return kept if all(store.record(key) is not None for key in kept.keys) else None
 
 
 def _fill(
@@ -275,7 +284,7 @@ def _fill(
             "top_k": architecture.top_k,
             "scoring": architecture.scoring,
             "checkpoints_found": len(folder.checkpoints),
-            "skipped": [dataclasses.asdict(s) for s in folder.skipped],
+            "skipped": [{"path": s.path, "reason": s.reason} for s in folder.skipped],
             "training": dict(trained.settings),
             "log": [dict(entry) for entry in trained.log],
             "notes": [*architecture.notes, *version_notes],
@@ -291,7 +300,7 @@ def _fill(
     )
 
 
-def _unigram(probe: Probe) -> dict[str, Any]:
+def _unigram(probe: Probe) -> ProbeFacts:
     whole, by_domain = unigram_losses(probe)
     return {"unigram_loss": whole, "domain_unigram_loss": by_domain}
 

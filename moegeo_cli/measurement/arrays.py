@@ -17,6 +17,8 @@ import numpy as np
 
 from moegeo_cli.geometry.heterogeneity import FisherSums
 from moegeo_cli.geometry.sums import RoutingSums
+from moegeo_cli.records.facts import ReplayFacts
+from moegeo_cli.records.run import RouterState
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ class RouterArrays:
         return self.fishers[kind].without(self.off)
 
     @property
-    def state(self) -> str:
+    def state(self) -> RouterState:
         """One of "ok", "nonfinite" (NaN or Inf in the weights), "zero" (all rows zero)."""
         if not np.isfinite(self.weight_ED).all():
             return "nonfinite"
@@ -96,7 +98,7 @@ class CheckpointArrays:
     input_rows: np.ndarray
     routers_found: int
     not_measured: Mapping[str, str] = field(default_factory=dict)
-    replay: Mapping[str, Any] = field(default_factory=dict)
+    replay: ReplayFacts = field(default_factory=ReplayFacts)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, ready to be saved."""
@@ -141,7 +143,7 @@ class CheckpointArrays:
 
     @classmethod
     def from_arrays(
-        cls, arrays: Mapping[str, np.ndarray], described: list[dict[str, Any]], **rest: Any
+        cls, arrays: Mapping[str, np.ndarray], described: Sequence[Mapping[str, Any]], **rest: Any
     ) -> CheckpointArrays:
         """Rebuild from saved arrays and `describe`'s facts."""
         routers = []

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.comparison import ComparisonRecord, MatchedPair, RunSummary, SharedBytes
 from moegeo_cli.errors import ComparisonError
 from moegeo_cli.measurement.analysis import Analysis, reached, say_choice_differences
 from moegeo_cli.measurement.pairing import (
@@ -19,6 +19,13 @@ from moegeo_cli.measurement.pairing import (
 from moegeo_cli.measurement.run import Progress
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.records import CheckpointRecord, Metric, RunRecord
+from moegeo_cli.records.comparison import (
+    ComparisonRecord,
+    MatchedPair,
+    RunSummary,
+    SharedBytes,
+    Side,
+)
 
 RANKS = {"healthy": 0, "watch": 1, "failing": 2}
 
@@ -127,7 +134,7 @@ def _recorded(*runs: Sequence[CheckpointRecord]) -> list[tuple[str, Progress]]:
 def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> list[str]:
     """What stands between two runs and a comparison, as notes where it is forced."""
     a, b = judged
-    differing = []
+    differing: list[tuple[str, Any, Any]] = []
     if a.probe["sha256"] != b.probe["sha256"]:
         differing.append(("probe", a.probe["sha256"][:12], b.probe["sha256"][:12]))
     differing += [
@@ -149,7 +156,7 @@ def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> li
 
 def _choose_healthier(
     judged: tuple[RunRecord, RunRecord], pairs: tuple[MatchedPair, ...]
-) -> tuple[str | None, str]:
+) -> tuple[Side | None, str]:
     """The better routing axis; then the paired loss where its interval excludes 0."""
     words = tuple(r.verdict.routing if r.verdict else "inconclusive" for r in judged)
     if all(w in RANKS for w in words) and RANKS[words[0]] != RANKS[words[1]]:
@@ -167,8 +174,8 @@ def _choose_healthier(
     said = f"{gap.value:+.4f} nats per token [{gap.ci_low:+.4f}, {gap.ci_high:+.4f}], B minus A"
     if gap.ci_low <= 0.0 <= gap.ci_high:
         return None, f"{routing}, and the paired loss difference holds 0 ({said})"
-    better = "a" if gap.value > 0 else "b"
-    return better, f"{routing}; its loss is lower at the last matched pair ({said})"
+    reason = f"{routing}; its loss is lower at the last matched pair ({said})"
+    return ("a" if gap.value > 0 else "b"), reason
 
 
 def _by_how_much(pairs: tuple[MatchedPair, ...]) -> str:

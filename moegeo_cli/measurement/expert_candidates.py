@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moegeo_cli.experts_records import MergeCandidate, PruneCandidate
 from moegeo_cli.measurement.expert_layers import MeasuredLayer, disagreement
 from moegeo_cli.records import layer_name
+from moegeo_cli.records.experts import MergeCandidate, PruneCandidate
 
 LISTED = 10
 NO_FUNCTIONS = "the experts were not measured as functions"

@@ -13,7 +13,6 @@ import torch
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from moegeo_cli.experts_records import ExpertLayerRecord
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.measurement.expert_alignment import Functions, measure_functions, output_rows
 from moegeo_cli.measurement.expert_metrics import (
@@ -33,6 +32,7 @@ from moegeo_cli.measurement.expert_subspaces import (
 )
 from moegeo_cli.measurement.expert_tokens import LayerTokens
 from moegeo_cli.records import Metric
+from moegeo_cli.records.experts import ExpertLayerRecord
 from moegeo_cli.replay.expert_functions import Experts, open_experts
 from moegeo_cli.threads import few_threads
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moegeo_cli.experts_records import ExpertRecord, Matrix
 from moegeo_cli.geometry.jacobian import rotation_null
 from moegeo_cli.geometry.resample import (
     Draws,
@@ -22,6 +21,8 @@ from moegeo_cli.measurement.expert_alignment import Functions
 from moegeo_cli.measurement.expert_subspaces import Subspaces
 from moegeo_cli.measurement.expert_tokens import LayerTokens
 from moegeo_cli.records import Metric
+from moegeo_cli.records.experts import ExpertRecord
+from moegeo_cli.records.fields import Matrix
 
 DIGITS = 6  # of the entries of matrices and lists, which are many
 PAIRS = 4096  # whose draws are held at one time

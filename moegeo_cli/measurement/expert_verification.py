@@ -13,7 +13,6 @@ from typing import TypeVar
 
 import numpy as np
 
-from moegeo_cli.experts_records import Trial, Verification
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate
 from moegeo_cli.measurement.expert_candidates import (
@@ -26,6 +25,7 @@ from moegeo_cli.measurement.expert_candidates import (
 from moegeo_cli.measurement.expert_layers import MeasuredLayer
 from moegeo_cli.measurement.expert_metrics import metric
 from moegeo_cli.records import Metric, layer_name
+from moegeo_cli.records.experts import Action, Choice, Trial, Verification
 from moegeo_cli.replay.expert_functions import Experts
 from moegeo_cli.replay.expert_surgery import merge, restored, silence
 
@@ -66,7 +66,7 @@ def verify(
             return ratio_of_sums(losses() - before_S, loss_tokens_S, draws)
 
     generator = np.random.default_rng(seed)
-    pairs = {
+    pairs: dict[Choice, list[list[Pair]]] = {
         "ranking": [_disjoint(rank_pairs(able, "alignment"), count)],
         "overlap": [_disjoint(rank_pairs(able, "overlap"), count)],
         "weight cosine": [_disjoint(rank_pairs(able, "weight cosine"), count)],
@@ -77,7 +77,7 @@ def verify(
         found = [change(_merging(able, chosen), _members(chosen)) for chosen in sets if chosen]
         names = tuple(_name(able, p, f"{a}+{b}") for p, a, b in (sets[0] if sets else []))
         trials += _trial("merge", choice, names, found)
-    singles = {
+    singles: dict[Choice, list[list[Single]]] = {
         "ranking": [rank_singles(able)[:count]],
         "overlap": [rank_singles_by(able, "overlap")[:count]],
         "weight cosine": [rank_singles_by(able, "weight cosine")[:count]],
@@ -158,7 +158,9 @@ def _name(layers: Sequence[MeasuredLayer], place: int, experts: str) -> str:
     return f"layer {layer_name(record.layer, record.router)}: {experts}"
 
 
-def _trial(action: str, choice: str, names: tuple[str, ...], found: list[Estimate]) -> list[Trial]:
+def _trial(
+    action: Action, choice: Choice, names: tuple[str, ...], found: list[Estimate]
+) -> list[Trial]:
     """A choice's record; of several random ones the mean, its interval over them all."""
     if not found:
         return []

@@ -20,7 +20,6 @@ from torch import nn
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.experts_records import ExpertsRecord, Verification
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
 from moegeo_cli.measurement.expert_candidates import (
@@ -42,6 +41,7 @@ from moegeo_cli.measurement.router_arrays import sample_rows
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
+from moegeo_cli.records.experts import ExpertsRecord, Verification
 from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay

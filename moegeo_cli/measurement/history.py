@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from moegeo_cli.measurement.layers import Kind, as_metrics
 from moegeo_cli.measurement.run import Measured
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.records import CheckpointRecord, LayerRecord, Metrics, RunRecord
+from moegeo_cli.records.facts import BaselineFacts, Move, Unchanged
 
 
 def add_history(
@@ -29,7 +30,7 @@ def add_history(
     *,
     settings: Settings,
     reason: str | None,
-    kind: str,
+    kind: Literal["checkpoint", "init"],
     step: int | None,
 ) -> RunRecord:
     """Put a run's checkpoints in relation to its baseline and to one another.
@@ -49,12 +50,12 @@ def add_history(
     base = Baseline(draws, resampled, reason)
     trail = _Trail(_snapshots(measured[-1].arrays), resampled)
     records: list[CheckpointRecord] = []
-    dynamics: list[dict[str, Any]] = []
+    dynamics: list[Move] = []
     for checkpoint in measured:  # one at a time: a whole run's arrays may not fit in memory
         arrays = checkpoint.arrays
         records.append(_score(checkpoint.record, arrays, base, settings))
         dynamics += trail.follow(checkpoint.record, _snapshots(arrays))
-    baseline: dict[str, Any] = {
+    baseline: BaselineFacts = {
         "kind": kind if draws else None,
         "step": step if draws else None,
         "path": draws[0].record.path if draws and kind == "checkpoint" else None,
@@ -115,7 +116,7 @@ class _Trail:
         self.steps: list[int | None] = []
         self.before: tuple[CheckpointRecord, dict[str, Snapshot]] | None = None
 
-    def follow(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[dict[str, Any]]:
+    def follow(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[Move]:
         """Take the next checkpoint; gives the move to it, none for the first."""
         self.steps.append(record.step)
         for path, snapshot in now.items():
@@ -130,7 +131,7 @@ class _Trail:
         earlier: dict[str, Snapshot],
         after: CheckpointRecord,
         later: dict[str, Snapshot],
-    ) -> dict[str, Any]:
+    ) -> Move:
         paths = [path for path in later if path in earlier]
         found = []
         for path in paths:
@@ -195,12 +196,7 @@ def _snapshots(arrays: CheckpointArrays) -> dict[str, Snapshot]:
     return found
 
 
-def _unchanged(before: Snapshot, after: Snapshot) -> dict[str, bool | None]:
-    """What of a router is equal bit for bit at two checkpoints.
-
-    `weights_equal` is of its rows, `bias_equal` of its selection bias (None without one), and
-    `logits_equal` of the sampled logits: unequal ones under equal rows say that inputs moved.
-    """
+def _unchanged(before: Snapshot, after: Snapshot) -> Unchanged:
     own, other = before.selection_bias_E, after.selection_bias_E
     equal = None if own is None or other is None else bool(np.array_equal(own, other))
     return {

@@ -13,9 +13,10 @@ from typing import Any
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.lens_records import LENSES, Lenses, LensRecord, absent, command, damaged
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.records import RunRecord, from_dict, to_dict
+from moegeo_cli.records.facts import RunFacts
+from moegeo_cli.records.lenses import LENSES, Lenses, LensRecord, absent, command, damaged
 from moegeo_cli.store.cache import Store, entry_key
 
 # Where a lens can measure nothing of a checkpoint.
@@ -46,7 +47,7 @@ def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
             try:
                 document = store.load_json(name)
                 records += [] if document is None else [from_dict(kind, document)]
-            except (TypeError, ValueError, KeyError, AttributeError):
+            except ValueError:
                 continue
         widest = max(reversed(records), key=_width, default=None)
         found[lens] = widest or (damaged if names else absent)(lens)
@@ -61,14 +62,14 @@ def _width(record: LensRecord) -> tuple[int, int]:
 def describe_run(checkpoint: CheckpointFolder, architecture: Architecture) -> RunRecord:
     """What advice is fitted to, of a checkpoint by itself: its framework and training settings."""
     trained = read_training(checkpoint)
-    about = {
+    about: RunFacts = {
         "framework": trained.framework,
         "model_type": architecture.model_type,
         "scoring": architecture.scoring,
         "training": dict(trained.settings),
         "log": [dict(entry) for entry in trained.log],
     }
-    return RunRecord("complete", {}, about, {}, {}, {}, ())
+    return RunRecord.of_facts(about)
 
 
 def lens_notes(lenses: Lenses) -> list[str]:

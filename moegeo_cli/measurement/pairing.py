@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
 
-from moegeo_cli.comparison import Difference, LayerPair, MatchedPair, Unmatched
 from moegeo_cli.errors import ComparisonError, UsageError
 from moegeo_cli.geometry.estimates import over_routers
 from moegeo_cli.geometry.heterogeneity import FHS_OF
@@ -24,9 +24,17 @@ from moegeo_cli.measurement.layers import (
 from moegeo_cli.measurement.run import Measured, Progress
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.records import CheckpointRecord, Metric
+from moegeo_cli.records.comparison import (
+    Difference,
+    LayerPair,
+    MatchedPair,
+    ProgressAxis,
+    Side,
+    Unmatched,
+)
 
 TOLERANCE = 0.02
-AXES = ("tokens", "step", "fraction")
+AXES: tuple[ProgressAxis, ...] = get_args(ProgressAxis)
 # Values under one scoring say nothing about values under another.
 WITHIN_SCORING = {
     "fsi", "dispersion", "entropy_token", "collapse_soft", "information", "margin", "logit_z",
@@ -34,7 +42,7 @@ WITHIN_SCORING = {
 }  # fmt: skip
 
 
-def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) -> str:
+def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) -> ProgressAxis:
     """What progress is counted in: tokens where all checkpoints record them, else step.
 
     Args:
@@ -45,10 +53,11 @@ def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) ->
         UsageError: no such axis.
         ComparisonError: an axis that was asked for and that a checkpoint does not record.
     """
-    if wanted is not None and wanted not in AXES:
+    asked = [axis for axis in AXES if axis == wanted]
+    if wanted is not None and not asked:
         raise UsageError(f"--by is not one of {', '.join(AXES)}", found=repr(wanted)[:80])
     known = list(recorded)
-    for axis in [wanted] if wanted else AXES:
+    for axis in asked or AXES:
         lacking = [path for path, progress in known if progress.get(axis) is None]
         if not lacking:
             return axis
@@ -93,9 +102,12 @@ def match_progress(
             taken_b.add(j)
             pairs.append((i, j))
     reason = f"the other run has no checkpoint within {TOLERANCE:.0%} of it"
+    sides: tuple[tuple[Side, Sequence[CheckpointRecord], set[int]], ...] = (
+        ("a", a, taken_a), ("b", b, taken_b),
+    )  # fmt: skip
     alone = [
         Unmatched(run, record.step, _progress(record, axis), reason)
-        for run, records, taken in (("a", a, taken_a), ("b", b, taken_b))
+        for run, records, taken in sides
         for place, record in enumerate(records)
         if place not in taken
     ]

@@ -26,7 +26,7 @@ from moegeo_cli.measurement.routing_settings import RoutingSettings
 from moegeo_cli.measurement.routing_trajectory import trace_run
 from moegeo_cli.measurement.run import Listener
 from moegeo_cli.probes import Probe
-from moegeo_cli.routing_records import DomainRecord, OtherModel, RoutingRecord
+from moegeo_cli.records.routing import DomainRecord, OtherModel, RoutingRecord
 
 LEAST_LAYERS = 3
 

@@ -29,7 +29,7 @@ from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.measurement.expert_metrics import metric
 from moegeo_cli.measurement.routing_tokens import NO_IDS, RoutedTokens
 from moegeo_cli.records import Metric
-from moegeo_cli.routing_records import UNITS
+from moegeo_cli.records.routing import UNITS
 
 PRINCIPAL_ROWS = 1024  # tokens that are decomposed: a decomposition costs the cube of their number
 DEALS = 4

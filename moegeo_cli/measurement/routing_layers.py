@@ -37,7 +37,8 @@ from moegeo_cli.measurement.routing_figures import (
 )
 from moegeo_cli.measurement.routing_settings import RoutingSettings
 from moegeo_cli.measurement.routing_tokens import RoutedTokens
-from moegeo_cli.routing_records import CORRELATION, GeometryRecord, Matrix, RoutingLayerRecord
+from moegeo_cli.records.fields import Matrix
+from moegeo_cli.records.routing import CORRELATION, GeometryRecord, Pairs, RoutingLayerRecord
 
 LEAST_KEPT = 4  # tokens with kept inputs that a sequence's mean needs
 
@@ -118,18 +119,17 @@ def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list
         settings: how many pairs, and the seed.
     """
     found = []
-    for number, (pairs, own, within) in enumerate((
+    kinds: tuple[tuple[Pairs, Items, bool], ...] = (
         ("within", items, True), ("across", items, False),
         ("sequences", items.by_sequence(LEAST_KEPT), False),
-    )):  # fmt: skip
+    )  # fmt: skip
+    for number, (pairs, own, within) in enumerate(kinds):
         generator = np.random.default_rng([settings.seed, number])
         pairs_P2 = sample_pairs(own.sequence_N, settings.pairs, generator, within=within)
         deals = [deal_sequences(own.sequence_N, generator) for _ in range(NULL_DEALS)]
         sample = PairSample(own.group_N[pairs_P2], draws)
-        hidden, usage = (
-            {name: sample.rank(values_P) for name, values_P in known.items()}
-            for known in (hidden_similarities(own, pairs_P2), usage_similarities(own, pairs_P2))
-        )
+        hidden = {k: sample.rank(v) for k, v in hidden_similarities(own, pairs_P2).items()}
+        usage = {k: sample.rank(v) for k, v in usage_similarities(own, pairs_P2).items()}
         dealt = [
             {k: rank_alone(v) for k, v in usage_similarities(own, deal[pairs_P2]).items()}
             for deal in deals

@@ -18,9 +18,9 @@ from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.measurement.ready import Ready
 from moegeo_cli.measurement.routing_figures import Figure, Figures
 from moegeo_cli.measurement.routing_tokens import RoutedTokens
+from moegeo_cli.records.routing import RouterPair
 from moegeo_cli.replay.expert_samples import ExpertSample, find_expert_weights, sample_weights
 from moegeo_cli.replay.sources import ModelSource
-from moegeo_cli.routing_records import RouterPair
 
 OTHER_TOKENS = "the two routers see different tokens"
 UNTOLD = "the two have no ancestor in common: numbers of experts mean nothing between them"

@@ -24,7 +24,7 @@ from moegeo_cli.measurement.routing_figures import (
 )
 from moegeo_cli.measurement.routing_tokens import RoutedTokens
 from moegeo_cli.records import Coverage
-from moegeo_cli.routing_records import RouterMetrics, RoutingStep, Trajectory
+from moegeo_cli.records.routing import RouterMetrics, RoutingStep, Trajectory
 
 FOLLOWED = ("shared_energy", "response", "response_relative", "constant_share", "collapse",
             "overlap_unrelated")  # fmt: skip

@@ -25,6 +25,7 @@ from moegeo_cli.measurement.provenance import deciding_device, deciding_versions
 from moegeo_cli.measurement.settings import Settings
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
+from moegeo_cli.records.facts import ReplayFacts
 from moegeo_cli.store.cache import Store, entry_key
 
 if TYPE_CHECKING:
@@ -236,7 +237,7 @@ def _vanished() -> FormatError:
 
 def _rebuild(record: CheckpointRecord, arrays: dict[str, np.ndarray]) -> CheckpointArrays:
     """Arrays from the store, with what their record says of them."""
-    replay = dict(record.replay)
+    replay: ReplayFacts = {**record.replay}
     described = replay.pop("described")
     return CheckpointArrays.from_arrays(
         arrays,

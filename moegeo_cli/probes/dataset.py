@@ -9,11 +9,11 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from moegeo_cli.errors import UsageError
+from moegeo_cli.records.facts import ProbeFacts
 
 IGNORED_LABEL = -100
 
@@ -150,7 +150,7 @@ class Probe:
         """The shortest, the median and the longest sequence, in tokens."""
         return spread(s.tokens for s in self.sequences)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ProbeFacts:
         """What a result says of its probe."""
         return {
             "source": self.name,

@@ -19,6 +19,7 @@ from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.global_state import seeded
+from moegeo_cli.records.facts import Form, MemoryFacts, MemoryKnown
 from moegeo_cli.replay.filling import fill_model
 from moegeo_cli.replay.layer_stream import LayerStream
 from moegeo_cli.replay.loading import (
@@ -52,13 +53,13 @@ class MemoryPlan:
     known: "trace", "widths" of the module tree, or "config" for a small model by its config alone.
     """
 
-    form: str
-    by: str
+    form: Form
+    by: MemoryKnown
     terms: Mapping[str, int]
     process: int
     at_most: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> MemoryFacts:
         """As JSON holds it: without the process, which is another each time."""
         return {"form": self.form, "by": self.by, "terms": dict(self.terms),
                 "at_most": self.at_most, "reason": None}  # fmt: skip
@@ -76,10 +77,10 @@ class Manner:
     batch_tokens: int | None = None
     memory: MemoryPlan | None = None
     notes: tuple[str, ...] = ()
-    form: str = "whole"
+    form: Form = "whole"
     unplanned: str = "not planned"
 
-    def describe_memory(self) -> dict[str, Any]:
+    def describe_memory(self) -> MemoryFacts:
         """The plan as JSON holds it."""
         if self.memory is not None:
             return self.memory.to_dict()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.records.facts import MemoryKnown
 from moegeo_cli.replay.activations import FLOAT, Activations, BatchTracer
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state, plan_batches
 from moegeo_cli.replay.filling import GROUP_BYTES
@@ -42,7 +43,7 @@ class WholePlan:
     terms: dict[str, int]
     process: int
     positions: int
-    by: str
+    by: MemoryKnown
 
     @property
     def bound(self) -> int:

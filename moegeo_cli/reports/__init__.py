@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from moegeo_cli.check_records import CheckRecord
-from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
-from moegeo_cli.records import FORMAT_NAME, RunRecord
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from moegeo_cli.records import RunRecord
+    from moegeo_cli.records.check import CheckRecord
+    from moegeo_cli.records.comparison import ComparisonRecord
 
 __all__ = [
     "FORMATS", "print_check", "print_comparison", "print_run", "read", "read_comparison", "render",
@@ -28,6 +29,9 @@ def render(record: RunRecord | ComparisonRecord | CheckRecord, format: str) -> s
     """
     if format not in FORMATS:
         raise UsageError(f"no format {format!r}", found=", ".join(FORMATS))
+    from moegeo_cli.records import RunRecord
+    from moegeo_cli.records.check import CheckRecord
+
     if isinstance(record, CheckRecord):
         return _render_check(record, format)
     if isinstance(record, RunRecord):
@@ -101,9 +105,10 @@ def read(text: str | bytes) -> RunRecord:
     Raises:
         FormatError: not JSON, not a run, of a newer version, or damaged.
     """
+    from moegeo_cli.records import RunRecord
     from moegeo_cli.reports.json_report import read as load
 
-    return load(text)
+    return load(text, RunRecord)
 
 
 def read_comparison(text: str | bytes) -> ComparisonRecord:
@@ -112,16 +117,17 @@ def read_comparison(text: str | bytes) -> ComparisonRecord:
     Raises:
         FormatError: not JSON, not a comparison, of a newer version, or damaged.
     """
-    from moegeo_cli.reports.json_report import read_comparison as load
+    from moegeo_cli.records.comparison import ComparisonRecord
+    from moegeo_cli.reports.json_report import read as load
 
-    return load(text)
+    return load(text, ComparisonRecord)
 
 
-def schema(name: str = FORMAT_NAME, *, strict: bool = False) -> dict[str, Any]:
-    """The JSON Schema of "moegeo.run" or "moegeo.compare"; strict refuses keys not listed."""
-    from moegeo_cli.reports.json_report import schema as load
+def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
+    """The JSON Schema of a format, "moegeo.run" for one; strict refuses keys not listed."""
+    from moegeo_cli.records.schema import schema as derive
 
-    return load(name, strict=strict)
+    return derive(name, strict=strict)
 
 
 def step_summary(record: RunRecord | ComparisonRecord | CheckRecord) -> str:

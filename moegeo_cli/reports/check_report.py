@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.text import Text
 
-from moegeo_cli.check_records import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.records import Metric
+from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.reports import figures, judgement, outline
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text

@@ -8,7 +8,7 @@ from rich.console import Console, Group
 from rich.panel import Panel
 from rich.text import Text
 
-from moegeo_cli.comparison import ComparisonRecord, Difference, LayerPair, MatchedPair
+from moegeo_cli.records.comparison import ComparisonRecord, Difference, LayerPair, MatchedPair
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.charts import sparkline
 from moegeo_cli.reports.comparison_text import (

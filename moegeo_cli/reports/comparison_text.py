@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moegeo_cli.comparison import (
+from moegeo_cli.records.comparison import (
     ComparisonRecord,
     Difference,
     MatchedPair,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from moegeo_cli.check_records import CheckRecord
-from moegeo_cli.comparison import ComparisonRecord, Difference
 from moegeo_cli.records import LayerRecord, Metric, RunRecord
+from moegeo_cli.records.check import CheckRecord
+from moegeo_cli.records.comparison import ComparisonRecord, Difference
+from moegeo_cli.records.facts import Move
 from moegeo_cli.reports.escaping import csv_text
-from moegeo_cli.reports.figures import as_metric
 
 COLUMNS = (
     "step", "checkpoint", "layer", "router", "metric", "value", "ci_low", "ci_high", "n", "unit",
@@ -59,8 +59,8 @@ def rows(record: RunRecord) -> Iterator[dict[str, Any]]:
             where = {**place, "layer": layer.layer, "router": layer.router}
             for name, metric in layer_metrics(layer):
                 yield {**where, "metric": name, **_cells(metric)}
-    for entry in record.dynamics:
-        yield from _dynamics_rows(entry)
+    for move in record.dynamics:
+        yield from _moves(move)
 
 
 def layer_metrics(layer: LayerRecord) -> Iterator[tuple[str, Metric]]:
@@ -72,14 +72,14 @@ def layer_metrics(layer: LayerRecord) -> Iterator[tuple[str, Metric]]:
                 yield f"fisher.{kind}.{unit}.{name}", metric
 
 
-def _dynamics_rows(entry: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    place = {"step": entry.get("to_step")}
-    for where in (entry, *(entry.get("layers") or ())):
-        router = {"layer": where.get("layer"), "router": where.get("router")}
-        for name, value in (where.get("metrics") or {}).items():
-            metric = as_metric(value)
-            if metric is not None:
-                yield {**place, **router, "metric": f"dynamics.{name}", **_cells(metric)}
+def _moves(move: Move) -> Iterator[dict[str, Any]]:
+    place: dict[str, Any] = {"step": move["to_step"], "layer": None, "router": None}
+    for name, metric in move["metrics"].items():
+        yield {**place, "metric": f"dynamics.{name}", **_cells(metric)}
+    for row in move["layers"]:
+        place = {**place, "layer": row["layer"], "router": row["router"]}
+        for name, metric in row["metrics"].items():
+            yield {**place, "metric": f"dynamics.{name}", **_cells(metric)}
 
 
 def _cells(metric: Metric) -> dict[str, Any]:

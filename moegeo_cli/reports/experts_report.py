@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from moegeo_cli.experts_records import (
+from moegeo_cli.records import Metric
+from moegeo_cli.records.experts import (
     ExpertLayerRecord,
     ExpertsRecord,
     MergeCandidate,
     PruneCandidate,
     Trial,
 )
-from moegeo_cli.records import Metric
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text

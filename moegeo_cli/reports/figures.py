@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from moegeo_cli.catalogue import SPECS
 from moegeo_cli.records import Metric, layer_name
 
 __all__ = [
-    "as_metric", "count", "decimals", "interval", "label", "layer_name", "longer_side", "number",
+    "count", "decimals", "interval", "label", "layer_name", "longer_side", "number",
     "plural", "step_name", "unit",
 ]  # fmt: skip
 _WORST = "_worst"
@@ -73,18 +70,6 @@ def count(value: float | int | None) -> str:
 def step_name(step: int | None, path: str = "") -> str:
     """A checkpoint's step, or its path where it has none."""
     return f"step {step:,}" if step is not None else path or "checkpoint"
-
-
-def as_metric(value: Any) -> Metric | None:
-    """A metric from a metric, its JSON form or a bare number; None for anything else."""
-    if isinstance(value, Metric):
-        return value
-    if isinstance(value, Mapping) and "value" in value:
-        names = Metric.__dataclass_fields__
-        return Metric(**{key: entry for key, entry in value.items() if key in names})
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return Metric(float(value))
-    return None
 
 
 def plural(number: int, noun: str) -> str:

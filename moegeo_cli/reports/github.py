@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moegeo_cli.check_records import CheckedCheckpoint, CheckRecord
-from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.records import CheckpointRecord, Intervention, RunRecord, Verdict
+from moegeo_cli.records.check import CheckedCheckpoint, CheckRecord
+from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.reports import check_report, comparison_text, judgement, markdown, outline
 from moegeo_cli.reports.escaping import clean, github_message, github_property
 

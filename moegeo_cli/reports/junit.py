@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
-from moegeo_cli.check_records import CheckRecord
-from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.records import Check, Finding, RunRecord, Verdict
+from moegeo_cli.records.check import CheckRecord
+from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.reports import judgement, outline
 from moegeo_cli.reports.escaping import clean
 

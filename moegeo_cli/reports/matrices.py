@@ -7,8 +7,8 @@ import io
 from pathlib import Path
 
 from moegeo_cli.errors import UsageError
-from moegeo_cli.experts_records import ExpertsRecord
-from moegeo_cli.routing_records import RoutingRecord
+from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.records.routing import RoutingRecord
 
 SUFFIXES = (".safetensors", ".csv")
 # Both halves of these say different things; of the others one is enough.

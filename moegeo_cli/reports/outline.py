@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moegeo_cli.check_records import CheckedCheckpoint, CheckRecord
 from moegeo_cli.records import (
     CheckpointRecord,
     ConfigKey,
@@ -16,8 +15,9 @@ from moegeo_cli.records import (
     Metric,
     RunRecord,
 )
+from moegeo_cli.records.check import CheckedCheckpoint, CheckRecord
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.reports.figures import as_metric, count, plural, step_name
+from moegeo_cli.reports.figures import count, plural, step_name
 
 # The rows of the table over training, in this order, as far as the run has them.
 TRACKS = (
@@ -273,29 +273,13 @@ def next_commands(record: RunRecord, path: str | None = None) -> list[tuple[str,
 
 def dynamics_tracks(record: RunRecord) -> tuple[list[str], list[Track]]:
     """Headings ("0 → 100") and run-level metrics of the moves between checkpoints."""
-    headings, names = [], []
-    for entry in record.dynamics:
-        first, last = (
-            _step(entry, k)
-            for k in (("from_step", "step_from", "from"), ("to_step", "step_to", "to"))
-        )
-        headings.append(f"{first} → {last}")
-        names += [n for n in _metrics(entry) if n not in names]
+    moves = record.dynamics
+    headings = [f"{_step(move['from_step'])} → {_step(move['to_step'])}" for move in moves]
+    names = dict.fromkeys(name for move in moves for name in move["metrics"])
     return headings, [
-        Track(name, tuple(as_metric(_metrics(e).get(name)) for e in record.dynamics))
-        for name in names
+        Track(name, tuple(move["metrics"].get(name) for move in moves)) for name in names
     ]
 
 
-def _metrics(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = entry.get("metrics")
-    return found if isinstance(found, Mapping) else {}
-
-
-def _step(entry: Mapping[str, Any], names: Iterable[str]) -> str:
-    for name in names:
-        if isinstance(entry.get(name), int):
-            return f"{entry[name]:,}"
-        if entry.get(name) is not None:
-            return clean(entry[name])
-    return "?"
+def _step(step: int | None) -> str:
+    return "?" if step is None else f"{step:,}"

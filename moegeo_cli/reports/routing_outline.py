@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from moegeo_cli.records import Metric, Metrics
+from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.outline import probe_words
-from moegeo_cli.routing_records import RoutingLayerRecord, RoutingRecord
 
 T = TypeVar("T")
 MOST_ROWS = 16  # of a table on a page; spread evenly, and every other format has them all
@@ -203,10 +203,13 @@ def _of_layers(
 
 
 def _geometry(layer: RoutingLayerRecord) -> tuple[Cell, ...]:
-    by = {(g.pairs, g.hidden, g.usage): g.spearman for g in layer.geometry}
-    wanted = (("within", "cosine"), ("across", "cosine"), ("across", "visible"),
-              ("sequences", "cosine"))  # fmt: skip
-    return tuple(Cell("spearman", by.get((*key, "distribution")), True) for key in wanted)
+    by = {(g.pairs, g.hidden): g.spearman for g in layer.geometry if g.usage == "distribution"}
+    return (
+        Cell("spearman", by.get(("within", "cosine")), True),
+        Cell("spearman", by.get(("across", "cosine")), True),
+        Cell("spearman", by.get(("across", "visible")), True),
+        Cell("spearman", by.get(("sequences", "cosine")), True),
+    )
 
 
 def _domains(record: RoutingRecord) -> list[Table]:

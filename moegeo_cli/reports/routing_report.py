@@ -7,6 +7,7 @@ import io
 from rich.console import Console
 from rich.text import Text
 
+from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.reports import routing_outline as outline
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
@@ -14,7 +15,6 @@ from moegeo_cli.reports.markdown import Notes, findings_table, intervention_line
 from moegeo_cli.reports.markdown import table as markdown_table
 from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.routing_outline import Cell, Table
-from moegeo_cli.routing_records import RoutingRecord
 
 TEXT_WIDTH, ROOMY = 150, 140  # from the latter on there is room for intervals beside the nulls
 

@@ -76,7 +76,7 @@ class Store:
         try:
             text = (self.folder / key / "record.json").read_text()
             return from_dict(CheckpointRecord, _unseal(text))
-        except (OSError, ValueError, TypeError, RecursionError, AttributeError):
+        except (OSError, ValueError, RecursionError):
             return None
 
     def save(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from moegeo_cli.records import Check, Finding, Verdict
+from moegeo_cli.records.verdict import Health
 from moegeo_cli.triage import bias_rules, movement_rules, state_rules, untrained_rules
 from moegeo_cli.triage.history import Past
 from moegeo_cli.verdict.judging import ORDER, STATUS
@@ -49,7 +50,8 @@ def judge_files(past: Past, unread: bool) -> Verdict:
         finding, check = settle(name, outcome, past.limits, steps)
         findings += [] if finding is None else [finding]
         checks.append(check)
-    status = max((STATUS[f.severity] for f in findings), key=ORDER.index, default="healthy")
+    own: list[Health] = [STATUS[f.severity] for f in findings]
+    status: Health = max(own, key=ORDER.index, default="healthy")
     ranked = sorted(
         (f for f in findings if f.severity != "info"), key=lambda f: -SEVERITIES.index(f.severity)
     )

@@ -59,18 +59,15 @@ def key_of(
 
 def load_sums(store: Store, key: str) -> Kept | None:
     """What is kept; None where nothing whole is."""
-    document = store.load_json(key)
-    if document is None:
-        return None
     try:
-        return Kept(document["fingerprint"], from_dict(CheckpointSums, document["sums"]))
-    except (TypeError, ValueError, KeyError, AttributeError):
+        return from_dict(Kept, store.load_json(key))
+    except ValueError:
         return None
 
 
 def keep_sums(store: Store, key: str, kept: Kept) -> None:
     """Keep it."""
-    store.save_json(key, {"fingerprint": kept.fingerprint, "sums": to_dict(kept.sums)})
+    store.save_json(key, to_dict(kept))
 
 
 def _files(checkpoint: CheckpointFolder) -> Iterator[list[Any]]:

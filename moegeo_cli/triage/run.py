@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from moegeo_cli import __version__
-from moegeo_cli.check_records import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
@@ -18,6 +17,7 @@ from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.records import Coverage
+from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.store.cache import Store
 from moegeo_cli.threads import few_threads
 from moegeo_cli.triage.checkpoint_sums import CheckpointSums, sum_checkpoint
@@ -185,9 +185,12 @@ def check_run(
             "name": folder.name,
             "layout": folder.newest.layout,
             "framework": trained.framework,
-            **{name: facts.get(name) for name in ("model_type", "experts", "top_k", "scoring")},
+            "model_type": facts.get("model_type"),
+            "experts": facts.get("experts"),
+            "top_k": facts.get("top_k"),
+            "scoring": facts.get("scoring"),
             "checkpoints_found": len(folder.checkpoints),
-            "skipped": [dataclasses.asdict(s) for s in folder.skipped],
+            "skipped": [{"path": s.path, "reason": s.reason} for s in folder.skipped],
             "notes": notes,
         },
         settings={

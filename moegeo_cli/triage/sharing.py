@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moegeo_cli.comparison import SharedBytes, SharedLayer
+from moegeo_cli.records.comparison import SharedBytes, SharedLayer
 from moegeo_cli.triage.checkpoint_sums import CheckpointSums
 from moegeo_cli.triage.layer_sums import LayerSums
 

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from moegeo_cli.catalogue import SPECS
-from moegeo_cli.check_records import CheckedLayer
 from moegeo_cli.geometry.coupling import own_row_share
 from moegeo_cli.records import Metric, Metrics
+from moegeo_cli.records.check import CheckedLayer
 from moegeo_cli.triage.coupling import NAME as COUPLING
 from moegeo_cli.triage.history import Past
 from moegeo_cli.triage.layer_sums import LayerSums

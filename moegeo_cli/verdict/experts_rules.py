@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moegeo_cli.experts_records import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.records import Evidence, Metric, layer_name
+from moegeo_cli.records.experts import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, low, unrated
 from moegeo_cli.verdict.thresholds import Thresholds
 

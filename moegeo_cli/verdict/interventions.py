@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from moegeo_cli.errors import UsageError
-from moegeo_cli.records import ConfigKey, Finding, Intervention, LayerRecord, RunRecord
+from moegeo_cli.records import ConfigKey, Finding, Intervention, LayerRecord, RunRecord, from_dict
+from moegeo_cli.records.verdict import Grounds
 from moegeo_cli.verdict.thresholds import FOLDER
 
 FRAMEWORKS = (
@@ -80,7 +81,7 @@ CAUSE, GAINS, UNMEASURED, FOLDED = range(4)
 DIGITS = 4  # of a suggested value
 
 
-def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Mapping[str, Any]) -> int:
+def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Grounds) -> int:
     """How soon an entry is named: by what it removes and what the study measured of it."""
     if entry.get("cause") and entry["findings"][0] in called:
         return CAUSE
@@ -161,24 +162,14 @@ def _peak_rate(run: RunRecord) -> float | None:
     return float(f"{max(known):.{DIGITS}g}") if known else None
 
 
-def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> dict[str, Any]:
-    """How well it is known: what the study measured for one of these findings, else the entry's.
-
-    `recovered` counts restarts that did not fail in the end, of `n`; `recovered_control` those of
-    the same runs and seeds without a change; `difference` is that of the shares, `performance` the
-    mean change of final performance (1 is the task's best), with 95% intervals; `collapsed` and
-    `collapsed_control` count those that end collapsed. Of stopping:
-    `saved`, the share of all compute, beside the runs stopped that would have failed and that
-    would not, each of how many.
-    """
+def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> Grounds:
+    """How well it is known: what the study measured for one of these findings, else the entry's."""
     for finding in called:
         for row in recoveries():
             if (row["intervention"], row["finding"]) == (entry["id"], finding):
-                measured = {name: value for name, value in row.items() if name != "intervention"}
-                if entry["source"]:
-                    measured["literature"] = entry["source"]
-                return {"grade": "measured", "source": STUDY, **measured}
-    return {name: entry[name] for name in ("grade", "source") if entry[name]}
+                cited = {"literature": entry["source"]} if entry["source"] else {}
+                return from_dict(Grounds, {"grade": "measured", "source": STUDY, **row, **cited})
+    return from_dict(Grounds, {name: entry[name] for name in ("grade", "source") if entry[name]})
 
 
 @functools.cache

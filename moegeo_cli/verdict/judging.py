@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from moegeo_cli.lens_records import LENSES, Lenses, absent
 from moegeo_cli.records import (
     Check,
     CheckpointRecord,
@@ -15,6 +14,8 @@ from moegeo_cli.records import (
     RunRecord,
     Verdict,
 )
+from moegeo_cli.records.lenses import LENSES, Lenses, absent
+from moegeo_cli.records.verdict import Axis, Health, Performance, Severity
 from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
 from moegeo_cli.verdict.files import FileOutcomes, with_files
 from moegeo_cli.verdict.lenses import judge_lenses
@@ -50,8 +51,8 @@ RULES: dict[str, Rule] = {
     "coverage-incomplete": run_rules.coverage_incomplete,
     "sample-too-small": run_rules.sample_too_small,
 }
-STATUS = {"info": "healthy", "watch": "watch", "failing": "failing"}
-ORDER = ("healthy", "watch", "inconclusive", "failing")
+STATUS: Mapping[Severity, Health] = {"info": "healthy", "watch": "watch", "failing": "failing"}
+ORDER: tuple[Health, ...] = ("healthy", "watch", "inconclusive", "failing")
 ROUNDING = 1e-5  # of a Fisher replayed in float32
 
 
@@ -131,7 +132,7 @@ def _verdict(
     partial = any(f.name == "coverage-incomplete" for f in findings)
     if routing != "failing" and (partial or undecided):
         routing = "inconclusive"
-    performance = _axis(findings, "performance")
+    performance: Performance = _axis(findings, "performance")
     if performance == "healthy" and not _was_held_against(reference, checks):
         performance = "undetermined"
     known = [s for s in (routing, performance) if s != "undetermined"]
@@ -147,7 +148,7 @@ def _verdict(
                    tuple(checks))  # fmt: skip
 
 
-def _axis(findings: list[Finding], axis: str) -> str:
+def _axis(findings: list[Finding], axis: Axis) -> Health:
     own = [STATUS[f.severity] for f in findings if f.axis == axis]
     return max(own, key=ORDER.index, default="healthy")
 
@@ -161,9 +162,10 @@ def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]
     """[GM]'s rule as published: a point value of FHS above 1 is failing."""
     metric = situation.now.metrics.get("fhs")
     limit = situation.limits["heterogeneity-above-init"]
+    status: Health = "inconclusive"
     if metric is None or metric.value is None:
         why = (metric.reason if metric else None) or "not measured"
-        status, reason = "inconclusive", f"FHS could not be measured: {why}"
+        reason = f"FHS could not be measured: {why}"
     else:
         # A baseline against itself is 1 up to the order of its sums: that is not growth.
         above = metric.value > limit.value * (1.0 + ROUNDING)

@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moegeo_cli.records.verdict import Severity
 from moegeo_cli.verdict.thresholds import FOLDER
 
 MIXTURE, NARROW = "mixture", "narrow"
@@ -67,7 +68,7 @@ class LoadReading:
     """
 
     reach: float | None
-    severity: str | None
+    severity: Severity | None
     standing: Standing | None
     reason: str
 

@@ -10,10 +10,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from moegeo_cli.experts_records import ExpertsRecord
-from moegeo_cli.lens_records import Lenses, command
 from moegeo_cli.records import Check, Finding, RunRecord
-from moegeo_cli.routing_records import RoutingRecord
+from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.records.lenses import Lenses, command
+from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.verdict import experts_rules, routing_lens_rules
 from moegeo_cli.verdict.interventions import recommend
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, definitions, settle

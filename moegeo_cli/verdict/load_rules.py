@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moegeo_cli.records import CheckpointRecord, LayerRecord, Metric, Threshold, layer_name
+from moegeo_cli.records.verdict import Severity
 from moegeo_cli.verdict.known_loads import (
     BROAD_DOMAINS,
     MIXTURE,
@@ -38,7 +39,7 @@ class _Reading:
 
     layer: LayerRecord
     load: LoadReading
-    severity: str
+    severity: Severity
 
 
 def router_collapse(situation: Situation) -> Outcome:
@@ -90,7 +91,7 @@ def _read(situation: Situation) -> list[_Reading]:
     found = []
     for layer in situation.now.layers:
         load = _load(situation, layer)
-        severity = load.severity or "info"
+        severity: Severity = load.severity or "info"
         if severity != "info" and is_early(situation):
             severity = "info"
         if severity != "info" and layer.router in before:
@@ -213,7 +214,7 @@ def dead_experts(situation: Situation) -> Outcome:
     broad = breadth_of(situation) == MIXTURE
     past = " and at the checkpoint before" if _has_past(situation) else ""
     words += f"; {sure} of them in every domain that can tell{past}"
-    severity = "watch" if everywhere and broad and not is_early(situation) else "info"
+    severity: Severity = "watch" if everywhere and broad and not is_early(situation) else "info"
     named = everywhere if severity == "watch" else found
     shown = ", ".join(
         f"layer {_name(x)}: {_numbers(lasting[x.router] if severity == 'watch' else x.dead)}"

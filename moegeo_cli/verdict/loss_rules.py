@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from moegeo_cli.records import NOT_FINITE, Evidence, Metric, Threshold
+from moegeo_cli.records.verdict import Severity
 from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, is_early
 from moegeo_cli.verdict.training_log import WINDOW
 
@@ -128,7 +129,7 @@ def loss_diverged(situation: Situation) -> Outcome:
     )
     if has_log:
         words += "; the training loss did not, so the training may have moved to other text"
-    severity = "info" if has_log else "watch"
+    severity: Severity = "info" if has_log else "watch"
     return Found(severity, words, (), (Evidence("loss", now),), limit.threshold)
 
 

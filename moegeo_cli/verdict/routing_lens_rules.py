@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from moegeo_cli.records import Evidence
-from moegeo_cli.routing_records import RoutingLayerRecord, RoutingRecord
+from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, layer_words, low, unrated
 from moegeo_cli.verdict.thresholds import Thresholds
 

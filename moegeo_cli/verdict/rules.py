@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import get_args
 
 from moegeo_cli.records import (
     Check,
@@ -18,10 +19,11 @@ from moegeo_cli.records import (
     RunRecord,
     Threshold,
 )
+from moegeo_cli.records.verdict import Axis, Severity
 from moegeo_cli.verdict.thresholds import FOLDER, Limit, Thresholds
 from moegeo_cli.verdict.training_log import FiguresSoFar, TrainingFigures
 
-SEVERITIES = ("info", "watch", "failing")
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
 MIN_SEQUENCES = 16  # under so many, an interval says little
 
@@ -55,7 +57,7 @@ class Situation:
 class Found:
     """A rule that holds."""
 
-    severity: str
+    severity: Severity
     message: str
     layers: tuple[int, ...] = ()
     evidence: tuple[Evidence, ...] = ()
@@ -80,8 +82,8 @@ class Definition:
 
     id: str
     name: str
-    axis: str
-    severity: str
+    axis: Axis
+    severity: Severity
     meaning: str
     fact: bool = field(default=False)
     lens: str | None = None  # the command whose record it reads; None for the run's own
@@ -117,7 +119,7 @@ def settle(
     return finding, Check(about.id, name, about.axis, "found")
 
 
-def _allowed(severity: str, about: Definition, limits: Thresholds) -> str:
+def _allowed(severity: Severity, about: Definition, limits: Thresholds) -> Severity:
     """An uncalibrated limit alone makes nothing failing; exact facts may."""
     ceiling = about.severity
     limit = limits.get(about.name)
@@ -127,12 +129,12 @@ def _allowed(severity: str, about: Definition, limits: Thresholds) -> str:
     return min(severity, ceiling, key=SEVERITIES.index)
 
 
-def unrated(limit: Limit) -> str:
+def unrated(limit: Limit) -> Severity:
     """Severity of a rule whose rates were never measured: info, or watch by the user's limit."""
     return "watch" if limit.own else "info"
 
 
-def worst(severities: Sequence[str]) -> str:
+def worst(severities: Sequence[Severity]) -> Severity:
     """The worst of some severities."""
     return max(severities, key=SEVERITIES.index)
 

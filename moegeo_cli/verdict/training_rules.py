@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from moegeo_cli.records import Evidence, LayerRecord, Metric, Threshold, layer_name
+from moegeo_cli.records.facts import Move
+from moegeo_cli.records.verdict import Severity
 from moegeo_cli.verdict.rules import (
     Found,
     Outcome,
@@ -135,10 +137,10 @@ def bias_wrong_sign(situation: Situation) -> Outcome:
     """A selection bias that rises for experts that have more than their share already."""
     moves = [m for m in _moves(situation) if m["from_step"] != 0][-LAST_MOVES:]
     told = [
-        (row["layer"], value, n)
+        (row["layer"], found.value, found.n)
         for move in moves
         for row in move["layers"]
-        if (value := _figure(row, "value")) is not None and (n := _figure(row, "n"))
+        if (found := row["metrics"].get("bias_response")) and found.value is not None and found.n
     ]
     if not told:
         return Skipped("needs two checkpoints after step 0 between which a selection bias moved")
@@ -157,13 +159,6 @@ def bias_wrong_sign(situation: Situation) -> Outcome:
         (Evidence("bias_response", Metric(mean, n=len(told), null_value=0.0)),),
         limit.threshold,
     )
-
-
-def _figure(row: Mapping[str, Any], part: str) -> float | None:
-    """A part of a move's `bias_response`, measured now or read back."""
-    metric = row["metrics"].get("bias_response")
-    found = metric.get(part) if isinstance(metric, Mapping) else getattr(metric, part, None)
-    return None if found is None else float(found)
 
 
 def experts_identical(situation: Situation) -> Outcome:
@@ -213,7 +208,7 @@ def balancing_inactive(situation: Situation) -> Outcome:
     if not asked:
         return Skipped("the config asks for no balance loss")
     key, value = asked[0]
-    severity = "watch"
+    severity: Severity = "watch"
     if framework == "nanotron":
         reason = f"{key} = {value:g}, which nanotron declares and never reads"
     elif framework in READ_CONFIG:
@@ -243,16 +238,16 @@ def _was_trained_here(run: Mapping[str, Any]) -> bool:
     return bool(run.get("log")) or any(str(key).startswith("trainer.") for key in training)
 
 
-def _moves(situation: Situation) -> list[Mapping[str, Any]]:
+def _moves(situation: Situation) -> list[Move]:
     """Moves between successive checkpoints up to the one that is judged."""
     paths = {c.path for c in situation.history}
     found = [m for m in situation.run.dynamics if m["from_path"] in paths and m["to_path"] in paths]
     return found if found and found[-1]["to_path"] == situation.now.path else []
 
 
-def _since(moves: list[Mapping[str, Any]], routers: set[str]) -> int | None:
+def _since(moves: list[Move], routers: set[str]) -> int | None:
     """The step since which all of these routers have been equal."""
-    since: int | None = moves[-1]["from_step"]
+    since = moves[-1]["from_step"]
     for move in reversed(moves):
         equal = {m["router"] for m in move["layers"] if m.get("weights_equal")}
         if not routers <= equal:

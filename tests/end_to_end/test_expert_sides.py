@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from moegeo_cli import experts
-from moegeo_cli.experts_records import ExpertsRecord
 from moegeo_cli.records import from_dict
+from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.reports import experts_report, json_report
 from tests.architectures import oracle
 from tests.architectures.test_encoder_decoder import call, watch

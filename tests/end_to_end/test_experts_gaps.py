@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 
 from moegeo_cli import experts
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.experts_records import ExpertsRecord
+from moegeo_cli.records.experts import ExpertsRecord
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 from tests.tiny_models import build_tiny
 

@@ -15,6 +15,7 @@ import pytest
 
 from moegeo_cli.measurement import provenance
 from moegeo_cli.measurement import run as measuring
+from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.reports import json_report
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 from tests.end_to_end.test_experts import COPY, LAYER, LENGTHS, TWIN, plant
@@ -183,6 +184,6 @@ def test_files_of_before_still_load(run: Path, probe: Path, moegeo: Callable[...
         for expert in layer["expert"]:
             expert.pop("nearest")
             expert.pop("nearest_alignment")
-    record = json_report.read_experts(json.dumps(document))
+    record = json_report.read(json.dumps(document), ExpertsRecord)
     assert (record.fingerprint, record.findings) == ("", ())
-    assert json_report.read_experts(json_report.render(record)) == record
+    assert json_report.read(json_report.render(record), ExpertsRecord) == record

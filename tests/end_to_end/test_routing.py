@@ -17,8 +17,8 @@ import torch
 from safetensors.numpy import load_file
 
 from moegeo_cli import routing
+from moegeo_cli.records.routing import UNITS, RoutingRecord
 from moegeo_cli.reports import json_report
-from moegeo_cli.routing_records import UNITS, RoutingRecord
 from tests.architectures.test_every_type import PAIRS, TOWERS, TYPES
 from tests.architectures.zoo import save_tiny as save_zoo
 from tests.end_to_end import routing_oracle as oracle
@@ -400,7 +400,7 @@ def test_reports_and_matrices(
     assert entries["1", "4"] == pytest.approx(matrix[1, 4], abs=1e-6)
     assert entries["4", "1"] == pytest.approx(matrix[4, 1], abs=1e-6)
     text = moegeo(*common, "--format", "json").out
-    assert json_report.render(json_report.read_routing(text)) == text
+    assert json_report.render(json_report.read(text, RoutingRecord)) == text
 
 
 def test_a_run_knows_what_its_routing_was_found_to_ignore(

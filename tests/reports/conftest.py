@@ -10,14 +10,6 @@ from typing import Any
 import pytest
 
 from moegeo_cli.catalogue import SPECS
-from moegeo_cli.comparison import (
-    ComparisonRecord,
-    Difference,
-    LayerPair,
-    MatchedPair,
-    RunSummary,
-    Unmatched,
-)
 from moegeo_cli.records import (
     Check,
     CheckpointRecord,
@@ -31,6 +23,14 @@ from moegeo_cli.records import (
     RunRecord,
     Threshold,
     Verdict,
+)
+from moegeo_cli.records.comparison import (
+    ComparisonRecord,
+    Difference,
+    LayerPair,
+    MatchedPair,
+    RunSummary,
+    Unmatched,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -149,7 +149,7 @@ VERDICT = Verdict(
         Finding(
             "MG102", "dead-experts", "watch", "routing",
             "Experts 3 to 7 of layer 1 are unused on this probe.", (1,),
-            (Evidence("dead_experts", metric("dead_experts", 5, 0), 1, NASTY),),
+            (Evidence("dead_experts", metric("dead_experts", 5.0, 0), 1, NASTY),),
             Threshold(0.25, "uncalibrated"), steps=(3000,),
         ),
         Finding("MG113", "balancing-inactive", "watch", "routing", f"The config says {NASTY}"),

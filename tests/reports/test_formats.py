@@ -16,9 +16,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.console import Console
 
-from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.records import RunRecord
+from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.reports import (
     FORMATS,
     print_comparison,

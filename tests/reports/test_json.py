@@ -8,9 +8,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from moegeo_cli.comparison import ComparisonRecord
 from moegeo_cli.errors import FormatError
-from moegeo_cli.records import FORMAT_VERSION, RunRecord
+from moegeo_cli.records import RunRecord
+from moegeo_cli.records.comparison import ComparisonRecord
+from moegeo_cli.records.formats import VERSIONS
 from moegeo_cli.reports import read, read_comparison, render, schema
 
 
@@ -71,7 +72,7 @@ def change(document: Any, *path: Any, to: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "to", "words"),
     [
-        (("format", "version"), FORMAT_VERSION + 1, "newer moegeo"),
+        (("format", "version"), VERSIONS["moegeo.run"] + 1, "newer moegeo"),
         (("format", "version"), "one", "not a number"),
         (("format", "name"), "moegeo.compare", "not a moegeo.run"),
         (("format",), None, "which format"),

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from moegeo_cli.check_records import CheckRecord
 from moegeo_cli.records import Finding
+from moegeo_cli.records.check import CheckRecord
 from tests.tiny_models import save_tiny
 
 State = dict[str, torch.Tensor]

@@ -12,6 +12,7 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 
+from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.reports import json_report
 from tests.command import Outcome, call
 from tests.tiny_models import save_tiny
@@ -46,7 +47,7 @@ def test_json_holds_to_its_schema_and_reads_back(moegeo: Run, lost: Path) -> Non
     assert found.document["format"] == {"name": "moegeo.check", "version": 1}
     assert found.document["verdict"]["status"] == "failing"
     assert found.document["verdict"]["performance"] == "undetermined"
-    record = json_report.read_check(found.out)
+    record = json_report.read(found.out, CheckRecord)
     assert json_report.render(record) == found.out
     [advice] = [i for i in record.interventions if "experts-reset" in i.findings]
     assert advice.id == "reload-weights"

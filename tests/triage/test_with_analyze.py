@@ -14,6 +14,7 @@ import torch
 from moegeo_cli import analyze, compare
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.records import Finding, RunRecord
+from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.reports import json_report, render
 from moegeo_cli.verdict.files import with_files
 from moegeo_cli.verdict.rules import Found, Skipped
@@ -120,7 +121,7 @@ def test_compare_says_which_tensors_two_runs_share(tmp_path: Path, probe: Path) 
     assert "0 of 2 routers, 11 of 12 experts" in " ".join(text.split())
     document: Any = json.loads(render(record, "json"))
     jsonschema.validate(document, json_report.schema("moegeo.compare", strict=True))
-    assert json_report.read_comparison(render(record, "json")) == record
+    assert json_report.read(render(record, "json"), ComparisonRecord) == record
 
 
 def test_files_decide_what_they_know_better() -> None:

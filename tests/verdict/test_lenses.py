@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moegeo_cli.experts_records import ExpertLayerRecord, ExpertRecord, ExpertsRecord
-from moegeo_cli.lens_records import LENSES
 from moegeo_cli.records import Coverage, Metric, RunRecord
+from moegeo_cli.records.experts import ExpertLayerRecord, ExpertRecord, ExpertsRecord
+from moegeo_cli.records.lenses import LENSES
 from moegeo_cli.verdict import judge, load_thresholds, recommend
 from moegeo_cli.verdict.lenses import LENS_RULES, judge_lens
 from moegeo_cli.verdict.rules import definitions

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from moegeo_cli.experts_records import ExpertsRecord
-from moegeo_cli.routing_records import RoutingRecord
+from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.records.routing import RoutingRecord
 
 LensRecord: TypeAlias = ExpertsRecord | RoutingRecord
 LENSES: Mapping[str, type[LensRecord]] = {"experts": ExpertsRecord, "routing": RoutingRecord}

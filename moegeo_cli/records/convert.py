@@ -1,0 +1,38 @@
+"""Records to plain JSON values and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+R = TypeVar("R")
+
+
+def to_dict(record: Any) -> Any:
+    """Turn a record (or a mapping, sequence or scalar of them) into plain JSON values.
+
+    Raises:
+        ValueError: a NaN or an infinity, which JSON cannot hold and a record may not.
+    """
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {f.name: to_dict(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): to_dict(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [to_dict(value) for value in record]
+    if isinstance(record, float) and (record != record or record in (float("inf"), -float("inf"))):
+        raise ValueError("a record may not hold NaN or infinity; use None and a reason")
+    return record
+
+
+def from_dict(cls: type[R], data: Any) -> R:
+    """Read a record back from its JSON form; unknown keys are left out (a newer minor writer).
+
+    Raises:
+        ValueError: the data has not the record's shape: a key without a default is missing, or a
+            value has the wrong type, is under its bound, or is a word that is not known.
+    """
+    return msgspec.convert(data, cls)

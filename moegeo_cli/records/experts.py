@@ -1,0 +1,208 @@
+"""What `moegeo experts` found: its JSON payload.
+
+Matrices are E × E by expert; an entry is null where the pair could not be measured, and the
+layer's `reasons` say why by expert.
+
+Legend: E experts of a layer that do work, f(x) an expert's output, J its Jacobian, σ_i the
+singular values of J.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from moegeo_cli.records.facts import ProbeFacts, Step
+from moegeo_cli.records.fields import LATER, Count, Matrix, Share, about
+from moegeo_cli.records.metric import Coverage, Metric, Metrics
+from moegeo_cli.records.verdict import Check, Finding, Intervention
+
+Action = Literal["merge", "prune"]
+Choice = Literal["ranking", "overlap", "weight cosine", "random"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertRecord:
+    """One expert of a layer."""
+
+    expert: Count
+    tokens: Annotated[Count, about("dispatched to it on the probe")]
+    load: Annotated[Share | None, about("share of the dispatch")] = None
+    mass: Annotated[float | None, about("share of the combine weights")] = None
+    output_norm: Annotated[
+        float | None,
+        about(
+            "mean norm of its output over tokens that reach it; with --weights soft over all "
+            "tokens, by the routing distribution"
+        ),
+    ] = None
+    fisher_trace: Annotated[float | None, about("of its router row, empirical, unit position")] = (
+        None
+    )
+    rank_input: Annotated[
+        float | None,
+        about("effective rank of its inputs: exp of the entropy of their spectrum"),
+    ] = None
+    rank_output: Annotated[float | None, about("likewise of its outputs")] = None
+    split_half_input: Annotated[
+        float | None, about("overlap of the subspaces of its two halves of tokens")
+    ] = None
+    split_half_output: Annotated[float | None, about("likewise of its outputs")] = None
+    singular_values: Annotated[
+        tuple[float, ...] | None,
+        about("of its Jacobian, means over a few tokens, largest first"),
+    ] = None
+    stable_rank: Annotated[
+        float | None,
+        about("squared Frobenius norm over the square of the largest singular value"),
+    ] = None
+    spectral_decay: Annotated[
+        float | None, about("slope of ln of the singular values against ln of their index")
+    ] = None
+    reasons: Annotated[tuple[str, ...], about("why something is null")] = ()
+    nearest: Annotated[
+        Count | None,
+        about("the expert of its layer that computes most nearly the same"),
+        LATER,
+    ] = None
+    nearest_alignment: Annotated[
+        Metric | None,
+        about("how nearly; null where no token counts for a pair with it"),
+        LATER,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertLayerRecord:
+    """One router's experts."""
+
+    layer: Annotated[Count, about("index of the decoder layer")]
+    router: Annotated[str, about("module path")]
+    experts: Annotated[Count, about("experts that do work")]
+    top_k: Count | None
+    method: Annotated[str, about("how Jacobians were had, or why not")]
+    directions: Annotated[
+        Count | None,
+        about("random directions a token; 0 for whole Jacobians; null where there are none"),
+    ]
+    rank: Annotated[Count | None, about("dimensions of the subspaces")]
+    metrics: Metrics
+    matrices: Annotated[
+        Mapping[str, Matrix], about("E x E by name; null where a pair was not measured")
+    ]
+    expert: tuple[ExpertRecord, ...]
+    coexist: Annotated[
+        bool | None,
+        about(
+            "functions differ while subspaces overlap, as [GA] finds: inputs overlap more than "
+            "random subspaces, and more than functions align, beyond their intervals; null where "
+            "it could not be told"
+        ),
+    ] = None
+    seen_alike_done_differently: Annotated[
+        Count | None,
+        about(
+            "pairs whose rank by overlap of inputs is over half the ranking above that by alignment"
+        ),
+    ] = None
+    seen_differently_done_alike: Annotated[Count | None, about("the reverse")] = None
+    null_limit: Annotated[
+        float | None,
+        about(
+            "alignment that one of the layer's pairs exceeds by chance with 1% probability; null "
+            "where there are no functions"
+        ),
+        LATER,
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeCandidate:
+    """Two experts that compute nearly the same."""
+
+    layer: Count
+    experts: Annotated[tuple[Count, ...], about("the two experts")]
+    alignment: Metric
+    overlap: Metric
+    reason: str
+    router: str = ""
+    weight_cosine: float | None = None
+    above_null: Annotated[
+        bool, about("alignment above what independent experts reach at 1% over the layer")
+    ] = False
+    disagrees: Annotated[bool, about("inputs alone would rank the pair far otherwise")] = False
+
+
+@dataclass(frozen=True, slots=True)
+class PruneCandidate:
+    """An expert that little passes through."""
+
+    layer: Count
+    expert: Count
+    score: Annotated[
+        float,
+        about("routed mass x output norm x Fisher trace, each relative to its layer; 1: the mean"),
+    ]
+    reason: str
+    router: str = ""
+    narrow: Annotated[
+        bool,
+        about(
+            "the probe names fewer than two domains: text that needs this expert may be missing "
+            "from it"
+        ),
+        LATER,
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One choice of experts, applied in memory, and what it did to the probe's loss."""
+
+    action: Action
+    choice: Annotated[Choice, about("how the experts were chosen")]
+    chosen: tuple[str, ...]
+    change: Annotated[Metric, about("of the loss, after less before, in nats per token")]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """Trials of the top candidates beside as many others."""
+
+    count: Count
+    loss: Metric
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsRecord:
+    """What `moegeo experts --format json` prints."""
+
+    status: Annotated[
+        Literal["complete", "partial"],
+        about("partial where a router or its functions were not measured"),
+    ]
+    versions: Mapping[str, str]
+    name: str
+    checkpoint: str
+    step: Step
+    model_type: str
+    probe: ProbeFacts
+    settings: Mapping[str, Any]
+    coverage: Coverage
+    loss: Metric
+    layers: tuple[ExpertLayerRecord, ...]
+    merge_candidates: tuple[MergeCandidate, ...] = ()
+    prune_candidates: tuple[PruneCandidate, ...] = ()
+    verification: Verification | None = None
+    notes: tuple[str, ...] = ()
+    fingerprint: Annotated[
+        str, about("of the checkpoint; empty or absent in older files"), LATER
+    ] = ""
+    findings: Annotated[
+        tuple[Finding, ...], about("what the rules found; moegeo analyze lists it too"), LATER
+    ] = ()
+    interventions: Annotated[tuple[Intervention, ...], LATER] = ()
+    checks: Annotated[tuple[Check, ...], about("every rule that was tried"), LATER] = ()

@@ -1,0 +1,68 @@
+"""One measured value, and which routers were measured."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from moegeo_cli.records.fields import WHERE_DUE, Count, about
+
+NOT_FINITE = "not finite"  # the reason of a value that NaN or infinity spoilt
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One measured value with its interval."""
+
+    value: Annotated[
+        float | None, about("null where it could not be measured; then reason says why")
+    ]
+    ci_low: Annotated[float | None, about("lower end of the 95% interval over sequences")] = None
+    ci_high: Annotated[float | None, about("upper end of the 95% interval")] = None
+    n: Annotated[Count | None, about("sample units behind the value")] = None
+    unit: Annotated[str, about("unit of the value: nats, share, 1, ...")] = "1"
+    higher_is_better: Annotated[
+        bool | None, about("null where neither direction is good by itself")
+    ] = None
+    null_value: Annotated[
+        float | None,
+        about("the expected value where there is no effect; left out where none is defined"),
+        WHERE_DUE,
+    ] = None
+    reason: Annotated[
+        str | None,
+        about("why the value is null, or a caution; left out where there is nothing to say"),
+        WHERE_DUE,
+    ] = None
+    router: Annotated[
+        str | None, about("the router that a maximum over routers comes from"), WHERE_DUE
+    ] = None
+
+
+# What the schema of a metric says beside its fields: no null without a reason.
+NULL_HAS_REASON = {
+    "if": {"properties": {"value": {"type": "null"}}},
+    "then": {"required": ["reason"]},
+}
+
+Metrics = Annotated[Mapping[str, Metric], about("metrics by their names")]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """Routers that the model has against routers that were measured."""
+
+    routers_found: Count
+    routers_measured: Count
+    not_measured: Annotated[Mapping[str, str], about("router path: why it was not measured")] = (
+        field(default_factory=dict)
+    )
+
+
+def layer_name(layer: int, router: str) -> str:
+    """A router's place for people: its layer, its side of a model with two, attention's routers."""
+    side = re.match(r"(?:model\.)?(encoder|decoder)\.", router)
+    words = [str(layer), *([side[1]] if side else [])]
+    return " ".join([*words, *(["attention"] if re.search(r"attn|attention", router) else [])])
