@@ -6,6 +6,7 @@ The public names are loaded on first use, so that importing the package (and so
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -16,33 +17,32 @@ if TYPE_CHECKING:
     from moegeo_cli.api_experts import experts
     from moegeo_cli.api_routing import routing
     from moegeo_cli.measurement.capturing import capture_routers
+    from moegeo_cli.session import Session
 
 __all__ = [
-    "__version__", "analyze", "capture_routers", "check", "compare", "experts", "inspect",
-    "invariance", "routing",
+    "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
+    "inspect", "invariance", "routing",
 ]  # fmt: skip
+# Public name -> the module that it lies in.
+PUBLIC = {
+    "Session": "session",
+    "analyze": "api",
+    "capture_routers": "measurement.capturing",
+    "check": "api_check",
+    "compare": "api",
+    "experts": "api_experts",
+    "inspect": "api",
+    "invariance": "api",
+    "routing": "api_routing",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public function on first use."""
-    if name in {"analyze", "compare", "inspect", "invariance"}:
-        from moegeo_cli import api
+    """A public name, loaded on first use."""
+    if name not in PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
 
-        return getattr(api, name)
-    if name == "capture_routers":
-        from moegeo_cli.measurement import capturing
 
-        return capturing.capture_routers
-    if name == "check":
-        from moegeo_cli.api_check import check
-
-        return check
-    if name == "experts":
-        from moegeo_cli.api_experts import experts
-
-        return experts
-    if name == "routing":
-        from moegeo_cli.api_routing import routing
-
-        return routing
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

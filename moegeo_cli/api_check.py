@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.global_state import keeps_global_state
@@ -13,6 +13,7 @@ from moegeo_cli.measurement.choosing import choose_checkpoints
 from moegeo_cli.measurement.filling import fill_tree
 from moegeo_cli.measurement.models import CapturedInputs, Models, choose_models
 from moegeo_cli.measurement.storing import open_store
+from moegeo_cli.options import Check, Model, part, takes
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.store.cache import Store
@@ -70,43 +71,18 @@ def check_files(
 
 
 @keeps_global_state
+@takes(Check)
 def check(
-    path: Path | str,
-    *,
-    quick: bool = False,
-    config: Path | str | None = None,
-    steps: str | Sequence[int] | None = None,
-    latest: bool = False,
-    cache: bool = True,
-    cache_dir: Path | str | None = None,
-    verify_fingerprint: str = "sampled",
-    framework: str | None = None,
-    thresholds: Mapping[str, Any] | Path | str | None = None,
-    model: str | Callable[..., Any] | None = None,
-    router: str | None = None,
-    top_k: int | None = None,
-    scoring: str | None = None,
-    progress: Hearer | None = None,
+    path: Path | str, *, progress: Hearer | None = None, **options: Unpack[Check]
 ) -> CheckRecord:
     """Check a checkpoint or a run by its files alone: no model is built, no data is needed.
 
     Args:
         path: one checkpoint, or a folder of them.
-        quick: read routers, biases and norms alone; experts are not looked at.
-        config: a config.json, or a folder with one, for checkpoints without their own.
-        steps: only these steps, like "0,100-500".
-        latest: only the newest checkpoint, and so nothing that needs two.
-        cache: keep what was read, and read nothing twice.
-        cache_dir: where; None for `.moegeo` in the run.
-        verify_fingerprint: "sampled": a checkpoint is the same while its files' names, sizes and
-            times are; "full": while every byte is.
-        framework: whose keys interventions name; None to find it from the checkpoint.
-        thresholds: overrides, as a table or the path of a TOML file.
-        model: names a model of your own; it is not built.
-        router: its routers, by a pattern over module names; None to find them by structure.
-        top_k: experts a token, where its config does not say.
-        scoring: softmax, sigmoid or sqrt_softplus, where its config does not say.
-        progress: hears how far the work is, in bytes.
+        progress: is called as bytes are read.
+        options: see below. With `verify_fingerprint` "sampled", a checkpoint is the same while its
+            files' names, sizes and times are; with "full", while every byte is. A `model` is not
+            built.
 
     Returns:
         Checkpoints with their numbers, the verdict, and what to do.
@@ -114,21 +90,20 @@ def check(
     Raises:
         MoegeoError: bad input, by its subclasses; `errors.py` lists them.
     """
-    limits = load_thresholds(thresholds)
-    check_framework(framework)
-    models = choose_models(model, router, top_k, scoring, config=config)
+    limits = load_thresholds(options["thresholds"])
+    check_framework(options["framework"])
+    models = choose_models(**part(Model, options))
     folder = models.open(path)
-    chosen = choose_checkpoints(folder, steps, latest)
-    store = open_store(folder, cache, cache_dir, models)
-    reader = _reader(store, quick, verify_fingerprint, models, progress)
+    chosen = choose_checkpoints(folder, options["steps"], options["latest"])
+    store = open_store(folder, options["cache"], options["cache_dir"], models)
+    reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
     trained = read_training(folder.newest)
     record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None
     log: list[Mapping[str, Any]] = [dict(entry) for entry in trained.log]
     about = RunRecord.of_facts({**record.run, "training": dict(trained.settings), "log": log})
-    return dataclasses.replace(
-        record, interventions=recommend(about, record.verdict.findings, framework)
-    )
+    advice = recommend(about, record.verdict.findings, options["framework"])
+    return dataclasses.replace(record, interventions=advice)
 
 
 def _reader(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,19 @@ def write_payload(text: str | bytes, output: Path | None) -> None:
         raise
     except (OSError, ValueError, AttributeError) as error:
         raise OutputError("stdout cannot be written", found=str(error)) from error
+
+
+def write_document(name: str, found: Mapping[str, Any], shown: Mapping[str, Any]) -> bool:
+    """Write facts as JSON under the name of their format, where that was asked for.
+
+    Returns:
+        Whether it was; else they are to be printed as a table.
+    """
+    if shown["format"] != "json" and shown["output"] is None:
+        return False
+    document = {"format": {"name": name, "version": 1}, **found}
+    write_payload(json.dumps(document, indent=2, allow_nan=False), shown["output"])
+    return True
 
 
 def write_output(path: Path, text: str | bytes) -> None:

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moegeo_cli.cli.options import FailOn
 from moegeo_cli.errors import OutputError
 
 if TYPE_CHECKING:
@@ -14,13 +13,13 @@ if TYPE_CHECKING:
     from moegeo_cli.records.check import CheckRecord
 
 SEVERITY = {"healthy": 0, "watch": 1, "failing": 2}
-GATE = {FailOn.watch: 1, FailOn.failing: 2}
+GATE = {"watch": 1, "failing": 2}
 EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
 
 
-def gate(verdict: Verdict | None, fail_on: FailOn) -> int:
+def gate(verdict: Verdict | None, fail_on: str) -> int:
     """The exit code: 0 passed, 1 tripped, 3 inconclusive where a gate was asked for."""
-    if fail_on is FailOn.never or verdict is None:
+    if fail_on == "never" or verdict is None:
         return 0
     if verdict.status not in SEVERITY:
         return EXIT_INCONCLUSIVE

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-import json
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from moegeo_cli.cli.console import stdout_console, write_payload
-from moegeo_cli.cli.models import own_model
-from moegeo_cli.cli.options import (
-    OUTPUT,
-    ConfigOption,
-    ModelOption,
-    OutputOption,
-    RouterOption,
-    ScoringOption,
-    TopKOption,
-)
+from moegeo_cli.cli.console import stdout_console, write_document
+from moegeo_cli.cli.options import with_options
+from moegeo_cli.options import FactsOutput, Model
 
 
-class InspectFormat(StrEnum):
-    """What stdout carries."""
-
-    rich = "rich"
-    json = "json"
-
-
+@with_options(Model, FactsOutput)
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
-    config: ConfigOption = None,
-    model: ModelOption = None,
-    router: RouterOption = None,
-    top_k: TopKOption = None,
-    scoring: ScoringOption = None,
-    output_format: Annotated[
-        InspectFormat,
-        typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT),
-    ] = InspectFormat.rich,
-    output: OutputOption = None,
+    options: dict[str, Any],
+    shown: dict[str, Any],
 ) -> None:
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
     from moegeo_cli import api
 
-    found = api.inspect(
-        path, config, model=own_model(model), router=router, top_k=top_k, scoring=scoring
-    )
-    if output_format is InspectFormat.json or output is not None:
-        document = {"format": {"name": "moegeo.inspect", "version": 1}, **found}
-        write_payload(json.dumps(document, indent=2), output)
+    found = api.inspect(path, **options)
+    if write_document("moegeo.inspect", found, shown):
         return
     from moegeo_cli.reports.inspection import print_inspection
 

@@ -1,197 +1,104 @@
-"""Options that several commands share, written once."""
+"""Options on the command line, derived from their declarations in `moegeo_cli.options`."""
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator
+from enum import Enum, StrEnum
+from typing import Annotated, Any
 
 import typer
 
+from moegeo_cli.cli.models import own_model
+from moegeo_cli.cli.settings import threshold_overrides
+from moegeo_cli.options import PANELS, Option, choices, declared, flag, type_of
 
-class Format(StrEnum):
-    """What stdout carries."""
-
-    rich = "rich"
-    json = "json"
-    markdown = "markdown"
-    csv = "csv"
-    junit = "junit"
-    github = "github"
+Command = Callable[..., Any]
 
 
-class FailOn(StrEnum):
-    """From which status on the exit code is 1."""
+def with_options(*groups: Any) -> Callable[[Command], Command]:
+    """A command of Typer's out of a function with parameters of its own and one for each group.
 
-    watch = "watch"
-    failing = "failing"
-    never = "never"
+    The groups' parameters are the last ones, in the same order. Each gets the values of its options
+    as the Python API takes them.
+    """
 
+    def wrap(function: Command) -> Command:
+        parameters = list(inspect.signature(function, eval_str=True).parameters.values())
+        own, held = parameters[: -len(groups)], [p.name for p in parameters[-len(groups) :]]
+        options = sorted(
+            (o for group in groups for o in _parameters(group)), key=lambda found: found[0]
+        )
+        # The last of a name counts: a file for the payload is an option of one group alone.
+        signature = inspect.Signature(
+            [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+            + [parameter for _, parameter in options]
+        )
 
-class FisherKind(StrEnum):
-    """Which Fisher the heterogeneity metrics are of."""
+        @functools.wraps(function)
+        def call(**given: Any) -> Any:
+            rest = {p.name: given[p.name] for p in own}
+            values = {name: _values(group, given) for name, group in zip(held, groups, strict=True)}
+            return function(**rest, **values)
 
-    empirical = "empirical"
-    categorical = "categorical"
-    adam = "adam"
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return call
 
-
-class Unit(StrEnum):
-    """Sample unit of the empirical Fisher."""
-
-    position = "position"
-    sequence = "sequence"
-    loss_token = "loss_token"
-
-
-class Policy(StrEnum):
-    """Which rules judge."""
-
-    calibrated = "calibrated"
-    paper = "paper"
-
-
-class Verification(StrEnum):
-    """What a checkpoint's fingerprint covers."""
-
-    sampled = "sampled"
-    full = "full"
+    return wrap
 
 
-class Dtype(StrEnum):
-    """The dtype that the model computes in."""
+def _parameters(group: Any) -> Iterator[tuple[int, inspect.Parameter]]:
+    """A parameter for each option that has a flag, with the place of its panel."""
+    for name, option in declared(group).items():
+        if option.setting:
+            continue
+        default = not option.default if option.off else option.default
+        told = typer.Option(
+            *(option.flags or (flag(name, option),)), help=option.help,
+            min=option.least, rich_help_panel=option.panel,
+        )  # fmt: skip
+        kind = _said(name, type_of(group, name), option)
+        yield (
+            PANELS.index(option.panel),
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=default,
+                annotation=Annotated[kind, told],
+            ),
+        )
 
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+
+def _said(name: str, kind: Any, option: Option) -> Any:
+    """An option's type on the command line: one form, and an enumeration for a choice of words."""
+    optional = type(None) in typing.get_args(kind)
+    words = choices(kind)
+    enumeration: Any = StrEnum
+    found: Any = kind
+    if words:
+        found = enumeration(name.title().replace("_", ""), {word: word for word in words})
+    elif option.said is not None:
+        found = option.said
+    elif optional:
+        [found] = (k for k in typing.get_args(kind) if k is not types.NoneType)
+    return found | None if optional else found
 
 
-MEASURING, JUDGING, OUTPUT = "What to measure, and how", "How to judge", "Output"
-OWN = "A model of your own (docs/how-to/own-models.md)"
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", help="What builds your model: PACKAGE.MODULE:CALLABLE, called with the "
-                 "parsed config.json. Your code, run as such.", rich_help_panel=OWN),
-]  # fmt: skip
-RouterOption = Annotated[
-    str | None,
-    typer.Option("--router", help="Its routers, by module name: a glob like 'blocks.*.router', or "
-                 "a regex after 're:'. Default: found by structure.", rich_help_panel=OWN),
-]  # fmt: skip
-TopKOption = Annotated[
-    int | None,
-    typer.Option("--top-k", min=1, help="Experts a token, where neither its config nor the router "
-                 "says.", rich_help_panel=OWN),
-]  # fmt: skip
-ScoringOption = Annotated[
-    str | None,
-    typer.Option("--scoring", help="softmax, sigmoid or sqrt_softplus. Default: scoring_func in "
-                 "config.json.", rich_help_panel=OWN),
-]  # fmt: skip
-
-ProbeOption = Annotated[
-    Path | None,
-    typer.Option("--probe", help="Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.",
-                 rich_help_panel=MEASURING),
-]  # fmt: skip
-CapturesOption = Annotated[
-    Path | None,
-    typer.Option("--captures", help="Router inputs captured earlier, instead of a probe: no model "
-                 "is built, weights come from the files alone (docs/how-to/own-models.md).",
-                 rich_help_panel=MEASURING),
-]  # fmt: skip
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option("--config", help="A config.json, or a folder with one and the tokenizer, for "
-                 "checkpoints without their own: FSDP's and torchtitan's, for instance. For an "
-                 "adapter that lies alone, the folder of its base model.",
-                 rich_help_panel=MEASURING),
-]  # fmt: skip
-FisherOption = Annotated[
-    FisherKind,
-    typer.Option("--fisher", help="Fisher behind FHS. categorical needs no loss, adam no pass.",
-                 rich_help_panel=MEASURING),
-]  # fmt: skip
-UnitOption = Annotated[
-    Unit, typer.Option("--unit", help="Sample unit of the empirical Fisher.",
-                       rich_help_panel=MEASURING),
-]  # fmt: skip
-LayersOption = Annotated[
-    str | None,
-    typer.Option("--layers", help="Only these layers: 0,4-7.", rich_help_panel=MEASURING),
-]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, …",
-                      rich_help_panel=MEASURING),
-]  # fmt: skip
-DeviceMapOption = Annotated[
-    str | None,
-    typer.Option("--device-map", help="A model in parts: auto, cpu, disk, or JSON of module and "
-                 "device. Needs moegeo[offload].", rich_help_panel=MEASURING),
-]  # fmt: skip
-DtypeOption = Annotated[
-    Dtype, typer.Option("--dtype", help="auto: the dtype that was saved.",
-                        rich_help_panel=MEASURING),
-]  # fmt: skip
-BatchSizeOption = Annotated[
-    int | None,
-    typer.Option("--batch-size", min=1, help="Sequences a batch. Default: about 2,048 tokens.",
-                 rich_help_panel=MEASURING),
-]  # fmt: skip
-MaxTokensOption = Annotated[
-    int | None,
-    typer.Option("--max-tokens", min=1,
-                 help="Probe tokens to use. Default: what the dead-expert test needs, "
-                      "at least 8,192.", rich_help_panel=MEASURING),
-]  # fmt: skip
-StreamOption = Annotated[
-    bool, typer.Option("--stream", help="Read layers from the files while they compute, even "
-                       "where the model would fit.", rich_help_panel=MEASURING),
-]  # fmt: skip
-MemoryOption = Annotated[
-    str | None,
-    typer.Option("--memory", help="Stay within so much memory: 8GB. Takes smaller batches, then "
-                 "streams, else refuses.", rich_help_panel=MEASURING),
-]  # fmt: skip
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, help="Of resampling and fresh initialisations.",
-                      rich_help_panel=MEASURING),
-]  # fmt: skip
-VerifyFingerprintOption = Annotated[
-    Verification,
-    typer.Option("--verify-fingerprint", help="How much of the files is hashed before a stored "
-                 "measurement counts as theirs.", rich_help_panel=MEASURING),
-]  # fmt: skip
-NoCacheOption = Annotated[
-    bool, typer.Option("--no-cache", help="Measure again and keep nothing.",
-                       rich_help_panel=MEASURING),
-]  # fmt: skip
-CacheDirOption = Annotated[
-    Path | None,
-    typer.Option("--cache-dir", help="Where measurements are kept. Default: .moegeo in the run.",
-                 rich_help_panel=MEASURING),
-]  # fmt: skip
-PolicyOption = Annotated[
-    Policy, typer.Option("--policy", help="calibrated: by evidence. paper: FHS > 1 is failing.",
-                         rich_help_panel=JUDGING),
-]  # fmt: skip
-FrameworkOption = Annotated[
-    str | None,
-    typer.Option("--framework", help="Training framework whose keys interventions name. "
-                                     "Default: found from the checkpoint.",
-                 rich_help_panel=JUDGING),
-]  # fmt: skip
-FailOnOption = Annotated[
-    FailOn, typer.Option("--fail-on", help="Exit 1 from this status on; 3 if inconclusive.",
-                         rich_help_panel=JUDGING),
-]  # fmt: skip
-FormatOption = Annotated[
-    Format, typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT)
-]
-OutputOption = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Write the payload to this file instead of stdout.",
-                 rich_help_panel=OUTPUT),
-]  # fmt: skip
+def _values(group: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """A group's options as the Python API takes them."""
+    found: dict[str, Any] = {}
+    for name, option in declared(group).items():
+        if option.setting:
+            found[name] = threshold_overrides()
+            continue
+        value = given[name]
+        found[name] = value.value if isinstance(value, Enum) else value
+        if option.off:
+            found[name] = not value
+    if "model" in found:
+        found["model"] = own_model(found["model"])
+    return found

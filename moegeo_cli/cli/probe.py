@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from moegeo_cli.cli.console import say, stdout_console, write_payload
-from moegeo_cli.cli.options import OUTPUT, OutputOption
+from moegeo_cli.cli.console import say, stdout_console, write_document, write_payload
+from moegeo_cli.cli.options import with_options
+from moegeo_cli.options import FactsOutput, FileOutput
 
 FIRST_PASSAGES, PASSAGE_CHARACTERS = 4, 160
 
 probe_app = typer.Typer(no_args_is_help=True)
 
 
-class ShowFormat(StrEnum):
-    """What stdout carries."""
-
-    rich = "rich"
-    json = "json"
-
-
 @probe_app.command()
+@with_options(FileOutput)
 def build(
     sources: Annotated[
         list[str],
@@ -46,7 +39,8 @@ def build(
         typer.Option(min=1, help="At most so many tokens (bytes, without --tokenizer)."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of passages.")] = 0,
-    output: OutputOption = None,
+    *,
+    shown: dict[str, Any],
 ) -> None:
     """Make a probe file of your own texts: passages, evenly over domains, interleaved.
 
@@ -59,13 +53,14 @@ def build(
         [_named(source, domain) for source in sources], tokenizer_dir=place, vocab_size=size,
         max_sequences=max_sequences, max_tokens=max_tokens, seed=seed,
     )  # fmt: skip
-    write_payload(text, output)
-    if output is not None:
+    write_payload(text, shown["output"])
+    if shown["output"] is not None:
         count = text.count("\n") - 1
-        say(f"wrote {count:,} sequence{'s' if count != 1 else ''} to {output}")
+        say(f"wrote {count:,} sequence{'s' if count != 1 else ''} to {shown['output']}")
 
 
 @probe_app.command()
+@with_options(FactsOutput)
 def show(
     file: Annotated[
         Path | None, typer.Argument(help="A probe file. Default: the bundled one.")
@@ -73,19 +68,13 @@ def show(
     model: Annotated[
         Path | None, typer.Option(help="A checkpoint: count its tokens instead of bytes.")
     ] = None,
-    output_format: Annotated[
-        ShowFormat,
-        typer.Option("--format", "-f", help="What stdout carries.", rich_help_panel=OUTPUT),
-    ] = ShowFormat.rich,
-    output: OutputOption = None,
+    *,
+    shown: dict[str, Any],
 ) -> None:
     """Describe a probe: sequences, tokens, lengths, domains, hash, first passages."""
     found = _describe(file, model)
-    if output_format is ShowFormat.json or output is not None:
-        document = {"format": {"name": "moegeo.probe", "version": 1}, **found}
-        write_payload(json.dumps(document, indent=2), output)
-        return
-    _print(found)
+    if not write_document("moegeo.probe", found, shown):
+        _print(found)
 
 
 def _named(source: str, domain: str | None) -> tuple[str | None, Path]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moegeo_cli.errors import UsageError
 from moegeo_cli.measurement.settings import Settings
 
-DEFAULT_PAIRS = 8192
 # Router inputs are wide: never more tokens of them, nor more bytes over all routers.
 KEPT_TOKENS, KEPT_BYTES = 4096, 2**29
 
@@ -20,7 +18,7 @@ class RoutingSettings:
     `verify_fingerprint` says how much of the files is hashed.
     """
 
-    pairs: int = DEFAULT_PAIRS
+    pairs: int = 8192
     generate: int = 0
     layers: tuple[int, ...] | None = None
     device: str = "auto"
@@ -32,12 +30,6 @@ class RoutingSettings:
     verify_fingerprint: str = "sampled"
 
     def __post_init__(self) -> None:
-        for option, number, least in (
-            ("--pairs", self.pairs, 16),
-            ("--generate", self.generate, 0),
-        ):
-            if number < least:
-                raise UsageError(f"{option} must be at least {least}", found=str(number))
         _ = self.replay  # refuses what a replay refuses
 
     @property

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from moegeo_cli.errors import UsageError
+from moegeo_cli.measurement.choosing import parse_ranges
 
-FISHERS = ("empirical", "categorical", "adam")
-UNITS = ("position", "sequence", "loss_token")
 UNITS_OF_SIZE = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 LEAST_MEMORY = 10**6  # bytes; no process with torch fits in less: a unit was forgotten
-DTYPES = ("float32", "bfloat16", "float16")
-
-
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "disk")
 UNPLACED = {"tp": "tensor", "tensor": "tensor", "ep": "expert", "expert": "expert"}
 
@@ -77,16 +76,6 @@ class Settings:
     device_map: str | None = None
 
     def __post_init__(self) -> None:
-        for option, value, known in (
-            ("--fisher", self.fisher, FISHERS), ("--unit", self.unit, UNITS),
-            ("--dtype", self.dtype, ("auto", *DTYPES)),
-        ):  # fmt: skip
-            if value not in known:
-                raise UsageError(
-                    f"{option} is not one of {', '.join(known)}", found=repr(value)
-                )  # fmt: skip
-        if self.batch_size is not None and self.batch_size < 1:
-            raise UsageError("--batch-size must be at least 1", found=str(self.batch_size))
         if self.fisher != "empirical" and self.unit != "position":
             raise UsageError(
                 "--unit is a choice of the empirical Fisher",
@@ -113,8 +102,6 @@ class Settings:
                 found="--device-map with --stream or --memory",
                 hint="leave one of the two out",
             )
-        if self.seed < 0:
-            raise UsageError("--seed must not be negative", found=str(self.seed))
 
     @property
     def fishers(self) -> tuple[tuple[str, str], ...]:
@@ -151,3 +138,21 @@ def parse_bytes(text: str | int | None) -> int | None:
     if size < 1:
         raise UsageError("--memory is not a size", found=repr(text), hint="like 8GB or 512MB")
     return size
+
+
+READERS: Mapping[str, Callable[[Any], Any]] = {
+    "layers": functools.partial(parse_ranges, option="--layers"),
+    "memory": parse_bytes,
+    "device_map": read_device_map,
+}
+Kind = TypeVar("Kind")
+
+
+def settings_of(kind: type[Kind], options: Mapping[str, Any]) -> Kind:
+    """The settings of a kind, read out of the options of the same names.
+
+    Raises:
+        UsageError: options that cannot be read, or that do not go together.
+    """
+    names = {f.name for f in fields(kind)} & set(options)  # type: ignore[arg-type]
+    return kind(**{n: READERS[n](options[n]) if n in READERS else options[n] for n in names})

@@ -1,0 +1,50 @@
+"""What `moegeo experts` and `moegeo routing` share: where their report and matrices go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from moegeo_cli.cli.console import check_output, stdout_console, write_payload
+
+
+def check_places(shown: dict[str, Any]) -> None:
+    """Refuse files that cannot be written, before hours of work.
+
+    Raises:
+        UsageError: one of them.
+    """
+    from moegeo_cli.reports.matrices import check_name
+
+    if shown["matrices"] is not None:
+        check_name(shown["matrices"])
+    check_output(shown["matrices"])
+    check_output(shown["output"])
+
+
+def emit_lens(
+    record: Any,
+    shown: dict[str, Any],
+    print_record: Callable[..., None],
+    render: Callable[..., str],
+    render_markdown: Callable[..., str],
+) -> None:
+    """The report of a lens, in the format asked for, and its matrices.
+
+    Args:
+        record: what the lens found.
+        shown: options of the output.
+        print_record: prints it on a console.
+        render: plain text of it.
+        render_markdown: Markdown of it.
+    """
+    from moegeo_cli.reports import json_report
+    from moegeo_cli.reports.matrices import matrices_file
+
+    if shown["matrices"] is not None:
+        write_payload(matrices_file(record, shown["matrices"]), shown["matrices"])
+    if shown["format"] == "rich" and shown["output"] is None:
+        print_record(record, stdout_console())
+        return
+    renderers = {"json": json_report.render, "markdown": render_markdown, "rich": render}
+    write_payload(renderers[shown["format"]](record), shown["output"])

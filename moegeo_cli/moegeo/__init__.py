@@ -1,0 +1,40 @@
+"""`import moegeo`: the public names of moegeo_cli, under the name of the distribution.
+
+The build copies this folder to `moegeo`, beside `moegeo_cli`. Names are loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import moegeo_cli
+from moegeo_cli import PUBLIC, __version__
+
+if TYPE_CHECKING:
+    from moegeo_cli import (
+        Session,
+        analyze,
+        capture_routers,
+        check,
+        compare,
+        experts,
+        inspect,
+        invariance,
+        routing,
+    )
+
+__all__ = [
+    "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
+    "inspect", "invariance", "routing",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, loaded on first use."""
+    if name in PUBLIC:
+        return getattr(moegeo_cli, name)
+    raise AttributeError(f"module 'moegeo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,451 @@
+"""Every option of moegeo, declared once: its name, type, default, help and bounds.
+
+A group is a TypedDict whose fields are options, and a command takes several groups together. The
+functions of the Python API take a command's group as checked keyword arguments (`takes`); the
+command line, the settings file and the reference page are derived from the same declarations.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, ParamSpec, TypedDict, TypeVar
+
+from moegeo_cli.errors import UsageError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+MEASURING, JUDGING, OUTPUT = "What to measure, and how", "How to judge", "Output"
+OWN = "A model of your own (docs/how-to/own-models.md)"
+PANELS = (MEASURING, JUDGING, OWN, OUTPUT)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option.
+
+    Attributes:
+        default: the value where none is given.
+        help: what it does, for the help page and the reference.
+        panel: the part of the help page that it stands in.
+        flags: its names on the command line; empty for the name of the field.
+        said: its type on the command line, where that takes fewer forms than Python does.
+        least: the least number that it takes; None for any.
+        off: its flag on the command line turns it off.
+        setting: it is a table of the settings file, and no flag.
+    """
+
+    default: Any
+    help: str
+    panel: str = MEASURING
+    flags: tuple[str, ...] = ()
+    said: Any = None
+    least: int | None = None
+    off: bool = False
+    setting: bool = False
+
+
+class Config(TypedDict, total=False):
+    """Where a checkpoint's config is."""
+
+    config: Annotated[Path | str | None, Option(
+        None, "A config.json, or a folder with one and the tokenizer, for checkpoints without "
+        "their own: FSDP's and torchtitan's, for instance. For an adapter that lies alone, the "
+        "folder of its base model.", said=Path,
+    )]  # fmt: skip
+
+
+class OwnModel(TypedDict, total=False):
+    """A model of the user's own."""
+
+    model: Annotated[str | Callable[..., Any] | None, Option(
+        None, "What builds your model: PACKAGE.MODULE:CALLABLE, called with the parsed "
+        "config.json. Your code, run as such.", OWN, said=str,
+    )]  # fmt: skip
+    router: Annotated[str | None, Option(
+        None, "Its routers, by module name: a glob like 'blocks.*.router', or a regex after "
+        "'re:'. Default: found by structure.", OWN,
+    )]  # fmt: skip
+    top_k: Annotated[int | None, Option(
+        None, "Experts a token, where neither its config nor the router says.", OWN, least=1,
+    )]  # fmt: skip
+    scoring: Annotated[str | None, Option(
+        None, "softmax, sigmoid or sqrt_softplus. Default: scoring_func in config.json.", OWN,
+    )]  # fmt: skip
+
+
+class ProbeData(TypedDict, total=False):
+    """What the model reads."""
+
+    probe: Annotated[Path | str | None, Option(
+        None, "Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.", said=Path,
+    )]  # fmt: skip
+    max_tokens: Annotated[int | None, Option(
+        None, "Probe tokens to use. Default: what the dead-expert test needs, at least 8,192.",
+        least=1,
+    )]  # fmt: skip
+
+
+class Captures(TypedDict, total=False):
+    """Router inputs in the place of a probe."""
+
+    captures: Annotated[Path | str | None, Option(
+        None, "Router inputs captured earlier, instead of a probe: no model is built, weights "
+        "come from the files alone (docs/how-to/own-models.md).", said=Path,
+    )]  # fmt: skip
+
+
+class Fisher(TypedDict, total=False):
+    """Which Fisher FHS uses."""
+
+    fisher: Annotated[Literal["empirical", "categorical", "adam"], Option(
+        "empirical", "Which Fisher FHS uses: empirical (needs labels), categorical (needs no "
+        "loss) or adam (from the optimizer's state, without a forward pass).",
+    )]  # fmt: skip
+    unit: Annotated[Literal["position", "sequence", "loss_token"], Option(
+        "position", "Sample unit of the empirical Fisher.",
+    )]  # fmt: skip
+
+
+class Baseline(TypedDict, total=False):
+    """What FHS compares with."""
+
+    baseline: Annotated[str | None, Option(
+        None, "What FHS compares with: a STEP, a PATH, init (fresh initialisations) or none. "
+        "Default: the run's step 0.",
+    )]  # fmt: skip
+
+
+class Chosen(TypedDict, total=False):
+    """Which checkpoints of a run."""
+
+    steps: Annotated[str | Sequence[int] | None, Option(
+        None, "Only these steps of a run: 0,100-500.", said=str,
+    )]  # fmt: skip
+    latest: Annotated[bool, Option(False, "Only the newest checkpoint of a run.")]
+
+
+class Compute(TypedDict, total=False):
+    """How a model computes."""
+
+    device: Annotated[str, Option("auto", "auto, cpu, cuda, cuda:1, mps, …")]
+    batch_size: Annotated[int | None, Option(
+        None, "Sequences a batch. Default: about 2,048 tokens.", least=1,
+    )]  # fmt: skip
+    seed: Annotated[int, Option(
+        0, "Random seed for sampling, resampling and fresh initialisations.", least=0,
+    )]  # fmt: skip
+
+
+class Loading(TypedDict, total=False):
+    """How much of a model is loaded, and how."""
+
+    layers: Annotated[str | Sequence[int] | None, Option(
+        None, "Only these decoder layers: 0,4-7.", said=str,
+    )]  # fmt: skip
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Option(
+        "auto", "The dtype that the model computes in. auto: as saved.",
+    )]  # fmt: skip
+    stream: Annotated[bool, Option(
+        False, "Read layers from the files while they compute, even where the model would fit.",
+    )]  # fmt: skip
+    memory: Annotated[str | int | None, Option(
+        None, "Stay within so much memory: 8GB. Takes smaller batches, then streams, else "
+        "refuses.", said=str,
+    )]  # fmt: skip
+
+
+class Placement(TypedDict, total=False):
+    """A model in parts."""
+
+    device_map: Annotated[str | None, Option(
+        None, "A model in parts: auto, cpu, disk, or JSON of module and device. Needs "
+        "moegeo[offload].",
+    )]  # fmt: skip
+
+
+class Storage(TypedDict, total=False):
+    """What is kept of a measurement."""
+
+    cache: Annotated[bool, Option(
+        True, "Measure again and keep nothing.", flags=("--no-cache",), off=True,
+    )]  # fmt: skip
+    cache_dir: Annotated[Path | str | None, Option(
+        None, "Where measurements are kept. Default: .moegeo in the run.", said=Path,
+    )]  # fmt: skip
+    verify_fingerprint: Annotated[Literal["sampled", "full"], Option(
+        "sampled", "How much of the files is hashed before a stored measurement counts as theirs.",
+    )]  # fmt: skip
+
+
+class Limits(TypedDict, total=False):
+    """The verdict's limits."""
+
+    thresholds: Annotated[Mapping[str, Any] | Path | str | None, Option(
+        None, "Limits of the verdict, over the calibrated ones (docs/reference/findings.md). In "
+        "Python a table, or the path of a TOML file.", JUDGING, setting=True,
+    )]  # fmt: skip
+
+
+class Policy(TypedDict, total=False):
+    """Which rules judge."""
+
+    policy: Annotated[Literal["calibrated", "paper"], Option(
+        "calibrated", "calibrated: by evidence. paper: FHS > 1 is failing.", JUDGING,
+    )]  # fmt: skip
+
+
+class Framework(TypedDict, total=False):
+    """Whose keys interventions name."""
+
+    framework: Annotated[str | None, Option(
+        None, "Training framework whose keys interventions name. Default: found from the "
+        "checkpoint.", JUDGING,
+    )]  # fmt: skip
+
+
+class Model(Config, OwnModel, total=False):
+    """What model a checkpoint is of."""
+
+
+class Replay(ProbeData, Compute, Loading, total=False):
+    """One pass of the probe through a model."""
+
+
+class Analyze(
+    Replay, Captures, Baseline, Fisher, Chosen, Placement, Storage, Policy, Framework, Limits,
+    Model, total=False,
+):  # fmt: skip
+    """Options of `analyze`."""
+
+    reference: Annotated[Path | str | None, Option(
+        None, "A healthy run to judge the loss against.", JUDGING, said=Path,
+    )]  # fmt: skip
+
+
+class Compare(
+    Replay, Baseline, Fisher, Placement, Storage, Policy, Limits, Model, total=False
+):  # fmt: skip
+    """Options of `compare`."""
+
+    by: Annotated[Literal["tokens", "step", "fraction"] | None, Option(
+        None, "Match checkpoints by this. Default: tokens where both runs record them, else step.",
+    )]  # fmt: skip
+    force: Annotated[bool, Option(
+        False, "Compare although probes or estimators differ; then without intervals.",
+    )]  # fmt: skip
+
+
+class Check(Chosen, Storage, Framework, Limits, Model, total=False):
+    """Options of `check`."""
+
+    quick: Annotated[bool, Option(
+        False, "Read routers, biases and norms alone; experts are not looked at.",
+    )]  # fmt: skip
+
+
+class Experts(Replay, Captures, Storage, Framework, Limits, Model, total=False):
+    """Options of `experts`."""
+
+    tokens: Annotated[Literal["routed", "coselected", "all"], Option(
+        "routed", "Tokens behind a pair's alignment: routed to either, to both, or all.",
+    )]  # fmt: skip
+    weights: Annotated[Literal["topk", "soft"], Option(
+        "topk", "Weigh tokens by the dispatch, or by the whole routing distribution: a "
+        "reweighting of the same model.",
+    )]  # fmt: skip
+    rank: Annotated[float, Option(
+        8.0, "Dimensions of the subspaces; below 1 the share of variance to explain.",
+    )]  # fmt: skip
+    jacobian_tokens: Annotated[int, Option(256, "Tokens at which Jacobians are taken.", least=2)]
+    directions: Annotated[int | None, Option(
+        None, "Random directions a token; 0 for whole Jacobians. Default: whole where cheap.",
+        least=0,
+    )]  # fmt: skip
+    verify: Annotated[int, Option(
+        0, "Merge, then silence, the top N in memory; measure the loss beside as many random "
+        "choices, choices by overlap and by weight cosine.", least=0,
+    )]  # fmt: skip
+
+
+class Routing(Replay, Captures, Chosen, Storage, Framework, Limits, Model, total=False):
+    """Options of `routing`."""
+
+    pairs: Annotated[int, Option(8192, "Pairs of tokens to sample, of each kind.", least=16)]
+    generate: Annotated[int, Option(
+        0, "Continue up to 64 prompts by so many tokens with the model itself: as many passes of "
+        "them.", least=0,
+    )]  # fmt: skip
+
+
+class Invariance(ProbeData, Fisher, Compute, Model, total=False):
+    """Options of `invariance`."""
+
+
+OUTPUT_FILE = Option(
+    None, "Write the payload to this file instead of stdout.", OUTPUT, flags=("--output", "-o")
+)
+FORMAT = Option("rich", "What stdout carries.", OUTPUT, flags=("--format", "-f"))
+
+
+class Gate(TypedDict, total=False):
+    """A script's question."""
+
+    fail_on: Annotated[Literal["watch", "failing", "never"], Option(
+        "never", "Exit 1 from this status on; 3 if inconclusive.", JUDGING,
+    )]  # fmt: skip
+
+
+class ReportOutput(TypedDict, total=False):
+    """The report of a run."""
+
+    format: Annotated[Literal["rich", "json", "markdown", "csv", "junit", "github"], FORMAT]
+    output: Annotated[Path | None, OUTPUT_FILE]
+
+
+class LensOutput(TypedDict, total=False):
+    """The report of a lens."""
+
+    matrices: Annotated[Path | None, Option(
+        None, "Also write the E×E matrices: .safetensors or .csv.", OUTPUT,
+    )]  # fmt: skip
+    format: Annotated[Literal["rich", "json", "markdown"], FORMAT]
+    output: Annotated[Path | None, OUTPUT_FILE]
+
+
+class FileOutput(TypedDict, total=False):
+    """A file."""
+
+    output: Annotated[Path | None, OUTPUT_FILE]
+
+
+class FactsOutput(TypedDict, total=False):
+    """A table of facts."""
+
+    format: Annotated[Literal["rich", "json"], FORMAT]
+    output: Annotated[Path | None, OUTPUT_FILE]
+
+
+@functools.cache
+def declared(group: Any) -> Mapping[str, Option]:
+    """The options of a group by name, those of the groups that it takes together first."""
+    return {name: option for name, (_, option) in _fields(group).items()}
+
+
+@functools.cache
+def _fields(group: Any) -> Mapping[str, tuple[Any, Option]]:
+    hints = typing.get_type_hints(group, include_extras=True)
+    return {name: typing.get_args(hint) for name, hint in hints.items()}
+
+
+def type_of(group: Any, name: str) -> Any:
+    """The type of an option as Python takes it."""
+    return _fields(group)[name][0]
+
+
+def choices(kind: Any) -> tuple[str, ...]:
+    """The words that an option takes; none where it takes any."""
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        return next((found for k in typing.get_args(kind) if (found := choices(k))), ())
+    return ()
+
+
+def flag(name: str, option: Option) -> str:
+    """An option's long name on the command line."""
+    return (option.flags or (f"--{name.replace('_', '-')}",))[0]
+
+
+def complete(group: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options given, checked, and the defaults of the others.
+
+    Raises:
+        UsageError: a word that an option does not take, or a number below its least.
+    """
+    for name, value in given.items():
+        kind, option = _fields(group)[name]
+        known = choices(kind)
+        if known and value is not None and value not in known:
+            raise UsageError(
+                f"{flag(name, option)} is not one of {', '.join(known)}", found=repr(value)
+            )
+        if option.least is not None and value is not None and value < option.least:
+            raise UsageError(
+                f"{flag(name, option)} must be at least {option.least}", found=str(value)
+            )
+    return {name: given.get(name, option.default) for name, option in declared(group).items()}
+
+
+def part(group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that are a group's."""
+    return {name: options[name] for name in declared(group)}
+
+
+def takes(group: Any) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
+    """A function of the Python API whose keywords are the options of a group.
+
+    It is called with all of them. Its signature and docstring name them, for `help` and notebooks.
+    """
+
+    def wrap(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+        own = [
+            p
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        names = {p.name for p in own}
+
+        @functools.wraps(function)
+        def call(*arguments: Arguments.args, **given: Arguments.kwargs) -> Result:
+            options = {name: value for name, value in given.items() if name not in names}
+            refuse_unknown(function.__name__, [*declared(group), *names], options)
+            rest = {name: value for name, value in given.items() if name in names}
+            return function(*arguments, **rest, **complete(group, options))  # type: ignore[arg-type]
+
+        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(group)}\n"
+        call.__signature__ = _signature(function, own, group)  # type: ignore[attr-defined]
+        return call
+
+    return wrap
+
+
+def refuse_unknown(called: str, known: Iterable[str], given: Iterable[str]) -> None:
+    """See that all names given are known, as Python itself does where a signature names them.
+
+    Raises:
+        TypeError: one is not.
+    """
+    known = list(known)
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            more = f". Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{called}() got an unexpected keyword argument {name!r}{more}")
+
+
+def _signature(
+    function: Callable[..., Any], own: list[inspect.Parameter], group: Any
+) -> inspect.Signature:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    first = [p for p in own if p.kind is not keyword]
+    last = [p for p in own if p.kind is keyword]
+    options = [
+        inspect.Parameter(name, keyword, default=option.default, annotation=kind)
+        for name, (kind, option) in _fields(group).items()
+    ]
+    returned = inspect.signature(function).return_annotation
+    return inspect.Signature([*first, *options, *last], return_annotation=returned)
+
+
+def describe(group: Any) -> str:
+    """The options of a group as a part of a docstring."""
+    lines = [f"    {name}: {option.help}" for name, option in declared(group).items()]
+    return "\n".join(["Options:", *lines])

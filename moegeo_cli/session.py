@@ -1,0 +1,94 @@
+"""Options that are given once, for several questions: in a notebook, or over many runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Unpack
+
+from moegeo_cli.api import analyze, compare, inspect, invariance
+from moegeo_cli.api_check import check
+from moegeo_cli.api_experts import experts
+from moegeo_cli.api_routing import routing
+from moegeo_cli.options import (
+    Analyze,
+    Check,
+    Compare,
+    Experts,
+    Invariance,
+    Model,
+    Routing,
+    declared,
+    refuse_unknown,
+)
+from moegeo_cli.records import RunRecord
+from moegeo_cli.records.check import CheckRecord
+from moegeo_cli.records.comparison import ComparisonRecord
+from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.records.routing import RoutingRecord
+
+
+class SessionOptions(Analyze, Compare, Check, Experts, Routing, Invariance, total=False):
+    """The options of all commands."""
+
+
+class Session:
+    """Options for the calls that follow: each takes those that it knows.
+
+    Options of a call itself win over the session's.
+
+        moegeo = Session(device="cuda", probe="probe.jsonl", max_tokens=16_384)
+        moegeo.analyze("runs/a")
+        moegeo.experts("runs/a", verify=4)
+
+    Args:
+        options: any options of any command.
+
+    Raises:
+        TypeError: an option that no command has.
+    """
+
+    def __init__(self, **options: Unpack[SessionOptions]) -> None:
+        refuse_unknown("Session", declared(SessionOptions), options)
+        self.options: Mapping[str, Any] = dict(options)
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"Session({said})"
+
+    def analyze(self, path: Path | str, **options: Unpack[Analyze]) -> RunRecord:
+        """As `moegeo.analyze`."""
+        return analyze(path, **self._with(Analyze, options))
+
+    def check(self, path: Path | str, **options: Unpack[Check]) -> CheckRecord:
+        """As `moegeo.check`."""
+        return check(path, **self._with(Check, options))
+
+    def compare(
+        self, run_a: Path | str, run_b: Path | str, **options: Unpack[Compare]
+    ) -> ComparisonRecord:
+        """As `moegeo.compare`."""
+        return compare(run_a, run_b, **self._with(Compare, options))
+
+    def experts(self, path: Path | str, **options: Unpack[Experts]) -> ExpertsRecord:
+        """As `moegeo.experts`."""
+        return experts(path, **self._with(Experts, options))
+
+    def routing(
+        self, path: Path | str, other: Path | str | None = None, **options: Unpack[Routing]
+    ) -> RoutingRecord:
+        """As `moegeo.routing`."""
+        return routing(path, other, **self._with(Routing, options))
+
+    def invariance(self, path: Path | str, **options: Unpack[Invariance]) -> dict[str, Any]:
+        """As `moegeo.invariance`."""
+        return invariance(path, **self._with(Invariance, options))
+
+    def inspect(self, path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
+        """As `moegeo.inspect`."""
+        return inspect(path, **self._with(Model, options))
+
+    def _with(self, group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The session's options that a group has, and those of the call."""
+        own = {name: value for name, value in self.options.items() if name in declared(group)}
+        return {**own, **options}

@@ -1,0 +1,117 @@
+"""docs/reference/options.md: `python -m tests.options_page` writes it from the declarations."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import moegeo_cli
+from moegeo_cli import options as o
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "analyze": (o.Analyze, o.Gate, o.ReportOutput),
+    "check": (o.Check, o.Gate, o.ReportOutput),
+    "compare": (o.Compare, o.ReportOutput),
+    "experts": (o.Experts, o.LensOutput),
+    "routing": (o.Routing, o.LensOutput),
+    "invariance": (o.Invariance, o.FactsOutput),
+    "inspect": (o.Model, o.FactsOutput),
+}
+SHORT = {"Callable": "callable", "Mapping": "table", "Sequence": "list of int"}
+HEAD = """# Options
+
+`python -m tests.options_page` writes this page from `moegeo_cli/options.py`, where every option is
+declared once. The command line, `moegeo.toml` (and `[tool.moegeo]` in `pyproject.toml`) and the
+Python API take the same options. In a settings file an option has the name of its flag without the
+dashes. `moegeo COMMAND --help` shows those of one command.
+
+`moegeo analyze` has one more flag, `--exact`: short for `--unit loss_token`. The commands
+`moegeo probe build` and `moegeo probe show` have options of their own; see their `--help`.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for panel in o.PANELS:
+        parts.append(f"\n## {panel.partition(' (')[0]}\n\n")
+        parts.append("| flag | in Python | takes | default | what it does | commands |\n")
+        parts.append("|---|---|---|---|---|---|\n")
+        seen: set[str] = set()
+        for groups in COMMANDS.values():
+            for group in groups:
+                for name, option in o.declared(group).items():
+                    if option.panel == panel and name not in seen:
+                        seen.add(name)
+                        parts.append(_row(name, option))
+    parts.append(
+        "\n## Python\n\n`import moegeo`, then one of these functions. "
+        "`moegeo.Session(**options)` takes\noptions once, and has the same functions.\n"
+    )
+    for name in COMMANDS:
+        signature = inspect.signature(getattr(moegeo_cli, name))
+        own = [
+            str(p.replace(annotation=inspect.Parameter.empty))
+            for p in signature.parameters.values()
+            if p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        doc = inspect.getdoc(getattr(moegeo_cli, name)) or ""
+        parts.append(f"\n### `{name}({', '.join(own)}, **options)`\n\n{_prose(doc)}\n")
+    return "".join(parts)
+
+
+def _row(name: str, option: o.Option) -> str:
+    users = [c for c, groups in COMMANDS.items() if any(name in o.declared(g) for g in groups)]
+    kinds = [
+        _kind(o.type_of(group, name))
+        for groups in COMMANDS.values()
+        for group in groups
+        if name in o.declared(group)
+    ]
+    flags = "in the settings file" if option.setting else ", ".join(
+        f"`{f}`" for f in option.flags or (o.flag(name, option),)
+    )  # fmt: skip
+    least = "" if option.least is None else f", at least {option.least}"
+    known = option.default is not None and not isinstance(option.default, bool)
+    default = f"`{str(option.default).removesuffix('.0')}`" if known else ""
+    in_python = "" if name in ("fail_on", "format", "output", "matrices") else f"`{name}`"
+    cells = (flags, in_python, max(kinds, key=len) + least, default, option.help, ", ".join(users))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _kind(kind: Any) -> str:
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return ", ".join(f"`{word}`" for word in inside)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_kind(k) for k in inside if k is not types.NoneType)
+    name = getattr(origin or kind, "__name__", str(kind))
+    return {"Path": "path", "str": "text", "bool": "yes or no", "int": "whole number",
+            "float": "number", **SHORT}.get(name, name)  # fmt: skip
+
+
+def _prose(doc: str) -> str:
+    """What a docstring says before its options, its sections as lists."""
+    lines = doc.partition("\nOptions:")[0].rstrip().splitlines()
+    found, named = [], False
+    for line in lines:
+        if line.endswith(":") and not line.startswith(" "):
+            found.append(f"**{line.removesuffix(':')}**\n")
+            named = line != "Returns:"
+        elif line.startswith("        ") or (line.startswith("    ") and found[-1][:2] == "- "
+                                             and not named):  # fmt: skip
+            found[-1] += " " + line.strip()
+        elif line.startswith("    "):
+            found.append(f"- {line.strip()}")
+        else:
+            found.append(line)
+    return "\n".join(found)
+
+
+if __name__ == "__main__":
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page(), encoding="utf-8")

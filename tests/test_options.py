@@ -1,0 +1,144 @@
+"""Options: declared once, checked in Python, and the same on every way in."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import moegeo_cli
+from moegeo_cli import Session, options
+from moegeo_cli.cli.app import app
+from moegeo_cli.errors import UsageError
+from moegeo_cli.measurement.expert_settings import ExpertSettings
+from moegeo_cli.measurement.routing_settings import RoutingSettings
+from moegeo_cli.measurement.settings import Settings, settings_of
+from moegeo_cli.session import SessionOptions
+from tests.options_page import COMMANDS, PAGE, page
+
+CLI = Path(moegeo_cli.__file__).parent / "cli"
+GROUPS = {"analyze": options.Analyze, "compare": options.Compare, "check": options.Check,
+          "experts": options.Experts, "routing": options.Routing,
+          "invariance": options.Invariance, "inspect": options.Model}  # fmt: skip
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.options_page"
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_python_and_the_command_line_take_the_same_options(name: str) -> None:
+    command: Any = typer.main.get_command(app)
+    flags = {o.name for o in command.commands[name].params if o.param_type_name == "option"}
+    declared = {n for group in COMMANDS[name] for n, o in options.declared(group).items()
+                if not o.setting}  # fmt: skip
+    assert flags - {"exact"} == declared
+    keywords = inspect.signature(getattr(moegeo_cli, name)).parameters
+    assert set(options.declared(GROUPS[name])) <= set(keywords)
+    for option, found in options.declared(GROUPS[name]).items():
+        assert keywords[option].default == found.default
+
+
+def test_no_command_declares_an_option_of_its_own_twice() -> None:
+    names = {n for group in (*GROUPS.values(), options.Gate) for n in options.declared(group)}
+    for file in CLI.glob("*.py"):
+        text = file.read_text()
+        for name in names - {"model", "max_tokens", "seed", "probe"}:  # `probe build` has its own
+            assert f"    {name}: Annotated" not in text, f"{file.name}: {name}"
+
+
+def test_the_session_takes_every_option() -> None:
+    known = {name for group in GROUPS.values() for name in options.declared(group)}
+    assert set(options.declared(SessionOptions)) == known
+
+
+@pytest.mark.parametrize("kind", [Settings, ExpertSettings, RoutingSettings])
+def test_settings_have_the_options_defaults(kind: Any) -> None:
+    declared = options.declared(SessionOptions)
+    given = {name: option.default for name, option in declared.items()}
+    assert settings_of(kind, given) == kind()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("analyze", {"fisher": "empiric"}, "--fisher is not one of empirical, categorical, adam"),
+        ("analyze", {"policy": "none"}, "--policy is not one of calibrated, paper"),
+        ("compare", {"by": "time"}, "--by is not one of tokens, step, fraction"),
+        ("experts", {"tokens": "some"}, "--tokens is not one of routed, coselected, all"),
+        ("experts", {"jacobian_tokens": 1}, "--jacobian-tokens must be at least 2"),
+        ("routing", {"pairs": 3}, "--pairs must be at least 16"),
+        ("check", {"verify_fingerprint": "no"}, "--verify-fingerprint is not one of sampled, full"),
+        ("invariance", {"seed": -1}, "--seed must be at least 0"),
+    ],
+)
+def test_values_are_checked_in_python_too(name: str, given: dict[str, Any], words: str) -> None:
+    arguments = ["nowhere"] * (2 if name == "compare" else 1)
+    with pytest.raises(UsageError, match=words):
+        getattr(moegeo_cli, name)(*arguments, **given)
+
+
+@pytest.mark.parametrize("called", [moegeo_cli.analyze, Session(seed=1).analyze])
+def test_an_unknown_option_is_refused_with_the_nearest_one(called: Any) -> None:
+    with pytest.raises(TypeError, match=r"'max_token'\. Did you mean 'max_tokens'"):
+        called("nowhere", max_token=3)
+    with pytest.raises(TypeError, match=r"Session.*'devise'\. Did you mean 'device'"):
+        Session(devise="cpu")
+
+
+def test_a_session_gives_each_call_the_options_that_it_knows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from moegeo_cli import session
+
+    heard: dict[str, dict[str, Any]] = {}
+    for name in GROUPS:
+        monkeypatch.setattr(
+            session, name, lambda *_, name=name, **given: heard.update({name: given})
+        )
+    one = Session(device="cpu", quick=True, steps="0,10", rank=4)
+    one.analyze("a", device="meta")
+    one.check("a")
+    one.experts("a")
+    one.routing("a")
+    one.compare("a", "b")
+    one.invariance("a")
+    one.inspect("a")
+    assert heard == {
+        "analyze": {"device": "meta", "steps": "0,10"},
+        "check": {"quick": True, "steps": "0,10"},
+        "experts": {"device": "cpu", "rank": 4},
+        "routing": {"device": "cpu", "steps": "0,10"},
+        "compare": {"device": "cpu"},
+        "invariance": {"device": "cpu"},
+        "inspect": {},
+    }
+    assert repr(one) == "Session(device='cpu', quick=True, steps='0,10', rank=4)"
+
+
+def test_help_in_python_names_every_option() -> None:
+    for name, group in GROUPS.items():
+        text = inspect.getdoc(getattr(moegeo_cli, name)) or ""
+        for option, found in options.declared(group).items():
+            assert f"{option}: {found.help}" in text
+
+
+def test_the_import_name_offers_the_public_names() -> None:
+    import moegeo
+
+    assert sorted(moegeo.__all__) == sorted(moegeo_cli.__all__)
+    assert moegeo.analyze is moegeo_cli.analyze
+    assert moegeo.__version__ == moegeo_cli.__version__
+    assert set(dir(moegeo)) == set(moegeo.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'analyse'"):
+        _ = moegeo.analyse
+    assert (Path(moegeo.__file__).parent / "py.typed").exists()
+
+
+def test_choices_are_those_of_the_type() -> None:
+    assert options.choices(typing.Literal["a", "b"] | None) == ("a", "b")
+    assert options.choices(str | None) == ()
