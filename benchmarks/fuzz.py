@@ -25,8 +25,8 @@ from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import open_run, read_config
 from moegeo_cli.checkpoints.headers import read_header
 from moegeo_cli.checkpoints.metadata import read_metadata
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.probes.reading import read_file
 from moegeo_cli.reports import read, read_comparison

@@ -26,7 +26,7 @@ from moegeo_cli.checkpoints.folders import (
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
-from moegeo_cli.checkpoints.weights import detect_layout, open_weights
+from moegeo_cli.checkpoints.opening import detect_layout, open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

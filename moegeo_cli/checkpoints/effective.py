@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.checkpoints.accounting import known_reason
+from moegeo_cli.checkpoints.adapters.base_model import find_base
 from moegeo_cli.checkpoints.adapters.config import CONFIG
-from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES, find_base
+from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES
 from moegeo_cli.checkpoints.adapters.finding import find_adapter
 from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.moves import measure_moves
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.pickles import tensor_bytes
 from moegeo_cli.checkpoints.quantised.plan import Files, plan_quantised
 from moegeo_cli.checkpoints.quantised.recipe import Recipe
 from moegeo_cli.checkpoints.quantised.settings import SIDE_FILES, read_settings
-from moegeo_cli.checkpoints.weights import WeightIndex, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
 

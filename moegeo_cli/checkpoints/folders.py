@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.adapters.base_model import find_base
 from moegeo_cli.checkpoints.adapters.config import read_adapter_config
-from moegeo_cli.checkpoints.adapters.files import ADAPTER, find_base
+from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.checkpoints.hub_cache import advise_missing
 from moegeo_cli.checkpoints.indexes import read_json
@@ -17,7 +18,7 @@ from moegeo_cli.checkpoints.layouts import (
     recognise_foreign,
     refuse_foreign,
 )
-from moegeo_cli.checkpoints.weights import detect_layout, open_adapter, open_weights
+from moegeo_cli.checkpoints.opening import detect_layout, open_adapter, open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

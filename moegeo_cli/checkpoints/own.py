@@ -18,9 +18,10 @@ from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_va
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, Skipped
 from moegeo_cli.checkpoints.folders import list_folder, read_trainer_state
 from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.opening import detect_layout, open_weights
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
-from moegeo_cli.checkpoints.weights import WeightIndex, detect_layout, open_weights
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
     IncompleteCheckpointError,

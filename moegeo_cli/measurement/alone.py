@@ -23,7 +23,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.probes import Sample
-from moegeo_cli.replay.captures import CapturedRouter, Column
+from moegeo_cli.replay.captured_inputs import CapturedRouter, Column
 from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.standins import StandIn

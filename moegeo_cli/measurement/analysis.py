@@ -12,8 +12,8 @@ from moegeo_cli import __version__
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import BaselineError, MoegeoError
 from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.measurement.baseline import Baseline

@@ -25,7 +25,7 @@ from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.measurement.alone import LoneRouter, RoutersAlone, dtype_of
 from moegeo_cli.replay.adapting import trace_config
-from moegeo_cli.replay.captures import CapturedRouter, Captures
+from moegeo_cli.replay.captured_inputs import CapturedRouter, Captures
 from moegeo_cli.replay.reading import RouterCall, verify_call
 from moegeo_cli.replay.sources import Manner
 

@@ -43,11 +43,11 @@ from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
 from moegeo_cli.records.experts import ExpertsRecord, Verification
 from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
+from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.standins import StandIn
-from moegeo_cli.replay.uneven_models import compute_experts_by
 
 # Inputs are wide: never more tokens of them, nor more bytes than the settings allow.
 KEPT_TOKENS = 8192

@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from moegeo_cli.errors import UsageError
-from moegeo_cli.measurement.choosing import parse_ranges
 
 UNITS_OF_SIZE = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 LEAST_MEMORY = 10**6  # bytes; no process with torch fits in less: a unit was forgotten
@@ -138,6 +137,28 @@ def parse_bytes(text: str | int | None) -> int | None:
     if size < 1:
         raise UsageError("--memory is not a size", found=repr(text), hint="like 8GB or 512MB")
     return size
+
+
+def parse_ranges(text: str | Sequence[int] | None, option: str) -> tuple[int, ...] | None:
+    """Numbers out of "0,4-7", or given as such; None for all.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        given = [n for n in text if type(n) is int and n >= 0] if isinstance(text, Sequence) else []
+        if not given or len(given) < len(text):
+            raise UsageError(f"{option} is not a list of numbers", found=repr(text)[:80])
+        return tuple(sorted(set(given)))
+    numbers: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        if match is None or int(match[2] or match[1]) - int(match[1]) > 10**6:
+            raise UsageError(f"{option} is not a list of numbers", found=text, hint="like 0,4-7")
+        numbers.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(numbers))
 
 
 READERS: Mapping[str, Callable[[Any], Any]] = {

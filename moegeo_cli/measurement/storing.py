@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.weights import detect_layout
+from moegeo_cli.checkpoints.opening import detect_layout
 from moegeo_cli.measurement.models import Models
 from moegeo_cli.store.cache import FOLDER, Store
 

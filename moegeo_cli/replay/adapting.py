@@ -13,6 +13,7 @@ from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers, trace_sources
+from moegeo_cli.replay.failures import explain
 from moegeo_cli.replay.uneven_models import own_experts
 
 
@@ -48,8 +49,6 @@ def trace_config(folder: Path, index: WeightIndex) -> Mapping[str, Filling]:
 
     Raises: what a model that cannot be built raises.
     """
-    from moegeo_cli.replay.loading import explain
-
     experts = own_experts(index, read_config(folder))
     try:
         with quiet_transformers():

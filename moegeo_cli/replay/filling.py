@@ -16,8 +16,8 @@ from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.errors import MoegeoError, ShapeError
 from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers
+from moegeo_cli.replay.failures import explain
 from moegeo_cli.replay.layer_files import LayerFiles, named_tensors
-from moegeo_cli.replay.loading import explain
 from moegeo_cli.replay.uneven_models import own_experts
 
 GROUP_BYTES = 64 * 2**20  # of parameters that are converted together

@@ -17,7 +17,7 @@ from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.replay.accounting import account_for
 from moegeo_cli.replay.adapting import trace_model
 from moegeo_cli.replay.conversion import convert_into, quiet_transformers, trace_sources
-from moegeo_cli.replay.memory import is_out_of_memory
+from moegeo_cli.replay.out_of_memory import is_out_of_memory
 from moegeo_cli.replay.stored import StoredTensor, announce
 
 LARGE = 2**22  # elements of a parameter that is converted alone

@@ -20,10 +20,10 @@ from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers
 from moegeo_cli.replay.expert_stream import ExpertChunks, chunked_parameters
+from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.replay.layer_files import LayerFiles, named_tensors
 from moegeo_cli.replay.memory import Sizes
 from moegeo_cli.replay.routers import LAYER_INDEX, SELECTION_BIASES, find_routers
-from moegeo_cli.replay.uneven_models import compute_experts_by
 
 
 class _Reached(BaseException):  # no handler in a model's code may take it for an error

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.replay.captures import CapturedRouter, Captures, Column, map_file
+from moegeo_cli.replay.captured_inputs import CapturedRouter, Captures, Column, map_file
 
 TRACES = "router_trace_rank*.jsonl"
 MAX_LINE_BYTES = 2**30  # a record holds the choices of all tokens of a step as text

@@ -255,11 +255,3 @@ def say_bytes(count: int) -> str:
         if count >= size or unit == "MiB":
             return f"{count / size:,.{0 if unit == 'MiB' else 2}f} {unit}"
     raise AssertionError
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in whichever way a device says so."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text
-    )

@@ -21,7 +21,8 @@ from torch import nn
 from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.errors import MoegeoError, ResourceError, UsageError
 from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers
-from moegeo_cli.replay.loading import explain, load_model
+from moegeo_cli.replay.failures import explain
+from moegeo_cli.replay.loading import load_model
 from moegeo_cli.replay.routers import LAYER_INDEX, find_routers
 from moegeo_cli.replay.sources import Manner
 

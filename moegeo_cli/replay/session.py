@@ -39,14 +39,14 @@ from moegeo_cli.replay.feeding import (
 )
 from moegeo_cli.replay.gradients import LossGradients
 from moegeo_cli.replay.inputs import KeptInputs
-from moegeo_cli.replay.memory import is_out_of_memory
+from moegeo_cli.replay.kernels import compute_experts_by
+from moegeo_cli.replay.out_of_memory import is_out_of_memory
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace, make_traces
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.sharing import collect, share_batches
 from moegeo_cli.replay.standins import StandIn
-from moegeo_cli.replay.uneven_models import compute_experts_by
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"

@@ -7,16 +7,13 @@ so its modules, their settings and shapes are those that the model's own code ma
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError, UnsupportedArchitectureError
+from moegeo_cli.replay.kernels import configs_of
 from moegeo_cli.replay.routers import LAYER_INDEX, find_routers
 
 
@@ -66,50 +63,10 @@ def join_layers(build: Callable[[int | None], Any], experts: Mapping[int, int]) 
             owner, _, name = places[layer].rpartition(".")
             setattr(model.get_submodule(owner), name, other.get_submodule(places[layer]))
     # These lay the routers of all layers side by side for a loss that is not measured.
-    for config in _configs(model):
+    for config in configs_of(model):
         if getattr(config, "output_router_logits", False):
             config.output_router_logits = False
     return model
-
-
-def compute_experts_by(model: Any, kind: str) -> None:
-    """Choose how a model computes its experts, in all layers.
-
-    Args:
-        model: the module tree.
-        kind: a name of transformers, "eager" for one expert after another.
-    """
-    model.set_experts_implementation(kind)
-    chosen = model.config._experts_implementation
-    for config in _configs(model):
-        if type(config) is type(model.config) and config._experts_implementation != chosen:
-            config._experts_implementation_internal = chosen
-
-
-def load_uneven(
-    path: Path,
-    config: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    experts: Mapping[int, int],
-) -> nn.Module:
-    """Build such a model and fill it from a checkpoint's files.
-
-    Raises:
-        IncompleteCheckpointError: a tensor that the model needs is not in the files.
-        ShapeError: a tensor's shape contradicts the config.
-    """
-    from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers
-    from moegeo_cli.replay.layer_files import LayerFiles, named_tensors
-
-    with quiet_transformers():
-        model: Any = build_skeleton(config, dtype, device, experts)
-    files = LayerFiles(model, path, device, dtype, config=config)
-    files.load(files.sources)
-    model.tie_weights()
-    files.refuse_missing(named_tensors(model))
-    ready: nn.Module = model
-    return ready
 
 
 def _layers(model: Any) -> dict[int, str]:
@@ -120,9 +77,3 @@ def _layers(model: Any) -> dict[int, str]:
         if match is not None:
             found[int(match[1])] = router.path[: match.end(1)]
     return found
-
-
-def _configs(model: Any) -> list[Any]:
-    """The configs of a model's modules, each once."""
-    held = [getattr(module, "config", None) for module in model.modules()]
-    return list({id(config): config for config in held if config is not None}.values())

@@ -15,7 +15,7 @@ from typing import Any
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.discover import CheckpointFolder, parse_step
 from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.records import from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 from moegeo_cli.triage.checkpoint_sums import CheckpointSums

@@ -9,8 +9,8 @@ import torch
 from moegeo_cli import analyze
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import ShapeError
 
 

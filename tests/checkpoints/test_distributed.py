@@ -25,8 +25,8 @@ from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.checkpoints.metadata import read_metadata, tiles
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import find_router_tensors
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     NoCheckpointError,

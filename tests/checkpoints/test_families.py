@@ -4,8 +4,8 @@ import pytest
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import open_weights
 
 COMMON = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "moe_intermediate_size": 16,

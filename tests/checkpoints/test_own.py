@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
-from moegeo_cli.checkpoints.weights import open_weights
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, PathError, UsageError
 

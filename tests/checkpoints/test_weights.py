@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moegeo_cli.checkpoints.indexes import read_index
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.probes.tokenizing import tokenizer_sha256
 from moegeo_cli.replay.loading import load_model, swap_weights
 from tests.end_to_end.conftest import Outcome

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moegeo_cli.checkpoints.weights import open_weights
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.replay.damage import Damage, find_damage
 from moegeo_cli.replay.loading import load_model, swap_weights
 from moegeo_cli.replay.model_config import auto_class

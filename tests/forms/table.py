@@ -14,8 +14,8 @@ from pathlib import Path
 from moegeo_cli.checkpoints.effective import read_settings
 from moegeo_cli.checkpoints.headers import TensorInfo
 from moegeo_cli.checkpoints.layouts import FOREIGN_LAYOUTS
+from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.quantised.plan import UNREAD, Files, Plan, plan_quantised
-from moegeo_cli.checkpoints.weights import open_weights
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "layouts.md"
 WRITTEN = Path(__file__).parent / "files"

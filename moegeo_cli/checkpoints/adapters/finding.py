@@ -9,7 +9,8 @@ from moegeo_cli.checkpoints.adapters.config import read_adapter_config
 from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged, sort_parts
-from moegeo_cli.checkpoints.weights import WeightIndex, open_adapter
+from moegeo_cli.checkpoints.opening import open_adapter
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import UnsupportedLayoutError
 
