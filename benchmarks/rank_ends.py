@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import transformers  # noqa: F401 - before the fork
 
-from moegeo_cli import api
+from moegeo_cli import analyze
 
 SAMPLE = Path(__file__).parents[1] / "sample_checkpoints" / "unbalanced-mixtral"
 
@@ -35,7 +35,7 @@ def run_rank(rank: int, port: int) -> None:
     ranks = Ranks.connect(rank, 2, rank)
     if rank > 0:
         sys.exit(serve(ranks))
-    api.analyze(SAMPLE, max_tokens=64, latest=True, baseline="none", cache=False, device="cpu",
+    analyze(SAMPLE, max_tokens=64, latest=True, baseline="none", cache=False, device="cpu",
                 ranks=ranks)  # fmt: skip
     ranks.leave(0)
     sys.exit(0)
@@ -64,7 +64,7 @@ def main() -> None:
     if options.warm:
         import moegeo_cli.replay.ranks  # noqa: F401
 
-        api.analyze(SAMPLE, max_tokens=64, latest=True, baseline="none", cache=False, device="cpu")
+        analyze(SAMPLE, max_tokens=64, latest=True, baseline="none", cache=False, device="cpu")
     gc.freeze()  # a rank's end need not look through what the first process imported
     parent = os.getpid()
     busy = [fork(burn) for _ in range(options.load)]

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from moegeo_cli.api import analyze, compare, inspect, invariance
+    from moegeo_cli.api_analyze import analyze
     from moegeo_cli.api_check import check
+    from moegeo_cli.api_compare import compare
     from moegeo_cli.api_experts import experts
+    from moegeo_cli.api_inspect import inspect
+    from moegeo_cli.api_invariance import invariance
     from moegeo_cli.api_routing import routing
     from moegeo_cli.measurement.capturing import capture_routers
     from moegeo_cli.session import Session
@@ -26,13 +29,13 @@ __all__ = [
 # Public name -> the module that it lies in.
 PUBLIC = {
     "Session": "session",
-    "analyze": "api",
+    "analyze": "api_analyze",
     "capture_routers": "measurement.capturing",
     "check": "api_check",
-    "compare": "api",
+    "compare": "api_compare",
     "experts": "api_experts",
-    "inspect": "api",
-    "invariance": "api",
+    "inspect": "api_inspect",
+    "invariance": "api_invariance",
     "routing": "api_routing",
 }
 

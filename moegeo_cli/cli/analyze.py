@@ -41,7 +41,7 @@ def analyze(
     [bold]moegeo analyze runs/my-moe[/bold]
     [bold]moegeo analyze runs/my-moe --latest --fail-on failing --format json[/bold]
     """
-    from moegeo_cli import api
+    from moegeo_cli.api_analyze import analyze as measure
 
     if exact and options["unit"] == "sequence":
         raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")
@@ -49,7 +49,7 @@ def analyze(
         options["unit"] = "loss_token"
     check_output(shown["output"])
     with show_progress() as progress:
-        record = api.analyze(path, progress=progress, ranks=context.obj, **options)
+        record = measure(path, progress=progress, ranks=context.obj, **options)
     emit(record, shown["format"], shown["output"], path)
     return gate(record.verdict, judged["fail_on"])
 

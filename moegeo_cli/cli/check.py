@@ -27,12 +27,12 @@ def check(
     [bold]moegeo check runs/my-moe[/bold]
     [bold]moegeo check runs/my-moe --quick --fail-on watch[/bold]
     """
-    from moegeo_cli import api_check
+    from moegeo_cli.api_check import check as measure
     from moegeo_cli.reports import print_check, render
 
     check_output(shown["output"])
     with show_progress() as progress:
-        record = api_check.check(path, progress=progress, **options)
+        record = measure(path, progress=progress, **options)
     if shown["format"] == "rich" and shown["output"] is None:
         print_check(record, stdout_console(), str(path))
         return gate(record.verdict, judged["fail_on"])

@@ -25,11 +25,11 @@ def compare(
     [bold]moegeo compare runs/old runs/new[/bold]
     [bold]moegeo compare runs/old runs/new --by tokens --format json[/bold]
     """
-    from moegeo_cli import api
+    from moegeo_cli.api_compare import compare as measure
 
     check_output(shown["output"])
     with show_progress() as progress:
-        record = api.compare(run_a, run_b, progress=progress, ranks=context.obj, **options)
+        record = measure(run_a, run_b, progress=progress, ranks=context.obj, **options)
     from moegeo_cli.reports import print_comparison, render
 
     if shown["format"] == "rich" and shown["output"] is None:

@@ -25,10 +25,10 @@ def experts(
     [bold]moegeo experts runs/my-moe --verify 4 --matrices pairs.safetensors[/bold]
     """
     check_places(shown)
-    from moegeo_cli import api_experts
+    from moegeo_cli.api_experts import experts as measure
 
     with show_progress() as progress:
-        record = api_experts.experts(path, progress=progress, **options)
+        record = measure(path, progress=progress, **options)
     from moegeo_cli.reports import experts_report as report
 
     emit_lens(record, shown, report.print_experts, report.render, report.render_markdown)

@@ -19,9 +19,9 @@ def inspect(
     shown: dict[str, Any],
 ) -> None:
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
-    from moegeo_cli import api
+    from moegeo_cli.api_inspect import inspect as measure
 
-    found = api.inspect(path, **options)
+    found = measure(path, **options)
     if write_document("moegeo.inspect", found, shown):
         return
     from moegeo_cli.reports.inspection import print_inspection

@@ -22,11 +22,11 @@ def invariance(
 
     [bold]moegeo invariance runs/my-moe/checkpoint-1000[/bold]
     """
-    from moegeo_cli import api
+    from moegeo_cli.api_invariance import invariance as measure
 
     check_output(shown["output"])
     with show_progress() as progress:
-        found = api.invariance(path, progress=progress, **options)
+        found = measure(path, progress=progress, **options)
     if write_document("moegeo.invariance", found, shown):
         return
     from moegeo_cli.reports.inspection import print_invariance

@@ -34,10 +34,10 @@ def routing(
     [bold]moegeo routing runs/base runs/tuned[/bold]
     """
     check_places(shown)
-    from moegeo_cli import api_routing
+    from moegeo_cli.api_routing import routing as measure
 
     with show_progress() as progress:
-        record = api_routing.routing(path, other, progress=progress, **options)
+        record = measure(path, other, progress=progress, **options)
     from moegeo_cli.reports import routing_report as report
 
     emit_lens(record, shown, report.print_routing, report.render, report.render_markdown)

@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.models.auto import auto_factory
 
-from moegeo_cli import analyze
-from moegeo_cli.api import inspect
-from moegeo_cli.api_check import check
+from moegeo_cli import analyze, check, inspect
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint

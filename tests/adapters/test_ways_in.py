@@ -13,9 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from moegeo_cli import analyze, capture_routers, experts, routing
-from moegeo_cli.api import inspect
-from moegeo_cli.api_check import check
+from moegeo_cli import analyze, capture_routers, check, experts, inspect, routing
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.measurement.filling import fill_tree

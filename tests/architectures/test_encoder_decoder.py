@@ -13,8 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from torch.nn import functional as F
 
-from moegeo_cli import analyze
-from moegeo_cli.api import invariance
+from moegeo_cli import analyze, invariance
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedArchitectureError
 from moegeo_cli.geometry.dead import tokens_for_power

@@ -350,13 +350,13 @@ def test_settings_that_cannot_be_meant(
 
 
 def test_the_python_api_checks_what_it_is_given(checkpoint: Path, probe: Path) -> None:
-    from moegeo_cli import api
+    from moegeo_cli import analyze
 
-    run = api.analyze(checkpoint, probe=probe, layers=[0, 2], cache=False)
+    run = analyze(checkpoint, probe=probe, layers=[0, 2], cache=False)
     assert [x.layer for x in run.checkpoints[0].layers] == [0, 2]
     for wrong in ({"layers": ["0"]}, {"layers": 0}, {"max_tokens": 0}, {"steps": []}):
         with pytest.raises(UsageError):
-            api.analyze(checkpoint, probe=probe, cache=False, **wrong)
+            analyze(checkpoint, probe=probe, cache=False, **wrong)
 
 
 def test_nothing_is_measured_for_an_output_that_cannot_be_written(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moegeo_cli import analyze, api, compare
+from moegeo_cli import analyze, compare
 from moegeo_cli.errors import ComparisonError, UsageError
 from tests.command import Outcome
 from tests.end_to_end.conftest import random_ids, write_probe
@@ -22,7 +22,8 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def meet(*arguments: object, **named: object) -> None:
         raise AssertionError("measured before the options were checked")
 
-    monkeypatch.setattr(api, "measure_path", meet)
+    for module in ("api_analyze", "api_compare"):
+        monkeypatch.setattr(f"moegeo_cli.{module}.measure_path", meet)
 
 
 @pytest.mark.usefixtures("idle")

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from moegeo_cli import api
+from moegeo_cli import analyze
 from moegeo_cli.measurement.serving import serve
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.reports import render
@@ -31,7 +31,7 @@ if __name__ == "__main__":
     if ranks.rank > 0:
         leave(serve(ranks))
     for keywords, place in json.loads(Path(sys.argv[1]).read_text()):
-        record = api.analyze(**keywords, cache=False, ranks=ranks)
+        record = analyze(**keywords, cache=False, ranks=ranks)
         Path(place).write_text(render(record, "json"))
     ranks.leave(0)
     leave(0)

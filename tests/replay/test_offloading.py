@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moegeo_cli import api
+from moegeo_cli import analyze
 from moegeo_cli.reports import render
 from tests.command import call
 from tests.end_to_end.conftest import random_ids, write_probe
@@ -36,7 +36,7 @@ def probe(tmp_path: Path) -> Path:
 
 
 def document(path: Path, **keywords: Any) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(render(api.analyze(path, **keywords), "json"))
+    found: dict[str, Any] = json.loads(render(analyze(path, **keywords), "json"))
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from moegeo_cli import api
+from moegeo_cli import analyze
 from moegeo_cli.replay.sharing import share_batches
 from moegeo_cli.reports import render
 from tests.architectures.zoo import save_tiny
@@ -119,7 +119,7 @@ def test_two_ranks_give_the_numbers_of_one(
     cases: dict[str, tuple[dict[str, Any], Path]], name: str
 ) -> None:
     keywords, place = cases[name]
-    one = json.loads(render(api.analyze(**keywords, cache=False), "json"))
+    one = json.loads(render(analyze(**keywords, cache=False), "json"))
     two = json.loads(place.read_text())
     assert two["checkpoints"][0]["replay"]["notes"][0] == "batches shared among 2 ranks"
     assert_equal(one, two, r"replay\.(notes|memory)")
@@ -139,7 +139,7 @@ def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -
         [sys.executable, *map(str, analyze)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert alone.stdout == together.stdout  # from the store that rank 0 wrote
-    assert_equal(json.loads(render(api.analyze(SAMPLE, latest=True, cache=False), "json")), two)
+    assert_equal(json.loads(render(analyze(SAMPLE, latest=True, cache=False), "json")), two)
 
 
 def test_a_missing_probe_ends_all_ranks_with_one_message(tmp_path: Path) -> None:
