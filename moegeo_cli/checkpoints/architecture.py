@@ -1,17 +1,15 @@
 """What a config says of its routers: experts, K, scoring, selection, layers.
 
-The facts about each family lie in architectures.toml. A model type that is not in it is read by
+The facts about each family lie in families/. A model type that is not in it is read by
 the config keys that families share, with `known` false and no scoring: replay must then verify
 what it measures, or refuse the type by name.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from typing import Any
 
 from moegeo_cli.checkpoints.config_facts import (
@@ -33,6 +31,7 @@ from moegeo_cli.checkpoints.config_keys import (
     first_integer,
     first_value,
 )
+from moegeo_cli.checkpoints.families import read_families
 from moegeo_cli.checkpoints.layering import list_moe_layers
 from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
 
@@ -283,9 +282,7 @@ def counting_values(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[
 
 @cache
 def _families() -> dict[str, Mapping[str, Any]]:
-    source = resources.files("moegeo_cli.checkpoints").joinpath("architectures.toml")
-    table = tomllib.loads(source.read_text(encoding="utf-8"))
-    return {name: family for family in table["family"] for name in family["types"]}
+    return {name: family for family in read_families() for name in family["types"]}
 
 
 def _find_text(

@@ -1,4 +1,4 @@
-"""Single facts of a config, by the rules with which architectures.toml tells where they stand."""
+"""Single facts of a config, by the rules with which families/ tells where they stand."""
 
 from __future__ import annotations
 

@@ -8,20 +8,19 @@ torch notes each tensor's place there, so nothing is guessed:
    above that key. Where no such key is, it is what lies at the top of the state dict.
 3. A wrapper's prefix (`_orig_mod.`, `module.`, ...) goes where every name of the model has it.
 4. torchtitan's names become those of transformers where its own key map is known
-   (`torchtitan.toml`) and covers every name.
+   (`[torchtitan]` of families/*.toml) and covers every name.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
+from moegeo_cli.checkpoints.families import read_families
 from moegeo_cli.checkpoints.metadata import SavedState
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, UnsupportedLayoutError
 
@@ -186,10 +185,9 @@ def refuse_other_type(family: Family, model_type: str, folder: Path) -> MoegeoEr
 
 @functools.cache
 def torchtitan_families() -> tuple[Family, ...]:
-    """The key maps of `torchtitan.toml`."""
-    text = resources.files(__package__).joinpath("torchtitan.toml").read_text("utf-8")
+    """The key maps of the families that torchtitan has."""
     families = []
-    for entry in tomllib.loads(text)["family"]:
+    for entry in (f["torchtitan"] for f in read_families() if "torchtitan" in f):
         names: dict[str, tuple[str, int]] = {}
         for target, alternatives in entry["names"].items():
             for alternative in alternatives:

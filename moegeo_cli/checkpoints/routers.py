@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.bias_names import FILE_NAMES
 from moegeo_cli.checkpoints.misplaced import (
     find_stand_in,
     layer_path,
@@ -26,10 +27,7 @@ _ROUTER = re.compile(
     r"|(?:.*\.)?router_gate|(?:.*\.)?router_mlp\.out_proj)\.weight(?:_1)?$"
     r"|^(?P<flat>(?:.*\.)?mlp)\.gate_weight$"
 )
-_SELECTION_BIAS = re.compile(
-    r"(?:^|\.)(?:e_score_correction_bias|score_correction_bias|correction_bias|expert_bias"
-    r"|router_bias|balancing_biases)(?:_1)?$"
-)
+_SELECTION_BIAS = re.compile(rf"(?:^|\.)(?:{'|'.join(FILE_NAMES)})(?:_1)?$")
 # output gates of attention layers and of shared experts
 _OTHER_GATE = re.compile(r"(?:attn|attention|shared_experts?|shared_mlp)\.(?:gate|router)\.")
 _EXPERTS = re.compile(r"\.experts\.")

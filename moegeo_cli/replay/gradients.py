@@ -237,7 +237,7 @@ class LossGradients:
             raise UnsupportedArchitectureError(
                 f"the router {trace.router.path} gives gradient to experts that it did not select",
                 found=f"{ratio:.2g} of the selected experts' rms",
-                hint="report this model type: its entry in architectures.toml is wrong",
+                hint="report this model type: its file in checkpoints/families is wrong",
             )
 
 

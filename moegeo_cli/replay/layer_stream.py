@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from moegeo_cli.checkpoints.bias_names import MODULE_NAMES
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.conversion import build_skeleton, quiet_transformers
@@ -23,7 +24,7 @@ from moegeo_cli.replay.expert_stream import ExpertChunks, chunked_parameters
 from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.replay.layer_files import LayerFiles, named_tensors
 from moegeo_cli.replay.memory import Sizes
-from moegeo_cli.replay.routers import LAYER_INDEX, SELECTION_BIASES, find_routers
+from moegeo_cli.replay.routers import LAYER_INDEX, find_routers
 
 
 class _Reached(BaseException):  # no handler in a model's code may take it for an error
@@ -77,7 +78,7 @@ class LayerStream:
             n
             for n in tensors
             if n.startswith(inside)
-            or n.rpartition(".")[2] in SELECTION_BIASES
+            or n.rpartition(".")[2] in MODULE_NAMES
             or not (n.startswith(prefixes) or OTHER_TOWER.search(n))
         }
         self._own = [

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.bias_names import MODULE_NAMES
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError, UsageError
@@ -24,9 +25,6 @@ from moegeo_cli.errors import UnsupportedArchitectureError, UsageError
 ROUTER_NAMES = {"gate", "router", "router_gate"}
 ROUTER_CLASS = re.compile(r"(Router|Gate|Gating)$")
 EXPERTS_CLASS = re.compile(r"(Experts|NaiveMoe)$")
-SELECTION_BIASES = (
-    "e_score_correction_bias", "expert_bias", "correction_bias", "balancing_biases",
-)  # fmt: skip
 TOP_K_KEYS = ("top_k_experts", "moe_topk", "moe_top_k", "moe_k")
 LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks|h|block)\.(\d+)(?:\.|$)")
 
@@ -228,7 +226,7 @@ def _selection_bias(router: nn.Module, parent: nn.Module) -> torch.Tensor | None
     """The buffer that shifts the choice but not the combine weight (DeepSeek's balancing)."""
     inside = [m for m in router.modules() if m is not router]
     for owner in (router, parent, *inside):
-        for name in SELECTION_BIASES:
+        for name in MODULE_NAMES:
             value = getattr(owner, name, None)
             if isinstance(value, torch.Tensor):
                 return value.reshape(-1)

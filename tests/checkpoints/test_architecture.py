@@ -1,12 +1,11 @@
 import json
-import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.checkpoints import architecture, layering
+from moegeo_cli.checkpoints import architecture, families, layering
 from moegeo_cli.checkpoints.architecture import (
     SCORINGS,
     describe_architecture,
@@ -15,11 +14,10 @@ from moegeo_cli.checkpoints.architecture import (
 )
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, GROUP_KEYS, TOP_K_KEYS
 from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.families import read_families
 from moegeo_cli.errors import DenseModelError, MoegeoError, UnsupportedArchitectureError
 
-TABLE = tomllib.loads(
-    (Path(architecture.__file__).parent / "architectures.toml").read_text(encoding="utf-8")
-)["family"]
+TABLE = read_families()
 # What a class leaves out by default, or needs to be a mixture of experts.
 OVERRIDES = {
     "dots1": {"n_routed_experts": 8, "num_experts_per_tok": 2},
@@ -381,3 +379,25 @@ def test_of_several_keys_the_familys_own_counts(model_type):
         }
         assert values[fact] == right, fact
         assert any(f"{own} counts" in note for note in found.notes)
+
+
+def test_a_family_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "house_moe.toml").write_text(
+        'types = ["house_moe"]\nscoring = "sigmoid"\nrenormalised = true\n'
+        'unselected = "dense"\nlayers = "all"\nrouter = "mlp.door"\nbias = true\n'
+    )
+    monkeypatch.setattr(families, "FOLDER", tmp_path)
+    for cached in (families.read_families, architecture._families):
+        cached.cache_clear()
+    try:
+        known = describe_architecture(
+            {"model_type": "house_moe", "num_experts": 6, "num_experts_per_tok": 2,
+             "hidden_size": 8, "num_hidden_layers": 3}
+        )  # fmt: skip
+    finally:
+        monkeypatch.undo()
+        for cached in (families.read_families, architecture._families):
+            cached.cache_clear()
+    assert (known.experts, known.top_k, known.scoring) == (6, 2, "sigmoid")
+    assert known.selection.bias
+    assert "house_moe" not in known_types()
