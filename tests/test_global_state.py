@@ -19,6 +19,7 @@ import torch
 
 import moegeo_cli
 from moegeo_cli import (
+    Session,
     analyze,
     capture_routers,
     check,
@@ -160,6 +161,7 @@ CALLS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "analyze parts": lambda r, p, t: analyze(r, probe=p, device_map="disk", **SHORT),
     "analyze own": lambda r, p, t: own(analyze, t, **SHORT),
     "analyze own init": lambda r, p, t: own(analyze, t, baseline="init", **SHORT),
+    "Session": lambda r, p, t: Session(probe=p, **SHORT).analyze(r),
     "check": lambda r, p, t: check(r, cache=False),
     "check own": lambda r, p, t: own_files(t),
     "compare": lambda r, p, t: compare(r, r, probe=p, **SHORT),

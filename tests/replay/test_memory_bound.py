@@ -54,10 +54,14 @@ class Ended:
 
 
 def analyze(path: Path, probe: Path, *options: str) -> Ended:
+    return run_command("analyze", path, probe, "--no-cache", "--baseline", "none", *options)
+
+
+def run_command(command: str, path: Path, probe: Path, *options: str) -> Ended:
     out = path / "out.json"
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "analyze", str(path), "--probe", str(probe), "--no-cache",
-         "--baseline", "none", "--format", "json", "--output", str(out), *options],
+        [sys.executable, "-c", RUN, command, str(path), "--probe", str(probe),
+         "--format", "json", "--output", str(out), *options],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     match = re.search(r"VmHWM:\s+(\d+) kB", done.stderr)
@@ -132,3 +136,22 @@ def test_the_plan_is_met_and_not_far_above(
         assert ended.code == 0, ended.said
         assert ended.peak <= 1.02 * ended.planned, ended.said
         assert ended.planned <= 2 * ended.peak, ended.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["experts", "routing"])
+@pytest.mark.parametrize(("model_type", "changes", "lengths", "dtype"), GRID[:4])
+def test_lenses_stay_within_the_bound_too(
+    command: str, model_type: str, changes: dict[str, Any], lengths: list[int], dtype: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """The replay is planned; what a lens keeps and computes afterwards fits in what it frees."""
+    build_tiny(model_type, **changes).save_pretrained(tmp_path)
+    probe = write_probe(tmp_path / "probe.jsonl", random_ids(lengths))
+    options = ("--memory", "900MB", "--dtype", dtype)
+    ended = run_command(command, tmp_path, probe, "--no-cache", *options)
+    if ended.code == 2:
+        assert "MG-E050" in ended.said, ended.said
+        return
+    assert ended.code == 0, ended.said
+    assert ended.peak <= 900 * MIB, ended.said

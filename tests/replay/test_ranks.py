@@ -126,17 +126,21 @@ def test_two_ranks_give_the_numbers_of_one(
 
 
 def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -> None:
-    analyze = ("-m", "moegeo_cli", "analyze", SAMPLE, "--latest", "--cache-dir", tmp_path,
+    arguments = ("-m", "moegeo_cli", "analyze", SAMPLE, "--latest", "--cache-dir", tmp_path,
                "--format", "json")  # fmt: skip
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     together = subprocess.run(
-        [*torchrun, *map(str, analyze)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [*torchrun, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert together.returncode == 0, together.stderr
     assert together.stderr.count("verdict:") == 1
     two = json.loads(together.stdout)  # one document: rank 1 printed nothing
     alone = subprocess.run(
-        [sys.executable, *map(str, analyze)], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert alone.stdout == together.stdout  # from the store that rank 0 wrote
     assert_equal(json.loads(render(analyze(SAMPLE, latest=True, cache=False), "json")), two)
