@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -21,7 +23,8 @@ from tests.architectures.table import write_probe
 from tests.architectures.test_every_type import PAIRS, REFUSED, TOWERS, TYPES
 from tests.architectures.zoo import save_tiny
 
-SAMPLES = Path(__file__).parent.parent / "sample_checkpoints"
+ROOT = Path(__file__).parents[1]
+SAMPLES = Path("sample_checkpoints")  # by a name that no checkout changes
 RUNS = ("healthy-qwen3-moe", "unbalanced-mixtral", "balanced-glm4-moe", "misaligned-qwen3-moe")
 SHORT = ("--max-tokens", "2048", "--no-cache")
 FORMATS = ("json", "markdown", "csv", "junit", "github", "rich")
@@ -29,14 +32,17 @@ FORMATS = ("json", "markdown", "csv", "junit", "github", "rich")
 
 def main() -> None:
     """Write all payloads to the folder named."""
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True)
+    os.chdir(ROOT)
     with tempfile.TemporaryDirectory() as scratch:
         for name, arguments in _calls(Path(scratch)):
             out, err = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 code = run([str(a) for a in arguments])
-            text = f"exit code {code}\n{err.getvalue()}\n{out.getvalue()}"
+            # What a process was measured to hold is no number of moegeo's.
+            said = re.sub(r"  memory: at most .*\n", "", err.getvalue())
+            text = f"exit code {code}\n{said}\n{out.getvalue()}"
             (folder / name).write_text(text.replace(scratch, "SCRATCH"), encoding="utf-8")
             print(name, code, flush=True)
 
