@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from benchmarks.models import SMALL, VOCABULARY, build_model, build_probe
 from moegeo_cli.replay.plan import Plan
-from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.session import replay
+from moegeo_cli.routers.finding import find_routers
 
 Sums = list[torch.Tensor]
 

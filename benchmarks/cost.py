@@ -23,12 +23,12 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.models import LARGE, SMALL, build_measurer, build_model, build_probe, open_sample
-from moegeo_cli.measurement.layers import checkpoint_record
-from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.measuring.layers import checkpoint_record
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
 from moegeo_cli.replay.batches import make_batches, plan_batches
-from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.routers.finding import find_routers
+from moegeo_cli.settings import Settings
 
 SIZES = {"small": SMALL, "large": LARGE}
 # name -> what it stands beside

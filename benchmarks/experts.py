@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from moegeo_cli.commands.experts.alignment import align_pairs
+from moegeo_cli.commands.experts.layers import measure_layer
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.experts.tokens import LayerTokens
+from moegeo_cli.expert_functions.blocks import find_experts
+from moegeo_cli.expert_functions.functions import open_experts
 from moegeo_cli.geometry.resample import make_draws
-from moegeo_cli.measurement.expert_alignment import align_pairs
-from moegeo_cli.measurement.expert_layers import measure_layer
-from moegeo_cli.measurement.expert_settings import ExpertSettings
-from moegeo_cli.measurement.expert_tokens import LayerTokens
-from moegeo_cli.replay.expert_blocks import find_experts
-from moegeo_cli.replay.expert_functions import open_experts
-from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.routers.finding import find_routers
 
 GROUPS, KEPT = 32, 4096
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from benchmarks.models import Size, build_measurer, build_model, build_probe
 from moegeo_cli import analyze
-from moegeo_cli.measurement.layers import checkpoint_record
-from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.measuring.layers import checkpoint_record
+from moegeo_cli.settings import Settings
 
 BASE = Size(128, 4, 16, 2, 128)
 TOKENS = 8192

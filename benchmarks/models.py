@@ -13,13 +13,13 @@ import torch
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.geometry.resample import group_sequences
-from moegeo_cli.measurement.measurer import Measurer
-from moegeo_cli.measurement.models import Models
-from moegeo_cli.measurement.probe import open_probe
-from moegeo_cli.measurement.settings import Settings
+from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.probe import open_probe
+from moegeo_cli.models.given import Models
+from moegeo_cli.models.loading import load_model
 from moegeo_cli.probes import Probe
 from moegeo_cli.probes import Sequence as ProbeSequence
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.settings import Settings
 
 VOCABULARY, LENGTH = 512, 256
 

@@ -28,7 +28,7 @@ SAMPLE = Path(__file__).parents[1] / "sample_checkpoints" / "unbalanced-mixtral"
 
 
 def run_rank(rank: int, port: int) -> None:
-    from moegeo_cli.measurement.serving import serve
+    from moegeo_cli.measuring.serving import serve
     from moegeo_cli.replay.ranks import Ranks
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from benchmarks.experts import grow, watch
+from moegeo_cli.commands.routing.layers import Domains, measure_router
+from moegeo_cli.commands.routing.models import Side, compare_pair
+from moegeo_cli.commands.routing.settings import KEPT_TOKENS, RoutingSettings
+from moegeo_cli.commands.routing.tokens import RoutedTokens
 from moegeo_cli.geometry.mantel import even_rows
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.geometry.shared_direction import centre_rows, row_space
 from moegeo_cli.geometry.usage import Usage
-from moegeo_cli.measurement.routing_layers import Domains, measure_router
-from moegeo_cli.measurement.routing_models import Side, compare_pair
-from moegeo_cli.measurement.routing_settings import KEPT_TOKENS, RoutingSettings
-from moegeo_cli.measurement.routing_tokens import RoutedTokens
 
 LENGTH, VOCABULARY = 256, 4096
 

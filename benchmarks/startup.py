@@ -19,7 +19,7 @@ import sys, time
 start = time.perf_counter()
 from moegeo_cli.cli.app import run
 from moegeo_cli import analyze
-import moegeo_cli.api_analyze, moegeo_cli.reports.json_report
+import moegeo_cli.commands.analyze.api, moegeo_cli.reports.json_report
 imported = time.perf_counter()
 code = run(["analyze", sys.argv[1], "--format", "json", "--output", sys.argv[2]])
 print(imported - start, time.perf_counter() - imported, "torch" in sys.modules, code)

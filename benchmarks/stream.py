@@ -103,8 +103,8 @@ def replay_once(folder: Path, streamed: bool, options: argparse.Namespace) -> di
     from moegeo_cli.checkpoints.architecture import describe_architecture
     from moegeo_cli.checkpoints.discover import read_config
     from moegeo_cli.geometry.resample import group_sequences
-    from moegeo_cli.measurement.measurer import Measurer
-    from moegeo_cli.measurement.settings import Settings
+    from moegeo_cli.measuring.measurer import Measurer
+    from moegeo_cli.settings import Settings
 
     config = read_config(folder)
     probe = build_probe(options.tokens)
@@ -160,8 +160,8 @@ def plan(options: argparse.Namespace) -> None:
     """The terms of published models, by their shapes."""
     import torch
 
-    from moegeo_cli.replay.layer_stream import LayerStream
-    from moegeo_cli.replay.memory import plan_stream, say_bytes
+    from moegeo_cli.models.memory.streamed import plan_stream, say_bytes
+    from moegeo_cli.models.streaming.layer_stream import LayerStream
 
     for config in (MIXTRAL, DEEPSEEK):
         with tempfile.TemporaryDirectory() as folder:

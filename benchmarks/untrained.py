@@ -23,12 +23,12 @@ from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder, open_run, read_config
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.routers import find_router_tensors
-from moegeo_cli.triage.checkpoint_sums import CheckpointSums, sum_checkpoint
-from moegeo_cli.triage.history import Entry, Past, Story
-from moegeo_cli.triage.layer_sums import LayerSums
-from moegeo_cli.triage.reading import MoELayer, read_layers
-from moegeo_cli.triage.row_alignment import NAME, RowAlignment
-from moegeo_cli.triage.untrained_rules import EARLY, experts_untrained
+from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums, sum_checkpoint
+from moegeo_cli.commands.check.history import Entry, Past, Story
+from moegeo_cli.commands.check.layer_sums import LayerSums
+from moegeo_cli.commands.check.reading import MoELayer, read_layers
+from moegeo_cli.commands.check.row_alignment import NAME, RowAlignment
+from moegeo_cli.commands.check.untrained_rules import EARLY, experts_untrained
 from moegeo_cli.verdict.rules import Found
 from moegeo_cli.verdict.thresholds import load_thresholds
 

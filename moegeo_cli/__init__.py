@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from moegeo_cli.api_analyze import analyze
-    from moegeo_cli.api_check import check
-    from moegeo_cli.api_compare import compare
-    from moegeo_cli.api_experts import experts
-    from moegeo_cli.api_inspect import inspect
-    from moegeo_cli.api_invariance import invariance
-    from moegeo_cli.api_routing import routing
-    from moegeo_cli.measurement.capturing import capture_routers
+    from moegeo_cli.captures.recorder import capture_routers
+    from moegeo_cli.commands.analyze.api import analyze
+    from moegeo_cli.commands.check.api import check
+    from moegeo_cli.commands.compare.api import compare
+    from moegeo_cli.commands.experts.api import experts
+    from moegeo_cli.commands.inspect.api import inspect
+    from moegeo_cli.commands.invariance.api import invariance
+    from moegeo_cli.commands.routing.api import routing
     from moegeo_cli.session import Session
 
 __all__ = [
@@ -29,14 +29,14 @@ __all__ = [
 # Public name -> the module that it lies in.
 PUBLIC = {
     "Session": "session",
-    "analyze": "api_analyze",
-    "capture_routers": "measurement.capturing",
-    "check": "api_check",
-    "compare": "api_compare",
-    "experts": "api_experts",
-    "inspect": "api_inspect",
-    "invariance": "api_invariance",
-    "routing": "api_routing",
+    "analyze": "commands.analyze.api",
+    "capture_routers": "captures.recorder",
+    "check": "commands.check.api",
+    "compare": "commands.compare.api",
+    "experts": "commands.experts.api",
+    "inspect": "commands.inspect.api",
+    "invariance": "commands.invariance.api",
+    "routing": "commands.routing.api",
 }
 
 

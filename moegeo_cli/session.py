@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from moegeo_cli.api_analyze import analyze
-from moegeo_cli.api_check import check
-from moegeo_cli.api_compare import compare
-from moegeo_cli.api_experts import experts
-from moegeo_cli.api_inspect import inspect
-from moegeo_cli.api_invariance import invariance
-from moegeo_cli.api_routing import routing
+from moegeo_cli.commands.analyze.api import analyze
+from moegeo_cli.commands.check.api import check
+from moegeo_cli.commands.compare.api import compare
+from moegeo_cli.commands.experts.api import experts
+from moegeo_cli.commands.inspect.api import inspect
+from moegeo_cli.commands.invariance.api import invariance
+from moegeo_cli.commands.routing.api import routing
 from moegeo_cli.options import (
     Analyze,
     Check,

@@ -224,7 +224,7 @@ def test_fresh_initialisations_do_not_depend_on_what_the_process_drew(
 def test_the_allocator_of_a_users_process_is_left_alone(
     run: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moegeo_cli.replay import memory
+    from moegeo_cli.models.memory import streamed as memory
 
     def meet(name: object) -> None:
         raise AssertionError("the allocator was asked for")
@@ -234,7 +234,7 @@ def test_the_allocator_of_a_users_process_is_left_alone(
 
 
 def test_the_command_line_alone_takes_the_process() -> None:
-    script = "import moegeo_cli.api_analyze, moegeo_cli.process as p; print(p.is_ours())"
+    script = "import moegeo_cli.commands.analyze.api, moegeo_cli.process as p; print(p.is_ours())"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -13,11 +13,11 @@ import typer.main
 import moegeo_cli
 from moegeo_cli import Session, options
 from moegeo_cli.cli.app import app
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import UsageError
-from moegeo_cli.measurement.expert_settings import ExpertSettings
-from moegeo_cli.measurement.routing_settings import RoutingSettings
-from moegeo_cli.measurement.settings import Settings, settings_of
 from moegeo_cli.session import SessionOptions
+from moegeo_cli.settings import Settings, settings_of
 from tests.options_page import COMMANDS, PAGE, page
 
 CLI = Path(moegeo_cli.__file__).parent / "cli"

@@ -41,7 +41,7 @@ def analyze(
     [bold]moegeo analyze runs/my-moe[/bold]
     [bold]moegeo analyze runs/my-moe --latest --fail-on failing --format json[/bold]
     """
-    from moegeo_cli.api_analyze import analyze as measure
+    from moegeo_cli.commands.analyze.api import analyze as measure
 
     if exact and options["unit"] == "sequence":
         raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")

@@ -27,7 +27,7 @@ def check(
     [bold]moegeo check runs/my-moe[/bold]
     [bold]moegeo check runs/my-moe --quick --fail-on watch[/bold]
     """
-    from moegeo_cli.api_check import check as measure
+    from moegeo_cli.commands.check.api import check as measure
     from moegeo_cli.reports import print_check, render
 
     check_output(shown["output"])

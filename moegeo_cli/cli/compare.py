@@ -25,7 +25,7 @@ def compare(
     [bold]moegeo compare runs/old runs/new[/bold]
     [bold]moegeo compare runs/old runs/new --by tokens --format json[/bold]
     """
-    from moegeo_cli.api_compare import compare as measure
+    from moegeo_cli.commands.compare.api import compare as measure
 
     check_output(shown["output"])
     with show_progress() as progress:

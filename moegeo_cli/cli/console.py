@@ -19,7 +19,7 @@ from moegeo_cli.store.files import write_atomic
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from moegeo_cli.measurement.run import Listener
+    from moegeo_cli.measuring.run import Listener
 
 # Files that a checkpoint or its tokenizer consists of. A report may lie beside them.
 _CHECKPOINT_FILE = re.compile(

@@ -25,7 +25,7 @@ def experts(
     [bold]moegeo experts runs/my-moe --verify 4 --matrices pairs.safetensors[/bold]
     """
     check_places(shown)
-    from moegeo_cli.api_experts import experts as measure
+    from moegeo_cli.commands.experts.api import experts as measure
 
     with show_progress() as progress:
         record = measure(path, progress=progress, **options)

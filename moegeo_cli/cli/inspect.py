@@ -19,7 +19,7 @@ def inspect(
     shown: dict[str, Any],
 ) -> None:
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
-    from moegeo_cli.api_inspect import inspect as measure
+    from moegeo_cli.commands.inspect.api import inspect as measure
 
     found = measure(path, **options)
     if write_document("moegeo.inspect", found, shown):

@@ -22,7 +22,7 @@ def invariance(
 
     [bold]moegeo invariance runs/my-moe/checkpoint-1000[/bold]
     """
-    from moegeo_cli.api_invariance import invariance as measure
+    from moegeo_cli.commands.invariance.api import invariance as measure
 
     check_output(shown["output"])
     with show_progress() as progress:

@@ -98,7 +98,7 @@ def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     """The folder to take a tokenizer from, and the vocabulary of the model there."""
     from moegeo_cli.checkpoints.adapters.files import has_adapter
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measurement.probe import tokenizer_place, vocabulary_of
+    from moegeo_cli.measuring.probe import tokenizer_place, vocabulary_of
     from moegeo_cli.probes.tokenizing import find_tokenizer
 
     if (path / "config.json").is_file():
@@ -125,7 +125,7 @@ def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
         name = printable(file.name) if file else "bundled"
         return {"source": name, **describe_rows(content), "first": first}
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measurement.probe import tokenizer_place, vocabulary_of
+    from moegeo_cli.measuring.probe import tokenizer_place, vocabulary_of
 
     newest = open_run(model).newest
     probe: Probe = load_probe(

@@ -89,7 +89,7 @@ def find_place() -> tuple[int, int, int] | None:
 
 
 def _serve(ranks: Ranks) -> int:
-    from moegeo_cli.measurement.serving import serve
+    from moegeo_cli.measuring.serving import serve
 
     spoken = sys.stderr
     if not os.environ.get("MOEGEO_DEBUG"):  # rank 0 alone speaks

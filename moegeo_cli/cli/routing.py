@@ -34,7 +34,7 @@ def routing(
     [bold]moegeo routing runs/base runs/tuned[/bold]
     """
     check_places(shown)
-    from moegeo_cli.api_routing import routing as measure
+    from moegeo_cli.commands.routing.api import routing as measure
 
     with show_progress() as progress:
         record = measure(path, other, progress=progress, **options)

@@ -22,7 +22,7 @@ from moegeo_cli.probes import Sample
 from moegeo_cli.replay.feeding import AnyBatch, list_batches
 from moegeo_cli.replay.plan import Plan, RouterTrace
 from moegeo_cli.replay.reading import RouterCall
-from moegeo_cli.replay.routers import Router
+from moegeo_cli.routers.finding import Router
 
 TRIAL_TOKENS = 64  # of the small batch that is replayed twice
 # Two runs of one computation differ by rounding at most: share of the largest value. On a CPU

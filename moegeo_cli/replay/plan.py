@@ -15,7 +15,7 @@ from torch import nn
 
 from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
 from moegeo_cli.replay.pairs import SOURCE, TARGET
-from moegeo_cli.replay.routers import Router
+from moegeo_cli.routers.finding import Router
 
 CATEGORICAL = ("categorical", "token")
 

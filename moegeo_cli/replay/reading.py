@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.replay.routers import Router
+from moegeo_cli.routers.finding import Router
 
 # Two computations of one product differ by rounding: share of the largest logit.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05

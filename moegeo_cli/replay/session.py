@@ -44,9 +44,9 @@ from moegeo_cli.replay.out_of_memory import is_out_of_memory
 from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterTrace, make_traces
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
-from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.sharing import collect, share_batches
 from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.routers.finding import Router
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
 UNGROUPED = "strides should be multiple of 16 bytes"

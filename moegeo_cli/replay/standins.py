@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.probes import Sample
-from moegeo_cli.replay.expert_blocks import ExpertBlock
 from moegeo_cli.replay.plan import RouterTrace
-from moegeo_cli.replay.routers import Router
 from moegeo_cli.replay.samples import as_batch
+from moegeo_cli.routers.finding import Router
 
 
 class StandIn(nn.Module, ABC):

@@ -30,7 +30,7 @@ from moegeo_cli.errors import (
     UnsafeFileError,
     UnsupportedLayoutError,
 )
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.models.loading import load_model
 from moegeo_cli.reports.inspection import print_inspection
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, run_of, write
 from tests.tiny_models import save_tiny
@@ -123,7 +123,7 @@ import sys
 from pathlib import Path
 sys.modules["peft"] = None
 import torch
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.models.loading import load_model
 model = load_model(Path(sys.argv[1]), torch.device("cpu"), torch.float32)
 print(*model(input_ids=torch.arange(20)[None]).logits[0, -1].tolist())
 """

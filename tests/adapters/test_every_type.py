@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.errors import UnsupportedLayoutError
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.models.loading import load_model
 from tests.adapters.files import randomise
 from tests.architectures.test_every_type import TYPES
 from tests.architectures.zoo import save_tiny

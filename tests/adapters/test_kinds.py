@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from moegeo_cli.checkpoints.effective import EffectiveWeights, open_effective
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
-from moegeo_cli.measurement.filling import fill_tree
+from moegeo_cli.models.tree import fill_tree
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, write
 from tests.tiny_models import build_tiny
 
@@ -132,7 +132,7 @@ def unmerged(folder: Path, prefix: str, model_type: str = "qwen3_moe", **options
 def test_an_adapter_within_the_weights(
     prefix: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    from moegeo_cli.replay.loading import load_model
+    from moegeo_cli.models.loading import load_model
 
     files = unmerged(tmp_path, prefix, **options)
     device = torch.device("cpu")

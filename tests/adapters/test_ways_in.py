@@ -16,8 +16,8 @@ from torch import nn
 from moegeo_cli import analyze, capture_routers, check, experts, inspect, routing
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.errors import UnsupportedLayoutError
-from moegeo_cli.measurement.filling import fill_tree
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.tree import fill_tree
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, beside, edit, randomise, write
 from tests.adapters.test_adapters import measure, numbers
 from tests.end_to_end.test_uneven_layers import prune

@@ -17,8 +17,8 @@ from moegeo_cli import analyze, invariance
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedArchitectureError
 from moegeo_cli.geometry.dead import tokens_for_power
-from moegeo_cli.measurement.models import Models
-from moegeo_cli.measurement.probe import default_tokens
+from moegeo_cli.measuring.probe import default_tokens
+from moegeo_cli.models.given import Models
 from tests.architectures import oracle
 from tests.architectures.table import PAGE, row, write_probe
 from tests.architectures.zoo import save_tiny

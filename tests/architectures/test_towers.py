@@ -38,7 +38,7 @@ def test_ernie_stores_its_routers_transposed_and_two_a_layer(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_run_of_a_thinker_with_a_talker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its second checkpoint and its fresh initialisations are the thinker's as well."""
-    monkeypatch.setattr("moegeo_cli.measurement.run.FRESH_INITIALISATIONS", 2)
+    monkeypatch.setattr("moegeo_cli.measuring.run.FRESH_INITIALISATIONS", 2)
     run = tmp_path / "run"
     for step in (1, 2):
         save_tiny("qwen3_omni_moe", run / f"checkpoint-{step}", seed=step)

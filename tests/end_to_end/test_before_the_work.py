@@ -22,8 +22,8 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def meet(*arguments: object, **named: object) -> None:
         raise AssertionError("measured before the options were checked")
 
-    for module in ("api_analyze", "api_compare"):
-        monkeypatch.setattr(f"moegeo_cli.{module}.measure_path", meet)
+    for name in ("analyze", "compare"):
+        monkeypatch.setattr(f"moegeo_cli.commands.{name}.api.measure_path", meet)
 
 
 @pytest.mark.usefixtures("idle")
@@ -51,7 +51,7 @@ def test_one_large_probe_for_runs_of_two_sizes(
     tmp_path: Path, moegeo: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each run by itself would take another part of the probe: more experts need more tokens."""
-    from moegeo_cli.measurement import probe as probes
+    from moegeo_cli.measuring import probe as probes
 
     monkeypatch.setattr(probes, "MINIMUM_TOKENS", 64)
     monkeypatch.setattr(probes, "tokens_for_power", lambda experts, *rest: 50 * experts)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from moegeo_cli.checkpoints.opening import open_weights
+from moegeo_cli.models.loading import load_model, swap_weights
 from moegeo_cli.probes.tokenizing import tokenizer_sha256
-from moegeo_cli.replay.loading import load_model, swap_weights
 from tests.end_to_end.conftest import Outcome
 from tests.probes.conftest import CORPUS, save_tokenizer
 from tests.sharding import TYPES, save_fsdp, save_ranks, save_state

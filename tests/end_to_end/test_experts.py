@@ -250,7 +250,7 @@ def test_streamed_layers_give_what_the_whole_model_gives(
     build_tiny(model_type, 2).save_pretrained(tmp_path)
     whole = experts(tmp_path, probe=probe)
     if memory:  # so tight that a layer's experts come some at a time
-        from moegeo_cli.replay.layer_stream import LayerStream
+        from moegeo_cli.models.streaming.layer_stream import LayerStream
 
         plain = LayerStream.open
         monkeypatch.setattr(LayerStream, "open", lambda self, size: plain(self, 1))

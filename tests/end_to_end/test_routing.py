@@ -168,8 +168,8 @@ def test_planted_domains_are_found_and_dealt_ones_are_not(
 
 def permuted(model: Any, seed: int) -> list[np.ndarray]:
     """Renumber the experts of every layer; the expert that now has each number."""
-    from moegeo_cli.replay.routers import find_routers
-    from moegeo_cli.replay.transformations import permute_experts
+    from moegeo_cli.commands.invariance.transformations import permute_experts
+    from moegeo_cli.routers.finding import find_routers
 
     routers = find_routers(model)
     before = [r.weight_ED.detach().clone() for r in routers]

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from moegeo_cli import analyze, experts, routing
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.errors import MoegeoError, ShapeError, UsageError
-from moegeo_cli.replay.loading import load_model
-from moegeo_cli.replay.uneven_loading import load_uneven
+from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.uneven_loading import load_uneven
 from tests.reference import router_metrics
 
 TOLERANCE = 1e-4

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moegeo_cli.checkpoints.opening import open_weights
-from moegeo_cli.replay.damage import Damage, find_damage
-from moegeo_cli.replay.loading import load_model, swap_weights
-from moegeo_cli.replay.model_config import auto_class
-from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.models.damage import Damage, find_damage
+from moegeo_cli.models.loading import load_model, swap_weights
+from moegeo_cli.models.model_config import auto_class
+from moegeo_cli.routers.finding import find_routers
 from tests.command import call
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.tiny_models import CONFIGS

@@ -15,11 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from moegeo_cli import analyze, capture_routers, experts, routing
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.replay.layer_stream import LayerStream
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.streaming.layer_stream import LayerStream
 from moegeo_cli.replay.plan import Plan
-from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.session import replay
+from moegeo_cli.routers.finding import find_routers
 from tests.own import looped, models
 from tests.tiny_models import save_tiny
 

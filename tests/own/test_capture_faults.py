@@ -169,7 +169,7 @@ def test_a_fault_of_moegeo_in_a_later_pass_keeps_the_passes_before(
 
 def test_a_replay_still_hears_the_fault() -> None:
     from moegeo_cli.errors import UnsupportedArchitectureError
-    from moegeo_cli.replay.routers import find_routers
+    from moegeo_cli.routers.finding import find_routers
 
     model = build(Answer, by_place, lambda o: o.y)
     reading.RouterTap(find_routers(model, pattern="gate")[0], lambda call: None)

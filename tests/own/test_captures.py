@@ -18,11 +18,11 @@ from safetensors.torch import load_file, save_file
 from moegeo_cli import analyze, capture_routers, experts
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.errors import OutputError, ProbeError, UnsupportedArchitectureError, UsageError
+from moegeo_cli.expert_functions.blocks import find_experts
 from moegeo_cli.records import CheckpointRecord, RunRecord
-from moegeo_cli.replay.expert_blocks import find_experts
 from moegeo_cli.replay.reading import RouterTap
-from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.reports import json_report
+from moegeo_cli.routers.finding import find_routers
 from tests.architectures import oracle
 from tests.architectures.table import write_probe
 from tests.architectures.test_every_type import TYPES

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from moegeo_cli import analyze
-from moegeo_cli.measurement.serving import serve
+from moegeo_cli.measuring.serving import serve
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.reports import render
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from moegeo_cli.replay.conversion import (
+from moegeo_cli.models.conversion import (
     build_skeleton,
     convert_into,
     indexes_experts,
     quiet_transformers,
     trace_sources,
 )
-from moegeo_cli.replay.loading import load_model
+from moegeo_cli.models.loading import load_model
 from tests.architectures.zoo import save_tiny
 
 CPU = torch.device("cpu")

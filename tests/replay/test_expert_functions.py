@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from moegeo_cli.geometry.jacobian import alignment_ratio
-from moegeo_cli.replay.expert_blocks import ExpertBlock, find_experts
-from moegeo_cli.replay.expert_functions import CalledExpert, Experts, open_experts
-from moegeo_cli.replay.expert_jacobians import (
+from moegeo_cli.expert_functions.blocks import ExpertBlock, find_experts
+from moegeo_cli.expert_functions.functions import CalledExpert, Experts, open_experts
+from moegeo_cli.expert_functions.jacobians import (
     PairProducts,
     leading_singular_values,
     mean_products,
     pair_products,
 )
-from moegeo_cli.replay.expert_surgery import match_neurons, merge, restored, silence
-from moegeo_cli.replay.routers import find_routers
+from moegeo_cli.expert_functions.surgery import match_neurons, merge, restored, silence
+from moegeo_cli.geometry.jacobian import alignment_ratio
+from moegeo_cli.routers.finding import find_routers
 from tests.architectures.zoo import tiny_config
 from tests.tiny_models import build_tiny
 
@@ -116,7 +116,7 @@ def all_products(experts: Experts, x_TD: torch.Tensor, directions: int | None) -
 def test_alignments_are_those_of_whole_jacobians(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moegeo_cli.replay.expert_jacobians.BUFFER_BYTES", 2**18)  # many chunks
+    monkeypatch.setattr("moegeo_cli.expert_functions.jacobians.BUFFER_BYTES", 2**18)  # many chunks
     experts, x_ND = open_block(build(model_type))
     flat = torch.stack([
         torch.stack([oracle_jacobian(experts.block, e, x).flatten() for x in x_ND])
@@ -167,7 +167,7 @@ def test_singular_values_are_those_of_the_jacobian(
     whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not whole:  # the range finder finds all directions of a Jacobian this small
-        monkeypatch.setattr("moegeo_cli.replay.expert_jacobians.EXACT_SPECTRUM", 1)
+        monkeypatch.setattr("moegeo_cli.expert_functions.jacobians.EXACT_SPECTRUM", 1)
     experts, x_ND = open_block(build("mixtral"))
     few = x_ND[:3]
     values, norms = leading_singular_values(experts.at(2, few), 3, experts.width, 0)

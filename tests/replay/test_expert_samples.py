@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from moegeo_cli.replay import expert_samples
-from moegeo_cli.replay.expert_samples import (
+from moegeo_cli.commands.routing import expert_samples
+from moegeo_cli.commands.routing.expert_samples import (
     NO_EXPERTS,
     ExpertSample,
     find_expert_weights,
     sample_weights,
 )
-from moegeo_cli.replay.routers import find_routers
-from moegeo_cli.replay.sources import StreamedModels
+from moegeo_cli.models.sources import StreamedModels
+from moegeo_cli.routers.finding import find_routers
 from tests.architectures.zoo import tiny_config
 from tests.tiny_models import build_tiny
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from moegeo_cli.commands.routing import generation
+from moegeo_cli.commands.routing.generation import continue_prompts
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.replay import generation
-from moegeo_cli.replay.generation import continue_prompts
 from tests.end_to_end.conftest import random_ids
 from tests.tiny_models import build_tiny
 

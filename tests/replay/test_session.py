@@ -11,11 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.replay.loading import load_model, swap_weights
+from moegeo_cli.models.loading import load_model, swap_weights
 from moegeo_cli.replay.plan import Plan
 from moegeo_cli.replay.reading import RouterCall, verify_call
-from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.session import replay
+from moegeo_cli.routers.finding import find_routers
 from tests.tiny_models import CONFIGS, save_tiny
 
 CPU = torch.device("cpu")

@@ -21,15 +21,15 @@ from moegeo_cli.errors import (
     ShapeError,
     UsageError,
 )
-from moegeo_cli.measurement.settings import parse_bytes
+from moegeo_cli.models.loading import load_model, read_ahead
+from moegeo_cli.models.memory.streamed import Sizes, plan_stream
+from moegeo_cli.models.streaming.layer_stream import LayerStream
+from moegeo_cli.models.streaming.streamed import streamed
 from moegeo_cli.replay.batches import carries_state
-from moegeo_cli.replay.layer_stream import LayerStream
-from moegeo_cli.replay.loading import load_model, read_ahead
-from moegeo_cli.replay.memory import Sizes, plan_stream
 from moegeo_cli.replay.plan import Plan, Replay
-from moegeo_cli.replay.routers import find_routers
 from moegeo_cli.replay.session import replay
-from moegeo_cli.replay.streamed import streamed
+from moegeo_cli.routers.finding import find_routers
+from moegeo_cli.settings import parse_bytes
 from tests.architectures.test_every_type import PAIRS, TOWERS, TYPES
 from tests.architectures.zoo import save_tiny
 
@@ -214,7 +214,7 @@ def test_memory_that_runs_out_in_a_layer_is_not_a_broken_checkpoint(
     def full(*_: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr("moegeo_cli.replay.layer_files.convert_into", full)
+    monkeypatch.setattr("moegeo_cli.models.streaming.layer_files.convert_into", full)
     with pytest.raises(ResourceError, match="one sequence at a time"):
         run(stream.model, tmp_path, streamed(stream, 2000))
 
@@ -227,7 +227,7 @@ def test_files_larger_than_the_cache_are_not_read_ahead(
     thread = read_ahead([file])
     assert thread is not None
     thread.join()
-    monkeypatch.setattr("moegeo_cli.replay.loading.free_bytes", lambda device: 1500)
+    monkeypatch.setattr("moegeo_cli.models.loading.free_bytes", lambda device: 1500)
     assert read_ahead([file]) is None
 
 

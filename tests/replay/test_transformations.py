@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.replay.residual import NotApplicable
-from moegeo_cli.replay.routers import find_routers
-from moegeo_cli.replay.transformations import TRANSFORMATIONS
+from moegeo_cli.commands.invariance.residual import NotApplicable
+from moegeo_cli.commands.invariance.transformations import TRANSFORMATIONS
+from moegeo_cli.routers.finding import find_routers
 from tests.tiny_models import CONFIGS, build_tiny
 
 # DeepSeek's groups see a constant on the selection bias; the others allow everything.

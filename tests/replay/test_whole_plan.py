@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from moegeo_cli import analyze
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import ResourceError, UsageError
-from moegeo_cli.measurement import provenance
-from moegeo_cli.measurement.expert_settings import ExpertSettings
-from moegeo_cli.measurement.routing_settings import RoutingSettings
-from moegeo_cli.replay.filling import fill_model, open_skeleton
-from moegeo_cli.replay.loading import load_model
-from moegeo_cli.replay.machine import cgroup_rooms
+from moegeo_cli.measuring import provenance
+from moegeo_cli.models.filling import fill_model, open_skeleton
+from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.memory.machine import cgroup_rooms
+from moegeo_cli.models.memory.whole import WholePlanner, weight_bytes
 from moegeo_cli.replay.plan import Plan
-from moegeo_cli.replay.whole_plan import WholePlanner, weight_bytes
 from tests.architectures.zoo import save_tiny
 from tests.end_to_end.conftest import random_ids, write_probe
 
@@ -85,8 +85,8 @@ def test_without_a_bound_the_machine_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_tiny("mixtral", tmp_path)
-    monkeypatch.setattr("moegeo_cli.measurement.fitting.free_bytes", lambda device: 1000)
-    monkeypatch.setattr("moegeo_cli.replay.sources.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("moegeo_cli.models.fitting.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("moegeo_cli.models.sources.free_bytes", lambda device: 1000)
     probe = write_probe(tmp_path / "probe.jsonl", random_ids([16] * 4))
     with pytest.raises(ResourceError, match="does not fit this machine") as error:
         analyze(tmp_path, probe=probe, baseline="none", cache=False)
@@ -136,6 +136,6 @@ def test_the_device_that_auto_means_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert provenance.deciding_device("auto") == "cpu"
     monkeypatch.setattr(provenance, "may_have_accelerator", lambda: True)
     monkeypatch.setattr(
-        "moegeo_cli.replay.loading.resolve_device", lambda name: torch.device("cuda", 0)
+        "moegeo_cli.models.loading.resolve_device", lambda name: torch.device("cuda", 0)
     )
     assert provenance.deciding_device("auto") == "cuda"

@@ -82,7 +82,7 @@ def test_every_format_says_what_was_found(moegeo: Run, lost: Path, form: str) ->
 def test_a_second_run_reads_nothing_and_a_new_checkpoint_alone(
     moegeo: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moegeo_cli.triage import run as module
+    from moegeo_cli.commands.check import run as module
 
     run = save_run(tmp_path / "run", "qwen3_moe", (0, 100, 200))
     (run / "checkpoint-200").rename(tmp_path / "later")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.planted import CASES, Case, find
-from moegeo_cli.triage.judging import FILE_RULES
+from moegeo_cli.commands.check.judging import FILE_RULES
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.words)

@@ -15,7 +15,7 @@ from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.routers import find_router_tensors
-from moegeo_cli.triage.reading import MoELayer, read_layers
+from moegeo_cli.commands.check.reading import MoELayer, read_layers
 from tests.tiny_models import save_tiny
 
 FORMS = Path(__file__).parents[1] / "forms" / "files"

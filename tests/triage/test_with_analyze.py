@@ -137,7 +137,7 @@ def test_files_decide_what_they_know_better() -> None:
 def test_files_are_read_after_everything_that_is_refused_at_once(
     tmp_path: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moegeo_cli.triage import run as module
+    from moegeo_cli.commands.check import run as module
 
     run = save_run(tmp_path / "run", "mixtral", (0,))
     monkeypatch.setattr(module, "sum_checkpoint", lambda *a, **b: pytest.fail("read too soon"))
@@ -150,7 +150,7 @@ def test_files_are_read_after_everything_that_is_refused_at_once(
 def test_files_that_cannot_be_read_are_a_reason_and_no_error(
     tmp_path: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moegeo_cli.triage import run as module
+    from moegeo_cli.commands.check import run as module
 
     def refuse(*arguments: Any, **options: Any) -> None:
         raise MoegeoError("a file went away")

@@ -1,0 +1,1 @@
+"""`analyze`: a run's checkpoints measured, with their history and baseline, and judged."""

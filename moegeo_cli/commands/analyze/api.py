@@ -1,0 +1,100 @@
+"""`analyze` of the Python API: measure a run, judge it, recommend what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Unpack
+
+from moegeo_cli.commands.analyze.lenses import lens_notes
+from moegeo_cli.commands.analyze.opening import add_notes, measure_path
+from moegeo_cli.commands.check.api import check_files
+from moegeo_cli.commands.check.run import FilesChecked
+from moegeo_cli.commands.compare.measure import pair_losses
+from moegeo_cli.errors import UsageError
+from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.measuring.probe import default_tokens
+from moegeo_cli.measuring.run import Listener
+from moegeo_cli.models.given import choose_models
+from moegeo_cli.options import Analyze, Chosen, Model, Storage, part, takes
+from moegeo_cli.records import Metric, RunRecord
+from moegeo_cli.settings import Settings, settings_of
+from moegeo_cli.verdict import judge, load_thresholds, recommend
+from moegeo_cli.verdict.interventions import check_framework
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
+
+
+@keeps_global_state
+@takes(Analyze)
+def analyze(
+    path: Path | str,
+    *,
+    progress: Listener | None = None,
+    ranks: Ranks | None = None,
+    **options: Unpack[Analyze],
+) -> RunRecord:
+    """Measure the checkpoints of a run, judge the run, and recommend what to change.
+
+    Args:
+        path: one checkpoint, or a folder of them.
+        progress: is called as checkpoints are measured.
+        ranks: who shares the probe, on rank 0 (the others serve); None for this process alone.
+        options: see below.
+
+    Returns:
+        The run with its checkpoints, verdict and interventions.
+
+    Raises:
+        MoegeoError: bad input, by its subclasses; `errors.py` lists them.
+    """
+    limits = load_thresholds(options["thresholds"])
+    check_framework(options["framework"])
+    settings = settings_of(Settings, options)
+    captures, reference = options["captures"], options["reference"]
+    models = choose_models(captures=captures, **part(Model, options))
+    if captures is not None and (options["fisher"] == "adam" or options["baseline"] == "init"):
+        raise UsageError(
+            "routers alone have neither an optimizer's state nor fresh initialisations",
+            found="--captures with --fisher adam"
+            if options["fisher"] == "adam"
+            else "--captures with --baseline init",
+            hint="use --fisher categorical, and --baseline STEP, PATH or none",
+        )
+    max_tokens = options["max_tokens"]
+    if max_tokens is None and reference is not None:  # paired: both need the same draw
+        max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
+    shared: dict[str, Any] = {
+        "models": models, "settings": settings, "probe": options["probe"],
+        "max_tokens": max_tokens, "progress": progress, "ranks": ranks, **part(Storage, options),
+    }  # fmt: skip
+    chosen = part(Chosen, options)
+    told: list[FilesChecked] = []
+    measured = measure_path(
+        path, baseline=options["baseline"], **chosen, **shared,
+        before=lambda: told.append(
+            check_files(path, models, limits, progress=progress, **chosen, **part(Storage, options))
+        ),
+    )  # fmt: skip
+    [files] = told
+    run = measured.record
+    other: RunRecord | None = None
+    losses: dict[str, Metric] = {}
+    if reference is not None:
+        healthy = measure_path(reference, baseline=None, **shared)
+        other = judge(healthy.record, policy=options["policy"], thresholds=limits)
+        losses = pair_losses(measured, healthy, settings)
+    settings_said = {
+        **run.settings,
+        "policy": options["policy"],
+        "reference": None if reference is None else Path(reference).name,
+    }
+    run = dataclasses.replace(run, settings=settings_said)
+    lenses = measured.lenses()
+    run = add_notes(run, lens_notes(lenses[run.newest.path]))
+    run = judge(run, reference=other, policy=options["policy"], thresholds=limits,
+                paired_losses=losses, lenses=lenses, files=files.outcomes)  # fmt: skip
+    assert run.verdict is not None
+    advice = recommend(run, run.verdict.findings, options["framework"])
+    return dataclasses.replace(run, interventions=advice)

@@ -1,0 +1,88 @@
+"""What further commands measured of a checkpoint, kept with the run's other measurements.
+
+One file a lens, checkpoint, model code, probe and settings: a result takes the place of one that
+was measured alike, and of no other; the widest is judged. A file holds what was measured and no
+judgement, and not the E × E matrices, which no rule reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.models.given import Models
+from moegeo_cli.records import RunRecord, from_dict, to_dict
+from moegeo_cli.records.facts import RunFacts
+from moegeo_cli.records.lenses import LENSES, Lenses, LensRecord, absent, command, damaged
+from moegeo_cli.store.cache import Store, entry_key
+
+# Where a lens can measure nothing of a checkpoint.
+STATE_HINT = "`moegeo analyze` says what state its routers and experts are in"
+
+
+def lens_key(lens: str, fingerprint: str, models: Models) -> str:
+    """What the names of all of a lens's measurements of a checkpoint begin with."""
+    parts = {"lens": lens, "fingerprint": fingerprint, "model": models.identity}
+    return f"{lens}-{entry_key(parts)}"
+
+
+def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> None:
+    """Keep what a lens measured of the checkpoint that its record names by its fingerprint."""
+    layers: Any = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
+    bare = dataclasses.replace(record, layers=layers, findings=(), interventions=(), checks=())
+    alike = entry_key({"settings": dict(record.settings), "probe": record.probe.get("sha256")})
+    store.save_json(f"{lens_key(lens, record.fingerprint, models)}-{alike[:12]}", to_dict(bare))
+
+
+def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
+    """What is kept of a checkpoint, by lens; in its place why there is nothing that counts."""
+    found: dict[str, LensRecord | str] = {}
+    for lens, kind in LENSES.items():
+        names = store.list_json(lens_key(lens, fingerprint, models))
+        records: list[LensRecord] = []
+        for name in names:  # the earliest first: of two that are as wide, the later counts
+            try:
+                document = store.load_json(name)
+                records += [] if document is None else [from_dict(kind, document)]
+            except ValueError:
+                continue
+        widest = max(reversed(records), key=_width, default=None)
+        found[lens] = widest or (damaged if names else absent)(lens)
+    return found
+
+
+def _width(record: LensRecord) -> tuple[int, int]:
+    """How much of a checkpoint a record is of: routers first, then tokens of the probe."""
+    return record.coverage.routers_measured, int(record.probe.get("tokens") or 0)
+
+
+def describe_run(checkpoint: CheckpointFolder, architecture: Architecture) -> RunRecord:
+    """What advice is fitted to, of a checkpoint by itself: its framework and training settings."""
+    trained = read_training(checkpoint)
+    about: RunFacts = {
+        "framework": trained.framework,
+        "model_type": architecture.model_type,
+        "scoring": architecture.scoring,
+        "training": dict(trained.settings),
+        "log": [dict(entry) for entry in trained.log],
+    }
+    return RunRecord.of_facts(about)
+
+
+def lens_notes(lenses: Lenses) -> list[str]:
+    """What a run's report says of the records that its verdict rests on."""
+    notes = []
+    for lens, record in lenses.items():
+        if isinstance(record, str):
+            notes += [record] if record == damaged(lens) else []
+            continue
+        coverage, probe = record.coverage, record.probe
+        notes.append(
+            f"checks of `{command(lens)}` rest on its widest run on this checkpoint: "
+            f"{coverage.routers_measured} of {coverage.routers_found} routers, probe "
+            f"{probe.get('source')}, {probe.get('tokens'):,} tokens"
+        )
+    return notes

@@ -1,0 +1,1 @@
+"""`check`: what the files alone tell."""

@@ -1,0 +1,252 @@
+"""What is kept of one checkpoint: the sums of its layers, and digests of all its other tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.checkpoints.accounting import FLOATS
+from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config
+from moegeo_cli.checkpoints.effective import EffectiveWeights, open_effective
+from moegeo_cli.checkpoints.inspection import Describer, Filler
+from moegeo_cli.checkpoints.misplaced import layer_path
+from moegeo_cli.checkpoints.routers import (
+    RouterTensors,
+    check_routers,
+    find_router_tensors,
+)
+from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.checkpoints.uneven import with_own_experts
+from moegeo_cli.commands.check.layer_sums import LayerSums
+from moegeo_cli.commands.check.reading import MoELayer, digest_names, first_rows, read_layers
+from moegeo_cli.commands.check.summing import sum_layer
+from moegeo_cli.errors import MoegeoError
+from moegeo_cli.geometry.fresh import MOST_ROWS, pool, row_alignment
+
+ATTENTION_READ = 16
+_ATTENTION = re.compile(r"attn|attention|(?:^|\.)mixer\.|conv1d|(?:^|\.)mamba")
+_NORM = re.compile(r"norm\w*\.weight$|(?:^|\.)ln_\w+\.weight$")
+_NORM_BEFORE = re.compile(
+    r"(?:post_attention_layernorm|pre_feedforward_layernorm|ffn_norm|pre_mlp_layernorm|ln_2|norm_2"
+    r"|norm2)\.weight$"
+)
+_LOADS = re.compile(r"(?:tokens_per_expert|expert_loads?|expert_counts?|expert_usage)\w*$")
+_FREEZE = re.compile(r"(?:freez|frozen)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSums:
+    """One checkpoint, in plain values.
+
+    Attributes:
+        quick: whether routers, biases and vectors alone were read.
+        layers: its routers' sums, by layer.
+        rest: every other tensor -> (kind, number of elements, digest); kind is "attention" or
+            "other". With `quick`, vectors alone.
+        fresh: whether all norm weights are constant, as before the first step of training; None
+            where there are none.
+        facts: of the architecture: model_type, experts, top_k, scoring, renormalised, balance_key.
+        elements: number of weights of "router" and "experts".
+        frozen_by: what config.json or an adapter says of frozen weights, in words.
+        scheme: forms of quantisation.
+        bytes_read: how much was read.
+        notes: what to know of how it was read.
+        fraction: share of the planned training that is done; None where the files do not say.
+        alignment: `row_alignment` of attention's matrices, pooled over at most `ATTENTION_READ` of
+            them; None where there are none, and with `quick`.
+    """
+
+    quick: bool
+    layers: tuple[LayerSums, ...]
+    rest: Mapping[str, tuple[str, int, str]]
+    fresh: bool | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    elements: Mapping[str, int] = field(default_factory=dict)
+    frozen_by: tuple[str, ...] = ()
+    scheme: tuple[str, ...] = ()
+    bytes_read: int = 0
+    notes: tuple[str, ...] = ()
+    fraction: float | None = None
+    alignment: float | None = None
+
+
+def sum_checkpoint(
+    checkpoint: CheckpointFolder,
+    *,
+    quick: bool,
+    models: Describer | None = None,
+    advance: Callable[[int], object] | None = None,
+    fill: Filler | None = None,
+) -> CheckpointSums:
+    """Read a checkpoint once, and keep what findings and tables need.
+
+    Args:
+        checkpoint: a complete checkpoint.
+        quick: routers, biases and vectors alone.
+        models: says what a user's own model is; None for transformers'.
+        advance: hears of each part that was read, in bytes.
+        fill: says how a config's module tree is filled, for adapters.
+
+    Raises:
+        MoegeoError: a dense model, a router missing from the files, damage, an adapter that is
+            not merged.
+    """
+    own = models is not None and models.own
+    trace = None if own or fill is None else partial(fill, checkpoint.config_folder)
+    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own, trace=trace)
+    index.resolve()
+    config, architecture = _describe(checkpoint, models)
+    if architecture is not None and not own and index.obstacle is None:
+        architecture = with_own_experts(index, architecture)
+    routers, notes = _routers(index, architecture, models if own else None)
+    by_layer: dict[str, list[str]] = {}
+    for name in index.names():
+        by_layer.setdefault(layer_path(name), []).append(name)
+    sums, taken, elements = [], set(), {"router": 0, "experts": 0}
+    heard = 0
+
+    def tell() -> None:
+        nonlocal heard
+        if advance is not None:
+            advance(index.bytes_read - heard)
+        heard = index.bytes_read
+
+    for layer in read_layers(index, routers, architecture):
+        beside = by_layer.get(layer_path(layer.router.module), [])
+        norm, loads = _beside(index, beside, _NORM_BEFORE), _beside(index, beside, _LOADS)
+        sums.append(sum_layer(layer, architecture, quick=quick, norm_D=norm, loads=loads))
+        router_names, expert_names = _names_of(layer)
+        taken |= {*router_names, *expert_names, *(n for n in beside if _LOADS.search(n))}
+        elements["router"] += sum(index.info(n).elements for n in router_names)
+        elements["experts"] += sum(index.info(n).elements for n in expert_names)
+        tell()
+    rest = {}
+    for name in index.names():
+        if name in taken or (quick and len(index.shape(name)) > 1):
+            continue
+        kind = "attention" if _ATTENTION.search(name) else "other"
+        rest[name] = (kind, index.info(name).elements, digest_names(index, [name]))
+        tell()
+    attention = [n for n, held in rest.items() if held[0] == "attention"]
+    alignment = None if quick else _alignment(index, attention)
+    tell()
+    return CheckpointSums(
+        quick=quick,
+        layers=tuple(sums),
+        rest=rest,
+        fresh=_is_fresh(index, [n for n in rest if _NORM.search(n)]),
+        facts=_facts(config, architecture),
+        elements=elements,
+        frozen_by=_frozen_by(config, index),
+        scheme=index.record.scheme,
+        bytes_read=index.bytes_read,
+        notes=notes,
+        fraction=read_training(checkpoint).fraction,
+        alignment=alignment,
+    )
+
+
+def _alignment(index: EffectiveWeights, names: Sequence[str]) -> float | None:
+    """How far the rows of some matrices, the first ones of each, are from random directions."""
+    matrices = [n for n in names if len(index.shape(n)) == 2 and index.dtype(n) in FLOATS]
+    chosen = matrices[:: max(1, -(-len(matrices) // ATTENTION_READ))]
+    scores = [row_alignment(first_rows(index, name, MOST_ROWS)) for name in chosen]
+    return pool([score for score in scores if score is not None])
+
+
+def _describe(
+    checkpoint: CheckpointFolder, models: Describer | None
+) -> tuple[dict[str, Any], Architecture | None]:
+    if models is not None and models.own:
+        return models.describe(checkpoint.path)
+    config = read_config(checkpoint.config_folder)
+    return config, describe_architecture(config, refuse=False)
+
+
+def _routers(
+    index: EffectiveWeights, architecture: Architecture | None, models: Describer | None
+) -> tuple[list[RouterTensors], tuple[str, ...]]:
+    """The language model's routers. What no model can be given is still checked, with a note."""
+    if models is not None and architecture is not None:
+        return list(models.routers(index, architecture)), ()
+    notes: list[str] = []
+    assert architecture is not None
+    if architecture.refused:
+        notes.append(f"{architecture.text_type}: {architecture.refused}")
+    obstacle = index.obstacle
+    found = [r for r in find_router_tensors(index, architecture) if r.main]
+    if obstacle is not None and found:
+        notes.append(f"{obstacle.message}; bytes alone are compared where values are not known")
+        return found, tuple(notes)
+    try:
+        return list(check_routers(index, architecture)), tuple(notes)
+    except MoegeoError as error:
+        if not found or not architecture.refused:
+            raise
+        notes.append(error.message)
+        return found, tuple(notes)
+
+
+def _names_of(layer: MoELayer) -> tuple[set[str], set[str]]:
+    own = layer.router
+    routers = {n for n in (own.weight, own.bias, own.selection_bias) if n is not None}
+    return routers, {t.name for held in layer.experts.values() for t in held}
+
+
+def _beside(
+    index: EffectiveWeights, names: Sequence[str], pattern: re.Pattern[str]
+) -> np.ndarray[Any, Any] | None:
+    """A vector of a layer, by a pattern of its name; None where there is none."""
+    for name in names:
+        if pattern.search(name) and len(index.shape(name)) == 1:
+            try:
+                return np.asarray(index.read(name), dtype=np.float32)
+            except MoegeoError:
+                return None
+    return None
+
+
+def _is_fresh(index: EffectiveWeights, norms: Sequence[str]) -> bool | None:
+    """Whether every norm weight has one value alone, as initialisations give them."""
+    told = False
+    for name in norms:
+        if len(index.shape(name)) != 1 or index.dtype(name) not in FLOATS:
+            continue
+        values = index.read(name)
+        if values.size < 2:
+            continue
+        told = True
+        if (values != values[0]).any():
+            return False
+    return True if told else None
+
+
+def _facts(config: Mapping[str, Any], architecture: Architecture | None) -> dict[str, Any]:
+    if architecture is None:
+        return {"model_type": str(config.get("model_type") or "unknown")}
+    return {
+        "model_type": architecture.model_type,
+        "experts": architecture.experts,
+        "top_k": architecture.top_k,
+        "scoring": architecture.scoring,
+        "renormalised": architecture.selection.renormalised,
+        "hash_layers": list(architecture.hash_layers),
+    }
+
+
+def _frozen_by(config: Mapping[str, Any], index: EffectiveWeights) -> tuple[str, ...]:
+    """What says that weights were frozen on purpose."""
+    found = []
+    if index.record.adapter is not None:
+        found.append(index.record.adapter)
+    for part in (config, *(v for v in config.values() if isinstance(v, Mapping))):
+        for key, value in part.items():
+            if _FREEZE.search(str(key)) and value not in (False, None, 0, "", [], {}):
+                found.append(f"config.json: {key} = {value!r}"[:120])
+    return tuple(dict.fromkeys(found))

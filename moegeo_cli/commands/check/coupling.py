@@ -1,0 +1,60 @@
+"""What is kept of router and experts together: which row each expert answers to most.
+
+Legend: E experts, D width of the router's input.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moegeo_cli.commands.check.reading import MoELayer, Piece
+from moegeo_cli.geometry.coupling import row_reach
+
+NAME = "coupling"
+_LAST = re.compile(r"down|w2|out(?:put)?_|fc2|_bias|dense_4h_to_h|wo\b|c_proj")
+
+
+class Coupling:
+    """The row of the router that passes most strongly through each expert's first projection.
+
+    `result` gives {"largest": E numbers}; None for an expert whose first projection is not known:
+    no matrix takes inputs of the router's width, a square one does not say which side does, or
+    values are not finite.
+    """
+
+    name: ClassVar[str] = NAME
+    version: ClassVar[int] = 1
+
+    def __init__(self, layer: MoELayer) -> None:
+        """Begin with a layer."""
+        self.rows_ED = layer.weight_ED
+        self.reach: dict[int, np.ndarray] = {}
+        self.unknown: set[int] = set()
+        self.count = max(layer.experts, default=-1) + 1
+
+    def add(self, piece: Piece) -> None:
+        """Take one weight of one expert."""
+        values, rows_ED = piece.values, self.rows_ED
+        if values is None or values.ndim != 2 or rows_ED is None or _LAST.search(piece.role):
+            return
+        if not np.isfinite(rows_ED).all() or piece.expert in self.unknown:
+            return
+        width = rows_ED.shape[1]
+        fits = [side for side in (0, 1) if values.shape[side] == width]
+        if len(fits) != 1 or not np.isfinite(values).all():
+            if fits:
+                self.unknown.add(piece.expert)
+            return
+        reach_E = row_reach(values if fits == [1] else values.T, rows_ED)
+        self.reach[piece.expert] = self.reach.get(piece.expert, 0.0) + reach_E
+
+    def result(self) -> Any:
+        """The largest row of each expert."""
+        found: list[int | None] = [None] * self.count
+        for expert, reach_E in self.reach.items():
+            if expert not in self.unknown and reach_E.any():
+                found[expert] = int(reach_E.argmax())
+        return {"largest": found}

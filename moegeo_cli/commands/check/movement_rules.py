@@ -1,0 +1,174 @@
+"""Rules about what moves between checkpoints: frozen, and lost at a resume.
+
+All of them compare digests of stored bytes: what they find is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from moegeo_cli.commands.check.history import Entry, Past, Thing
+from moegeo_cli.commands.check.layer_sums import LayerSums
+from moegeo_cli.commands.check.words import by_layer, joined, layers_words, numbers
+from moegeo_cli.records import Evidence, Metric, Threshold
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped
+
+EXACT = Threshold(None, "exact")
+ALONE = Skipped("needs two checkpoints of a run")
+NOT_READ = Skipped("the experts' weights were not read")
+
+
+def router_frozen(past: Past) -> Outcome:
+    """Routers that are equal bit for bit since an earlier checkpoint while other weights moved."""
+    if past.is_first:
+        return ALONE
+    hashed = set(past.now.sums.facts.get("hash_layers") or ())
+    looked = [x for x in past.layers if x.layer not in hashed]
+    held = {x.router: e for x in looked if (e := past.since(("router", x.router))) is not None}
+    if not held or not past.moved:
+        return None
+    found = [x for x in looked if x.router in held]
+    return _frozen(
+        past,
+        f"the router of {_since(found, looked, lambda x: held[x.router])}",
+        found,
+        "The optimizer does not hold it, it has no gradient, or it is frozen on purpose",
+        _count("routers_frozen", len(found)),
+    )
+
+
+def experts_frozen(past: Past) -> Outcome:
+    """Experts that are equal bit for bit since an earlier checkpoint while other weights moved."""
+    if past.is_first:
+        return ALONE
+    if not _read(past.layers):
+        return NOT_READ
+    if not past.moved:
+        return None
+    since: dict[str, dict[int, Entry]] = {}
+    for layer in past.layers:
+        for expert in _working(layer):
+            entry = past.since(("expert", layer.router, expert))
+            if entry is not None:
+                since.setdefault(layer.router, {})[expert] = entry
+    if not since:
+        return None
+    found = [x for x in past.layers if x.router in since]
+    whole = [x for x in found if len(since[x.router]) == len(_working(x))]
+    words = []
+    if whole:
+        words.append(
+            f"all experts of "
+            f"{_since(whole, past.layers, lambda x: _latest(since[x.router].values()))}"
+        )
+    partly = {x.router: sorted(since[x.router]) for x in found if x not in whole}
+    if partly:
+        first = _latest(e for router in partly for e in since[router].values())
+        words.append(f"{by_layer(partly, past.layers)} since {first.name}")
+    causes = "The optimizer does not hold them, or they are frozen on purpose"
+    if partly:
+        causes += (
+            ". An expert that no token reached stays as it is too where there is no weight decay"
+        )
+    count = sum(len(held) for held in since.values())
+    return _frozen(past, " and ".join(words), found, causes, _count("experts_frozen", count))
+
+
+def router_reset(past: Past) -> Outcome:
+    """Routers that have an earlier checkpoint's bytes again, after they had moved."""
+    return _reset(past, past.layers, lambda x: [("router", x.router)], "routers", "routers_reset")
+
+
+def experts_reset(past: Past) -> Outcome:
+    """Experts that have an earlier checkpoint's bytes again, after they had moved."""
+    if not _read(past.layers):
+        return NOT_READ
+    return _reset(
+        past, past.layers, lambda x: [("expert", x.router, e) for e in _working(x)], "experts",
+        "experts_reset",
+    )  # fmt: skip
+
+
+def _frozen(
+    past: Past,
+    what: str,
+    found: Sequence[LayerSums],
+    causes: str,
+    evidence: tuple[Evidence, ...],
+) -> Found:
+    asked = past.now.sums.frozen_by
+    why = f"That is asked for: {asked[0]}" if asked else causes
+    return Found(
+        "info" if asked else "watch",
+        f"equal bit for bit while other weights move: {what}. {why}",
+        numbers(found),
+        evidence,
+        EXACT,
+    )
+
+
+def _reset(
+    past: Past,
+    layers: Sequence[LayerSums],
+    parts: Callable[[LayerSums], list[Thing]],
+    what: str,
+    name: str,
+) -> Outcome:
+    if past.is_first:
+        return ALONE
+    if past.copy_of is not None:
+        return None  # the whole checkpoint is another one's copy, which a note says
+    back: dict[str, dict[Thing, Entry]] = {}
+    for layer in layers:
+        for part in parts(layer):
+            entry = past.back(part)
+            if entry is not None:
+                back.setdefault(layer.router, {})[part] = entry
+    if not back:
+        return None
+    by_source: dict[str, list[LayerSums]] = {}
+    partly: dict[str, list[int]] = {}
+    for layer in layers:
+        held = back.get(layer.router, {})
+        if held and len(held) < len(parts(layer)):
+            partly[layer.router] = [int(str(part[2])) for part in held]
+        for source in sorted({e.name for e in held.values()}):
+            by_source.setdefault(source, []).append(layer)
+    where = joined([f"{layers_words(x, layers)} to {name}" for name, x in by_source.items()])
+    some = f" ({by_layer(partly, layers)})" if partly else ""
+    return Found(
+        "failing",
+        f"{what} went back to an earlier checkpoint's bytes after they had moved: {where}{some}. "
+        "They were lost at a resume, or taken from another file",
+        numbers(x for x in layers if x.router in back),
+        _count(name, sum(len(held) for held in back.values())),
+        EXACT,
+    )
+
+
+def _count(name: str, count: int) -> tuple[Evidence, ...]:
+    return (Evidence(name, Metric(float(count))),)
+
+
+def _since(
+    found: Sequence[LayerSums], of: Sequence[LayerSums], entry_of: Callable[[LayerSums], Entry]
+) -> str:
+    """Layers with the step since which each holds, those of one step together."""
+    groups: dict[str, list[LayerSums]] = {}
+    for layer in found:
+        groups.setdefault(entry_of(layer).name, []).append(layer)
+    return joined([f"{layers_words(held, of)} since {name}" for name, held in groups.items()])
+
+
+def _latest(entries: Iterable[Entry]) -> Entry:
+    return max(entries, key=lambda e: -1 if e.step is None else e.step)
+
+
+def _working(layer: LayerSums) -> list[int]:
+    """Experts that were read and are not off: zeros and masked ones cannot move."""
+    off = {*layer.expert_zero, *layer.masked}
+    return [e for e, digest in enumerate(layer.expert_digests or ()) if digest and e not in off]
+
+
+def _read(layers: Sequence[LayerSums]) -> bool:
+    return any(x.expert_digests for x in layers)

@@ -1,0 +1,79 @@
+"""`compare` of the Python API: two runs side by side at matched progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from moegeo_cli.commands.analyze.opening import measure_path
+from moegeo_cli.commands.check.api import check_files
+from moegeo_cli.commands.check.sharing import share
+from moegeo_cli.commands.compare.measure import check_axis, compare_runs
+from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.measuring.probe import default_tokens
+from moegeo_cli.measuring.run import Listener
+from moegeo_cli.models.given import choose_models
+from moegeo_cli.options import Compare, Model, Storage, part, takes
+from moegeo_cli.records.comparison import ComparisonRecord, SharedBytes
+from moegeo_cli.settings import Settings, settings_of
+from moegeo_cli.verdict import judge, load_thresholds
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
+
+
+@keeps_global_state
+@takes(Compare)
+def compare(
+    run_a: Path | str,
+    run_b: Path | str,
+    *,
+    progress: Listener | None = None,
+    ranks: Ranks | None = None,
+    **options: Unpack[Compare],
+) -> ComparisonRecord:
+    """Set two runs side by side at matched progress.
+
+    Args:
+        run_a: a run, or one checkpoint.
+        run_b: the other.
+        progress: is called as checkpoints are measured.
+        ranks: who shares the probe, as in `analyze`.
+        options: see below. `max_tokens` None takes what the larger need of the two runs is.
+
+    Returns:
+        Differences, b minus a, with intervals paired by probe sequence; which run is
+        healthier, and why.
+
+    Raises:
+        MoegeoError: bad input, or runs that cannot be compared.
+    """
+    limits = load_thresholds(options["thresholds"])
+    settings = settings_of(Settings, options)
+    models = choose_models(**part(Model, options))
+    runs = [models.open(path) for path in (run_a, run_b)]
+    check_axis(runs, options["by"])
+    max_tokens = options["max_tokens"]
+    if max_tokens is None:  # paired: both need the same draw, of any probe
+        max_tokens = max(default_tokens(run, models) for run in runs)
+    kept = part(Storage, options)
+    a, b = (
+        measure_path(path, baseline=options["baseline"], settings=settings, probe=options["probe"],
+                     max_tokens=max_tokens, models=models, progress=progress, ranks=ranks, **kept)
+        for path in (run_a, run_b)
+    )  # fmt: skip
+    files = tuple(
+        check_files(path, models, limits, progress=progress, **kept) for path in (run_a, run_b)
+    )
+    judged = (
+        judge(a.record, policy=options["policy"], thresholds=limits, files=files[0].outcomes),
+        judge(b.record, policy=options["policy"], thresholds=limits, files=files[1].outcomes),
+    )
+
+    def shared(one: str, other: str) -> SharedBytes | None:
+        sums = files[0].sums.get(one), files[1].sums.get(other)
+        return None if sums[0] is None or sums[1] is None else share(sums[0], sums[1])
+
+    return compare_runs(
+        a, b, judged, settings, by=options["by"], force=options["force"], shared=shared
+    )

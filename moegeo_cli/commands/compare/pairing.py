@@ -1,0 +1,216 @@
+"""Two checkpoints on the same probe: which belong together, and how they differ.
+
+Both sides are resampled with the same draws, so that what a sequence has of its own cancels.
+
+Legend: B draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
+
+from moegeo_cli.commands.analyze.baseline import Baseline
+from moegeo_cli.errors import ComparisonError, UsageError
+from moegeo_cli.geometry.estimates import over_routers
+from moegeo_cli.geometry.heterogeneity import FHS_OF
+from moegeo_cli.geometry.resample import Estimate, difference, missing
+from moegeo_cli.measuring.arrays import CheckpointArrays
+from moegeo_cli.measuring.layers import (
+    FISHER_NAMES,
+    estimate_checkpoint,
+)
+from moegeo_cli.measuring.run import Measured, Progress
+from moegeo_cli.records import CheckpointRecord, Metric
+from moegeo_cli.records.comparison import (
+    Difference,
+    LayerPair,
+    MatchedPair,
+    ProgressAxis,
+    Side,
+    Unmatched,
+)
+from moegeo_cli.settings import Settings
+
+TOLERANCE = 0.02
+AXES: tuple[ProgressAxis, ...] = get_args(ProgressAxis)
+# Values under one scoring say nothing about values under another.
+WITHIN_SCORING = {
+    "fsi", "dispersion", "entropy_token", "collapse_soft", "information", "margin", "logit_z",
+    "logit_max",
+}  # fmt: skip
+
+
+def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) -> ProgressAxis:
+    """What progress is counted in: tokens where all checkpoints record them, else step.
+
+    Args:
+        recorded: path and progress of each checkpoint of both runs.
+        wanted: the axis that was asked for; None for the first that all record.
+
+    Raises:
+        UsageError: no such axis.
+        ComparisonError: an axis that was asked for and that a checkpoint does not record.
+    """
+    asked = [axis for axis in AXES if axis == wanted]
+    if wanted is not None and not asked:
+        raise UsageError(f"--by is not one of {', '.join(AXES)}", found=repr(wanted)[:80])
+    known = list(recorded)
+    for axis in asked or AXES:
+        lacking = [path for path, progress in known if progress.get(axis) is None]
+        if not lacking:
+            return axis
+        if wanted:
+            raise ComparisonError(
+                f"cannot match by {wanted}",
+                found=f"not recorded in {lacking[0]}",
+                hint="choose another --by: tokens, step or fraction",
+            )
+    raise ComparisonError(
+        "the runs have no progress in common",
+        found="neither tokens, step nor fraction are recorded in all checkpoints",
+        hint="name the folders checkpoint-STEP",
+    )
+
+
+def match_progress(
+    a: Sequence[CheckpointRecord], b: Sequence[CheckpointRecord], axis: str
+) -> tuple[list[tuple[CheckpointRecord, CheckpointRecord]], list[Unmatched]]:
+    """Nearest pairs within 2%, each checkpoint used once; nothing is interpolated.
+
+    Args:
+        a: checkpoints of the first run.
+        b: of the second.
+        axis: "tokens", "step" or "fraction".
+
+    Returns:
+        The pairs in order of progress, and the checkpoints left alone.
+    """
+    candidates = sorted(
+        (gap, i, j)
+        for i, one in enumerate(a)
+        for j, other in enumerate(b)
+        if (gap := _gap(_progress(one, axis), _progress(other, axis))) <= TOLERANCE
+    )
+    taken_a: set[int] = set()
+    taken_b: set[int] = set()
+    pairs = []
+    for _, i, j in candidates:
+        if i not in taken_a and j not in taken_b:
+            taken_a.add(i)
+            taken_b.add(j)
+            pairs.append((i, j))
+    reason = f"the other run has no checkpoint within {TOLERANCE:.0%} of it"
+    sides: tuple[tuple[Side, Sequence[CheckpointRecord], set[int]], ...] = (
+        ("a", a, taken_a), ("b", b, taken_b),
+    )  # fmt: skip
+    alone = [
+        Unmatched(run, record.step, _progress(record, axis), reason)
+        for run, records, taken in sides
+        for place, record in enumerate(records)
+        if place not in taken
+    ]
+    return [(a[i], b[j]) for i, j in sorted(pairs)], alone
+
+
+def compare_losses(a: Measured, b: Measured, settings: Settings) -> Metric:
+    """Loss of b minus loss of a, in nats per token, paired by sequence."""
+    one, other = (estimate_checkpoint(m.arrays, settings).loss for m in (a, b))
+    return difference(other, one).metric("loss")
+
+
+def compare_checkpoints(
+    a: Measured,
+    b: Measured,
+    bases: tuple[Baseline, Baseline],
+    settings: Settings,
+    axis: str,
+    *,
+    paired: bool,
+) -> MatchedPair:
+    """All differences between two checkpoints, b minus a.
+
+    Args:
+        a: the first run's.
+        b: the second run's.
+        bases: the baselines of both.
+        settings: how both were measured.
+        axis: what progress is counted in.
+        paired: whether both saw the same probe; without it differences have no interval.
+    """
+    sides = tuple(_Side(m.arrays, base, settings) for m, base in zip((a, b), bases, strict=True))
+    scorings = sides[0].scorings | sides[1].scorings
+    one, other = (s.over_routers() for s in sides)
+    layers = []
+    places = [_places(m.record) for m in (a, b)]
+    for key in sorted(places[0].keys() & places[1].keys()):
+        i, j = places[0][key], places[1][key]
+        found = _differences(sides[0].routers[i], sides[1].routers[j], scorings, paired=paired)
+        layers.append(LayerPair(key[0], a.record.layers[i].router, found))
+    return MatchedPair(
+        progress_a=_progress(a.record, axis),
+        progress_b=_progress(b.record, axis),
+        step_a=a.record.step,
+        step_b=b.record.step,
+        differences=_differences(one, other, scorings, paired=paired),
+        layers=tuple(layers),
+    )
+
+
+def _places(record: CheckpointRecord) -> dict[tuple[int, int], int]:
+    """Where each router stands, by its layer and its number among the layer's routers."""
+    found: dict[tuple[int, int], int] = {}
+    for place, layer in enumerate(record.layers):
+        number = sum(1 for known, _ in found if known == layer.layer)
+        found[layer.layer, number] = place
+    return found
+
+
+class _Side:
+    """One checkpoint's estimates: by router with its scores, and over routers."""
+
+    def __init__(self, arrays: CheckpointArrays, base: Baseline, settings: Settings) -> None:
+        found, kind = estimate_checkpoint(arrays, settings), settings.named
+        self.scorings = {router.scoring for router in arrays.routers}
+        scores: list[dict[str, Estimate]] = [{} for _ in found.paths]
+        fishers: Sequence[Mapping[str, Estimate]] = scores
+        if kind in found.fishers:
+            fishers = found.fishers[kind]
+            scores = base.scores(arrays, kind)
+        self.paths, self.loss = found.paths, found.loss
+        self.routers: list[dict[str, Estimate]] = [
+            {**routing, **fisher, **score}
+            for routing, fisher, score in zip(found.routing, fishers, scores, strict=True)
+        ]
+        self.names = (*found.routing[0], *FISHER_NAMES, *FHS_OF) if found.routing else ()
+
+    def over_routers(self) -> dict[str, Estimate]:
+        """Run-level values, the loss among them."""
+        return {"loss": self.loss, **over_routers(self.routers, self.paths, self.names)}
+
+
+def _differences(
+    a: Mapping[str, Estimate], b: Mapping[str, Estimate], scorings: set[str], *, paired: bool
+) -> dict[str, Difference]:
+    found: dict[str, Difference] = {}
+    for name in a:
+        if name not in b:
+            continue
+        gap = difference(b[name], a[name])
+        if len(scorings) > 1 and name.removesuffix("_worst") in WITHIN_SCORING:
+            gap = missing(f"not comparable across scorings: {', '.join(sorted(scorings))}")
+        elif not paired and gap.value is not None:
+            gap = Estimate(gap.value, n=gap.n, reason="not paired: the probes differ")
+        if a[name].unit == b[name].unit:
+            gap = dataclasses.replace(gap, unit=a[name].unit)
+        found[name] = Difference(a[name].metric(name), b[name].metric(name), gap.metric(name))
+    return found
+
+
+def _progress(record: CheckpointRecord, axis: str) -> float:
+    return float(record.progress[axis] or 0.0)
+
+
+def _gap(a: float, b: float) -> float:
+    return 0.0 if a == b else abs(a - b) / max(abs(a), abs(b))

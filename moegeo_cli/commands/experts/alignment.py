@@ -1,0 +1,173 @@
+"""What a layer's experts do: alignment of their Jacobians, their spectra, the sizes of outputs.
+
+Legend: N kept tokens, T of them with Jacobians, E experts, G groups of sequences, S singular
+values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.experts.tokens import LayerTokens
+from moegeo_cli.expert_functions.functions import Experts
+from moegeo_cli.expert_functions.jacobians import (
+    SPECTRUM_TOKENS,
+    PairProducts,
+    leading_singular_values,
+    mean_products,
+    pair_products,
+)
+from moegeo_cli.geometry.jacobian import (
+    AlignmentSums,
+    alignment_ratio,
+    pair_weights,
+    spectral_decay,
+)
+
+WEIGHT_BYTES = 64 * 2**20  # of weights that are compared at one time
+
+
+@dataclass(frozen=True, slots=True)
+class Functions:
+    """Alignments of a layer's experts, with what else their Jacobians say.
+
+    `null` pairs each expert (rows) with each disturbed one (columns). `directions` is 0 where the
+    Jacobians are exact.
+    """
+
+    sums: AlignmentSums
+    null: AlignmentSums
+    directions: int
+    mean_EE: np.ndarray
+    singular_ES: list[np.ndarray | None]
+    stable_rank_E: np.ndarray
+    decay_E: list[float | None]
+    weight_cosine_EE: np.ndarray | None
+
+
+def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSettings) -> Functions:
+    """Alignment of all pairs of a layer's experts, and what else their Jacobians say.
+
+    Args:
+        experts: the experts as functions.
+        tokens: what reaches them.
+        settings: which tokens count, and how many have their Jacobians taken.
+    """
+    sums, null, directions = align_pairs(experts, tokens, settings)
+    chosen = spread_rows(len(tokens.x_ND), settings.jacobian_tokens)
+
+    def inputs_of(expert: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        mass_T = tokens.mass_NE[chosen, expert]
+        share_T = mass_T if settings.tokens != "all" else np.ones(len(chosen))
+        own = np.flatnonzero(share_T > 0)
+        if not len(own):
+            return None
+        x_TD = tokens.inputs(chosen[own], expert)
+        return x_TD, torch.from_numpy(share_T[own]).to(x_TD)
+
+    singular, stable, decay = _spectra(experts, tokens, settings.seed)
+    return Functions(
+        sums=sums,
+        null=null,
+        directions=directions,
+        mean_EE=mean_products(experts, inputs_of, settings.seed),
+        singular_ES=singular,
+        stable_rank_E=stable,
+        decay_E=decay,
+        weight_cosine_EE=weight_cosines(experts),
+    )
+
+
+def align_pairs(
+    experts: Experts, tokens: LayerTokens, settings: ExpertSettings
+) -> tuple[AlignmentSums, AlignmentSums, int]:
+    """Alignments of all pairs, those with disturbed experts, and the directions behind them.
+
+    Args:
+        experts: the experts as functions.
+        tokens: what reaches them.
+        settings: which tokens count, and how many have their Jacobians taken.
+    """
+    count = experts.block.experts
+    chosen = spread_rows(len(tokens.x_ND), settings.jacobian_tokens)
+    x_TD = tokens.x_ND[torch.from_numpy(chosen).to(tokens.x_ND.device)]
+    scale_TE = None
+    if tokens.scale_NE is not None:
+        scale_TE = torch.from_numpy(tokens.scale_NE[chosen]).to(x_TD)
+    mass_TE, group_T = tokens.mass_NE[chosen], tokens.group_N[chosen]
+    sums, null = AlignmentSums(tokens.groups, count), AlignmentSums(tokens.groups, count)
+
+    def take(products: PairProducts) -> None:
+        rows = products.tokens
+        weights = pair_weights(mass_TE[rows], settings.tokens)
+        for into, inner, columns in (
+            (sums, products.inner, products.norm),
+            (null, products.null_inner, products.null_norm),
+        ):
+            values, variance = alignment_ratio(inner, products.norm, columns)
+            into.add(group_T[rows], weights, values, variance)
+
+    directions = pair_products(experts, x_TD, scale_TE, settings.directions, settings.seed, take)
+    return sums, null, directions
+
+
+def spread_rows(available: int, wanted: int) -> np.ndarray:
+    """Rows spread evenly over all that there are, so that every sequence has its part."""
+    if available <= wanted:
+        return np.arange(available)
+    return np.linspace(0, available - 1, wanted).round().astype(np.int64)
+
+
+def _spectra(
+    experts: Experts, tokens: LayerTokens, seed: int
+) -> tuple[list[np.ndarray | None], np.ndarray, list[float | None]]:
+    """Leading singular values of each expert, its stable rank and its decay, over a few tokens."""
+    singular: list[np.ndarray | None] = []
+    decay: list[float | None] = []
+    stable_E = np.full(experts.block.experts, np.nan)
+    for e in range(experts.block.experts):
+        own = np.flatnonzero(tokens.mass_NE[:, e] > 0)
+        if not len(own):
+            singular.append(None)
+            decay.append(None)
+            continue
+        rows = own[spread_rows(len(own), SPECTRUM_TOKENS)]
+        function = experts.at(e, tokens.inputs(rows, e))
+        values_TS, norm_T = leading_singular_values(function, len(rows), experts.width, seed + e)
+        mean_S = values_TS.mean(0)
+        singular.append(mean_S)
+        decay.append(spectral_decay(mean_S))
+        first_T = values_TS[:, 0] ** 2
+        if (first_T > 0).all():
+            stable_E[e] = float((norm_T / first_T).mean())
+    return singular, stable_E, decay
+
+
+def weight_cosines(experts: Experts) -> np.ndarray | None:
+    """Cosines of the experts' weights as they are stored, neurons unmatched.
+
+    None if they are not known, or not in memory together.
+    """
+    layout = experts.layout
+    if layout is None or not all(stack.in_memory for stack in layout.stacks):
+        return None
+    count = experts.block.experts
+    gram = torch.zeros(count, count, dtype=torch.float64)
+    for stack in (*layout.inward, layout.outward):
+        rows = max(1, WEIGHT_BYTES // (4 * count * stack.shape[1]))
+        for start in range(0, stack.shape[0], rows):
+            parts = [stack[e][start : start + rows].float().flatten() for e in range(count)]
+            flat = torch.stack(parts)
+            gram += (flat @ flat.T).double().cpu()
+    norm = gram.diagonal().clamp_min(1e-300).sqrt()
+    return np.asarray((gram / (norm[:, None] * norm[None, :])).numpy())
+
+
+def output_rows(experts: Experts, tokens: LayerTokens, expert: int, rows: np.ndarray) -> np.ndarray:
+    """What an expert makes of some of its tokens, (n, O), float32."""
+    with torch.no_grad():
+        return np.asarray(experts.at(expert, tokens.inputs(rows, expert)).values().cpu().numpy())

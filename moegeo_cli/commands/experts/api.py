@@ -1,0 +1,64 @@
+"""`experts` of the Python API: a checkpoint's experts as functions, and what they are given."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Unpack
+
+from moegeo_cli.checkpoints.fingerprint import fingerprint
+from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.measuring.probe import open_probe
+from moegeo_cli.measuring.run import Listener
+from moegeo_cli.measuring.storing import NOT_KEPT, open_store
+from moegeo_cli.models.given import choose_models
+from moegeo_cli.options import Experts, Model, part, takes
+from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.settings import settings_of
+from moegeo_cli.verdict import load_thresholds
+from moegeo_cli.verdict.interventions import check_framework
+from moegeo_cli.verdict.lenses import judge_lens
+
+
+@keeps_global_state
+@takes(Experts)
+def experts(
+    path: Path | str, *, progress: Listener | None = None, **options: Unpack[Experts]
+) -> ExpertsRecord:
+    """How alike a checkpoint's experts are, by what they do and by what they see.
+
+    Args:
+        path: a checkpoint, or a run: then its newest one.
+        progress: is called as the work goes on.
+        options: see below. With `captures`, only what experts are given is measured.
+
+    Returns:
+        Layers with metrics, matrices and experts; merge and prune candidates, best first; findings
+        and what to do.
+
+    Raises:
+        MoegeoError: bad input, by its subclasses.
+    """
+    from moegeo_cli.commands.experts.measure import measure_experts
+
+    settings = settings_of(ExpertSettings, options)
+    limits = load_thresholds(options["thresholds"])
+    check_framework(options["framework"])
+    models = choose_models(captures=options["captures"], **part(Model, options))
+    folder = models.open(path)
+    document, architecture = models.describe(folder.newest.path)
+    loaded = open_probe(folder, options["probe"], options["max_tokens"], models)
+    models.check(folder.newest.path, architecture)
+    found = fingerprint(folder.newest, options["verify_fingerprint"])
+    record = measure_experts(folder.newest, architecture, document, loaded, settings, models,
+                             progress)  # fmt: skip
+    record = dataclasses.replace(record, fingerprint=found)
+    store = open_store(folder, options["cache"], options["cache_dir"], models)
+    keep_lens(store, "experts", record, models)
+    if store.problem is not None:
+        notes = (*record.notes, NOT_KEPT.format(store.problem))
+        record = dataclasses.replace(record, notes=notes)
+    about = describe_run(folder.newest, architecture)
+    return judge_lens("experts", record, limits, about, options["framework"])

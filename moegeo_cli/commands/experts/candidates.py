@@ -1,0 +1,197 @@
+"""Which experts to merge or to prune, best candidates first, each with its reason.
+
+Legend: E experts of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moegeo_cli.commands.experts.layers import MeasuredLayer, disagreement
+from moegeo_cli.records import layer_name
+from moegeo_cli.records.experts import MergeCandidate, PruneCandidate
+
+LISTED = 10
+NO_FUNCTIONS = "the experts were not measured as functions"
+Pair = tuple[int, int, int]  # place of the layer, and two experts
+Single = tuple[int, int]  # place of the layer, and an expert
+
+
+def rank_pairs(layers: Sequence[MeasuredLayer], matrix: str) -> list[Pair]:
+    """All pairs of experts with a value, largest first.
+
+    Args:
+        layers: the measured layers.
+        matrix: "alignment", "overlap" or "weight cosine".
+    """
+    scored: list[tuple[float, Pair]] = []
+    for place, layer in enumerate(layers):
+        values_EE = pair_values(layer, matrix)
+        if values_EE is None:
+            continue
+        for a, b in zip(*np.triu_indices(len(values_EE), 1), strict=True):
+            if np.isfinite(values_EE[a, b]):
+                scored.append((float(values_EE[a, b]), (place, int(a), int(b))))
+    return [pair for _, pair in sorted(scored, key=lambda entry: (-entry[0], entry[1]))]
+
+
+def pair_values(layer: MeasuredLayer, matrix: str) -> np.ndarray | None:
+    """A layer's E × E values by the name of a choice."""
+    if matrix == "overlap":
+        return layer.inputs.overlap_EE
+    if layer.functions is None:
+        return None
+    if matrix == "alignment":
+        return layer.functions.sums.mean_EE
+    return layer.functions.weight_cosine_EE
+
+
+def merge_candidates(layers: Sequence[MeasuredLayer], count: int) -> tuple[MergeCandidate, ...]:
+    """Pairs of the best aligned experts.
+
+    Args:
+        layers: the measured layers.
+        count: how many, if there are so many.
+    """
+    return tuple(_merge(layers[p], a, b) for p, a, b in rank_pairs(layers, "alignment")[:count])
+
+
+def _merge(layer: MeasuredLayer, a: int, b: int) -> MergeCandidate:
+    alignment, overlap = layer.alignment(a, b), layer.overlap(a, b)
+    functions, limit = layer.functions, layer.null_limit
+    assert functions is not None
+    assert alignment.value is not None
+    above = limit is not None and alignment.value > limit
+    error = float(functions.sums.error_EE[a, b])
+    words = f"alignment {alignment.value:.3f}"
+    words += f" ± {error:.3f} (directions)" if error > 0 else ""
+    words += f" at {alignment.n:,} tokens"
+    if limit is not None:
+        side = "above" if above else "within"
+        words += f", {side} what independent experts reach ({limit:.3f})"
+    if overlap.value is not None:
+        words += f"; their inputs overlap by {overlap.value:.2f}"
+        words += "" if overlap.null_value is None else f" (random tokens {overlap.null_value:.2f})"
+    contrary = disagreement(layer, a, b)
+    if contrary:
+        words += f"; by their inputs they would rank {contrary}"
+    cosine_EE = functions.weight_cosine_EE
+    return MergeCandidate(
+        layer=layer.record.layer,
+        experts=(a, b),
+        alignment=alignment,
+        overlap=overlap,
+        reason=words,
+        router=layer.record.router,
+        weight_cosine=None if cosine_EE is None else float(cosine_EE[a, b]),
+        above_null=above,
+        disagrees=contrary is not None,
+    )
+
+
+def prune_scores(layer: MeasuredLayer) -> np.ndarray | str:
+    """Routed mass × output norm × Fisher trace of each expert, each relative to its mean.
+
+    An expert that nothing was routed to has 0. In words, why there are none where the layer lacks
+    one of the three.
+    """
+    parts = _prune_parts(layer)
+    return parts if isinstance(parts, str) else np.asarray(np.prod(parts, axis=0))
+
+
+def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
+    """The three, each relative to its mean over the layer's experts; or which one is missing.
+
+    An expert that nothing was routed to has 0, in the means too.
+    """
+    tokens = layer.tokens
+    if layer.functions is None:
+        return NO_FUNCTIONS
+    if isinstance(tokens.fisher_trace_E, str):
+        return tokens.fisher_trace_E
+    norm_E = np.array([e.output_norm or 0.0 for e in layer.record.expert])
+    found = []
+    for name, part_E in (
+        ("combine weight", tokens.mass_E), ("output norm", norm_E),
+        ("Fisher trace", tokens.fisher_trace_E),
+    ):  # fmt: skip
+        own_E = np.where(tokens.tokens_E > 0, part_E, 0.0)
+        if not own_E.sum() > 0:
+            return f"the {name} of every expert is 0"
+        found.append(own_E / own_E.mean())
+    return found
+
+
+def unranked(layers: Sequence[MeasuredLayer]) -> list[str]:
+    """Which layers have no experts ranked to prune though functions were measured, and why."""
+    by_reason: dict[str, list[str]] = {}
+    for layer in layers:
+        score_E = prune_scores(layer)
+        if isinstance(score_E, str) and score_E != NO_FUNCTIONS:
+            record = layer.record
+            by_reason.setdefault(score_E, []).append(layer_name(record.layer, record.router))
+    return [
+        f"no prune candidates in layer{'s' if len(names) > 1 else ''} {', '.join(names)}: {reason}"
+        for reason, names in by_reason.items()
+    ]
+
+
+def rank_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
+    """All experts, those that least passes through first."""
+    scored = [
+        (float(score), (place, e))
+        for place, layer in enumerate(layers)
+        if not isinstance(score_E := prune_scores(layer), str)
+        for e, score in enumerate(score_E)
+    ]
+    return [single for _, single in sorted(scored)]
+
+
+def rank_singles_by(layers: Sequence[MeasuredLayer], matrix: str) -> list[Single]:
+    """All experts, those most like another one first, by a matrix of pairs."""
+    scored: list[tuple[float, Single]] = []
+    for place, layer in enumerate(layers):
+        values_EE = pair_values(layer, matrix)
+        if values_EE is None:
+            continue
+        others = np.where(np.eye(len(values_EE), dtype=bool), np.nan, values_EE)
+        for e, row in enumerate(others):
+            if np.isfinite(row).any():
+                scored.append((float(np.nanmax(row)), (place, e)))
+    return [single for _, single in sorted(scored, key=lambda entry: (-entry[0], entry[1]))]
+
+
+def prune_candidates(
+    layers: Sequence[MeasuredLayer], count: int, *, narrow: bool
+) -> tuple[PruneCandidate, ...]:
+    """Experts that least passes through.
+
+    Args:
+        layers: the measured layers.
+        count: how many, if there are so many.
+        narrow: whether the probe names fewer than two domains.
+    """
+    return tuple(_prune(layers[place], e, narrow) for place, e in rank_singles(layers)[:count])
+
+
+def _prune(layer: MeasuredLayer, e: int, narrow: bool) -> PruneCandidate:
+    score_E, parts = prune_scores(layer), _prune_parts(layer)
+    assert not isinstance(score_E, str)
+    assert not isinstance(parts, str)
+    words = "no token of the probe is dispatched to it"
+    if layer.record.expert[e].tokens:
+        mass, norm, fisher = (part_E[e] for part_E in parts)
+        words = (
+            f"{mass:.2f} of the fair share of combine weight, {norm:.2f} of the mean output norm, "
+            f"{fisher:.2f} of the mean Fisher trace"
+        )
+    return PruneCandidate(
+        layer=layer.record.layer,
+        expert=e,
+        score=float(score_E[e]),
+        reason=f"{words}; on this text alone" if narrow else words,
+        router=layer.record.router,
+        narrow=narrow,
+    )

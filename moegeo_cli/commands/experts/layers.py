@@ -1,0 +1,228 @@
+"""One layer's experts measured and summed up: metrics with intervals and nulls, matrices.
+
+Legend: N kept tokens, E experts, P pairs of them, G groups of sequences, B draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from moegeo_cli.commands.experts.alignment import Functions, measure_functions, output_rows
+from moegeo_cli.commands.experts.metrics import (
+    OVERLAP,
+    describe_expert,
+    layer_metrics,
+    list_matrices,
+    metric,
+    pair_alignment,
+)
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.experts.subspaces import (
+    BLAS_THREADS,
+    ExpertRows,
+    Subspaces,
+    measure_subspaces,
+)
+from moegeo_cli.commands.experts.tokens import LayerTokens
+from moegeo_cli.expert_functions.functions import Experts, open_experts
+from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
+from moegeo_cli.records import Metric
+from moegeo_cli.records.experts import ExpertLayerRecord
+from moegeo_cli.threads import few_threads
+
+POOL_TOKENS = 4096  # of the layer's rows that a null draws from
+# Level at which a pair stands above the null of alignment, shared out over the layer's pairs.
+NULL_LEVEL = 0.01
+# Overlap and alignment disagree on a pair whose ranks lie further apart than this share of them.
+DISAGREEMENT, LEAST_PAIRS = 0.5, 6
+
+
+@dataclass(frozen=True)
+class MeasuredLayer:
+    """A layer's record, and what candidates are chosen from."""
+
+    record: ExpertLayerRecord
+    tokens: LayerTokens
+    experts: Experts | None
+    functions: Functions | None
+    inputs: Subspaces
+    draws: Draws
+    null_limit: float | None
+
+    def alignment(self, a: int, b: int) -> Metric:
+        """The alignment of a pair, with its interval."""
+        assert self.functions is not None
+        return pair_alignment(self.functions, self.draws, a, b)
+
+    def overlap(self, a: int, b: int) -> Metric:
+        """The overlap of a pair's input subspaces, with its interval."""
+        found = self.inputs
+        for e in (a, b):
+            if found.reasons[e]:
+                return metric(missing(f"expert {e}: {found.reasons[e]}"), OVERLAP)
+        value = float(found.overlap_EE[a, b])
+        draws_B = draws_from_jackknife(value, found.left_overlap_GEE[:, a, b], self.draws)
+        null = float(found.null_overlap_EE[a, b])
+        return metric(Estimate(value, draws_B), OVERLAP, null if np.isfinite(null) else None)
+
+
+def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -> MeasuredLayer:
+    """Measure one router's experts.
+
+    Args:
+        tokens: what reaches them.
+        draws: the bootstrap draws, shared by all layers.
+        settings: how to measure.
+    """
+    experts = None
+    if not tokens.block.problem:
+        experts = open_experts(tokens.block, tokens.inputs(_some(tokens), 0))
+        problem = _not_finite(experts, tokens)
+        if problem:
+            experts, tokens = None, replace(tokens, block=replace(tokens.block, problem=problem))
+    block = tokens.block
+    functions = None if experts is None else measure_functions(experts, tokens, settings)
+    rows_E = [tokens.rows_of(e, settings.seed) for e in range(block.experts)]
+    inputs = _subspaces(
+        tokens, [_host(tokens.inputs(r, e)) for e, r in enumerate(rows_E)], rows_E, settings,
+        pool_ND=_host(tokens.x_ND[:POOL_TOKENS]) if tokens.scale_NE is None else None,
+    )  # fmt: skip
+    norm_E: np.ndarray = np.full(block.experts, np.nan)
+    outputs = None
+    if experts is not None:
+        made = [output_rows(experts, tokens, e, r) for e, r in enumerate(rows_E)]
+        norm_E = np.array([
+            np.average(np.linalg.norm(y, axis=1), weights=tokens.mass_NE[r, e]) if len(y)
+            else np.nan
+            for e, (y, r) in enumerate(zip(made, rows_E, strict=True))
+        ])  # fmt: skip
+        outputs = _subspaces(tokens, made, rows_E, settings)
+    limit = None if functions is None else null_limit(functions)
+    metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
+    alike = _disagreements(functions, inputs)
+    record = ExpertLayerRecord(
+        layer=block.router.layer,
+        router=block.router.path,
+        experts=block.experts,
+        top_k=block.router.top_k,
+        method=block.problem or (experts.method if experts else ""),
+        directions=None if functions is None else functions.directions,
+        rank=inputs.rank,
+        metrics=metrics,
+        matrices=list_matrices(functions, inputs, outputs),
+        expert=tuple(
+            describe_expert(e, tokens, functions, inputs, outputs, norm_E, draws)
+            for e in range(block.experts)
+        ),
+        coexist=_coexist(metrics),
+        seen_alike_done_differently=None if alike is None else int(alike[0].sum()),
+        seen_differently_done_alike=None if alike is None else int(alike[1].sum()),
+        null_limit=limit,
+    )
+    return MeasuredLayer(record, tokens, experts, functions, inputs, draws, limit)
+
+
+def _coexist(metrics: Mapping[str, Metric]) -> bool | None:
+    """Whether inputs overlap more than random subspaces would, and more than functions align."""
+    less, own = metrics["asymmetry"].ci_low, metrics["overlap_input"].ci_low
+    chance = metrics["overlap_chance"].value
+    if less is None or own is None or chance is None:
+        return None
+    return less > 0 and own > chance
+
+
+def null_limit(functions: Functions) -> float | None:
+    """Alignment that one of the layer's pairs exceeds by chance with 1% probability.
+
+    The null is the spread of alignments with disturbed experts, taken as normal; the level is
+    shared out over the pairs (Bonferroni).
+    """
+    null_EE = functions.null.mean_EE
+    off = ~np.eye(len(null_EE), dtype=bool) & np.isfinite(null_EE)
+    if not off.any():
+        return None
+    spread = float(np.sqrt((null_EE[off] ** 2).mean()))
+    return spread * float(-ndtri(NULL_LEVEL / max(off.sum() / 2, 1)))
+
+
+def _disagreements(
+    functions: Functions | None, inputs: Subspaces
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Pairs that see alike and do differently, and the reverse, as (E, E) flags.
+
+    By rank among the layer's pairs, which is how either would be used to choose: flagged where
+    overlap of inputs and alignment lie more than half of the ranking apart.
+    """
+    if functions is None:
+        return None
+    rows, columns = np.triu_indices(len(inputs.overlap_EE), 1)
+    both = np.array([inputs.overlap_EE, functions.sums.mean_EE])[:, rows, columns]
+    known = np.isfinite(both).all(0)
+    if known.sum() < LEAST_PAIRS:
+        return None
+    seen_P, done_P = (rankdata(values) / known.sum() for values in both[:, known])
+    flags = np.zeros((2, *inputs.overlap_EE.shape), dtype=bool)
+    for flag_EE, apart_P in zip(flags, (seen_P - done_P, done_P - seen_P), strict=True):
+        flag_EE[rows[known], columns[known]] = apart_P > DISAGREEMENT
+    return flags[0], flags[1]
+
+
+def disagreement(layer: MeasuredLayer, a: int, b: int) -> str | None:
+    """Where a pair would rank by its inputs instead of its functions; a < b.
+
+    "far higher" where the two are seen alike and done differently, "far lower" where it is the
+    other way round; None where the two rankings agree.
+    """
+    found = _disagreements(layer.functions, layer.inputs)
+    if found is None:
+        return None
+    alike_EE, apart_EE = found
+    return "far higher" if alike_EE[a, b] else "far lower" if apart_EE[a, b] else None
+
+
+def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
+    """Which experts give no finite values, as lost weights do not; None where all do."""
+    rows = _some(tokens)
+    lost = [
+        str(e)
+        for e in range(experts.block.experts)
+        if not experts.at(e, tokens.inputs(rows, e)).values().isfinite().all()
+    ]
+    if not lost:
+        return None
+    return f"expert{'s' if len(lost) > 1 else ''} {', '.join(lost)} of the layer: no finite values"
+
+
+def _some(tokens: LayerTokens) -> np.ndarray:
+    """A few tokens, for the comparison of a closed form with the model."""
+    return np.arange(min(len(tokens.x_ND), 4))
+
+
+def _host(rows: torch.Tensor) -> np.ndarray:
+    return np.asarray(rows.float().cpu().numpy())
+
+
+def _subspaces(
+    tokens: LayerTokens,
+    values_E: list[np.ndarray],
+    rows_E: list[np.ndarray],
+    settings: ExpertSettings,
+    pool_ND: np.ndarray | None = None,
+) -> Subspaces:
+    """Subspaces of rows by expert; without a pool the null draws from all experts' rows."""
+    experts = [
+        ExpertRows(values, tokens.weight_NE[rows, e], tokens.group_N[rows])
+        for e, (values, rows) in enumerate(zip(values_E, rows_E, strict=True))
+    ]
+    if pool_ND is None:
+        total = sum(map(len, values_E))
+        step = max(1, -(-total // POOL_TOKENS))
+        pool_ND = np.concatenate([values[::step] for values in values_E])
+    with few_threads(BLAS_THREADS):
+        return measure_subspaces(experts, pool_ND, settings.rank, tokens.groups, settings.seed)

@@ -1,0 +1,263 @@
+"""`moegeo experts`: one checkpoint's experts as functions, and what they are given.
+
+One replay of the probe leaves the inputs of a bounded number of tokens; each layer is then
+measured by itself, with nothing of another layer in memory but its inputs.
+
+Legend: S sequences, T probe positions, N kept tokens, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.commands.analyze.lenses import STATE_HINT
+from moegeo_cli.commands.experts.candidates import (
+    LISTED,
+    merge_candidates,
+    prune_candidates,
+    unranked,
+)
+from moegeo_cli.commands.experts.layers import MeasuredLayer, measure_layer
+from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.experts.tokens import gather_tokens
+from moegeo_cli.commands.experts.verification import verify
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.expert_functions.blocks import ExpertBlock, find_experts
+from moegeo_cli.geometry.estimates import ratio_of_sums
+from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
+from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.provenance import running_versions
+from moegeo_cli.measuring.ready import Ready, say_notes
+from moegeo_cli.measuring.router_arrays import sample_rows
+from moegeo_cli.measuring.run import Listener
+from moegeo_cli.models.given import Models
+from moegeo_cli.probes import Probe
+from moegeo_cli.records import Coverage
+from moegeo_cli.records.experts import ExpertsRecord, Verification
+from moegeo_cli.replay.kernels import compute_experts_by
+from moegeo_cli.replay.losses import sequence_losses
+from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
+from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.routers.finding import Router
+
+# Inputs are wide: never more tokens of them, nor more bytes than the settings allow.
+KEPT_TOKENS = 8192
+NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
+NOTHING_TO_CHANGE = "--verify was left out: no experts' weights are in a form that can be changed"
+NO_LABELS = "--verify needs labels in the probe, and was left out"
+NO_FINITE_LOSS = "--verify was left out: the loss is not finite"
+NO_EXPERTS = "no module of experts was found beside the router"
+EMPIRICAL = ("empirical", "position")
+
+
+def measure_experts(
+    checkpoint: CheckpointFolder,
+    architecture: Architecture,
+    config: dict[str, Any],
+    probe: Probe,
+    settings: ExpertSettings,
+    models: Models,
+    listener: Listener | None = None,
+) -> ExpertsRecord:
+    """Measure the experts of one checkpoint.
+
+    Args:
+        checkpoint: what is measured.
+        architecture: what its config says of the routers.
+        config: the parsed config.json.
+        probe: the probe, tokenised.
+        settings: how to measure.
+        models: what model this is.
+        listener: hears of progress.
+
+    Raises:
+        UnsupportedArchitectureError: no router, a scoring that is not known, or nothing that
+            could be measured.
+    """
+    groups_S = group_sequences(len(probe.sequences), settings.seed)
+    measurer = Measurer(architecture, config, probe, groups_S, settings.replay, models)
+    blocks: dict[str, ExpertBlock | None] = {}
+
+    def adapt(ready: Ready, plan: Plan) -> Plan:
+        blocks.update(_find_blocks(ready, measurer))
+        if listener:
+            listener.begin(checkpoint.relative, 1 + len(ready.asked), "part")
+            listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
+        return dataclasses.replace(
+            plan,
+            fishers=(CATEGORICAL, EMPIRICAL) if _no_loss(ready.model) is None else (CATEGORICAL,),
+            sample_rows=_kept_rows(ready.asked, probe.tokens, settings),
+            input_modules=_input_modules(blocks),
+        )
+
+    ready, outcome, plan = measurer.replay(
+        checkpoint.path, adapt, listener.advance if listener else None
+    )
+    draws = make_draws(groups_S, settings.seed)
+    manner = measurer.manner
+    skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
+    layers: list[MeasuredLayer] = []
+    streamed = manner.kind is not None
+    with _one_by_one(ready.model):
+        for trace in outcome.traces:
+            path = trace.router.path
+            block = blocks[path]
+            if listener:
+                listener.checkpoint(path, 0, "experts")
+            if block is None:
+                skipped[path] = NO_EXPERTS
+                continue
+            tokens = gather_tokens(
+                block, trace, plan, outcome.sequence_T, settings.weights, measurer.device,
+                hashed=trace.router.layer in architecture.hash_layers,
+                has_loss=bool(outcome.loss_tokens_S.any()),
+            )  # fmt: skip
+            if isinstance(tokens, str):
+                skipped[path] = tokens
+                continue
+            with measurer.source(checkpoint.path).holding(path):
+                layer = measure_layer(tokens, draws, settings)
+            # Weights that only pass through are not held on to.
+            layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)
+    if not layers:
+        path, reason = next(iter(skipped.items()))
+        raise UnsupportedArchitectureError(
+            "no router's experts could be measured", found=f"{path}: {reason}", hint=STATE_HINT
+        )
+    verification, why_not = None, None
+    if settings.verify:
+        verification, why_not = _verify(measurer, ready, outcome, plan, layers, draws, settings)
+    whole = len(layers) == len(ready.routers) and all(x.functions is not None for x in layers)
+    count = max(LISTED, settings.verify)
+    assert plan.sample_rows is not None
+    return ExpertsRecord(
+        status="complete" if whole else "partial",
+        versions=running_versions(),
+        name=checkpoint.path.resolve().name,
+        checkpoint=checkpoint.relative,
+        step=checkpoint.step,
+        model_type=architecture.model_type,
+        probe=probe.describe(),
+        settings={
+            **dataclasses.asdict(settings),
+            "max_tokens": probe.tokens,
+            "kept_tokens": len(plan.sample_rows),
+            "device": measurer.device.type,
+            "dtype": str(measurer.dtype).removeprefix("torch."),
+            "batch_size": outcome.batch_size,
+            "threads": torch.get_num_threads() if measurer.device.type == "cpu" else None,
+            "reweighting": settings.weights == "soft",
+        },
+        coverage=Coverage(len(ready.routers), len(layers), skipped),
+        loss=_loss(ready, outcome, draws).metric("loss"),
+        layers=tuple(layer.record for layer in layers),
+        merge_candidates=merge_candidates(layers, count),
+        prune_candidates=prune_candidates(layers, count, narrow=len(probe.domains) < 2),
+        verification=verification,
+        notes=(
+            *_breadth(probe),
+            *say_notes(ready, manner, outcome, probe), *([why_not] if why_not else []),
+            *unranked(layers),
+        ),
+    )  # fmt: skip
+
+
+def _find_blocks(ready: Ready, measurer: Measurer) -> dict[str, ExpertBlock | None]:
+    """The experts of each router that is asked for."""
+    if isinstance(ready.model, StandIn):
+        return dict(ready.model.find_experts(ready.asked, measurer.inputs))
+    return {router.path: find_experts(ready.model, router) for router in ready.asked}
+
+
+def _breadth(probe: Probe) -> list[str]:
+    """What to know of the probe before an expert is pruned."""
+    names = list(probe.domains)
+    if len(names) > 1:
+        return []
+    held = f"one domain ({names[0]})" if names else "no domains by name"
+    return [
+        f"the probe has {held}: an expert that other text needs looks unused here. Before you "
+        "prune, give a --probe of all the text that the model serves, with a domain in each row"
+    ]
+
+
+def _no_loss(model: nn.Module) -> str | None:
+    """Why there is no loss; None where there is one."""
+    return model.no_loss if isinstance(model, StandIn) else None
+
+
+def _loss(ready: Ready, outcome: Replay, draws: Draws) -> Estimate:
+    """The probe's loss a token."""
+    reason = _no_loss(ready.model)
+    if reason is not None or outcome.loss_S is None:
+        return missing(reason or "no loss was taken", 0)
+    return ratio_of_sums(outcome.loss_S, outcome.loss_tokens_S, draws)
+
+
+def _verify(
+    measurer: Measurer,
+    ready: Ready,
+    outcome: Replay,
+    plan: Plan,
+    layers: Sequence[MeasuredLayer],
+    draws: Draws,
+    settings: ExpertSettings,
+) -> tuple[Verification | None, str | None]:
+    """The trials of `--verify`, or why there are none."""
+    if measurer.manner.kind is not None:
+        return None, NOT_IN_MEMORY
+    if not any(layer.experts is not None and layer.experts.layout for layer in layers):
+        return None, NOTHING_TO_CHANGE
+    if not outcome.loss_tokens_S.any() or outcome.loss_S is None:
+        return None, NO_LABELS
+    if not np.isfinite(outcome.loss_S).all():
+        return None, NO_FINITE_LOSS
+
+    def losses() -> np.ndarray:
+        labels = [s.labels for s in measurer.probe.sequences]
+        return sequence_losses(ready.model, measurer.inputs, labels, plan, outcome.batch_size)
+
+    return verify(
+        layers, losses, outcome.loss_tokens_S, draws, settings.verify, settings.seed
+    ), None  # fmt: skip
+
+
+def _kept_rows(routers: Sequence[Router], tokens: int, settings: ExpertSettings) -> np.ndarray:
+    """The probe rows whose inputs are kept: the same for every layer."""
+    width = sum(int(r.weight_ED.shape[1]) for r in routers)
+    count = max(16, min(KEPT_TOKENS, settings.kept_bytes // (4 * width)))
+    return sample_rows(tokens, count, settings.seed)
+
+
+def _input_modules(blocks: dict[str, ExpertBlock | None]) -> dict[str, nn.Module]:
+    """Whose inputs to keep, for the routers whose experts do not take the router's own."""
+    return {
+        path: block.input_module
+        for path, block in blocks.items()
+        if block is not None and block.input_module is not None
+    }
+
+
+@contextlib.contextmanager
+def _one_by_one(model: Any) -> Iterator[None]:
+    """Experts computed one by one: grouped products have no second derivative, and need widths."""
+    inner = getattr(model, "inner", model)
+    before = getattr(getattr(inner, "config", None), "_experts_implementation", None)
+    if not hasattr(inner, "set_experts_implementation"):
+        yield
+        return
+    compute_experts_by(inner, "eager")
+    try:
+        yield
+    finally:
+        if before is not None and not getattr(model, "_moegeo_eager", False):
+            compute_experts_by(inner, before)

@@ -1,0 +1,178 @@
+"""Candidates put to the test: merged or silenced in memory, with the change of the probe's loss.
+
+A ranking must earn its place beside as many choices made at random, by overlap of inputs, and by
+cosine of weights. Experts are chosen so that none is in two merges.
+
+Legend: S sequences, B draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from moegeo_cli.commands.experts.candidates import (
+    Pair,
+    Single,
+    rank_pairs,
+    rank_singles,
+    rank_singles_by,
+)
+from moegeo_cli.commands.experts.layers import MeasuredLayer
+from moegeo_cli.commands.experts.metrics import metric
+from moegeo_cli.expert_functions.functions import Experts
+from moegeo_cli.expert_functions.surgery import merge, restored, silence
+from moegeo_cli.geometry.estimates import ratio_of_sums
+from moegeo_cli.geometry.resample import Draws, Estimate
+from moegeo_cli.records import Metric, layer_name
+from moegeo_cli.records.experts import Action, Choice, Trial, Verification
+
+C = TypeVar("C", Pair, Single)
+RANDOM_TRIALS = 5
+NATS = "nats per token"
+
+
+def verify(
+    layers: Sequence[MeasuredLayer],
+    losses: Callable[[], np.ndarray],
+    loss_tokens_S: np.ndarray,
+    draws: Draws,
+    count: int,
+    seed: int,
+) -> Verification:
+    """Apply the top merges, then the top prunings, and what they are compared with.
+
+    Args:
+        layers: the measured layers; those whose weights are in a known form take part.
+        losses: the probe's loss by sequence, of the model as it stands.
+        loss_tokens_S: terms in each.
+        draws: for paired intervals.
+        count: how many of each.
+        seed: of the random choices.
+    """
+    able = [layer for layer in layers if layer.experts is not None and layer.experts.layout]
+    before_S = losses()
+    notes = []
+    if len(able) < len(layers):
+        notes.append(f"{len(layers) - len(able)} layers left out: their weights are in no "
+                     "form that moegeo can change")  # fmt: skip
+    trials: list[Trial] = []
+
+    def change(apply: Callable[[], None], touched: Sequence[tuple[int, int]]) -> Estimate:
+        with restored([(_experts(able[place]), e) for place, e in touched]):
+            apply()
+            return ratio_of_sums(losses() - before_S, loss_tokens_S, draws)
+
+    generator = np.random.default_rng(seed)
+    pairs: dict[Choice, list[list[Pair]]] = {
+        "ranking": [_disjoint(rank_pairs(able, "alignment"), count)],
+        "overlap": [_disjoint(rank_pairs(able, "overlap"), count)],
+        "weight cosine": [_disjoint(rank_pairs(able, "weight cosine"), count)],
+        "random": [_disjoint(_shuffled(_all_pairs(able), generator), count)
+                   for _ in range(RANDOM_TRIALS)],
+    }  # fmt: skip
+    for choice, sets in pairs.items():
+        found = [change(_merging(able, chosen), _members(chosen)) for chosen in sets if chosen]
+        names = tuple(_name(able, p, f"{a}+{b}") for p, a, b in (sets[0] if sets else []))
+        trials += _trial("merge", choice, names, found)
+    singles: dict[Choice, list[list[Single]]] = {
+        "ranking": [rank_singles(able)[:count]],
+        "overlap": [rank_singles_by(able, "overlap")[:count]],
+        "weight cosine": [rank_singles_by(able, "weight cosine")[:count]],
+        "random": [_shuffled(_all_singles(able), generator)[:count] for _ in range(RANDOM_TRIALS)],
+    }
+    for choice, chosen_sets in singles.items():
+        found = [change(_silencing(able, chosen), chosen) for chosen in chosen_sets if chosen]
+        names = tuple(_name(able, p, str(e)) for p, e in (chosen_sets[0] if chosen_sets else []))
+        trials += _trial("prune", choice, names, found)
+    total = float(loss_tokens_S.sum())
+    value = float(before_S.sum()) / total
+    return Verification(
+        count=count,
+        loss=Metric(value, n=int(total), unit=NATS, higher_is_better=False),
+        trials=tuple(trials),
+        notes=tuple(notes),
+    )
+
+
+def _experts(layer: MeasuredLayer) -> Experts:
+    assert layer.experts is not None
+    return layer.experts
+
+
+def _merging(layers: Sequence[MeasuredLayer], chosen: Sequence[Pair]) -> Callable[[], None]:
+    def apply() -> None:
+        for place, a, b in chosen:
+            mass_E = layers[place].tokens.mass_E
+            total = float(mass_E[a] + mass_E[b])
+            share = float(mass_E[a]) / total if total > 0 else 0.5
+            merge(_experts(layers[place]), a, b, share)
+
+    return apply
+
+
+def _silencing(layers: Sequence[MeasuredLayer], chosen: Sequence[Single]) -> Callable[[], None]:
+    def apply() -> None:
+        for place, e in chosen:
+            silence(_experts(layers[place]), e)
+
+    return apply
+
+
+def _disjoint(ranked: Sequence[Pair], count: int) -> list[Pair]:
+    """The first pairs of which no expert is in two."""
+    used: set[Single] = set()
+    chosen: list[Pair] = []
+    for place, a, b in ranked:
+        if len(chosen) < count and not used & {(place, a), (place, b)}:
+            chosen.append((place, a, b))
+            used |= {(place, a), (place, b)}
+    return chosen
+
+
+def _members(chosen: Sequence[Pair]) -> list[Single]:
+    return [(place, e) for place, a, b in chosen for e in (a, b)]
+
+
+def _all_pairs(layers: Sequence[MeasuredLayer]) -> list[Pair]:
+    return [
+        (place, a, b)
+        for place, layer in enumerate(layers)
+        for a in range(layer.record.experts)
+        for b in range(a + 1, layer.record.experts)
+    ]
+
+
+def _all_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
+    return [(p, e) for p, layer in enumerate(layers) for e in range(layer.record.experts)]
+
+
+def _shuffled(entries: list[C], generator: np.random.Generator) -> list[C]:
+    return [entries[i] for i in generator.permutation(len(entries))]
+
+
+def _name(layers: Sequence[MeasuredLayer], place: int, experts: str) -> str:
+    record = layers[place].record
+    return f"layer {layer_name(record.layer, record.router)}: {experts}"
+
+
+def _trial(
+    action: Action, choice: Choice, names: tuple[str, ...], found: list[Estimate]
+) -> list[Trial]:
+    """A choice's record; of several random ones the mean, its interval over them all."""
+    if not found:
+        return []
+    lost = [f for f in found if f.value is None]
+    if lost:
+        return [Trial(action, choice, names, metric(lost[0], NATS))]
+    mean = Estimate(
+        float(np.mean([f.value for f in found])),
+        None if any(f.draws_B is None for f in found)
+        else np.concatenate([f.draws_B for f in found if f.draws_B is not None]),
+        found[0].n,
+    )  # fmt: skip
+    if len(found) > 1:
+        names = (f"{len(found)} draws of {len(names)}",)
+    return [Trial(action, choice, names, metric(mean, NATS))]

@@ -1,0 +1,1 @@
+"""`inspect`: what a checkpoint or a run is, from headers alone."""

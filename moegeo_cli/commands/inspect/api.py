@@ -1,0 +1,29 @@
+"""`inspect` of the Python API: what a checkpoint or a run is, from headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Unpack
+
+from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.models.given import choose_models
+from moegeo_cli.models.tree import fill_tree
+from moegeo_cli.options import Model, part, takes
+
+
+@keeps_global_state
+@takes(Model)
+def inspect(path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
+    """What a checkpoint or a run is, from headers alone; loads no model and imports no torch.
+
+    Args:
+        path: a checkpoint or a run.
+        options: see below. A `model` is named in the answer, not built.
+
+    Raises:
+        MoegeoError: no checkpoint there, or a damaged one.
+    """
+    models = choose_models(**part(Model, options))
+    own = None if options["model"] is None else models
+    return inspect_checkpoint(Path(path), own, options["config"], fill_tree)

@@ -1,0 +1,1 @@
+"""`invariance`: which numbers survive rewritings that leave the outputs unchanged."""

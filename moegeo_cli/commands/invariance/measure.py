@@ -1,0 +1,209 @@
+"""What a checkpoint's numbers do when its weights are rewritten without changing its outputs.
+
+Legend: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.commands.analyze.history import add_history
+from moegeo_cli.commands.invariance.residual import NotApplicable
+from moegeo_cli.commands.invariance.transformations import TRANSFORMATIONS
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.geometry.resample import group_sequences
+from moegeo_cli.measuring.layers import checkpoint_record
+from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.run import Listener, Measured
+from moegeo_cli.models.given import Models
+from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.records import CheckpointRecord, RunRecord
+from moegeo_cli.replay.samples import as_batch
+from moegeo_cli.routers.finding import find_routers
+from moegeo_cli.settings import Settings
+from moegeo_cli.verdict import judge
+
+TOLERANCE = 1e-4  # of the logits' scale, and of the metrics that must not change
+VERIFIED_TOKENS = 512
+MUST_HOLD = ("fsi", "collapse", "dispersion")
+SHOWN = (
+    "fsi", "collapse", "dispersion", "information", "entropy_load", "router_cosine", "logit_z",
+    "near_ties", "heterogeneity", "heterogeneity_relative", "heterogeneity_trace",
+    "heterogeneity_conditional", "fhs",
+)  # fmt: skip
+
+
+def measure_invariance(
+    checkpoint: CheckpointFolder,
+    architecture: Architecture,
+    config: dict[str, Any],
+    probe: Probe,
+    settings: Settings,
+    listener: Listener | None,
+    models: Models,
+) -> list[dict[str, Any]]:
+    """Measure a checkpoint as it is, and rewritten in each way that its model allows.
+
+    Args:
+        checkpoint: what is measured.
+        architecture: what its config says of the routers.
+        config: the parsed config.json.
+        probe: the probe, on which each rewriting is verified.
+        settings: how to measure; the dtype is float32 whatever they say.
+        listener: hears of progress.
+        models: what model this is.
+
+    Returns:
+        One entry a transformation: name, description, applicable, reason, logits_deviation (largest
+        change of an output logit over the largest logit), held, metrics {name: before,
+        after, change}, findings and paper, each {before, after}.
+
+    Raises:
+        UnsupportedArchitectureError: an encoder with a decoder.
+        MoegeoError: what loading and replaying raise.
+    """
+    if architecture.encoder_decoder:
+        raise UnsupportedArchitectureError(
+            f"{architecture.model_type} has an encoder and a decoder: no rewriting of it is known",
+            hint="`moegeo analyze` measures it",
+        )
+    settings = dataclasses.replace(settings, dtype="float32")
+    groups_S = group_sequences(len(probe.sequences), settings.seed)
+    measurer = Measurer(architecture, config, probe, groups_S, settings, models)
+
+    def measure(name: str, model: nn.Module) -> Measured:
+        if listener:
+            listener.checkpoint(name, probe.tokens, f"{probe.tokens:,} tokens")
+        arrays = measurer.measure_model(
+            model, checkpoint.path, listener.advance if listener else None
+        )
+        record = checkpoint_record(
+            arrays, probe, settings, step=checkpoint.step, path=checkpoint.relative,
+            fingerprint="", progress={},
+        )  # fmt: skip
+        return Measured("", record, lambda: arrays)
+
+    if listener:
+        listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS), "measurement")
+    original = measurer.source(checkpoint.path).load(checkpoint.path)
+    logits_NV = _output_logits(original, probe)
+    base = measure("as it is", original)
+    scoring = architecture.scoring or "softmax"
+    entries = []
+    for name, transform in TRANSFORMATIONS.items():
+        model = copy.deepcopy(original)
+        try:
+            with torch.no_grad():
+                transform(model, find_routers(model), scoring, architecture.selection.groups,
+                          settings.seed)  # fmt: skip
+        except NotApplicable as reason:
+            entries.append(_not_applicable(name, str(reason), None))
+            continue
+        changed_NV = _output_logits(model, probe)
+        deviation = float((changed_NV - logits_NV).abs().max() / logits_NV.abs().max())
+        if not deviation <= TOLERANCE:
+            words = f"the output logits change by {deviation:.1e} of their scale"
+            entries.append(_not_applicable(name, words, deviation))
+            continue
+        after = measure(name, model)
+        entries.append(_compare(name, deviation, base, after, settings, probe))
+    return entries
+
+
+def _output_logits(model: nn.Module, probe: Probe) -> torch.Tensor:
+    """Logits of the first few hundred tokens, one sequence or sample at a time."""
+    parts: list[torch.Tensor] = []
+    left = VERIFIED_TOKENS
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    with torch.inference_mode():
+        for sequence in probe.sequences:
+            own = sequence if isinstance(sequence, Sample) else sequence.input_ids[:left]
+            inputs = as_batch(own, weight.device, weight.dtype)
+            logits = model(**inputs, use_cache=False).logits[0].double().cpu()
+            parts.append(logits.reshape(-1, logits.shape[-1]))
+            left -= len(own)
+            if left <= 0:
+                break
+    return torch.cat(parts)
+
+
+def describe(name: str) -> str:
+    """What a transformation does, in a sentence without a full stop."""
+    lines = (TRANSFORMATIONS[name].__doc__ or "").strip().splitlines()
+    return lines[0].rstrip(".") if lines else name
+
+
+def _not_applicable(name: str, reason: str, deviation: float | None) -> dict[str, Any]:
+    return {
+        "name": name, "description": describe(name), "applicable": False,
+        "reason": reason, "logits_deviation": deviation,
+        "held": None, "metrics": {}, "findings": None, "paper": None,
+    }  # fmt: skip
+
+
+def _compare(
+    name: str,
+    deviation: float,
+    base: Measured,
+    after: Measured,
+    settings: Settings,
+    probe: Probe,
+) -> dict[str, Any]:
+    """Both measurements side by side; FHS is over the checkpoint as it is."""
+    runs = [_run(m, base, settings, probe) for m in (base, after)]
+    one, other = (r.checkpoints[0] for r in runs)
+    metrics = {}
+    for metric in SHOWN:
+        a, b = one.metrics[metric].value, other.metrics[metric].value
+        relative = (b - a) / abs(a) if a and b is not None else None
+        metrics[metric] = {"before": a, "after": b, "relative_change": relative}
+    findings = {"before": _findings(runs[0]), "after": _findings(runs[1])}
+    verdicts = [judge(r, policy="paper").verdict for r in runs]
+    return {
+        "name": name,
+        "description": describe(name),
+        "applicable": True,
+        "reason": None,
+        "logits_deviation": deviation,
+        "held": _holds(one, other) and findings["before"] == findings["after"],
+        "metrics": metrics,
+        "findings": findings,
+        "paper": {
+            side: v.status if v else None
+            for side, v in zip(("before", "after"), verdicts, strict=True)
+        },
+    }
+
+
+def _holds(one: CheckpointRecord, other: CheckpointRecord) -> bool:
+    """Whether every router keeps the metrics that must not change."""
+    pairs = zip(one.layers, other.layers, strict=True)
+    return all(_near(a.metrics, b.metrics, name) for a, b in pairs for name in MUST_HOLD)
+
+
+def _near(a: Mapping[str, Any], b: Mapping[str, Any], name: str) -> bool:
+    one, other = a[name].value, b[name].value
+    if one is None or other is None:
+        return one is other
+    return bool(abs(one - other) <= TOLERANCE)
+
+
+def _run(measured: Measured, base: Measured, settings: Settings, probe: Probe) -> RunRecord:
+    history = add_history([measured], [base], settings=settings, reason=None, kind="checkpoint",
+                          step=base.record.step)  # fmt: skip
+    return judge(dataclasses.replace(history, probe=probe.describe()))
+
+
+def _findings(run: RunRecord) -> Sequence[list[str]]:
+    """Names and severities of findings above info."""
+    assert run.verdict is not None
+    found = [[f.name, f.severity] for f in run.verdict.findings if f.severity != "info"]
+    return sorted(found)

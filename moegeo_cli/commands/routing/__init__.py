@@ -1,0 +1,1 @@
+"""`routing`: what routing depends on."""

@@ -1,0 +1,73 @@
+"""`routing` of the Python API: what a checkpoint's routing reflects."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Unpack
+
+from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
+from moegeo_cli.commands.routing.settings import RoutingSettings
+from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.measuring.choosing import choose_checkpoints
+from moegeo_cli.measuring.probe import default_tokens, open_probe
+from moegeo_cli.measuring.run import Listener
+from moegeo_cli.measuring.storing import NOT_KEPT, open_store
+from moegeo_cli.models.given import choose_models
+from moegeo_cli.options import Model, Routing, part, takes
+from moegeo_cli.records.routing import RoutingRecord
+from moegeo_cli.settings import settings_of
+from moegeo_cli.verdict import load_thresholds
+from moegeo_cli.verdict.interventions import check_framework
+from moegeo_cli.verdict.lenses import judge_lens
+
+
+@keeps_global_state
+@takes(Routing)
+def routing(
+    path: Path | str,
+    other: Path | str | None = None,
+    *,
+    progress: Listener | None = None,
+    **options: Unpack[Routing],
+) -> RoutingRecord:
+    """What routing reflects: geometry, shared directions, domains, depth, prompts, another model.
+
+    Args:
+        path: a checkpoint; or a run: then its newest one in full, and how it came there.
+        other: another checkpoint (or a run: its newest one), held against the first on the same
+            tokens; then only the newest checkpoint of `path` counts.
+        progress: is called as the work goes on.
+        options: see below. `seed` is also of permutations and generated tokens.
+
+    Returns:
+        Routers with metrics, pairs and matrices; domains; the run's course; the other model;
+        findings and what to do.
+
+    Raises:
+        MoegeoError: bad input, by its subclasses.
+    """
+    from moegeo_cli.commands.routing.measure import measure_routing_of
+
+    settings = settings_of(RoutingSettings, options)
+    limits = load_thresholds(options["thresholds"])
+    check_framework(options["framework"])
+    captures, max_tokens = options["captures"], options["max_tokens"]
+    models = choose_models(captures=captures, **part(Model, options))
+    folder = models.open(path)
+    beside = None if other is None else models.open(other)
+    if beside is not None and max_tokens is None and captures is None:
+        max_tokens = max(default_tokens(run, models) for run in (folder, beside))
+    loaded = open_probe(folder, options["probe"], max_tokens, models)
+    chosen = choose_checkpoints(folder, options["steps"], options["latest"] or beside is not None)
+    second = None
+    if beside is not None:
+        second = (beside.newest, open_probe(beside, options["probe"], max_tokens, models))
+    record = measure_routing_of(chosen, models, loaded, settings, second, progress)
+    store = open_store(folder, options["cache"], options["cache_dir"], models)
+    keep_lens(store, "routing", dataclasses.replace(record, other=None), models)
+    if store.problem is not None:
+        notes = (*record.notes, NOT_KEPT.format(store.problem))
+        record = dataclasses.replace(record, notes=notes)
+    about = describe_run(folder.newest, models.describe(folder.newest.path)[1])
+    return judge_lens("routing", record, limits, about, options["framework"])

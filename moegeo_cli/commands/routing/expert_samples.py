@@ -1,0 +1,97 @@
+"""A sample of each expert's weights, at the same places in every model of one shape.
+
+Legend: E experts, W sampled weights of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.expert_functions.blocks import find_experts
+from moegeo_cli.models.own import OwnModel
+from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.routers.finding import Router
+
+SAMPLED_WEIGHTS = 4096
+NO_MODEL = "no model was built, and experts' weights were not read"
+NO_EXPERTS = "no weights of experts were found beside the router"
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertSample:
+    """Sampled weights by expert, float32; `shapes` says of what, and so whether two compare."""
+
+    weights_EW: np.ndarray
+    shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """Where a router's experts keep their weights: modules of their own, or stacks by expert.
+
+    `stacks` are module and name; a stack is (E, ., .), or E blocks of rows one below the other.
+    """
+
+    experts: int
+    modules: nn.ModuleList | None
+    stacks: tuple[tuple[nn.Module, str], ...]
+
+    def of(self, expert: int) -> list[torch.Tensor]:
+        """The tensors of one expert; a streamed layer's must be in memory."""
+        if self.modules is not None:
+            return [p.detach() for _, p in sorted(self.modules[expert].named_parameters())]
+        found = []
+        for module, name in self.stacks:
+            stack: Any = getattr(module, name)  # streamed, something that reads an expert by index
+            rows = stack.shape[0] // self.experts
+            whole = stack.ndim == 3
+            found.append(stack[expert] if whole else stack[expert * rows : (expert + 1) * rows])
+        return [part.detach() for part in found]
+
+
+def find_expert_weights(model: nn.Module, router: Router) -> ExpertWeights | str:
+    """The weights of the experts that a router chooses among; or, in words, why there are none."""
+    if isinstance(model, StandIn) and not isinstance(model, OwnModel):
+        return NO_MODEL
+    block = find_experts(model.inner if isinstance(model, OwnModel) else model, router)
+    if block is not None and isinstance(block.module, nn.ModuleList):
+        return ExpertWeights(block.experts, block.module, ())
+    holder = router.parent if block is None else block.module
+    experts = router.experts if block is None else block.experts
+    stacks = [
+        (module, name)
+        for _, module in sorted(holder.named_modules())
+        for name, p in module.named_parameters(recurse=False)
+        if (p.ndim == 3 and p.shape[0] == experts)
+        or (block is not None and p.ndim == 2 and p.shape[0] > experts == _divisor(p, experts))
+    ]
+    return ExpertWeights(experts, None, tuple(stacks)) if stacks else NO_EXPERTS
+
+
+def sample_weights(weights: ExpertWeights) -> ExpertSample:
+    """Sample every expert's weights; places are drawn by a fixed seed, from the shapes alone."""
+    first = weights.of(0)
+    ends = np.cumsum([part.numel() for part in first])
+    places = np.arange(int(ends[-1]))
+    if len(places) > SAMPLED_WEIGHTS:
+        generator = np.random.default_rng(0)
+        places = np.sort(generator.choice(len(places), SAMPLED_WEIGHTS, replace=False))
+    of_part = np.searchsorted(ends, places, side="right")
+    rows = []
+    for expert in range(weights.experts):
+        taken = []
+        for number, part in enumerate(weights.of(expert)):
+            own = places[of_part == number] - (int(ends[number]) - part.numel())
+            flat = part.reshape(-1)[torch.from_numpy(own).to(part.device)]
+            taken.append(flat.float().cpu().numpy())
+        rows.append(np.concatenate(taken))
+    return ExpertSample(np.stack(rows), tuple(tuple(part.shape) for part in first))
+
+
+def _divisor(parameter: torch.Tensor, experts: int) -> int:
+    return experts if parameter.shape[0] % experts == 0 else 0

@@ -1,0 +1,183 @@
+"""Two models on the same tokens: whether they have an ancestor in common, and what they share.
+
+Legend: T tokens, E experts of the first model, F of the second, K chosen per token, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moegeo_cli.commands.routing.expert_samples import (
+    ExpertSample,
+    find_expert_weights,
+    sample_weights,
+)
+from moegeo_cli.commands.routing.figures import Figure, Figures
+from moegeo_cli.commands.routing.tokens import RoutedTokens
+from moegeo_cli.geometry.mantel import PERMUTATIONS, even_rows, mantel
+from moegeo_cli.geometry.matching import Match, match_experts
+from moegeo_cli.geometry.pair_means import PairMean, pairs_apart, sum_by_group
+from moegeo_cli.geometry.resample import Draws, Estimate, missing
+from moegeo_cli.geometry.usage import Usage
+from moegeo_cli.measuring.ready import Ready
+from moegeo_cli.models.sources import ModelSource
+from moegeo_cli.records.routing import RouterPair
+
+OTHER_TOKENS = "the two routers see different tokens"
+UNTOLD = "the two have no ancestor in common: numbers of experts mean nothing between them"
+OTHER_SHAPES = "the experts of the two have different shapes"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One router of one model, as far as another model's is held against it.
+
+    `root_NE` are roots of routing distributions at `rows_SM` (None for a router that hashes).
+    """
+
+    layer: int
+    router: str
+    usage: Usage
+    rows_SM: np.ndarray
+    root_NE: np.ndarray | None
+    experts: ExpertSample | str
+
+
+def take_side(tokens: RoutedTokens, ready: Ready, source: ModelSource, seed: int) -> Side:
+    """What is kept of a router, so that its model can be let go.
+
+    Args:
+        tokens: what a replay left of it.
+        ready: the model.
+        source: who gives its weights.
+        seed: of the choice of tokens.
+    """
+    rows_SM = even_rows(tokens.usage.sequence_T, seed)
+    router = next(r for r in ready.asked if r.path == tokens.router)
+    weights = find_expert_weights(ready.model, router)
+    sample: ExpertSample | str = weights if isinstance(weights, str) else ""
+    if not isinstance(weights, str):
+        with source.holding(tokens.router):
+            sample = sample_weights(weights)
+    return Side(
+        tokens.layer, tokens.router, tokens.usage, rows_SM, tokens.roots(rows_SM.ravel()), sample
+    )
+
+
+def pair_sides(one: Sequence[Side], other: Sequence[Side]) -> list[tuple[Side, Side]]:
+    """Each router of one model with the other's at the same share of the depth."""
+    if not one or not other:
+        return []
+    last, others_last = max(len(one) - 1, 1), len(other) - 1
+    return [(a, other[round(i * others_last / last)]) for i, a in enumerate(one)]
+
+
+def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, list[Match | None]]:
+    """Whether the models have an ancestor in common, why, and each pair's matching of experts."""
+    matches: list[Match | None] = []
+    reasons = []
+    for a, b in pairs:
+        match = None
+        if isinstance(a.experts, str) or isinstance(b.experts, str):
+            reasons.append(a.experts if isinstance(a.experts, str) else str(b.experts))
+        elif a.experts.shapes != b.experts.shapes or (a.usage.experts != b.usage.experts):
+            reasons.append(OTHER_SHAPES)
+        else:
+            match = match_experts(a.experts.weights_EW, b.experts.weights_EW)
+            if match is None:
+                reasons.append("the experts' weights are not finite")
+        matches.append(match)
+    known = [m for m in matches if m is not None]
+    if not known:
+        return None, "; ".join(sorted(set(reasons))) or "no router", matches
+    told = sum(m.told for m in known)
+    matched, others = (
+        float(np.median([getattr(m, n) for m in known])) for n in ("matched", "others")
+    )
+    words = (
+        f"experts' weights, matched one to one, have cosine {matched:.3f}, all other pairs "
+        f"{others:.3f} (medians): clearly more in {told} of {len(known)} layers"
+    )
+    if told and any(m.renumbered for m in known if m.told):
+        words += "; experts are numbered otherwise"
+    return 2 * told > len(known), words, matches
+
+
+def compare_pair(
+    a: Side, b: Side, match: Match | None, lineage: bool | None, draws: Draws, seed: int
+) -> RouterPair:
+    """What two routers share on the same tokens.
+
+    Args:
+        a: a router of the first model.
+        b: its counterpart in the second.
+        match: which expert is which, where that could be told.
+        lineage: whether the models have an ancestor in common.
+        draws: the bootstrap draws.
+        seed: of the permutations.
+    """
+    told = bool(lineage) and match is not None and match.told
+    figures = _similarities(a, b, draws, seed)
+    figures["expert_match"] = Figure(
+        missing("no weights were matched") if match is None else Estimate(match.matched),
+        None if match is None else match.others,
+    )
+    figures["overlap_same_token"] = Figure(
+        _same_tokens(a.usage, b.usage, match.partner_E, draws)
+        if told and match is not None
+        else missing(UNTOLD if lineage is False else "experts could not be matched"),
+        0.0,
+    )
+    return RouterPair(
+        layer=a.layer,
+        router=a.router,
+        other_layer=b.layer,
+        other_router=b.router,
+        metrics={name: figure.metric(name) for name, figure in figures.items()},
+        partner=tuple(int(e) for e in match.partner_E) if told and match is not None else None,
+    )
+
+
+def _similarities(a: Side, b: Side, draws: Draws, seed: int) -> Figures:
+    """Mantel's test of the two tables of similarities between tokens."""
+    names = ("mantel", "mantel_spearman", "mantel_p_value")
+    same = np.array_equal(a.rows_SM, b.rows_SM) and np.array_equal(
+        a.usage.sequence_T, b.usage.sequence_T
+    )
+    if not same:
+        return {name: Figure(missing(OTHER_TOKENS)) for name in names}
+    if a.root_NE is None or b.root_NE is None:
+        return {name: Figure(missing("a router that hashes has no distribution")) for name in names}
+    sequences = a.usage.sequence_T[a.rows_SM[:, 0]] if len(a.rows_SM) else np.zeros(0, dtype=int)
+    groups_S = a.usage.groups_S[sequences]
+    pearson, spearman, null, p_value = mantel(a.root_NE, b.root_NE, groups_S, draws, seed)
+    tested = missing(pearson.reason or "") if p_value is None else Estimate(p_value, n=PERMUTATIONS)
+    return {
+        "mantel": Figure(pearson, null),
+        "mantel_spearman": Figure(spearman),
+        "mantel_p_value": Figure(tested),
+    }
+
+
+def _same_tokens(one: Usage, other: Usage, partner_E: np.ndarray, draws: Draws) -> Estimate:
+    """Experts in common on the same token, above those in common on tokens of two sequences."""
+    if not np.array_equal(one.sequence_T, other.sequence_T):
+        return missing(OTHER_TOKENS)
+    renamed_F = np.arange(other.experts)  # experts without weights keep their places
+    renamed_F[partner_E] = np.arange(len(partner_E))
+    used = (one.chosen_T > 0) & (other.chosen_T > 0)
+    one, other = one.part(used), other.part(used)
+    chosen_TK = np.where(other.selected_TK >= 0, renamed_F[other.selected_TK], -1)
+    other = Usage(chosen_TK, other.sequence_T, other.groups_S, other.experts)
+    both_TKK = (one.selected_TK[:, :, None] == chosen_TK[:, None, :]) & (chosen_TK >= 0)[:, None, :]
+    common_T = both_TKK.sum(axis=(1, 2)) / np.sqrt(one.chosen_T * other.chosen_T)
+    group_T = one.groups_S[one.sequence_T]
+    none_GG = np.zeros((draws.groups, draws.groups))
+    same = PairMean(
+        none_GG, np.bincount(group_T, common_T, draws.groups),
+        none_GG, sum_by_group(np.ones(len(group_T)), group_T, draws.groups),
+    )  # fmt: skip
+    return same.above(pairs_apart(one.sums, other.sums, one.groups_S), draws, len(common_T))

@@ -1,0 +1,158 @@
+"""Checkpoints of one architecture replayed with one probe, and what is kept of each.
+
+Legend: S sequences, N tokens with kept inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
+from moegeo_cli.commands.routing.figures import Figures
+from moegeo_cli.commands.routing.layers import Domains, MeasuredRouter, measure_router
+from moegeo_cli.commands.routing.models import Side, take_side
+from moegeo_cli.commands.routing.rollouts import generated_figures, prompt_tokens
+from moegeo_cli.commands.routing.settings import RoutingSettings
+from moegeo_cli.commands.routing.tokens import RoutedTokens, gather_routed, kept_rows
+from moegeo_cli.commands.routing.trajectory import Stage, snapshot, stage_figures
+from moegeo_cli.errors import UsageError
+from moegeo_cli.geometry.resample import Draws, group_sequences, make_draws
+from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.ready import Ready, say_notes
+from moegeo_cli.measuring.run import Listener
+from moegeo_cli.models.given import Models
+from moegeo_cli.probes import Probe
+from moegeo_cli.records import Coverage
+from moegeo_cli.replay.plan import Plan
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """A checkpoint after its replay: the model as it stands, and each router's tokens."""
+
+    ready: Ready
+    routers: list[RoutedTokens]
+    coverage: Coverage
+    notes: tuple[str, ...]
+    batch_size: int | None
+    kept: int
+
+
+class RoutingReplay:
+    """Replays checkpoints of one architecture with one probe, and measures their routers.
+
+    Args:
+        models: what model it is of.
+        checkpoint: one of its checkpoints, for the architecture.
+        probe: the probe, tokenised.
+        settings: how to measure.
+        listener: hears of progress.
+
+    Raises: what reading the config raises.
+    """
+
+    def __init__(
+        self,
+        models: Models,
+        checkpoint: CheckpointFolder,
+        probe: Probe,
+        settings: RoutingSettings,
+        listener: Listener | None,
+    ) -> None:
+        self.models, self.probe, self.settings, self.listener = models, probe, settings, listener
+        config, self.architecture = models.describe(checkpoint.path)
+        self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
+        self.draws: Draws = make_draws(self.groups_S, settings.seed)
+        self.measurer = Measurer(
+            self.architecture, config, probe, self.groups_S, settings.replay, models
+        )
+
+    def replay(self, checkpoint: CheckpointFolder) -> Replayed:
+        """Load a checkpoint and replay the probe up to its last router.
+
+        Raises: what loading and replaying raise.
+        """
+        path = checkpoint.path
+        architecture = self.models.describe(path)[1]
+        if architecture != self.architecture:
+            raise UsageError(
+                f"{checkpoint.relative} is of another architecture than the newest checkpoint",
+                hint="choose --steps, or --latest",
+            )
+        self.models.check(path, architecture)
+        if self.listener:
+            note = f"{self.probe.tokens:,} tokens"
+            self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
+        measurer, settings, tokens = self.measurer, self.settings, self.probe.tokens
+
+        def adapt(ready: Ready, plan: Plan) -> Plan:
+            rows_N = kept_rows(ready.asked, tokens, settings.seed, settings.kept_bytes)
+            return dataclasses.replace(plan, fishers=(), sample_rows=rows_N)
+
+        ready, outcome, plan = measurer.replay(
+            path, adapt, self.listener.advance if self.listener else None
+        )
+        rows_N = plan.sample_rows
+        assert rows_N is not None
+        held = measurer.manner.say_memory(measurer.device)
+        if self.listener and held is not None:
+            self.listener.note(held)
+        skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
+        routers = []
+        for trace in outcome.traces:
+            own = gather_routed(trace, outcome, rows_N, self.probe, self.groups_S, architecture)
+            if isinstance(own, str):
+                skipped[trace.router.path] = own
+            else:
+                routers.append(own)
+        return Replayed(
+            ready, routers, Coverage(len(ready.routers), len(routers), skipped),
+            tuple(say_notes(ready, measurer.manner, outcome, self.probe)), outcome.batch_size,
+            len(rows_N),
+        )  # fmt: skip
+
+    def stage(
+        self, checkpoint: CheckpointFolder, found: Replayed, final: Sequence[RoutedTokens] | None
+    ) -> Stage:
+        """A checkpoint's part in the trajectory; `final` are the newest one's routers."""
+        last = {t.router: snapshot(t) for t in final or () if t.logits_TE is not None}
+        return Stage(
+            checkpoint,
+            take_fingerprint(checkpoint, self.settings.verify_fingerprint),
+            found.coverage,
+            {t.router: t.layer for t in found.routers},
+            {t.router: stage_figures(t, self.draws, last.get(t.router)) for t in found.routers},
+        )
+
+    def sides(self, path: Path, found: Replayed) -> list[Side]:
+        """Its routers, as far as another model is held against them."""
+        source = self.measurer.source(path)
+        return [take_side(t, found.ready, source, self.settings.seed) for t in found.routers]
+
+    def measure(
+        self, found: Replayed, domains: Domains
+    ) -> tuple[list[MeasuredRouter], dict[str, Any], tuple[str, ...]]:
+        """Every router of a replayed checkpoint; what was generated; and what to say of that."""
+        settings, listener = self.settings, self.listener
+        generated: dict[str, Figures] | str = {}
+        told: dict[str, Any] = {}
+        if settings.generate:
+            if listener:
+                listener.checkpoint("prompts", 0, f"{settings.generate:,} new tokens each")
+            generated, told = generated_figures(found.ready, self.measurer, settings, None)
+        notes = (f"--generate: {generated}",) if isinstance(generated, str) else ()
+        measured = []
+        if listener:
+            listener.checkpoint("routers", 0, f"what the choices of {len(found.routers)} reflect")
+        for tokens in found.routers:
+            own = {} if isinstance(generated, str) else generated.get(tokens.router, {})
+            prompt_T = prompt_tokens(tokens, self.probe, self.architecture)
+            measured.append(measure_router(tokens, prompt_T, own, domains, self.draws, settings))
+        return measured, told, notes

@@ -1,0 +1,1 @@
+"""Experts as functions: calling one, its Jacobian, exchanging one."""

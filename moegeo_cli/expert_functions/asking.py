@@ -1,0 +1,129 @@
+"""A user's block asked for one expert: its router made to choose it alone, with weight 1.
+
+Legend: N tokens, D width of the block's input, O of its output, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from moegeo_cli.routers.finding import Router
+
+FAR = 1e4  # a logit beside which all others are nothing; float16 holds it
+ONE = math.log(math.e - 1.0)  # where the square root of softplus is 1
+UNREADABLE = "its router's output cannot be made to choose one expert"
+NO_TENSOR = "it returns no tensor of its input's form"
+
+
+class NotThere(Exception):  # noqa: N818 - an answer, not an error
+    """Why a block cannot be asked."""
+
+
+class AskedBlock:
+    """A block that gives one expert's part.
+
+    Args:
+        router: made to choose.
+        block: what holds it and the experts.
+        own: parameters of single experts.
+        ndim: dimensions of the block's input; 3 for (batch, positions, D).
+    """
+
+    def __init__(
+        self, router: Router, block: nn.Module, own: Mapping[str, int | None], ndim: int
+    ) -> None:
+        self.router, self.block, self.own, self.ndim = router, block, own, ndim
+        self.has_rest = False
+
+    def __call__(self, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
+        """f_e(x), shape (N, O)."""
+        with self._choosing(expert):
+            found = self.block_output(x_ND)
+        return found - self.rest(expert, x_ND) if self.has_rest else found
+
+    def rest(self, expert: int, x_ND: torch.Tensor, *, alone: bool = False) -> torch.Tensor:
+        """What the block gives beside an expert: with all experts' parameters at zero.
+
+        Args:
+            expert: the one that is chosen.
+            x_ND: tokens.
+            alone: only this expert's, which must give the same.
+        """
+        named = dict(self.block.named_parameters())
+        zeros = {}
+        for name, whose in self.own.items():
+            if alone and whose is None:
+                zeros[name] = named[name].detach().clone()
+                zeros[name][expert] = 0.0
+            elif not alone or whose == expert:
+                zeros[name] = torch.zeros_like(named[name][:1]).expand_as(named[name])
+        with self._choosing(expert):
+            return self.block_output(x_ND, zeros)
+
+    def block_output(
+        self, x_ND: torch.Tensor, parameters: Mapping[str, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """The block's output for rows of tokens, each a sequence of its own: (N, O)."""
+        x = x_ND.reshape(len(x_ND), *[1] * (self.ndim - 2), x_ND.shape[1])
+        found = functional_call(self.block, dict(parameters or {}), (x,))
+        first = first_output(found, len(x_ND))
+        if first is None:
+            raise NotThere(NO_TENSOR)
+        return first.reshape(len(x_ND), -1)
+
+    @contextlib.contextmanager
+    def _choosing(self, expert: int) -> Iterator[None]:
+        handle = self.router.module.register_forward_hook(partial(self._choose, expert))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _choose(self, expert: int, module: nn.Module, args: Any, output: Any) -> Any:
+        """The router's output as it would be if it chose this expert alone, with weight 1."""
+        if isinstance(output, torch.Tensor):
+            return self._logits(expert, output)
+        parts = list(output) if isinstance(output, tuple) else []
+        chosen = [
+            p for p in parts if isinstance(p, torch.Tensor)
+            and not p.is_floating_point() and p.dtype != torch.bool
+        ]  # fmt: skip
+        if len(chosen) != 1:
+            raise NotThere(UNREADABLE)
+        [index] = chosen
+        count = index.shape[-1]
+        others = [e for e in range(self.router.experts) if e != expert][: count - 1]
+        weights = [1.0] + [0.0] * (count - 1)
+
+        def held(part: Any) -> Any:
+            if not isinstance(part, torch.Tensor):
+                return part
+            if part is index:
+                return torch.tensor([expert, *others], device=part.device).to(part).expand_as(part)
+            if part.shape == index.shape:
+                return torch.tensor(weights, device=part.device).to(part).expand_as(part)
+            if part.shape[-1] == self.router.experts:
+                return self._logits(expert, part)
+            return part
+
+        return tuple(held(part) for part in parts)
+
+    def _logits(self, expert: int, like: torch.Tensor) -> torch.Tensor:
+        held = torch.full_like(like.detach(), -FAR)
+        held[..., expert] = ONE if self.router.computed == "sqrt_softplus" else FAR
+        return held
+
+
+def first_output(output: Any, rows: int) -> torch.Tensor | None:
+    """A block's output: a tensor, or the first of several that has as many rows; None without."""
+    parts = output if isinstance(output, tuple | list) else (output,)
+    found = (p for p in parts if isinstance(p, torch.Tensor) and p.ndim and len(p) == rows)
+    return next(found, None)

@@ -1,0 +1,1 @@
+"""From a replayed pass to one router's sums, estimates and records."""

@@ -1,0 +1,292 @@
+"""A model that is built once and measures one checkpoint of a run after another.
+
+Legend: T real probe positions, S sequences, D router input width, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.errors import UsageError
+from moegeo_cli.fisher.adam import adam_second_moments
+from moegeo_cli.measuring.arrays import CheckpointArrays
+from moegeo_cli.measuring.provenance import running_versions
+from moegeo_cli.measuring.ready import Ready, digest, prepare, say_notes
+from moegeo_cli.measuring.router_arrays import SAMPLE_TOKENS, form_router, sample_rows
+from moegeo_cli.models.accounting import recall
+from moegeo_cli.models.fitting import Request, choose_source
+from moegeo_cli.models.given import Models
+from moegeo_cli.models.loading import resolve_device, resolve_dtype
+from moegeo_cli.models.sources import Manner, ModelSource
+from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.replay.batches import TOKENS_PER_BATCH
+from moegeo_cli.replay.plan import Plan, Replay
+from moegeo_cli.replay.ranks import Ranks
+from moegeo_cli.replay.session import replay
+from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.routers.finding import Router
+from moegeo_cli.settings import Settings
+
+# Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
+SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
+
+
+class Measurer:
+    """Measures checkpoints of one architecture with one probe.
+
+    Args:
+        architecture: what the config says of the routers.
+        config: the parsed config.json.
+        probe: the probe, tokenised.
+        groups_S: each sequence's group for resampling.
+        settings: how to measure.
+        models: what model this is; None for transformers'.
+        ranks: who shares the probe; None for this process alone.
+
+    Raises:
+        ResourceError: the device is not there.
+        UsageError: a bound of memory for a model that it cannot be kept for.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: dict[str, Any],
+        probe: Probe,
+        groups_S: np.ndarray,
+        settings: Settings,
+        models: Models | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.architecture, self.config, self.probe = architecture, config, probe
+        self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
+        self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
+        self.dtype = resolve_dtype(settings.dtype, config)
+        self._config = None if models is None else models.config
+        self._source = (
+            None if models is None else models.source(self.device, self.dtype, architecture)
+        )
+        if self._source is not None:
+            self.dtype = self._source.dtype
+            if settings.memory is not None:
+                raise UsageError(
+                    "--memory is a bound for models of transformers: what else takes is not known",
+                    found="--memory with a model of your own, or with captures",
+                    hint="leave --memory out; --batch-size and --max-tokens take less",
+                )
+        self.memory: str | None = None  # what a replay held, in words
+
+    def measure(
+        self, path: Path, progress: Callable[[int], None] | None = None
+    ) -> CheckpointArrays:
+        """Load a checkpoint's weights and replay the probe.
+
+        Raises: what loading and replaying raise.
+        """
+        if self.ranks:
+            self.ranks.tell("load", path=str(path))
+        return self._measure(partial(self.load, path), path, progress)
+
+    def load(self, path: Path) -> nn.Module:
+        """A checkpoint's model."""
+        return self.source(path).load(path)
+
+    def initialise(self, path: Path, seed: int) -> nn.Module:
+        """A fresh model by a checkpoint's config."""
+        return self.source(path).initialise(path, seed)
+
+    def source(self, path: Path) -> ModelSource:
+        """Where models come from; `path`, the first checkpoint, tells how large they are."""
+        if self._source is None:
+            self._source = choose_source(
+                Request(
+                    path, self.config, self.architecture, self.probe, self.groups_S,
+                    self.settings, self.device, self.dtype, self._config,
+                ),
+                shared=self.ranks is not None,
+            )  # fmt: skip
+        source: ModelSource = self._source
+        return source
+
+    def measure_initial(
+        self, path: Path, seed: int, progress: Callable[[int], None] | None = None
+    ) -> CheckpointArrays:
+        """Measure a fresh initialisation of the checkpoint's own config."""
+        if self.ranks:
+            self.ranks.tell("initialise", path=str(path), seed=seed)
+        return self._measure(partial(self.initialise, path, seed), path, progress)
+
+    def measure_model(
+        self, model: nn.Module, path: Path, progress: Callable[[int], None] | None = None
+    ) -> CheckpointArrays:
+        """Replay the probe through a model as it stands.
+
+        Args:
+            model: the model.
+            path: the checkpoint, for what lies beside its weights.
+            progress: hears how many tokens were replayed.
+
+        Raises: what replaying raises.
+        """
+        return self._measure(lambda: model, path, progress)
+
+    def take_part(self, give: Callable[[], nn.Module]) -> None:
+        """Replay this rank's share of the probe, for rank 0.
+
+        Raises: what loading and replaying raise, on any rank.
+        """
+        self._replay(give, None)
+
+    def replay(
+        self,
+        path: Path,
+        adapt: Callable[[Ready, Plan], Plan],
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[Ready, Replay, Plan]:
+        """Load a checkpoint's weights and replay the probe for another purpose.
+
+        Args:
+            path: the checkpoint.
+            adapt: the plan of such a pass, from the usual one and what was found ready.
+            progress: hears how many tokens were replayed.
+
+        Raises: what loading and replaying raise.
+        """
+        return self._replay(partial(self.load, path), progress, adapt)
+
+    def replay_model(
+        self, model: nn.Module, adapt: Callable[[Ready, Plan], Plan]
+    ) -> tuple[Ready, Replay, Plan]:
+        """The same through a model as it stands.
+
+        Args:
+            model: the model, whole in memory.
+            adapt: the plan of such a pass.
+
+        Raises: what replaying raises.
+        """
+        return self._replay(lambda: model, None, adapt)
+
+    @property
+    def inputs(self) -> list[np.ndarray] | list[Sample]:
+        """The probe's sequences as a replay takes them: token ids, or samples."""
+        samples = [s for s in self.probe.sequences if isinstance(s, Sample)]
+        ids = [s.input_ids for s in self.probe.sequences if not isinstance(s, Sample)]
+        return samples or ids
+
+    def _measure(
+        self, give: Callable[[], nn.Module], path: Path, progress: Callable[[int], None] | None
+    ) -> CheckpointArrays:
+        ready, outcome, _ = self._replay(give, progress)
+        model, routers, asked = ready.model, ready.routers, ready.asked
+        tokens, manner = self.probe.tokens, self.manner
+        self.memory = manner.say_memory(self.device)
+        adam = self._adam(model, path, asked)
+        input_rows = self._input_rows(asked, tokens)
+        measured = [
+            form_router(
+                outcome, t, self.architecture, self.groups_S, a, input_rows, self.settings.seed
+            )
+            for t, a in zip(outcome.traces, adam, strict=True)
+        ]
+        skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
+        skipped |= {t.router.path: t.problem for t in outcome.traces if t.problem}
+        return CheckpointArrays(
+            routers=tuple(r for r in measured if r is not None),
+            loss_S=outcome.loss_S,
+            loss_tokens_S=outcome.loss_tokens_S,
+            groups_S=self.groups_S,
+            sample_rows=sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed),
+            input_rows=input_rows,
+            routers_found=len(routers),
+            not_measured=skipped,
+            replay={
+                "versions": running_versions(),
+                "device": str(self.device.type),
+                "dtype": str(self.dtype).removeprefix("torch."),
+                "batch_size": outcome.batch_size,
+                "batch_tokens": None
+                if outcome.batch_size
+                else manner.batch_tokens or TOKENS_PER_BATCH,
+                "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
+                "unselected_gradient": outcome.unselected,
+                "memory": manner.describe_memory(),
+                "weights": recall(model),
+                **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
+                "notes": say_notes(ready, manner, outcome, self.probe),
+            },
+        )
+
+    @property
+    def manner(self) -> Manner:
+        """How the models of the source are replayed."""
+        return self._source.manner if self._source is not None else Manner()
+
+    def _replay(
+        self,
+        give: Callable[[], nn.Module],
+        progress: Callable[[int], None] | None,
+        adapt: Callable[[Ready, Plan], Plan] | None = None,
+    ) -> tuple[Ready, Replay, Plan]:
+        """The model that `give` gives, and the probe's pass through it."""
+        if self.ranks is None:
+            ready = self._prepare(give)
+        else:
+            ready = self.ranks.together(partial(self._prepare, give))
+            self.ranks.require_same("the routers' weights", digest(ready.routers))
+        sequences, manner, model = self.probe.sequences, self.manner, ready.model
+        own, alone = isinstance(model, StandIn), False
+        if isinstance(model, StandIn):
+            model.prepare(ready.asked, self.inputs)
+            alone = model.alone
+        splits = [s.source for s in sequences if not isinstance(s, Sample)]
+        assert self.architecture.scoring is not None
+        plan = Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            unselected=self.architecture.unselected_gradient,
+            renormalised=bool(self.architecture.selection.renormalised),
+            scoring=self.architecture.scoring,
+            batch_size=1 if alone else self.settings.batch_size,
+            batch_tokens=manner.batch_tokens,
+            mixed_lengths=not ready.stateful and not own,
+            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
+            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            seed=self.settings.seed,
+        )
+        if adapt is not None:
+            plan = adapt(ready, plan)
+        outcome = replay(
+            model, ready.asked, self.inputs, [s.labels for s in sequences], plan,
+            progress=progress, kind=manner.kind, ranks=self.ranks,
+        )  # fmt: skip
+        return ready, outcome, plan
+
+    def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
+        return prepare(give(), self.architecture, self.settings.layers)
+
+    def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
+        width = sum(int(r.weight_ED.shape[1]) for r in routers)
+        count = max(16, min(SAMPLE_INPUTS, SAMPLE_INPUT_BYTES // (4 * width)))
+        rows = sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed)
+        return rows[:: -(-len(rows) // count)]
+
+    def _adam(
+        self, model: nn.Module, path: Path, routers: Sequence[Router]
+    ) -> list[np.ndarray | None]:
+        """Adam's second moments where that kind was asked for."""
+        if self.settings.fisher != "adam":
+            return [None] * len(routers)
+        names = {id(p): n for n, p in model.named_parameters()}
+        moments = adam_second_moments(
+            path / "optimizer.pt", model, [names[id(r.weight_ED)] for r in routers]
+        )
+        return [m[: r.experts] for m, r in zip(moments, routers, strict=True)]

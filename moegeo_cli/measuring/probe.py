@@ -1,0 +1,99 @@
+"""The probe of a run: read with its tokenizer, as large as its experts ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.checkpoints.architecture import Architecture, text_config
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
+from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import UsageError
+from moegeo_cli.geometry.dead import tokens_for_power
+from moegeo_cli.models.given import Models
+from moegeo_cli.probes import Probe, load_probe
+from moegeo_cli.probes.tokenizing import find_tokenizer
+
+MINIMUM_TOKENS = 8192
+
+
+def default_tokens(folder: RunFolder, models: Models) -> int:
+    """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
+    return _enough_tokens(folder, models.describe(folder.newest.path)[1])
+
+
+def _enough_tokens(folder: RunFolder, architecture: Architecture) -> int:
+    routers = len(architecture.moe_layers or range(architecture.layers or 1))
+    if not architecture.top_k or not architecture.experts:
+        return MINIMUM_TOKENS
+    if architecture.encoder_decoder:
+        routers = len(check_routers(_index(folder.newest), architecture))
+    needed = tokens_for_power(architecture.experts, architecture.top_k, routers)
+    # A router of an encoder or a decoder sees half of the probe.
+    return max(MINIMUM_TOKENS, needed * (2 if architecture.encoder_decoder else 1))
+
+
+def _index(checkpoint: CheckpointFolder) -> WeightIndex:
+    return open_effective(checkpoint.path, checkpoint.config_folder)
+
+
+def open_probe(
+    folder: RunFolder, probe: Path | str | None, max_tokens: int | None, models: Models
+) -> Probe:
+    """The probe as a run's newest checkpoint reads it.
+
+    Args:
+        folder: the run.
+        probe: a probe file; None for the bundled one.
+        max_tokens: at most so many; None for what the dead-expert test needs.
+        models: what model the run is of.
+
+    Raises:
+        ProbeError: not readable, or not for this model.
+    """
+    own = models.probe()
+    if own is not None:
+        if probe is not None:
+            raise UsageError(
+                "captured router inputs take the place of a probe",
+                found="--captures with --probe",
+                hint="give one of them",
+            )
+        return own if max_tokens is None else own.take(max_tokens)
+    config, architecture = models.describe(folder.newest.path)
+    loaded = load_probe(
+        Path(probe) if probe is not None else None,
+        vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
+        tokenizer_dir=tokenizer_place(folder.newest),
+        max_tokens=max_tokens or _enough_tokens(folder, architecture),
+        max_length=context_of(config),
+        samples=models.samples,
+    )
+    return loaded.as_pairs() if architecture.encoder_decoder else loaded
+
+
+def _states(config: Mapping[str, Any]) -> bool:
+    return "vocab_size" in text_config(config) or "vocab_size" in config
+
+
+def tokenizer_place(checkpoint: CheckpointFolder) -> Path:
+    """Where a checkpoint's tokenizer is looked for: with it, else with its config."""
+    places = (checkpoint.path, checkpoint.config_folder)
+    return next((place for place in places if find_tokenizer(place)), checkpoint.path)
+
+
+def vocabulary_of(config: Mapping[str, Any]) -> int:
+    """Size of the vocabulary that a config.json states."""
+    size = text_config(config).get("vocab_size") or config.get("vocab_size")
+    if not isinstance(size, int):
+        raise UsageError("config.json does not say the size of the vocabulary")
+    return size
+
+
+def context_of(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence that a config.json allows; None where it does not say."""
+    length = text_config(config).get("max_position_embeddings")
+    return length if isinstance(length, int) else None

@@ -1,0 +1,70 @@
+"""Which versions measured, and on which device: kept with every measurement."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from moegeo_cli import __version__
+from moegeo_cli.records import CheckpointRecord
+
+# Rotation, gradient and kernel details differ between these: results name them.
+PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
+# These compute the replay: a measurement of other versions is made anew.
+DECIDING = ("torch", "transformers")
+# What the drivers of accelerators put into /dev on Linux.
+ACCELERATORS = ("nvidia*", "kfd", "dri/render*", "accel*", "davinci*", "dxg")
+
+
+def running_versions() -> dict[str, str]:
+    """Versions of this process, by package; reads no package."""
+    return {"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+
+
+def deciding_versions() -> dict[str, str]:
+    """What belongs to the key that a measurement is stored under."""
+    return {name: metadata.version(name) for name in DECIDING}
+
+
+def deciding_device(name: str) -> str:
+    """The kind of device that `name` means here: "auto" is another one on another machine.
+
+    torch is imported only where the machine may have an accelerator.
+    """
+    if name != "auto" or not may_have_accelerator():
+        return name if name != "auto" else "cpu"
+    from moegeo_cli.models.loading import resolve_device
+
+    return str(resolve_device(name).type)
+
+
+def may_have_accelerator() -> bool:
+    """Whether torch could find an accelerator: by its build, and by the system's devices."""
+    if metadata.version("torch").endswith("+cpu"):
+        return False
+    if sys.platform != "linux":
+        return True
+    return any(any(Path("/dev").glob(pattern)) for pattern in ACCELERATORS)
+
+
+def measured_versions(
+    checkpoints: Sequence[CheckpointRecord],
+) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """The versions that measured the newest checkpoint, and what to say where others differ.
+
+    Args:
+        checkpoints: of a run, oldest first.
+    """
+    of_each = [c.replay.get("versions") or {} for c in checkpoints]
+    newest = of_each[-1] or running_versions()
+    running, notes = running_versions(), []
+    other = sorted(n for n, version in newest.items() if running.get(n) != version)
+    if other:
+        words = ", ".join(f"{n} {newest[n]} (now {running.get(n)})" for n in other)
+        notes.append(f"measured earlier with other versions: {words}")
+    mixed = sorted({n for own in of_each for n, v in own.items() if newest.get(n) != v})
+    if mixed:
+        notes.append(f"checkpoints were measured with different versions of {', '.join(mixed)}")
+    return dict(newest), tuple(notes)

@@ -1,0 +1,92 @@
+"""A model that is ready to be replayed: its routers found, and what must be said of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.models.accounting import say_weights
+from moegeo_cli.models.sources import Manner
+from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.replay.batches import carries_state
+from moegeo_cli.replay.plan import Replay
+from moegeo_cli.replay.standins import StandIn, describe_choice
+from moegeo_cli.routers.finding import Router, find_other_routers, find_routers
+
+UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
+PAIRS = (
+    "each sequence is a source (its first half, or what comes before its labels) and a target: "
+    "{:,} tokens for the encoder's routers, {:,} for the decoder's"
+)
+OTHERS = "{} routers of image or sound tokens left out: the probe is text"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A model with its routers, those asked for among them, and whether padding would change it."""
+
+    model: nn.Module
+    routers: list[Router]
+    asked: list[Router]
+    stateful: bool
+    encoder_decoder: bool
+
+
+def prepare(model: nn.Module, architecture: Architecture, layers: Sequence[int] | None) -> Ready:
+    """Find a model's routers, and those in the layers that are asked for.
+
+    Raises:
+        UnsupportedArchitectureError: none there, or a scoring that is not known.
+    """
+    routers = find_routers(model)
+    asked = [r for r in routers if layers is None or r.layer in layers]
+    lacking = sorted(set(layers or ()) - {r.layer for r in routers})
+    if not asked or lacking:
+        where = f"layer {', '.join(map(str, lacking[:8]))}" if lacking else "the model"
+        raise UnsupportedArchitectureError(
+            f"no router is in {where}",
+            found=f"routers in layers {sorted({r.layer for r in routers})}",
+            hint="choose --layers among these"
+            if routers
+            else "name the routers by --router PATTERN",
+        )
+    if architecture.scoring is None:
+        raise UnsupportedArchitectureError(
+            f"the scoring function of {architecture.model_type} is not known",
+            hint="--scoring for a model of your own; else report this model type, with its "
+            "config.json",
+        )
+    return Ready(model, routers, asked, not isinstance(model, StandIn) and carries_state(model),
+                 architecture.encoder_decoder)  # fmt: skip
+
+
+def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> list[str]:
+    """What must be said of a replay beside its numbers."""
+    others = find_other_routers(ready.model)
+    sources = sum(s.source for s in probe.sequences if not isinstance(s, Sample))
+    pairs = [PAIRS.format(sources, probe.tokens - sources)] if ready.encoder_decoder else []
+    return [
+        *manner.notes,
+        *say_weights(ready.model),
+        *(ready.model.notes if isinstance(ready.model, StandIn) else ()),
+        *describe_choice(outcome.traces, held=outcome.loss_S is not None),
+        *outcome.notes,
+        *([UNPADDED] if ready.stateful else []),
+        *pairs,
+        *([OTHERS.format(len(others))] if others else []),
+    ]
+
+
+def digest(routers: Sequence[Router]) -> str:
+    """A hash of the routers' weights: ranks that read other files have another."""
+    found = hashlib.sha256()
+    for router in routers:
+        weight = router.weight_ED.detach().cpu().contiguous()
+        found.update(weight.view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

@@ -1,0 +1,175 @@
+"""One router's trace as what is kept of it: sums by sequence and group, Fishers, samples.
+
+Legend: T real probe positions, S sequences, D router input width, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.geometry.heterogeneity import FisherSums, grams
+from moegeo_cli.geometry.masked import find_masked
+from moegeo_cli.geometry.pair_means import sum_by_group
+from moegeo_cli.geometry.rounding import changed_choices, coarseness
+from moegeo_cli.geometry.routing import measure_routing
+from moegeo_cli.geometry.selection import SelectionRule
+from moegeo_cli.geometry.sums import RouterTokens
+from moegeo_cli.measuring.arrays import RouterArrays
+from moegeo_cli.models.damage import find_damage
+from moegeo_cli.replay.plan import Replay, RouterTrace
+
+# Rows of the probe that are kept by value, for distances between checkpoints.
+SAMPLE_TOKENS = 4096
+# Of those, rows whose choice is tried under other biases.
+ROUNDED_TOKENS = 1024
+
+
+def form_router(
+    outcome: Replay,
+    trace: RouterTrace,
+    architecture: Architecture,
+    groups_S: np.ndarray,
+    adam: np.ndarray | None,
+    input_rows: np.ndarray,
+    seed: int,
+) -> RouterArrays | None:
+    """One router's trace as sums and samples; None where it could not be measured.
+
+    Args:
+        outcome: the replay that the trace is of.
+        trace: what the router did at every token.
+        architecture: what the config says of the routers.
+        groups_S: each sequence's group for resampling.
+        adam: its second moments (E, D), where that kind was asked for.
+        input_rows: the probe's rows whose router inputs were kept.
+        seed: of the sample that is kept by value.
+    """
+    if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
+        return None
+    router, selection = trace.router, architecture.selection
+    weight_ED = _copied(router.weight_ED[: router.experts])
+    hashes = router.layer in architecture.hash_layers
+    seen = slice(None) if trace.rows is None else trace.rows
+    top_k = router.top_k or architecture.top_k
+    bias_E, selection_bias_E = _array(router.bias_E), _array(router.selection_bias_E)
+    selected_TK = trace.selected_TK[seen]
+    masked = () if hashes else find_masked(weight_ED, bias_E, selection_bias_E)
+    off = tuple(e for e in masked if not (selected_TK == e).any())
+    tokens = RouterTokens(
+        logits_TE=None if hashes else trace.logits_TE[seen],
+        selected_TK=selected_TK,
+        weights_TK=trace.weights_TK[seen],
+        sequence_T=outcome.sequence_T[seen],
+        scoring=architecture.scoring or "",
+        selection_bias_E=selection_bias_E,
+        bias_on=selection.bias_on,
+        groups=selection.groups,
+        group_score=selection.group_score or "top2",
+        top_k=top_k,
+        experts=router.experts,
+        sequences=len(groups_S),
+        masked=off,
+    )
+    sums, groups = measure_routing(tokens), int(groups_S.max()) + 1
+    dispatched_GE = sum_by_group(sums.dispatch_SE, groups_S, groups)
+    probability_GE = sum_by_group(sums.probability_SE, groups_S, groups)
+    tokens_G = sum_by_group(sums.sequence_tokens[:, None], groups_S, groups)[:, 0]
+    fishers = {}
+    for (kind, unit), accumulator in trace.fishers.items() if not hashes else ():
+        if kind == "empirical" and not outcome.loss_tokens_S.any():
+            continue  # not measured, which is not the same as zero
+        total_ED, groups_GEP, trace_GE = accumulator.totals()
+        has = np.ones(router.experts, dtype=bool)
+        has[list(off)] = False
+        if kind == "empirical" and outcome.unselected == "zero":
+            has &= dispatched_GE.sum(0) > 0
+        gram_EGG, mean_gram_GG = grams(groups_GEP, has)
+        fishers[kind, unit] = FisherSums(
+            kind=kind,
+            unit=unit,
+            total_ED=total_ED,
+            trace_GE=trace_GE,
+            gram_EGG=gram_EGG,
+            mean_gram_GG=mean_gram_GG,
+            tokens_G=tokens_G,
+            mass_GE=dispatched_GE if kind == "empirical" else probability_GE,
+            dispatched_E=dispatched_GE.sum(0),
+            has_fisher_E=has,
+            projected=not accumulator.exact_groups,
+        )
+    if adam is not None and not hashes:
+        fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
+    damage = find_damage(router)
+    rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, seed)
+    inputs_ND, places = trace.sample_x_MD, {}
+    if trace.rows is not None:
+        rows = np.intersect1d(rows, trace.rows)
+        own_N = np.isin(input_rows, trace.rows)
+        inputs_ND = None if inputs_ND is None else inputs_ND[own_N]
+        places = {
+            "sample_rows": np.searchsorted(trace.rows, rows),
+            "input_rows": np.searchsorted(trace.rows, input_rows[own_N]),
+        }
+    return RouterArrays(
+        layer=router.layer,
+        path=router.path,
+        experts=router.experts,
+        top_k=top_k,
+        scoring=architecture.scoring or "",
+        sums=sums,
+        fishers=fishers,
+        weight_ED=weight_ED,
+        bias_E=bias_E,
+        sample_logits_ME=trace.logits_TE[rows],
+        sample_selected_MK=trace.selected_TK[rows],
+        sample_x_ND=inputs_ND,
+        **places,
+        experts_nonfinite=None if damage is None else damage.nonfinite,
+        experts_zero=None if damage is None else damage.zero,
+        experts_identical=None if damage is None else damage.identical,
+        selection_bias_E=selection_bias_E,
+        masked=masked,
+        bias_changes=_bias_changes(tokens, trace.logits_TE[rows], seed),
+    )
+
+
+def _bias_changes(tokens: RouterTokens, logits_ME: np.ndarray, seed: int) -> float | None:
+    """Share of sampled tokens that rounding of the selection bias sends elsewhere."""
+    bias_E = tokens.selection_bias_E
+    if bias_E is None or not tokens.top_k or tokens.logits_TE is None or not len(logits_ME):
+        return None
+    coarse = coarseness(bias_E)
+    if coarse is None:
+        return 0.0 if np.ptp(bias_E[np.isfinite(bias_E)]) else None
+    rule = SelectionRule(
+        tokens.top_k, tokens.scoring, np.asarray(bias_E, float), tokens.groups, tokens.group_score,
+        tokens.bias_on,
+    )  # fmt: skip
+    some_ME = logits_ME[:: -(-len(logits_ME) // ROUNDED_TOKENS)]
+    some_ME = some_ME[np.isfinite(some_ME).all(axis=1)]
+    if not len(some_ME) or tokens.top_k >= len(bias_E):
+        return None
+    generator = np.random.default_rng([seed, len(bias_E)])
+    return changed_choices(rule, rule.score(some_ME), coarse.step_E, generator)
+
+
+def _array(values: torch.Tensor | None) -> np.ndarray | None:
+    return None if values is None else _copied(values)
+
+
+def _copied(values: torch.Tensor) -> np.ndarray:
+    """A parameter as an array of its own.
+
+    A view would become the next checkpoint's where a model is filled in place, and hold the
+    mapped file that the parameter lies in.
+    """
+    return np.array(values.detach().float().cpu().numpy())
+
+
+def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:
+    """A fixed subset of the probe's rows, the same for every checkpoint and router."""
+    if tokens <= count:
+        return np.arange(tokens)
+    return np.sort(np.random.default_rng(seed).choice(tokens, count, replace=False))

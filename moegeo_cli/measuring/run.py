@@ -1,0 +1,248 @@
+"""A run's checkpoints measured, or read from the store, oldest first.
+
+Legend: S sequences, G groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.errors import FormatError
+from moegeo_cli.geometry.resample import group_sequences
+from moegeo_cli.measuring.arrays import CheckpointArrays
+from moegeo_cli.measuring.layers import checkpoint_record
+from moegeo_cli.measuring.provenance import deciding_device, deciding_versions
+from moegeo_cli.models.given import Models
+from moegeo_cli.probes import Probe
+from moegeo_cli.records import CheckpointRecord
+from moegeo_cli.records.facts import ReplayFacts
+from moegeo_cli.settings import Settings
+from moegeo_cli.store.cache import Store, entry_key
+
+if TYPE_CHECKING:
+    from moegeo_cli.replay.ranks import Ranks
+
+FRESH_INITIALISATIONS = 8
+
+
+class Listener(Protocol):
+    """Whoever wants to know how far the work is."""
+
+    def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
+        """A run starts: so many checkpoints, or whatever else is measured."""
+
+    def checkpoint(self, name: str, tokens: int, note: str) -> None:
+        """A checkpoint starts; `tokens` is 0 where nothing is replayed."""
+
+    def advance(self, tokens: int) -> None:
+        """Tokens were replayed."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line, beside the progress."""
+
+
+Progress = Mapping[str, float | None]  # step, tokens, fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A checkpoint's record, the key that it is stored under, and how to get at its arrays.
+
+    Arrays that the store keeps are read whenever they are asked for and not held: those of a
+    long run need not fit in memory together.
+    """
+
+    key: str
+    record: CheckpointRecord
+    read: Callable[[], CheckpointArrays]
+
+    @property
+    def arrays(self) -> CheckpointArrays:
+        """The arrays: ask once, and let go."""
+        return self.read()
+
+
+class RunMeasurement:
+    """Measures the checkpoints of one run with one probe, through the store.
+
+    Args:
+        architecture: what the config says of the routers.
+        config: the parsed config.json.
+        probe: the probe, tokenised.
+        settings: how to measure.
+        store: where entries are kept.
+        listener: hears of progress; None for silence.
+        models: what model the run is of.
+        ranks: who shares the probe; None for this process alone.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        config: dict[str, Any],
+        probe: Probe,
+        settings: Settings,
+        store: Store,
+        listener: Listener | None,
+        models: Models,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.ranks = ranks
+        self.architecture, self.config, self.probe = architecture, config, probe
+        self.models = models
+        self.settings, self.store, self.listener = settings, store, listener
+        self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
+        self._measurer: Any = None
+
+    def key(self, fingerprint: str) -> str:
+        """What decides the numbers: two runs with one key give the same bytes."""
+        return entry_key(
+            {
+                "fingerprint": fingerprint,
+                "probe": self.probe.sha256,
+                "settings": {
+                    **dataclasses.asdict(self.settings),
+                    "device": deciding_device(self.settings.device),
+                },
+                "versions": deciding_versions(),
+                **({"model": self.models.identity} if self.models.identity else {}),
+            }
+        )
+
+    def load(
+        self, checkpoint: CheckpointFolder, fingerprint: str, progress: Progress
+    ) -> Measured | None:
+        """The stored measurement of a checkpoint, or None; names and progress are as of now."""
+        found = self._stored(self.key(fingerprint))
+        if found is None:
+            return None
+        record = dataclasses.replace(
+            found.record, step=checkpoint.step, path=checkpoint.relative, progress=progress
+        )
+        return dataclasses.replace(found, record=record)
+
+    def stored(self, key: str) -> Measured:
+        """A measurement that is known to be in the store."""
+        found = self._stored(key)
+        if found is None:
+            raise _vanished()
+        return found
+
+    def _stored(self, key: str) -> Measured | None:
+        record = self.store.record(key)
+        return None if record is None else Measured(key, record, partial(self._read, key))
+
+    def _read(self, key: str) -> CheckpointArrays:
+        found = self.store.load(key)
+        if found is None:
+            raise _vanished()
+        return _rebuild(*found)
+
+    def measure(
+        self,
+        checkpoint: CheckpointFolder,
+        fingerprint: str,
+        progress: Progress,
+        upcoming: Sequence[Path] = (),
+    ) -> Measured:
+        """Measure one checkpoint and store it; `upcoming` files are read ahead meanwhile."""
+        from moegeo_cli.models.loading import read_ahead
+
+        if self.listener:
+            note = f"{self.probe.tokens:,} tokens"
+            self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
+        measurer = self._ready()
+        ahead = read_ahead(list(upcoming)) if upcoming else None
+        arrays = measurer.measure(checkpoint.path, self.listener.advance if self.listener else None)
+        if ahead is not None:
+            ahead.join()
+        if self.listener and measurer.memory is not None:
+            self.listener.note(measurer.memory)
+        return self._keep(self.key(fingerprint), arrays, checkpoint.step, checkpoint.relative,
+                          fingerprint, progress)  # fmt: skip
+
+    def initial(self, path: Path, fingerprint: str) -> list[Measured]:
+        """Fresh initialisations of the config in `path`, measured or from the store."""
+        draws = []
+        for seed in range(FRESH_INITIALISATIONS):
+            name = f"init:{seed}:{fingerprint}"
+            key = self.key(name)
+            found = self._stored(key)
+            if found is not None:
+                if self.listener:
+                    self.listener.checkpoint(f"initialisation {seed}", 0, "already measured")
+                draws.append(found)
+                continue
+            if self.listener:
+                self.listener.checkpoint(f"initialisation {seed}", self.probe.tokens, "baseline")
+            arrays = self._ready().measure_initial(
+                path, seed, self.listener.advance if self.listener else None
+            )
+            draws.append(self._keep(key, arrays, None, f"init-{seed}", name, {}))
+        return draws
+
+    def _ready(self) -> Any:
+        """The measurer, made when the first model is needed: a rerun imports no torch."""
+        if self._measurer is None:
+            from moegeo_cli.measuring.measurer import Measurer
+            from moegeo_cli.measuring.serving import start
+
+            make = Measurer if self.ranks is None else partial(start, self.ranks)
+            self._measurer = make(
+                self.architecture, self.config, self.probe, self.groups_S, self.settings,
+                self.models,
+            )  # fmt: skip
+        return self._measurer
+
+    def _keep(
+        self,
+        key: str,
+        arrays: CheckpointArrays,
+        step: int | None,
+        relative: str,
+        fingerprint: str,
+        progress: Progress,
+    ) -> Measured:
+        # Gram matrices are stored as float32: a fresh entry must give the bytes of a stored one.
+        arrays = CheckpointArrays.from_arrays(
+            arrays.to_arrays(),
+            arrays.describe(),
+            routers_found=arrays.routers_found,
+            not_measured=arrays.not_measured,
+            replay=arrays.replay,
+        )
+        record = checkpoint_record(
+            arrays, self.probe, self.settings, step=step, path=relative, fingerprint=fingerprint,
+            progress=progress,
+        )  # fmt: skip
+        record = self.store.save(key, record, arrays.to_arrays())
+        kept = self._stored(key)
+        if kept is None:  # nothing can be kept: hold it
+            return Measured(key, record, lambda: arrays)
+        return dataclasses.replace(kept, record=record)
+
+
+def _vanished() -> FormatError:
+    return FormatError("a stored measurement has vanished", hint="run the command again")
+
+
+def _rebuild(record: CheckpointRecord, arrays: dict[str, np.ndarray]) -> CheckpointArrays:
+    """Arrays from the store, with what their record says of them."""
+    replay: ReplayFacts = {**record.replay}
+    described = replay.pop("described")
+    return CheckpointArrays.from_arrays(
+        arrays,
+        described,
+        routers_found=record.coverage.routers_found,
+        not_measured=record.coverage.not_measured,
+        replay=replay,
+    )

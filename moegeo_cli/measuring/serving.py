@@ -1,0 +1,113 @@
+"""Ranks beside the first: they load and replay what rank 0 tells them, and print nothing.
+
+Rank 0 sends the probe itself, tokenised, so that all ranks replay the same one whatever files
+or tokenizers their machines have.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
+from moegeo_cli.geometry.resample import group_sequences
+from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.models.given import Models
+from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.probes.dataset import Sequence
+from moegeo_cli.replay.ranks import Ranks
+from moegeo_cli.settings import Settings
+
+
+def start(
+    ranks: Ranks,
+    architecture: Architecture,
+    config: dict[str, Any],
+    probe: Probe,
+    groups_S: np.ndarray,
+    settings: Settings,
+    models: Models,
+) -> Measurer:
+    """Rank 0's measurer, and the same on every other rank.
+
+    Raises:
+        ResourceError: a rank lacks its device, or has the probe otherwise.
+    """
+    ranks.tell(
+        "start",
+        config=config,
+        models=None if models.config is None else str(models.config),
+        settings=dataclasses.asdict(settings),
+        probe=[
+            [s.input_ids.tolist(), None if s.labels is None else s.labels.tolist(), s.domain]
+            for s in probe.sequences
+            if not isinstance(s, Sample)  # those are of models of one's own, in one process
+        ],
+    )
+    make = partial(Measurer, architecture, config, probe, groups_S, settings, models, ranks)
+    measurer = ranks.together(make)
+    ranks.require_same("the probe's sequences", probe.sha256)
+    return measurer
+
+
+def serve(ranks: Ranks) -> int:
+    """Do what rank 0 says until it is done; the exit code that it leaves with.
+
+    Raises:
+        ResourceError: rank 0 is gone.
+    """
+    measurer: Measurer | None = None
+    while True:
+        order = ranks.hear()
+        if order["order"] == "leave":
+            ranks.close()
+            return int(order["code"])
+        try:
+            if order["order"] == "start":
+                measurer = _follow(ranks, order)
+            elif measurer is not None:
+                path = Path(order["path"])
+                measurer.take_part(
+                    partial(measurer.load, path)
+                    if order["order"] == "load"
+                    else partial(measurer.initialise, path, order["seed"])
+                )
+        except Exception as error:
+            if not ranks.agreed(error):
+                raise  # this rank alone: its end is what the others hear
+
+
+def _follow(ranks: Ranks, order: dict[str, Any]) -> Measurer:
+    """The measurer that rank 0 has."""
+
+    def make() -> Measurer:
+        settings = Settings(**{
+            **order["settings"],
+            "layers": None if order["settings"]["layers"] is None
+            else tuple(order["settings"]["layers"]),
+        })  # fmt: skip
+        config = order["config"]
+        return Measurer(
+            describe_architecture(config), config, probe,
+            group_sequences(len(probe.sequences), settings.seed), settings,
+            Models(order["models"]), ranks,
+        )  # fmt: skip
+
+    probe = Probe.of(
+        (
+            Sequence(
+                np.array(ids, dtype=np.int64),
+                None if labels is None else np.array(labels, dtype=np.int64),
+                domain,
+            )
+            for ids, labels, domain in order["probe"]
+        ),
+        "of rank 0",
+    )
+    measurer = ranks.together(make)
+    ranks.require_same("the probe's sequences", probe.sha256)
+    return measurer

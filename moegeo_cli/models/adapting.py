@@ -1,0 +1,60 @@
+"""How transformers fills a model's module tree from saved tensors, as adapters need to know it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moegeo_cli.checkpoints.adapters.layout import Filling
+from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import MoegeoError
+from moegeo_cli.models.conversion import build_skeleton, quiet_transformers, trace_sources
+from moegeo_cli.models.failures import explain
+from moegeo_cli.models.uneven import own_experts
+
+
+def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
+    """It of a model that is built.
+
+    Args:
+        model: the module tree.
+        index: the saved tensors.
+    """
+    with quiet_transformers():
+        sources = trace_sources(model, index.names())
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in sources:
+            module = model.get_submodule(name.rpartition(".")[0])
+            found[name] = Filling(
+                shape=tuple(tensor.shape),
+                names=tuple(sources[name].patterns.values()),
+                operations=sources[name].operations,
+                # what transformers says of experts whose kernels may be exchanged
+                turned=bool(getattr(module, "is_transposed", False)),
+            )
+    return found
+
+
+def trace_config(folder: Path, index: WeightIndex) -> Mapping[str, Filling]:
+    """It of the model that a config.json describes, which is built without memory for that.
+
+    Args:
+        folder: of config.json.
+        index: the saved tensors.
+
+    Raises: what a model that cannot be built raises.
+    """
+    experts = own_experts(index, read_config(folder))
+    try:
+        with quiet_transformers():
+            skeleton = build_skeleton(folder, torch.float32, torch.device("cpu"), experts)
+    except MoegeoError:
+        raise
+    except Exception as error:
+        raise explain(folder, error) from error
+    return trace_model(skeleton, index)

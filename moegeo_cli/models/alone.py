@@ -1,0 +1,197 @@
+"""Routers alone: inputs that were captured earlier against weights read from the files.
+
+No model is built. Each router is its weight, its biases and the rule by which its architecture
+selects; a checkpoint's own captures also bring the logits and choices that the model itself made.
+
+Legend: T captured rows, D router input width, E experts, K experts chosen per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moegeo_cli.captures.rows import CapturedRouter, Column
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.routers import RouterTensors
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
+from moegeo_cli.expert_functions.blocks import ExpertBlock
+from moegeo_cli.geometry.selection import SelectionRule
+from moegeo_cli.probes import Sample
+from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.routers.finding import Router
+
+NO_LOSS = "router inputs alone have no loss"
+NO_EXPERTS = "captured router inputs: no expert was run"
+SAME_INPUT = "experts of this type are given what their routers see: inputs stand for both"
+TAKEN_INPUT = "experts are taken to be given what their routers see, which nothing confirms"
+
+
+class LoneRouter(nn.Module):
+    """One router: captured rows in, (logits, weights, selected experts) out.
+
+    Args:
+        tensors: where it lies in the files.
+        index: the files.
+        captured: its columns; None where nothing of it was captured.
+        architecture: how it scores and selects.
+    """
+
+    def __init__(
+        self,
+        tensors: RouterTensors,
+        index: WeightIndex,
+        captured: CapturedRouter | None,
+        architecture: Architecture,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.captured, self.architecture, self.tensors = captured, architecture, tensors
+        experts = architecture.experts_in(tensors.layer)
+        rows = architecture.rows_in(tensors.layer)
+        weight = index.read(tensors.weight)
+        if weight.shape[0] != rows and weight.shape[1] == rows:
+            weight = weight.T  # some families save it the other way round
+        self.experts = experts or weight.shape[0]
+
+        def rows_of(values: np.ndarray) -> torch.Tensor:
+            kept = np.ascontiguousarray(values[: self.experts], dtype=np.float32)
+            return torch.from_numpy(kept).to(device)
+
+        self.weight = nn.Parameter(rows_of(weight), requires_grad=False)
+        self.bias: torch.Tensor | None = None
+        self.selection_bias: torch.Tensor | None = None
+        if tensors.bias is not None:
+            self.bias = rows_of(index.read(tensors.bias).reshape(-1))
+        if tensors.selection_bias is not None:
+            self.selection_bias = rows_of(index.read(tensors.selection_bias).reshape(-1))
+        self.top_k = architecture.top_k_in(tensors.layer)
+        self.own = False  # whether what the model made of the inputs counts
+
+    @property
+    def router(self) -> Router:
+        """This router as a replay knows it, by the path that it has in the model."""
+        path = self.captured.path if self.captured else self.tensors.module
+        return Router(
+            layer=self.tensors.layer or 0, path=path, module=self, linear=self, parent=self,
+            experts=self.experts, top_k=self.top_k, weight_ED=self.weight, bias_E=self.bias,
+            selection_bias_E=self.selection_bias, computed=self.architecture.scoring,
+        )  # fmt: skip
+
+    def take(self, kind: str, rows_N: np.ndarray) -> torch.Tensor | None:
+        """Captured rows of a kind; None where it was not captured."""
+        column = self.captured.columns.get(kind) if self.captured else None
+        return None if column is None else torch.from_numpy(column.take(rows_N))
+
+    def product(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """The logits, from the inputs."""
+        return F.linear(x_ND, self.weight, self.bias)
+
+    def forward(self, x_ND: torch.Tensor, rows_N: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Logits, combine weights and selected experts."""
+        logits = self.take("logits", rows_N) if self.own else None
+        logits_NE = self.product(x_ND) if logits is None else logits.to(x_ND.device)
+        selected = self.take("selected", rows_N) if self.own else None
+        weights = self.take("weights", rows_N) if selected is not None else None
+        if selected is not None:
+            self._check_choice(selected, weights)
+        selected_NK = self._select(logits_NE) if selected is None else selected
+        selected_NK = selected_NK.to(x_ND.device)
+        if weights is None:
+            weights = self._scores(logits_NE).gather(1, selected_NK.clamp_min(0))
+        if logits is not None and self.captured is not None:  # exact: so they were saved
+            logits_NE = logits_NE.to(dtype_of(self.captured.columns["logits"]))
+        return logits_NE, weights.to(x_ND.device), selected_NK
+
+    def _check_choice(self, selected_NK: torch.Tensor, weights: torch.Tensor | None) -> None:
+        fits = weights is None or weights.shape == selected_NK.shape
+        if not fits or int(selected_NK.min()) < -1 or int(selected_NK.max()) >= self.experts:
+            raise ProbeError(
+                f"the captured choices of {self.router.path} are not of its experts",
+                found=f"experts {int(selected_NK.min())} to {int(selected_NK.max())} of "
+                f"{self.experts}" if fits else "another number of weights",
+                hint="capture at a checkpoint of the same architecture",
+            )  # fmt: skip
+
+    def _scores(self, logits_NE: torch.Tensor) -> torch.Tensor:
+        if self.architecture.scoring == "softmax":
+            return logits_NE.softmax(-1)
+        if self.architecture.scoring == "sqrt_softplus":
+            return F.softplus(logits_NE).sqrt()
+        return logits_NE.sigmoid()
+
+    def _select(self, logits_NE: torch.Tensor) -> torch.Tensor:
+        """What the architecture's rule selects, best first."""
+        selection = self.architecture.selection
+        assert self.top_k is not None
+        bias = self.selection_bias
+        rule = SelectionRule(
+            self.top_k, self.architecture.scoring or "",
+            None if bias is None else bias.double().cpu().numpy(),
+            selection.groups, selection.group_score or "top2", selection.bias_on,
+        )  # fmt: skip
+        mask_NE = rule.select(rule.score(logits_NE.double().cpu().numpy()))
+        return torch.from_numpy(np.nonzero(mask_NE)[1].reshape(len(mask_NE), self.top_k))
+
+
+class RoutersAlone(StandIn):
+    """All routers of a checkpoint; a call with row numbers calls each with its inputs."""
+
+    no_loss = f"{NO_LOSS}: use --fisher categorical"
+    recorded = True
+
+    def __init__(self, routers: Sequence[LoneRouter], notes: Sequence[str]) -> None:
+        super().__init__()
+        self.lone = nn.ModuleList(routers)
+        self.notes = list(notes)
+
+    def find_routers(self) -> list[Router]:
+        """See `StandIn`."""
+        return [lone.router for lone in self.lone if isinstance(lone, LoneRouter)]
+
+    def find_experts(
+        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
+    ) -> dict[str, ExpertBlock]:
+        """See `StandIn`: none of them is here to be asked.
+
+        Raises:
+            UnsupportedArchitectureError: they are given something else than what routers see.
+        """
+        first = routers[0].module
+        assert isinstance(first, LoneRouter)
+        architecture = first.architecture
+        if architecture.other_input is not None:
+            raise UnsupportedArchitectureError(
+                f"what experts of {architecture.text_type} are given is not what their routers see",
+                found=architecture.other_input,
+                hint="measure the model itself, without --captures",
+            )
+        note = SAME_INPUT if architecture.known else TAKEN_INPUT
+        self.notes = [n for n in self.notes if n != note] + [note]
+        return {r.path: ExpertBlock(r, r.module, "list", r.experts, NO_EXPERTS) for r in routers}
+
+    def prepare(self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]) -> None:
+        """Nothing to look at: rows do not influence each other."""
+
+    @torch.no_grad()
+    def forward(self, rows: torch.Tensor, use_cache: bool = False) -> Any:
+        """Every router on its captured inputs."""
+        rows_N = rows.reshape(-1).cpu().numpy()
+        for lone in self.lone:
+            assert isinstance(lone, LoneRouter)
+            x_ND = lone.take("inputs", rows_N)
+            if x_ND is not None:
+                lone(x_ND.to(lone.weight.device), rows_N)
+        return SimpleNamespace(logits=None)
+
+
+def dtype_of(column: Column) -> torch.dtype:
+    """In which dtype a column's floats were saved."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(column.dtype, torch.float32)

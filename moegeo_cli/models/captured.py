@@ -1,0 +1,237 @@
+"""Whose captured inputs they are: routers of the files matched to columns, provenance, rules.
+
+Legend: N rows, D router input width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.captures.rows import CapturedRouter, Captures
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.fingerprint import fingerprint
+from moegeo_cli.checkpoints.folders import find_config, parse_step, read_trainer_state
+from moegeo_cli.checkpoints.routers import RouterTensors
+from moegeo_cli.checkpoints.wrappers import unwrap_name
+from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
+from moegeo_cli.models.adapting import trace_config
+from moegeo_cli.models.alone import LoneRouter, RoutersAlone, dtype_of
+from moegeo_cli.models.sources import Manner
+from moegeo_cli.replay.reading import RouterCall, verify_call
+
+NO_ROWS = np.zeros(0, dtype=np.int64)
+SAMPLE_ROWS = 512  # captured logits that decide whether a capture is of this checkpoint
+
+
+class CapturedModels:
+    """Gives the routers of one checkpoint after another; see `ModelSource`.
+
+    Args:
+        captures: what was captured.
+        architecture: how the routers score and select.
+        find: the routers of a checkpoint's files.
+        device: where products are computed.
+        config: where `--config` says that config.json is.
+    """
+
+    manner = Manner(form="captured", unplanned="only routers and their captured inputs are held")
+
+    def __init__(
+        self,
+        captures: Captures,
+        architecture: Architecture,
+        find: Any,
+        device: torch.device,
+        config: Path | None = None,
+    ) -> None:
+        self.config = config
+        self.captures, self.architecture, self.find = captures, architecture, find
+        self.device, self.dtype = device, torch.float32
+
+    def load(self, path: Path) -> nn.Module:
+        """The routers in the files of `path`, with what was captured of each.
+
+        Raises:
+            ProbeError: no router was captured, or inputs are of another width.
+            UnsupportedArchitectureError: how these routers choose is not known, and no choice was
+                captured.
+        """
+        place = find_config(path, self.config)
+        index = open_effective(path, place, trace=partial(trace_config, place))
+        index.resolve()
+        tensors = self.find(index)
+        matched = _match(tensors, self.captures.routers)
+        lone = [
+            LoneRouter(t, index, matched.get(t.weight), self.architecture, self.device)
+            for t in tensors
+        ]
+        notes = [*self.captures.notes]
+        known = [router for router in lone if router.captured]
+        if not known:
+            raise ProbeError(
+                f"{self.captures.name} holds inputs of none of the checkpoint's routers",
+                found=f"captured: {', '.join(list(self.captures.routers)[:3])}; in the files: "
+                f"{', '.join(t.module for t in tensors[:3])}",
+                hint="capture at this model, all routers of it",
+            )
+        _check_widths(known)
+        own, words = self._provenance(path, known)
+        for router in known:
+            router.own = own
+        notes.insert(0, words)
+        self._check_rule(known, own=own)
+        notes.append(_say_computed(known, own=own))
+        lacking = [router.tensors.module for router in lone if not router.captured]
+        if lacking:
+            notes.append(f"no inputs were captured of {', '.join(lacking[:4])}")
+        unused = len(self.captures.routers) - len(known)
+        if unused:
+            notes.append(f"{unused} captured routers are not in the checkpoint's files")
+        return RoutersAlone(lone, notes).eval()
+
+    def initialise(self, path: Path, seed: int) -> nn.Module:
+        """Refused: inputs of a trained model say nothing of a fresh one.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "captured router inputs cannot be had of fresh initialisations",
+            found="--baseline init with --captures",
+            hint="use --baseline STEP, PATH or none",
+        )
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: weights always are in memory."""
+        return contextlib.nullcontext()
+
+    def _provenance(self, path: Path, routers: Sequence[LoneRouter]) -> tuple[bool, str]:
+        """Whether the capture is of this very checkpoint, and what to say of it first."""
+        said = self.captures.fingerprint, self.captures.step
+        if said[0] is not None:
+            own = fingerprint(CheckpointFolder(path, None, ".")) == said[0]
+        elif said[1] is not None and (step := _step_of(path)) is not None:
+            own = step == said[1]
+        else:
+            return _judge_logits(routers)
+        if own:
+            return True, "router inputs alone, captured at this checkpoint: no model was run"
+        at = f"step {said[1]}" if said[1] is not None else "another checkpoint"
+        return False, f"an approximation: the router inputs were captured at {at}, not here"
+
+    def _check_rule(self, routers: Sequence[LoneRouter], *, own: bool) -> None:
+        """Where choices must be computed, the rule must be known."""
+        needs = [r for r in routers if not (own and r.take("selected", NO_ROWS) is not None)]
+        hashing = [r for r in needs if r.tensors.layer in self.architecture.hash_layers]
+        if not needs:
+            return
+        problem = self.architecture.own_choice
+        if hashing:
+            problem = f"layer {hashing[0].tensors.layer} chooses by the token's id"
+        elif problem is None and any(router.top_k is None for router in needs):
+            problem = "how many experts a token chooses is not known"
+        if problem is not None:
+            raise UnsupportedArchitectureError(
+                f"what routers of {self.architecture.model_type} choose cannot be computed: "
+                f"{problem}",
+                hint="capture the choices as well, with capture_routers at this checkpoint; "
+                "--top-k where K alone is missing",
+            )
+
+
+def _match(
+    tensors: Sequence[RouterTensors], captured: Mapping[str, CapturedRouter]
+) -> dict[str, CapturedRouter]:
+    """Weight's name -> captured router: by path, else by layer and the likeness of paths."""
+    by_path = {unwrap_name(path): router for path, router in captured.items()}
+    found = {t.weight: by_path[unwrap_name(t.module)] for t in tensors
+             if unwrap_name(t.module) in by_path}  # fmt: skip
+    taken = {router.path for router in found.values()}
+    pairs = sorted(
+        (-_likeness(t.module, router.path), t.weight, router.path)
+        for t in tensors for router in captured.values()
+        if t.weight not in found and router.path not in taken and t.layer == router.layer
+    )  # fmt: skip
+    for _, weight, path in pairs:
+        if weight not in found and path not in taken:
+            found[weight] = captured[path]
+            taken.add(path)
+    return found
+
+
+def _likeness(one: str, other: str) -> int:
+    return len(set(one.split(".")) & set(other.split(".")))
+
+
+def _check_widths(routers: Sequence[LoneRouter]) -> None:
+    for router in routers:
+        assert router.captured is not None
+        columns, width = router.captured.columns, router.weight.shape[1]
+        wanted = {"inputs": width, "logits": router.experts}
+        for kind, size in wanted.items():
+            if kind in columns and columns[kind].width != size:
+                raise ProbeError(
+                    f"the captured {kind} of {router.captured.path} do not fit the checkpoint",
+                    found=f"{columns[kind].width} wide; the router's weight is "
+                    f"{router.experts} × {width}",
+                    hint="capture at a checkpoint of the same architecture",
+                )
+
+
+def _judge_logits(routers: Sequence[LoneRouter]) -> tuple[bool, str]:
+    """By the captured logits, where the capture does not say of which checkpoint it is."""
+    known = [r for r in routers if r.captured and "logits" in r.captured.columns]
+    if not known:
+        return False, "the capture does not say of which checkpoint it is: an approximation, if not"
+    agree = []
+    for router in known:
+        assert router.captured is not None
+        column = router.captured.columns["logits"]
+        rows_N = np.arange(min(SAMPLE_ROWS, column.rows))
+        x_ND, logits = router.take("inputs", rows_N), router.take("logits", rows_N)
+        assert x_ND is not None
+        assert logits is not None
+        logits = logits.to(dtype_of(column))
+        call = RouterCall(x_ND.to(router.weight.device), logits.to(router.weight.device),
+                          logits, logits)  # fmt: skip
+        agree.append(verify_call(router.router, call) is None)
+    if any(agree):
+        return (
+            True,
+            "router inputs alone: no model was run; the captured logits are these routers' own",
+        )
+    return False, "an approximation: the captured logits are those of another checkpoint's routers"
+
+
+def _say_computed(routers: Sequence[LoneRouter], *, own: bool) -> str:
+    kinds = [set(r.captured.columns) if own and r.captured else set() for r in routers]
+    logits = sum("logits" in k for k in kinds)
+    chosen = sum("selected" in k for k in kinds)
+    count = len(routers)
+    words = [
+        f"logits: {logits} of {count} routers as captured, each checked against weight × input"
+        if logits
+        else "logits: recomputed as weight × input"
+    ]
+    words.append(
+        f"choices: {chosen} of {count} as captured" if chosen
+        else "choices: computed by the architecture's rule, not observed"
+    )  # fmt: skip
+    return "; ".join(words)
+
+
+def _step_of(path: Path) -> int | None:
+    step = parse_step(path.resolve().name)
+    state = read_trainer_state(path) if step is None else None
+    stated = state.get("global_step") if state else None
+    return stated if type(stated) is int else step

@@ -1,0 +1,171 @@
+"""The one seam to transformers' own loader: which saved tensor feeds which parameter, and how.
+
+What is saved is often not what the module tree holds (experts one by one, other names), and
+transformers keeps the rules. They are not a public interface: everything of them that moegeo
+uses is named here, and tests/replay/test_conversion.py fails where they change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.models.model_config import auto_class, open_config
+from moegeo_cli.models.uneven import join_layers
+
+# Conversions that leave the first dimension, that of the experts, as it is.
+BY_EXPERT = {"MergeModulelist", "Concatenate", "Transpose", "Interleave"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The saved tensors that make one parameter.
+
+    `patterns` holds them by the rule's own pattern, in its order; `operations` names what is
+    done with them, nothing for a mere renaming.
+    """
+
+    patterns: Mapping[str, tuple[str, ...]]
+    operations: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them."""
+        return tuple(name for names in self.patterns.values() for name in names)
+
+
+def build_skeleton(
+    path: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    experts: Mapping[int, int] | None = None,
+) -> Any:
+    """The model that config.json describes, without weights: parameters take no memory.
+
+    Buffers that no file holds (rotary frequencies) are there, on `device`.
+
+    Args:
+        path: the folder of config.json.
+        dtype: of the parameters.
+        device: where those buffers lie.
+        experts: layer -> its number of experts, where layers differ.
+
+    Raises:
+        UnsupportedArchitectureError: transformers has no such language model.
+    """
+    return join_layers(lambda count: _build_empty(path, dtype, device, count), experts or {})
+
+
+def _build_empty(path: Path, dtype: torch.dtype, device: torch.device, experts: int | None) -> Any:
+    config = open_config(path, experts)
+    auto, architecture = auto_class(config)
+    kernel = "sdpa" if architecture._supports_sdpa else None
+    with torch.device("meta"):
+        model = auto.from_config(config, dtype=dtype, attn_implementation=kernel)
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            if module._buffers[name] is not None:
+                module._buffers[name] = torch.empty_like(module._buffers[name], device="cpu")
+        module._is_hf_initialized = False
+    model.initialize_weights()  # parameters are on the meta device: only those buffers get values
+    for module in model.modules():
+        for name in module._non_persistent_buffers_set:
+            if module._buffers[name] is not None:
+                module._buffers[name] = module._buffers[name].to(device)
+    return model.eval().requires_grad_(False)
+
+
+def trace_sources(model: Any, names: Iterable[str]) -> dict[str, Source]:
+    """Which saved tensors make which parameter or buffer of `model`.
+
+    A rule that makes several parameters is listed under the first of them.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    rules = get_model_conversion_mapping(model, None, None) or []
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    operations = {
+        pattern: tuple(type(op).__name__ for op in rule.operations)
+        for rule in converters
+        for pattern in rule.source_patterns
+    }
+    wanted, prefix = model.state_dict(), model.base_model_prefix
+    found: dict[str, tuple[dict[str, list[str]], tuple[str, ...]]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
+        if target not in wanted and name in wanted:
+            target, pattern = rename_source_key(name, [], [], prefix, wanted)
+        if target in wanted:
+            patterns, _ = found.setdefault(target, ({}, operations.get(pattern or "", ())))
+            patterns.setdefault(pattern or name, []).append(name)
+    return {
+        target: Source({p: tuple(n) for p, n in patterns.items()}, done)
+        for target, (patterns, done) in found.items()
+    }
+
+
+def convert_into(
+    model: Any, state: Mapping[str, Any], device: torch.device, dtype: torch.dtype
+) -> Any:
+    """Convert saved tensors and put them into `model`; the rest of it stays as it is.
+
+    Args:
+        model: the module tree.
+        state: by saved name, whatever gives a tensor for `[...]`.
+        device: where the parameters go.
+        dtype: theirs, but for what the model keeps in float32.
+
+    Returns:
+        transformers' report: missing_keys, mismatched_keys, error_msgs, conversion_errors.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import convert_and_load_state_dict_in_model
+    from transformers.modeling_utils import LoadStateDictConfig
+
+    report, _ = convert_and_load_state_dict_in_model(
+        model=model,
+        state_dict=dict(state),
+        load_config=LoadStateDictConfig(
+            device_map={"": device},
+            dtype=dtype,
+            dtype_plan=model._get_dtype_plan(dtype),
+            weight_mapping=get_model_conversion_mapping(model, None, None),
+        ),
+    )
+    return report
+
+
+def indexes_experts(module: nn.Module) -> bool:
+    """Whether a module's own forward takes its experts' weights one expert at a time."""
+    return hasattr(type(module), "_apply_gate")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Its progress bars and loading report would spoil our streams; we read the report itself."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

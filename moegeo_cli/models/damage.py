@@ -1,0 +1,118 @@
+"""Expert weights that were lost: NaN, infinity, zeros, or the same weights twice.
+
+transformers loads such files without a word. One pass over the experts' weights tells them; a
+forward pass reads the same weights more often.
+
+Legend: E experts, R rows of a weight matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from moegeo_cli.routers.finding import EXPERTS_CLASS, Router
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Experts with NaN or infinite weights, with weights that are zero, and equal ones.
+
+    `identical` has groups of two experts or more whose weights are all equal, bit for bit.
+    """
+
+    nonfinite: tuple[int, ...]
+    zero: tuple[int, ...]
+    identical: tuple[tuple[int, ...], ...] = ()
+
+
+def find_damage(router: Router) -> Damage | None:
+    """The damaged experts beside a router; None where their weights are not in memory.
+
+    Rows that are zero in every expert are padding, not damage; a matrix that is zero as a whole
+    is named in any case.
+    """
+    nonfinite: set[int] = set()
+    zero: set[int] = set()
+    alike: list[tuple[int, ...]] | None = None
+    for weights in _matrices(router):
+        if weights is None:
+            return None
+        rows_ER = torch.stack([torch.linalg.vector_norm(w, torch.inf, dim=-1) for w in weights])
+        alike = _still_alike([tuple(range(len(weights)))] if alike is None else alike, weights)
+        nonfinite |= _places(~torch.isfinite(rows_ER).all(1))
+        empty_ER = rows_ER == 0
+        padding_R = empty_ER.all(0) & ~empty_ER.all()
+        zero |= _places((empty_ER & ~padding_R).any(1))
+    if alike is None:
+        return None
+    lost = nonfinite | zero  # experts of zeros are equal, and named as what they are
+    twins = tuple(group for group in alike if not lost.intersection(group))
+    return Damage(tuple(sorted(nonfinite)), tuple(sorted(zero)), twins)
+
+
+def _still_alike(
+    groups: list[tuple[int, ...]], weights: Sequence[torch.Tensor]
+) -> list[tuple[int, ...]]:
+    """Groups of experts that stay equal with these weights as well; those of one are dropped.
+
+    Equal tensors have equal checksums, so only those of one checksum are compared in full.
+    """
+    found = []
+    for group in groups:
+        by_sum: dict[float, list[int]] = {}
+        for expert in group:
+            if expert < len(weights):
+                by_sum.setdefault(float(weights[expert].double().sum()), []).append(expert)
+        for candidates in by_sum.values():
+            while len(candidates) > 1:
+                first = weights[candidates[0]]
+                equal = [e for e in candidates if torch.equal(weights[e], first)]
+                candidates = [e for e in candidates if e not in equal]
+                if len(equal) > 1:
+                    found.append(tuple(equal))
+                if not equal:  # NaN is unequal to itself
+                    break
+    return sorted(found)
+
+
+def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
+    """Each weight as a matrix an expert; None where one is on no device."""
+    for name, child in router.parent.named_children():
+        kind = type(child).__name__
+        routed = name == "experts" or (EXPERTS_CLASS.search(kind) and "shared" not in name)
+        if child is router.module or not routed:
+            continue
+        for weights in _by_expert(child, router.experts):
+            if any(w.is_meta for w in weights):
+                yield None
+                continue
+            yield weights
+
+
+def _by_expert(experts: nn.Module, count: int) -> Iterator[Sequence[torch.Tensor]]:
+    """Each weight matrix as one matrix an expert, fused or not; biases are left out."""
+    single = [m for m in experts.children() if any(True for _ in m.parameters())]
+    if len(single) == 1:
+        yield from _by_expert(single[0], count)
+    elif single:
+        tables = [dict(module.named_parameters()) for module in single]
+        for name in tables[0]:
+            weights = [table[name].detach() for table in tables if name in table]
+            if weights[0].ndim == 2 and len({w.shape for w in weights}) == 1:
+                yield weights
+    fused = [w.detach() for w in experts.parameters(recurse=False) if w.is_floating_point()]
+    # Experts without work may have a place in one weight and none in another.
+    working = min((len(w) for w in fused if w.ndim == 3), default=0)
+    for weight in fused:
+        if weight.ndim == 3:
+            yield list(weight[: min(working, count)])
+        elif weight.ndim == 2 and len(weight) > count and not len(weight) % count:
+            yield list(weight.reshape(count, -1, weight.shape[1]))
+
+
+def _places(flags_E: torch.Tensor) -> set[int]:
+    return set(flags_E.nonzero().flatten().tolist())

@@ -1,0 +1,206 @@
+"""Whole models where they fit, streamed ones where they do not, parts where they are asked for.
+
+What a replay takes is planned before anything is loaded. The bound is `--memory`, else what the
+machine has left. A whole model comes first, with smaller batches where that is enough; then one
+whose layers are streamed; where neither fits, the command ends with what would be enough.
+
+Legend: T probe positions, S sequences, D router input width, E experts, G groups.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.architecture import Architecture, text_config
+from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.folders import find_config
+from moegeo_cli.errors import UsageError
+from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
+from moegeo_cli.models.filling import open_skeleton
+from moegeo_cli.models.memory.activations import FLOAT, Activations, estimate_layers
+from moegeo_cli.models.memory.machine import free_bytes
+from moegeo_cli.models.memory.streamed import SMALL_BLOCKS, held_bytes, return_freed_blocks, warm_up
+from moegeo_cli.models.memory.whole import (
+    WholePlan,
+    WholePlanner,
+    at_most,
+    halves_on_cpu,
+    kept_bytes,
+    make_terms,
+)
+from moegeo_cli.models.offloading import PartedModels
+from moegeo_cli.models.sources import (
+    Manner,
+    MemoryPlan,
+    ModelSource,
+    StreamedModels,
+    WholeModels,
+)
+from moegeo_cli.probes import Probe, Sample
+from moegeo_cli.replay.batches import TOKENS_PER_BATCH
+from moegeo_cli.replay.plan import Plan
+from moegeo_cli.replay.token_losses import logit_bytes
+from moegeo_cli.routers.finding import find_routers
+from moegeo_cli.settings import Settings
+
+# Below so many bytes by a rough estimate, a model is loaded as usual, and not looked at closer.
+SMALL = 512 * 2**20
+# transformers' loader holds the files' pages, the model before and what it has read ahead.
+USUAL_LOADER = 3
+# Layers that carry a state hold more than their widths tell.
+STATEFUL_KEY = re.compile(r"mamba|ssm|linear_|conv|recurr|state|chunk|lightning")
+FEWER = "batches of {:,} positions: larger ones do not fit the memory"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be replayed, and how.
+
+    `path` is the first checkpoint, which tells how large they are; `config` the parsed config.json,
+    `config_folder` where `--config` says that it is. `groups_S` are each sequence's group.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    architecture: Architecture
+    probe: Probe
+    groups_S: np.ndarray
+    settings: Settings
+    device: torch.device
+    dtype: torch.dtype
+    config_folder: Path | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Positions of each sequence of the probe."""
+        return [sequence.tokens for sequence in self.probe.sequences]
+
+    def plan(self) -> Plan:
+        """The plan of the pass, as far as memory depends on it."""
+        splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
+        return Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
+        )
+
+    def kept(self, shapes: Sequence[tuple[int, int, int]]) -> int:
+        """Bytes of what a pass keeps of routers of these shapes (E, D, K)."""
+        kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
+        exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
+        return kept_bytes(shapes, self.probe.tokens, len(self.lengths)) + sum(
+            sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes
+        )
+
+    def kept_of(self, model: nn.Module) -> int:
+        """The same of a model's routers."""
+        return self.kept(
+            [(r.experts, int(r.weight_ED.shape[1]), r.top_k or 1) for r in find_routers(model)]
+        )
+
+
+def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
+    """The source of a run's models.
+
+    Args:
+        request: what is to be replayed.
+        shared: whether ranks share the probe: each then holds a whole model, since batches that
+            go by the memory that each finds free would not be the same on all.
+
+    Raises:
+        UsageError: streaming was asked for, and ranks share the probe.
+        ResourceError: parts were asked for, and accelerate is not installed; or nothing fits.
+    """
+    settings, device, dtype = request.settings, request.device, request.dtype
+    if settings.device_map is not None:
+        return PartedModels(settings.device_map, device, dtype, request.config_folder)
+    if shared and (settings.stream or settings.memory is not None):
+        raise UsageError(
+            "under torchrun each rank holds the whole model",
+            found="--stream or --memory",
+            hint="stream in a single process, or leave both out",
+        )
+    if shared:
+        return WholeModels(device, dtype, request.config_folder, _rough_manner(request))
+    whole = None if settings.stream else _whole(request)
+    return whole or StreamedModels(
+        device, dtype, request.lengths, settings.memory, request.kept_of, request.config_folder,
+        settings.batch_size,
+    )  # fmt: skip
+
+
+def _whole(request: Request) -> ModelSource | None:
+    """Models held whole, where that fits."""
+    settings, device, dtype = request.settings, request.device, request.dtype
+    if settings.memory is None:
+        rough = _rough_manner(request)
+        if rough.memory is not None and rough.memory.at_most <= min(SMALL, free_bytes(device)):
+            return WholeModels(device, dtype, request.config_folder, rough)
+    return_freed_blocks()
+    place = find_config(request.path, request.config_folder)
+    skeleton, files = open_skeleton(request.path, device, dtype, place)
+    planner = WholePlanner(
+        skeleton, files, request.plan(), request.lengths, request.kept_of(skeleton),
+        settings.batch_size,
+    )  # fmt: skip
+    warm_up(device, dtype)
+    process = held_bytes(device) + SMALL_BLOCKS
+    room = settings.memory or process + free_bytes(device)
+    found = planner.fit(process, room)
+    if found is None:
+        return None
+    return WholeModels(device, dtype, request.config_folder, _manner(found), by_groups=True)
+
+
+def _rough_manner(request: Request) -> Manner:
+    """How a whole model is replayed that is loaded as usual."""
+    terms = _rough_terms(request)
+    if terms is None:
+        return Manner(unplanned="config.json does not tell the model's widths")
+    return _manner(WholePlan(terms, held_bytes(request.device), TOKENS_PER_BATCH, "config"))
+
+
+def _manner(plan: WholePlan) -> Manner:
+    """How a whole model is replayed by a plan."""
+    fewer = plan.positions < TOKENS_PER_BATCH
+    return Manner(
+        batch_tokens=plan.positions if fewer else None,
+        memory=MemoryPlan("whole", plan.by, plan.terms, plan.process, at_most(plan.terms)),
+        notes=(FEWER.format(plan.positions),) if fewer else (),
+    )
+
+
+def _rough_terms(request: Request) -> dict[str, int] | None:
+    """The terms by what config.json says of the widths; None where it does not tell enough."""
+    architecture, text = request.architecture, text_config(request.config)
+    width, depth, vocabulary = architecture.hidden, architecture.layers, text.get("vocab_size")
+    if any(STATEFUL_KEY.search(key) for key in text) or not (width and depth and vocabulary):
+        return None
+    index = open_effective(request.path, find_config(request.path, request.config_folder))
+    weights = index.parameters * request.dtype.itemsize
+    sizes = [text.get(key) for key in ("moe_intermediate_size", "intermediate_size")]
+    inner = max([size for size in sizes if isinstance(size, int)], default=4 * width)
+    top_k = max([architecture.top_k or 1, *(architecture.top_k_by_layer or ())])
+    longest = max(request.lengths)
+    positions = (request.settings.batch_size or 1) * longest
+    if request.settings.batch_size is None:
+        positions = max(TOKENS_PER_BATCH, longest)
+    graph = request.plan().needs_loss
+    layers = estimate_layers(
+        positions, depth, width, depth * top_k * (width + 2 * inner), graph=graph
+    )
+    scores = depth * positions * longest * FLOAT * int(text.get("num_attention_heads") or 1)
+    logits = logit_bytes(positions, vocabulary, request.dtype.itemsize) if graph else 0
+    return make_terms(
+        weights, USUAL_LOADER * weights, Activations(layers + scores, logits, False),
+        request.kept([(architecture.experts, width, top_k)] * depth),
+        half=halves_on_cpu(request.device, request.dtype),
+    )  # fmt: skip

@@ -1,0 +1,269 @@
+"""A model from a checkpoint's files, built once per run and then given new weights.
+
+transformers opens every model. What it would pass over in silence is an error here: a
+parameter that the files lack gets a random value there, visible only in its loading
+report, so a report with missing keys ends the analysis.
+
+Swapping weights uses what is not public in transformers, behind the seam of conversion.py.
+Where that is absent or fails, the model is built again: slower, never wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.adapters.files import has_adapter
+from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.experts import check_expert_shapes
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED
+from moegeo_cli.checkpoints.uneven import say_experts
+from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.errors import (
+    IncompleteCheckpointError,
+    MoegeoError,
+    ResourceError,
+    ShapeError,
+    UsageError,
+)
+from moegeo_cli.models.accounting import account_for
+from moegeo_cli.models.adapting import trace_config, trace_model
+from moegeo_cli.models.conversion import convert_into, quiet_transformers
+from moegeo_cli.models.failures import explain
+from moegeo_cli.models.memory.machine import free_bytes
+from moegeo_cli.models.model_config import auto_class, open_config
+from moegeo_cli.models.stored import StoredTensor
+from moegeo_cli.models.uneven import own_experts
+from moegeo_cli.models.uneven_loading import load_uneven
+
+GENERATION = "generation_config.json"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `name` means; "auto" takes an accelerator where there is one.
+
+    Raises:
+        ResourceError: the device is not there.
+    """
+    if name == "auto":
+        if torch.accelerator.is_available():
+            return torch.device(torch.accelerator.current_accelerator() or "cpu")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ResourceError(
+            f"the device {name!r} cannot be used",
+            found=str(error).splitlines()[0],
+            hint="use --device cpu, or --device auto",
+        ) from error
+    return device
+
+
+def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
+    """The dtype that `name` means; "auto" is the one that the checkpoint was saved in."""
+    if name == "auto":
+        text = config.get("text_config") or {}
+        name = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "")
+        name = name.removeprefix("torch.") or "float32"
+    return DTYPES.get(name, torch.float32)
+
+
+def load_model(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    config_folder: Path | None = None,
+    *,
+    placed: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build the causal language model that lies in `path`, frozen and in evaluation mode.
+
+    Args:
+        path: the checkpoint.
+        device: where it goes.
+        dtype: in which dtype it computes.
+        config_folder: the folder of its config.json; None for `path`.
+        placed: transformers' arguments that put its parts elsewhere; then `device` is not used.
+
+    Raises:
+        IncompleteCheckpointError: a tensor that the model needs is not in the files.
+        ShapeError: a tensor's shape contradicts the config.
+        UnsafeFileError: a pickle that would run code.
+        UnsupportedArchitectureError: transformers cannot open this model type.
+        UnsupportedLayoutError: a torch.distributed checkpoint with names of another framework.
+    """
+    from transformers import GenerationConfig
+
+    index = open_effective(path, config_folder, trace=partial(trace_config, config_folder or path))
+    if index.obstacle is not None:
+        raise index.obstacle
+    place = config_folder or path
+    experts = own_experts(index, read_config(place))
+    if experts and placed:
+        raise UsageError(
+            "a model whose layers have different numbers of experts is not placed in parts",
+            found=f"--device-map, and {say_experts(experts)}",
+            hint="leave --device-map out; --stream reads a layer at a time",
+        )
+    if experts:
+        return _ready(load_uneven(path, place, device, dtype, experts), device)
+    index.resolve()
+    try:
+        with quiet_transformers():
+            config = open_config(place)
+            auto, architecture = auto_class(config)
+            options: dict[str, Any] = {
+                "dtype": dtype,
+                "output_loading_info": True,
+                "ignore_mismatched_sizes": True,  # reported by name, and refused below
+                "trust_remote_code": False,
+                "local_files_only": True,
+                # the kernel is left to transformers where it declares no SDPA support
+                "attn_implementation": "sdpa" if architecture._supports_sdpa else None,
+                **(placed or {}),
+            }
+            index.check_type(config.model_type)
+            if place != path and not is_there(path / GENERATION):  # transformers wants one
+                options["generation_config"] = GenerationConfig.from_model_config(config)
+            # transformers itself would look at an adapter, or at what is left of one
+            if index.is_plain and index.layout != DISTRIBUTED and not has_adapter(path):
+                model, report = auto.from_pretrained(path, config=config, **options)
+            else:
+                if architecture.config_class is config.sub_configs.get("text_config"):
+                    config = config.get_text_config()  # as auto does, which wants a path
+                options["generation_config"] = GenerationConfig()
+                model, report = architecture.from_pretrained(
+                    None, config=config, state_dict=lazy_state(index), **options
+                )
+    except MoegeoError:
+        raise
+    except Exception as error:
+        found = explain(path, error)
+        if isinstance(found, IncompleteCheckpointError):
+            check_expert_shapes(index)
+        raise found from error
+    _refuse_incomplete(path, model, index, report)
+    return _ready(model, None if placed else device)
+
+
+def swap_weights(
+    model: nn.Module, path: Path, device: torch.device, config_folder: Path | None = None
+) -> nn.Module:
+    """Give `model` the weights that lie in `path`; the same model, or a new one where needed.
+
+    The config of `path` must equal the one that `model` was built with: the caller sees to it.
+
+    Raises: as `load_model`.
+    """
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    try:
+        with quiet_transformers(), contextlib.ExitStack() as stack:
+            index = open_effective(path, config_folder, trace=partial(trace_model, model))
+            if index.obstacle is not None:
+                raise index.obstacle
+            index.resolve()
+            index.check_type(str(model.config.model_type))  # type: ignore[union-attr]
+            account_for(model, index)
+            if index.is_plain and index.layout.startswith("safetensors"):
+                state = _safetensors_state(index, stack)
+            else:
+                state = lazy_state(index)
+            report = convert_into(model, state, device, dtype)
+            model.tie_weights()  # type: ignore[operator]
+    except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
+        report = None
+    if report is None or report.mismatched_keys or report.error_msgs:
+        return load_model(path, device, dtype, config_folder)
+    if set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {}):
+        return load_model(path, device, dtype, config_folder)
+    return _ready(model, device)
+
+
+def lazy_state(index: WeightIndex) -> dict[str, Any]:
+    """The tensors of a checkpoint, each read when it is taken."""
+    return {name: StoredTensor(index, name) for name in index.names()}
+
+
+def _safetensors_state(index: WeightIndex, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """The tensors of a safetensors checkpoint, unread; the files stay open with `stack`."""
+    from safetensors import safe_open
+
+    state: dict[str, Any] = {}
+    for file in index.files:
+        opened = stack.enter_context(safe_open(file, framework="pt"))
+        state.update({key: opened.get_slice(key) for key in opened.keys()})  # noqa: SIM118
+    return state
+
+
+def _ready(model: Any, device: torch.device | None) -> nn.Module:
+    """Frozen, in evaluation mode (so no jitter, no dropout), on its device if it has one."""
+    model.eval()
+    model.requires_grad_(False)
+    try:
+        ready: nn.Module = model if device is None else model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"the model does not fit on {device}", hint="use --device cpu, or --dtype bfloat16"
+        ) from error
+    return ready
+
+
+def _refuse_incomplete(
+    path: Path, model: Any, index: WeightIndex, report: Mapping[str, Any]
+) -> None:
+    """Missing parameters would be random ones, unused tensors a sign of others: never measured."""
+    if report.get("mismatched_keys"):
+        name, saved, wanted = sorted(report["mismatched_keys"])[0]
+        raise ShapeError(
+            f"{path.name}: the shape of {name} contradicts the config",
+            found=f"{tuple(saved)} in the file, {tuple(wanted)} by the config",
+        )
+    missing = sorted(report.get("missing_keys") or ())
+    account_for(model, index, missing=missing)
+    if missing:
+        raise IncompleteCheckpointError(
+            f"{path.name}: {len(missing)} tensors that the model needs are not in its files",
+            found=f"missing: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}",
+            hint="save the checkpoint again with model.save_pretrained",
+        )
+
+
+def read_ahead(paths: list[Path]) -> threading.Thread | None:
+    """Read files into the page cache in the background, so that loading them next is cheap.
+
+    None where they would take more than half of the memory that is free: they would push out each
+    other, and what is read now.
+    """
+    try:
+        size = sum(path.stat().st_size for path in paths)
+    except OSError:
+        return None  # the loader itself will meet and explain this
+    if size > free_bytes(torch.device("cpu")) / 2:
+        return None
+
+    def read() -> None:
+        for path in paths:
+            try:
+                with path.open("rb", buffering=0) as file:
+                    while file.read(1 << 23):
+                        pass
+            except OSError:
+                return  # the loader itself will meet and explain this
+
+    thread = threading.Thread(target=read, name="moegeo-read-ahead", daemon=True)
+    thread.start()
+    return thread

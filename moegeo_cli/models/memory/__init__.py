@@ -1,0 +1,1 @@
+"""What a replay holds in memory, and whether that fits."""

@@ -1,0 +1,225 @@
+"""What a pass through a model holds beside its weights, found by running it without numbers.
+
+The model's own forward, the loss and the way back run over torch's fake tensors, which have
+shapes and no memory: whatever a model's code makes is counted while it is alive. Code that asks a
+tensor for its values cannot run so: such a model's activations are estimated by its widths.
+
+Legend: B sequences of a batch, N their positions, D model width, F expert width, E experts,
+K experts chosen per token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as trees
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moegeo_cli.replay.pairs import align_logits, split_inputs
+from moegeo_cli.replay.plan import Plan
+from moegeo_cli.replay.token_losses import flat_losses, logit_bytes
+from moegeo_cli.routers.finding import find_routers
+
+FLOAT = 4  # bytes of a float32
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Bytes that one batch takes at its peak.
+
+    `logits` are those of the vocabulary, their gradient, and the rows of the loss that are at work;
+    `layers` is the rest. `traced` is false where it is an estimate by widths.
+    """
+
+    layers: int
+    logits: int
+    traced: bool
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.layers + self.logits
+
+
+class BatchTracer:
+    """Finds what batches take in memory.
+
+    Args:
+        skeleton: the module tree, its parameters without memory; it is of no other use afterwards.
+        device: where the model computes.
+    """
+
+    def __init__(self, skeleton: nn.Module, device: torch.device) -> None:
+        self.skeleton, self.device = skeleton, device
+        self.routers = find_routers(skeleton)
+        self.vocabulary, self.width = skeleton.get_input_embeddings().weight.shape  # type: ignore[operator]
+        self.itemsize = next(
+            p.dtype.itemsize for p in skeleton.parameters() if p.is_floating_point()
+        )
+        self._mode: Any = None
+
+    def trace(self, shape: tuple[int, int], plan: Plan, *, padded: bool) -> Activations:
+        """What a batch takes.
+
+        Args:
+            shape: (B, N) of the batch.
+            plan: of the pass: whether it reaches the loss, and comes back.
+            padded: whether some of its sequences are shorter.
+        """
+        positions = shape[0] * shape[1]
+        logits = logit_bytes(positions, self.vocabulary, self.itemsize) if plan.needs_loss else 0
+        own = positions * FLOAT * max(
+            (4 * int(r.weight_ED.shape[1]) + 8 * r.experts for r in self.routers), default=0
+        )  # fmt: skip  # inputs squared, logits and gradients, while a router is recorded
+        try:
+            peak = self._peak(shape, plan, padded)
+        except Exception:  # whatever a model's code raises where tensors have no values
+            return Activations(self.estimate(positions, plan) + own, logits, traced=False)
+        return Activations(max(0, peak - logits) + own, logits, traced=True)
+
+    def estimate(self, positions: int, plan: Plan) -> int:
+        """Bytes of the layers by widths: about forty results of each layer, and K experts."""
+        inner = max((p.shape[-1] + p.shape[-2] for r in self.routers for p in r.parent.parameters()
+                     if p.ndim >= 2), default=self.width)  # fmt: skip
+        depth = max((r.layer for r in self.routers), default=0) + 1
+        return estimate_layers(
+            positions, depth, self.width, sum((r.top_k or 1) * inner for r in self.routers),
+            graph=plan.needs_loss,
+        )  # fmt: skip
+
+    def _peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int:
+        """Bytes alive at the peak beside the parameters."""
+        from torch._subclasses import FakeTensorMode
+
+        if self._mode is None:
+            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+            _make_fake(self.skeleton, self._mode, self.device)
+        with self._mode, _Alive() as alive:
+            ids_BN = torch.zeros(shape, dtype=torch.long, device=self.device)
+            mask_BN = torch.ones_like(ids_BN) if padded else None
+            if plan.needs_loss:
+                self._there_and_back(ids_BN, mask_BN, split=plan.splits_S is not None)
+            else:
+                self._to_last_router(ids_BN, mask_BN, split=plan.splits_S is not None)
+            return alive.peak
+
+    def _there_and_back(
+        self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool
+    ) -> None:
+        weights: list[Any] = [r.linear.weight for r in self.routers]
+        for weight in weights:
+            weight.requires_grad_(True)
+        logits = self._forward(ids_BN, mask_BN, split=split).logits
+        if split:
+            logits = align_logits(logits, _middle(ids_BN), ids_BN.shape[1])
+        losses = flat_losses(logits, ids_BN)  # any labels will do
+        del logits
+        torch.autograd.grad(losses.sum(), weights, allow_unused=True)
+
+    def _to_last_router(
+        self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool
+    ) -> None:
+        def stop(*_: Any) -> None:
+            raise _Stopped
+
+        handle = self.routers[-1].module.register_forward_hook(stop)
+        try:
+            with torch.no_grad(), contextlib.suppress(_Stopped):
+                self._forward(ids_BN, mask_BN, split=split)
+        finally:
+            handle.remove()
+
+    def _forward(self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool) -> Any:
+        if split:
+            return self.skeleton(**split_inputs(self.skeleton, ids_BN, _middle(ids_BN)))
+        inputs = {"input_ids": ids_BN, "use_cache": False}
+        return self.skeleton(**inputs, **({} if mask_BN is None else {"attention_mask": mask_BN}))
+
+
+class _Stopped(BaseException):
+    """Raised in the last router where nothing beyond it runs."""
+
+
+def _middle(ids_BN: torch.Tensor) -> int:
+    """Where a sequence of an encoder and a decoder is split."""
+    return max(1, ids_BN.shape[1] // 2)
+
+
+def estimate_layers(positions: int, depth: int, width: int, experts: int, *, graph: bool) -> int:
+    """Bytes of a batch's layers by widths, as float32.
+
+    Args:
+        positions: of the batch.
+        depth: number of layers.
+        width: D.
+        experts: K times the widths of an expert, over all routers.
+        graph: whether all layers' results are kept for the way back; else those of one.
+    """
+    total = depth * 40 * width + 4 * experts
+    return positions * FLOAT * (total if graph else -(-total // depth))
+
+
+def _make_fake(skeleton: nn.Module, mode: Any, device: torch.device) -> None:
+    """Give every parameter and buffer a fake tensor on the device in its place."""
+    from torch._subclasses import FakeTensor
+
+    made: dict[int, Any] = {}  # tied ones stay one
+
+    def fake(tensor: torch.Tensor) -> Any:
+        if id(tensor) not in made:
+            with torch.no_grad():
+                made[id(tensor)] = FakeTensor(mode, tensor.detach().to("meta"), device)
+        return made[id(tensor)]
+
+    for module in skeleton.modules():
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=False)
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = fake(buffer)
+
+
+class _Alive(TorchDispatchMode):
+    """Counts the bytes of tensors that are made and not let go of yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = _grouped(*args, **kwargs) if func is GROUPED else func(*args, **kwargs)
+        for tensor in trees.tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return found
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._let_go, key, size)
+
+    def _let_go(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+GROUPED = torch.ops.aten._grouped_mm.default
+
+
+def _grouped(one: Any, other: Any, offs: Any = None, *_: Any, **__: Any) -> Any:
+    """The product of groups by its shapes: torch knows them of bfloat16 alone."""
+    if other.ndim == 3:
+        return one.new_empty(*one.shape[:-1], other.shape[-1])
+    return one.new_empty(offs.shape[0], one.shape[0], other.shape[-1])

@@ -1,0 +1,157 @@
+"""Models in parts, on several devices, in memory or on disk, as accelerate places them.
+
+accelerate brings each part to its device when its turn comes and takes it away afterwards. The
+routers stay where they compute: they are small, and their weights are looked at and have gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.folders import find_config
+from moegeo_cli.errors import MoegeoError, ResourceError, UsageError
+from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
+from moegeo_cli.models.failures import explain
+from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.sources import Manner
+from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
+
+
+class PartedModels:
+    """transformers' models placed by a device map, built anew for each checkpoint.
+
+    Args:
+        device_map: a word, or a JSON object of module -> device.
+        device: where the parts compute that `disk` alone leaves without a device.
+        dtype: in which dtype.
+        config: the folder of config.json that was given for checkpoints without their own.
+
+    Raises:
+        ResourceError: accelerate is not installed.
+    """
+
+    def __init__(
+        self, device_map: str, device: torch.device, dtype: torch.dtype, config: Path | None = None
+    ) -> None:
+        if importlib.util.find_spec("accelerate") is None:
+            raise ResourceError(
+                "--device-map needs the package accelerate, which is not installed",
+                hint="pip install 'moegeo[offload]'",
+            )
+        self.device_map, self.device, self.dtype, self.config = device_map, device, dtype, config
+        self.manner = Manner(form="parts", unplanned="accelerate places the parts of the model")
+        self._parts: tempfile.TemporaryDirectory[str] | None = None
+
+    def load(self, path: Path) -> nn.Module:
+        """See `ModelSource`."""
+        if self._parts is not None:
+            self._parts.cleanup()
+        self._parts = tempfile.TemporaryDirectory(prefix="moegeo-", ignore_cleanup_errors=True)
+        # That parts of the model are elsewhere is what was asked for.
+        logger = logging.getLogger("accelerate.big_modeling")
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            placed = {"device_map": self._placement(path), "offload_folder": self._parts.name}
+            model = load_model(
+                path, self.device, self.dtype, find_config(path, self.config), placed=placed
+            )
+        except MoegeoError as error:
+            if error.hint is None:
+                error.hint = f"if the files are whole, check --device-map {self.device_map}"
+            raise
+        finally:
+            logger.setLevel(level)
+        _keep_routers(model)
+        return model
+
+    def initialise(self, path: Path, seed: int) -> nn.Module:
+        """See `ModelSource`.
+
+        Raises:
+            UsageError: a fresh model has no files to be placed from.
+        """
+        raise UsageError(
+            "fresh initialisations are made in memory, whole",
+            found="--device-map with --baseline init",
+            hint="leave --device-map out, or choose another --baseline",
+        )
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: accelerate brings each part where it computes."""
+        return contextlib.nullcontext()
+
+    def _placement(self, path: Path) -> str | dict[str, Any]:
+        if self.device_map.startswith("{"):
+            found: dict[str, Any] = json.loads(self.device_map)
+            return found
+        if self.device_map != "disk":
+            return self.device_map
+        try:
+            with quiet_transformers():
+                skeleton = build_skeleton(find_config(path, self.config), self.dtype, self.device)
+        except MoegeoError:
+            raise
+        except Exception as error:
+            raise explain(path, error) from error
+        return dict(_layers_on_disk(skeleton, "", str(self.device)))
+
+
+def _layers_on_disk(module: nn.Module, path: str, device: str) -> Iterator[tuple[str, str]]:
+    """Where each part goes: decoder layers to the disk, everything else to the device."""
+    if _is_layer(path):
+        yield path, "disk"
+        return
+    if not any(_is_layer(f"{path}.{name}") for name, _ in module.named_modules()):
+        yield path, device
+        return
+    prefix = f"{path}." if path else ""
+    for name, _ in module.named_parameters(recurse=False):
+        yield f"{prefix}{name}", device
+    for name, child in module.named_children():
+        yield from _layers_on_disk(child, f"{prefix}{name}", device)
+
+
+def _is_layer(path: str) -> bool:
+    found = LAYER_INDEX.search(path)
+    return found is not None and found.end() == len(path)
+
+
+def _keep_routers(model: nn.Module) -> None:
+    """Give the routers their weights for good."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+    for router in find_routers(model):
+        for module in {router.parent, router.linear, *router.module.modules()}:
+            hook = getattr(module, "_hf_hook", None)
+            if not isinstance(hook, AlignDevicesHook) or not hook.offload:
+                continue
+            values = {
+                name: hook.weights_map[name].to(hook.execution_device)
+                for name, tensor in _own_tensors(module)
+                if tensor.is_meta
+            }
+            remove_hook_from_module(module)
+            for name, value in values.items():
+                if name in module._parameters:
+                    module._parameters[name] = nn.Parameter(value, requires_grad=False)
+                else:
+                    module._buffers[name] = value
+            add_hook_to_module(module, AlignDevicesHook(hook.execution_device))
+
+
+def _own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ]

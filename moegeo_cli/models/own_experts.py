@@ -1,0 +1,199 @@
+r"""Experts of a user's own model, asked through the block that holds them.
+
+What such a block computes is not known by its name, and a module of an expert need not be all that
+an expert does: its block may apply the activation. So the block itself is asked, with its router
+made to choose one expert alone: :math:`f_e(x) = B_e(x) - S(x)`, where S is what the block gives
+with the experts' parameters at zero (a residual connection, a shared expert). That this holds is
+proven on tokens of the probe: S must be the same with one expert's parameters at zero as with all,
+a token alone must get what it gets among others, and that must be the sum of its experts by the
+weights that were read. A block that fails has its reason.
+
+Legend: N tokens, D width of a block's input, O of its output, E experts, K chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.expert_functions.asking import NO_TENSOR, AskedBlock, NotThere, first_output
+from moegeo_cli.expert_functions.blocks import ExpertBlock, list_members
+from moegeo_cli.replay.reading import RouterCall, RouterTap
+from moegeo_cli.routers.finding import Router
+
+CHECKED_TOKENS = 8
+# Two computations of one thing: share of its norm.
+AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
+
+NO_BLOCK = "no block with a parameter an expert was found around the router"
+OTHER_INPUT = "its block is not given what its router sees: what its experts are given is not known"
+NOT_APART = "its experts cannot be told from the rest of their block"
+MIXES = "what its block gives a token depends on the other tokens"
+NO_SUM = "what its block gives is not the sum of its experts by the weights that were read"
+FAILS = "its block cannot be asked for one expert: {}"
+
+
+def find_own_experts(
+    model: nn.Module, routers: Sequence[Router], sample: Mapping[str, torch.Tensor], call: Any
+) -> dict[str, ExpertBlock]:
+    """The experts of each router, proven on one sample; with a problem where they are not.
+
+    Args:
+        model: the user's module.
+        routers: its routers.
+        sample: inputs of the model, a batch of one.
+        call: runs the model on them.
+    """
+    modules = dict(model.named_modules())
+    asked = {r.path: block for r in routers if (block := _find_block(r, modules)) is not None}
+    seen: dict[str, _Seen] = {r.path: _Seen() for r in routers}
+    handles: list[Any] = [RouterTap(r, seen[r.path].take, partial=True) for r in routers]
+    handles += [
+        block.register_forward_hook(seen[path].keep, with_kwargs=True)
+        for path, block in asked.items()
+    ]
+    try:
+        with torch.no_grad():
+            call(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    found = {}
+    for router in routers:
+        block = asked.get(router.path)
+        if block is None:
+            found[router.path] = _unknown(router, NO_BLOCK)
+            continue
+        try:
+            found[router.path] = _prove(router, block, seen[router.path])
+        except NotThere as reason:
+            found[router.path] = _unknown(router, str(reason))
+    return found
+
+
+class _Seen:
+    """What a block and its router were given in one pass, and what the block made of it."""
+
+    def __init__(self) -> None:
+        self.call: RouterCall | None = None
+        self.given: torch.Tensor | None = None
+        self.made: torch.Tensor | None = None
+
+    def take(self, call: RouterCall) -> None:
+        """Hears of the router."""
+        self.call = call
+
+    def keep(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        """Hears of the block."""
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
+        if tensors and tensors[0].ndim:  # copies: residual streams are often added to in place
+            self.given = tensors[0].detach().clone()
+            made = first_output(output, len(self.given))
+            self.made = None if made is None else made.detach().clone()
+
+
+def _unknown(router: Router, problem: str) -> ExpertBlock:
+    return ExpertBlock(router, router.parent, "block", router.experts, problem)
+
+
+def _find_block(router: Router, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """The nearest module around the router that has parameters by expert."""
+    path = router.path
+    while path:
+        path = path.rpartition(".")[0]
+        if _by_expert(modules[path], router):
+            return modules[path]
+    return None
+
+
+def _by_expert(block: nn.Module, router: Router) -> dict[str, int | None]:
+    """Parameters of single experts by name: of which one, None for a row an expert."""
+    count = router.experts
+    inside = {id(p) for m in (router.module, router.linear) for p in m.parameters()}
+    found: dict[str, int | None] = {}
+    for path, module in block.named_modules():
+        members = list_members(module)
+        if members is None or len(members) != count:
+            continue
+        names = {id(p): n for n, p in module.named_parameters(prefix=path)}
+        for e, member in enumerate(members):
+            found |= {names[id(p)]: e for p in member.parameters() if id(p) in names}
+    for name, parameter in block.named_parameters():
+        if parameter.ndim >= 2 and len(parameter) == count and id(parameter) not in inside:
+            found.setdefault(name, None)
+    return found
+
+
+def _prove(router: Router, block: nn.Module, seen: _Seen) -> ExpertBlock:
+    """The experts as functions, if they are what makes up the block's output.
+
+    Raises:
+        NotThere: they are not, and why.
+    """
+    call, given, made = seen.call, seen.given, seen.made
+    if call is None or given is None:
+        raise NotThere(OTHER_INPUT)
+    if made is None or made.numel() % max(given[..., 0].numel(), 1):
+        raise NotThere(FAILS.format(NO_TENSOR))
+    rows_ND = given.reshape(-1, given.shape[-1])
+    x_ND = call.x_ND.detach()
+    half = rows_ND.dtype.itemsize < 4
+    limit = AGREEMENT_HALF if half else AGREEMENT
+    if rows_ND.shape != x_ND.shape or not _close(rows_ND, x_ND.to(rows_ND), limit):
+        raise NotThere(OTHER_INPUT)
+    step = max(1, len(rows_ND) // CHECKED_TOKENS)
+    few = slice(None, step * CHECKED_TOKENS, step)
+    x_ND, made_NO = rows_ND[few], made.reshape(len(rows_ND), -1)[few]
+    selected_NK, weights_NK = call.selected_NK[few], call.weights_NK.detach()[few]
+    own = _by_expert(block, router)
+    experts = AskedBlock(router, block, own, given.ndim)
+    try:
+        with torch.no_grad():
+            # In another order, so that a token has other neighbours than it had in its sequence.
+            if not _close(experts.block_output(x_ND.flip(0)).flip(0), made_NO, limit):
+                raise NotThere(MIXES)
+            rest_NO = experts.rest(0, x_ND)
+            for e in (0, router.experts - 1):
+                if not _near(experts.rest(e, x_ND, alone=True), rest_NO, made_NO, limit):
+                    raise NotThere(NOT_APART)
+            experts.has_rest = not _near(rest_NO, torch.zeros_like(rest_NO), made_NO, limit)
+            parts = torch.stack([experts(e, x_ND) for e in range(router.experts)], 1)
+    except NotThere:
+        raise
+    except Exception as error:  # whatever a user's code raises
+        raise NotThere(FAILS.format(f"{type(error).__name__}: {error}"[:120])) from error
+    mix_NE = torch.zeros(len(x_ND), router.experts, dtype=parts.dtype, device=parts.device)
+    if not selected_NK.shape[-1]:
+        raise NotThere(NO_SUM)
+    mix_NE.scatter_add_(1, selected_NK.clamp_min(0), (weights_NK * (selected_NK >= 0)).to(mix_NE))
+    routed_NO = made_NO - rest_NO
+    for renormalised in (False, True):
+        weights_NE = mix_NE / mix_NE.sum(1, keepdim=True) if renormalised else mix_NE
+        if _near(torch.einsum("ne,neo->no", weights_NE, parts), routed_NO, routed_NO, limit):
+            return _describe(router, block, experts, own, renormalised=renormalised)
+    raise NotThere(NO_SUM)
+
+
+def _describe(
+    router: Router, block: nn.Module, asked: AskedBlock, own: Mapping[str, int | None],
+    *, renormalised: bool,
+) -> ExpertBlock:  # fmt: skip
+    lists = [m for m in block.modules() if list_members(m) is not None]
+    members = next((x for m in lists if len(x := list_members(m) or ()) == router.experts), None)
+    stacked = tuple(name for name, expert in own.items() if expert is None)
+    return ExpertBlock(
+        router, block, "block", router.experts, members=None if stacked else members,
+        stacked=stacked, ask=asked, renormalised=renormalised,
+    )  # fmt: skip
+
+
+def _near(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, limit: float) -> bool:
+    """Whether two things differ by no more than a share of a third one's norm."""
+    return bool((a - b).float().norm() <= limit * scale.float().norm().clamp_min(1e-30))
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, limit: float) -> bool:
+    return _near(a, b, b, limit)

@@ -1,0 +1,1 @@
+"""Models whose layers are read from the files while they compute."""

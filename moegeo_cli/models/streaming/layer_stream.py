@@ -1,0 +1,253 @@
+"""A model of which one layer lies in memory at a time, the rest in the checkpoint's files.
+
+The model's own forward runs whole, once a layer: layers before the wanted one give the output
+that they gave before, the wanted one computes, and nothing runs beyond it. What models do
+around and between their layers thus stays theirs, and is done anew each time, as it is cheap.
+
+Embeddings, norms, head and routers are resident: the layers' own parameters come and go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moegeo_cli.checkpoints.bias_names import MODULE_NAMES
+from moegeo_cli.checkpoints.routers import OTHER_TOWER
+from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
+from moegeo_cli.models.memory.streamed import Sizes
+from moegeo_cli.models.streaming.expert_stream import ExpertChunks, chunked_parameters
+from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
+from moegeo_cli.replay.kernels import compute_experts_by
+from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
+
+
+class _Reached(BaseException):  # no handler in a model's code may take it for an error
+    """Raised by the wanted layer, with its output."""
+
+    def __init__(self, output: Any) -> None:
+        self.output = output
+
+
+class LayerStream:
+    """The model of a checkpoint, a layer at a time.
+
+    Args:
+        path: the folder of config.json.
+        device: where it computes.
+        dtype: in which dtype.
+        experts: layer -> its number of experts, where layers differ.
+
+    Attributes:
+        model: the module tree; parameters of layers are without memory until they are loaded.
+        layers: the layers that come and go, in the order in which the model runs them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        experts: Mapping[int, int] | None = None,
+    ) -> None:
+        self.config, self.device, self.dtype = path, device, dtype
+        self.ahead = device.type != "cpu"  # there, the system's own reading ahead is enough
+        with quiet_transformers():
+            self.model = build_skeleton(path, dtype, device, experts)
+        routers = find_routers(self.model)
+        stacks = {r.path[: m.start(1)] for r in routers if (m := LAYER_INDEX.search(r.path))}
+        if not stacks or any(LAYER_INDEX.search(r.path) is None for r in routers):
+            raise UnsupportedArchitectureError(
+                f"{type(self.model).__name__} does not keep its routers in numbered layers",
+                hint="leave --stream and --memory out",
+            )
+        named = dict(self.model.named_modules())
+        self.paths = [p for p in named if p.rpartition(".")[0] + "." in stacks]
+        self.layers = [named[p] for p in self.paths]
+        self.routed = {r.path[: m.end(1)] for r in routers if (m := LAYER_INDEX.search(r.path))}
+        tensors = named_tensors(self.model)
+        prefixes = tuple(f"{p}." for p in self.paths)
+        inside = tuple(f"{r.path}." for r in routers)
+        # A tower for images or sound never runs: the probe is text.
+        self.resident = {
+            n
+            for n in tensors
+            if n.startswith(inside)
+            or n.rpartition(".")[2] in MODULE_NAMES
+            or not (n.startswith(prefixes) or OTHER_TOWER.search(n))
+        }
+        self._own = [
+            [n for n in tensors if n.startswith(f"{p}.") and n not in self.resident]
+            for p in self.paths
+        ]
+        self.chunks: list[list[ExpertChunks]] = [[] for _ in self.layers]
+        self._recorded: Sequence[Any] = ()
+        self._wanted = 0
+        self._ran: set[int] = set()  # layers that this forward of the model has called
+        self._forwards = [layer.forward for layer in self.layers]
+        for place, layer in enumerate(self.layers):
+            layer.forward = self._stand_in(place)
+
+    @property
+    def width(self) -> int:
+        """D, of what layers hand on."""
+        return int(self.model.get_input_embeddings().weight.shape[-1])
+
+    @property
+    def boundary(self) -> int:
+        """Bytes that one position leaves at all layer boundaries."""
+        return self.width * len(self.layers) * self.dtype.itemsize
+
+    @property
+    def first_routed(self) -> int:
+        """The first layer with a router."""
+        return min(i for i, p in enumerate(self.paths) if p in self.routed)
+
+    @property
+    def last_routed(self) -> int:
+        """The last layer with a router."""
+        return max(i for i, p in enumerate(self.paths) if p in self.routed)
+
+    def attach(self, path: Path, config: Path | None = None) -> None:
+        """Take the weights from the files in `path` from now on.
+
+        Args:
+            path: the checkpoint.
+            config: the folder of its config.json; None for the one that the model is of.
+
+        Raises: what opening them raises.
+        """
+        self.files = LayerFiles(
+            self.model, path, self.device, self.dtype,
+            config=config or self.config, ahead=self.ahead,
+        )  # fmt: skip
+        self.fused = [chunked_parameters(own, self.files) for own in self._own]
+
+    def open(self, chunk_bytes: int | None) -> None:
+        """Load what is resident.
+
+        Args:
+            chunk_bytes: how many bytes of experts lie in memory together, one expert at least;
+                None for a whole layer of them.
+
+        Raises:
+            IncompleteCheckpointError: a tensor that the model needs is not in the files.
+            ShapeError: a tensor's shape contradicts the config.
+        """
+        self.files.release(self.resident)
+        self.files.load(self.resident)
+        self.model.tie_weights()
+        self.files.refuse_missing(self.resident)
+        self.chunks = [[] for _ in self.layers]
+        if chunk_bytes is not None:
+            compute_experts_by(self.model, "eager")
+            self.chunks = [
+                [ExpertChunks(self.files, module, names, chunk_bytes) for module, names in found]
+                for found in self.fused
+            ]
+
+    def sizes(self, sums: int) -> Sizes:
+        """Bytes of the model's parts.
+
+        Args:
+            sums: bytes of what is measured.
+        """
+        tensors = {n: t for n, t in named_tensors(self.model).items() if n in self.files.sources}
+        size = {n: t.numel() * t.element_size() for n, t in tensors.items()}
+        fused = [{n for _, names in found for n in names} for found in self.fused]
+        own = [[n for n in names if n in size] for names in self._own]
+        experts = [tensors[n] for names in fused for n in names]
+        inner = [min(t.shape[1:]) for t in experts]
+        routers = find_routers(self.model)
+        return Sizes(
+            resident=sum(size[n] for n in self.resident if n in size),
+            shared=max(
+                sum(size[n] for n in names if n not in taken)
+                for names, taken in zip(own, fused, strict=True)
+            ),
+            layer=max(sum(size[n] for n in names) for names in own),
+            expert=max(
+                (sum(size[n] // tensors[n].shape[0] for n in taken) for taken in fused), default=0
+            ),
+            boundary=self.boundary,
+            sums=sums,
+            width=self.width,
+            inner=max(inner, default=self.width),
+            top_k=max((r.top_k or 1 for r in routers), default=1),
+            vocabulary=int(self.model.get_input_embeddings().weight.shape[0]),
+            itemsize=self.dtype.itemsize,
+        )
+
+    @contextlib.contextmanager
+    def layer(self, place: int) -> Iterator[None]:
+        """One layer's parameters in memory; `len(layers)` means what follows the last.
+
+        Raises: as `open`.
+        """
+        if place == len(self.layers):
+            yield
+            return
+        chunked = {n for chunks in self.chunks[place] for n in chunks.names}
+        own = [n for n in self._own[place] if n not in chunked]
+        try:
+            self.files.load(own)
+            self.files.refuse_missing(own)
+            with contextlib.ExitStack() as stack:
+                for chunks in self.chunks[place]:
+                    stack.enter_context(chunks.standing_in())
+                yield
+        finally:
+            self.files.release(own)
+
+    def announce(self, place: int) -> None:
+        """Let the system fetch a layer that comes next."""
+        if 0 <= place < len(self.layers):
+            chunked = {n for chunks in self.chunks[place] for n in chunks.names}
+            self.files.announce([n for n in self._own[place] if n not in chunked])
+
+    def run(self, place: int, forward: Callable[[], Any], recorded: Sequence[Any]) -> Any:
+        """The output of one layer, or with `len(layers)` of the model.
+
+        Args:
+            place: the layer.
+            forward: the model's whole forward.
+            recorded: outputs of the layers before it.
+        """
+        self._wanted, self._recorded = place, recorded
+        self._ran.clear()
+        try:
+            output = forward()
+        except _Reached as reached:
+            return reached.output
+        if place < len(self.layers):
+            raise UnsupportedArchitectureError(
+                f"{type(self.model).__name__} did not run its layer {self.paths[place]}",
+                hint="leave --stream and --memory out",
+            )
+        return output
+
+    def _stand_in(self, place: int) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if place in self._ran:
+                raise UnsupportedArchitectureError(
+                    f"{type(self.model).__name__} runs its layer {self.paths[place]} more than "
+                    "once for the same tokens",
+                    hint="moegeo measures routers that see every token once",
+                )
+            self._ran.add(place)
+            if place < self._wanted:
+                return self._recorded[place]
+            if place > self._wanted:
+                raise UnsupportedArchitectureError(
+                    f"{type(self.model).__name__} runs its layers in another order than it "
+                    "keeps them in",
+                    hint="leave --stream and --memory out",
+                )
+            raise _Reached(self._forwards[place](*args, **kwargs))
+
+        return forward

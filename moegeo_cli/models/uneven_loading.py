@@ -1,0 +1,36 @@
+"""Loading a model whose layers have different numbers of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
+from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
+
+
+def load_uneven(
+    path: Path,
+    config: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    experts: Mapping[int, int],
+) -> nn.Module:
+    """Build such a model and fill it from a checkpoint's files.
+
+    Raises:
+        IncompleteCheckpointError: a tensor that the model needs is not in the files.
+        ShapeError: a tensor's shape contradicts the config.
+    """
+    with quiet_transformers():
+        model: Any = build_skeleton(config, dtype, device, experts)
+    files = LayerFiles(model, path, device, dtype, config=config)
+    files.load(files.sources)
+    model.tie_weights()
+    files.refuse_missing(named_tensors(model))
+    ready: nn.Module = model
+    return ready

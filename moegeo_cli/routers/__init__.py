@@ -1,0 +1,1 @@
+"""The routers of a model: which modules they are."""
