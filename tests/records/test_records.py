@@ -76,7 +76,9 @@ def change(document: Any, path: tuple[Any, ...], to: Any) -> Any:
     return found
 
 
-@pytest.mark.parametrize(("path", "to"), DAMAGE, ids=lambda x: "absent" if x is ABSENT else str(x)[-40:])
+@pytest.mark.parametrize(
+    ("path", "to"), DAMAGE, ids=lambda x: "absent" if x is ABSENT else str(x)[-40:]
+)
 def test_what_a_record_cannot_hold_is_refused_by_schema_and_reader(
     path: tuple[Any, ...], to: Any
 ) -> None:
