@@ -6,19 +6,20 @@ is ASCII, so that no locale can break it..
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from moegeo_cli.errors import FormatError
-from moegeo_cli.records import from_dict, to_dict
+from moegeo_cli.records import from_dict
+from moegeo_cli.records.fields import WHERE_DUE
 from moegeo_cli.records.formats import NAMES, VERSIONS, AnyRecord
 from moegeo_cli.records.schema import schema
 from moegeo_cli.reports.validation import find_missing
 
 R = TypeVar("R", bound=AnyRecord)
-# Keys of a metric that are there only where they say something.
-_WHERE_DUE = ("null_value", "reason", "router")
-_METRIC = {"value", "ci_low", "ci_high", "n", "unit", "higher_is_better"}
 _LINE = 160  # objects longer than this are broken over lines
 
 
@@ -27,7 +28,7 @@ def render(record: AnyRecord) -> str:
     name = NAMES[type(record)]
     payload = {
         "format": {"name": name, "version": VERSIONS[name]},
-        **_tidy(to_dict(record)),
+        **_plain(record),
     }
     return _write(payload, 0) + "\n"
 
@@ -67,18 +68,25 @@ def read(text: str | bytes, record: type[R]) -> R:
     return found
 
 
-def _tidy(value: Any) -> Any:
-    """Leave out of metrics what is not due, and repair text that no file can hold."""
-    if isinstance(value, dict):
-        is_metric = value.keys() >= _METRIC
-        return {
-            _text(key): _tidy(entry)
-            for key, entry in value.items()
-            if not (is_metric and entry is None and key in _WHERE_DUE)
-        }
-    if isinstance(value, list):
-        return [_tidy(entry) for entry in value]
-    return _text(value) if isinstance(value, str) else value
+def _plain(value: Any) -> Any:
+    """Plain values, without fields that are not due, and with text that a file can hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else _text(value)
+    if isinstance(value, Mapping):
+        return {_text(str(key)): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = ((name, due, getattr(value, name)) for name, due in _fields(type(value)))
+        return {name: _plain(entry) for name, due, entry in own if entry is not None or not due}
+    return value
+
+
+@functools.cache
+def _fields(record: type) -> list[tuple[str, bool]]:
+    """A record's fields, and whether JSON leaves each out where it is None."""
+    hints = get_type_hints(record, include_extras=True)
+    return [(f.name, WHERE_DUE in get_args(hints[f.name])) for f in dataclasses.fields(record)]
 
 
 def _text(text: str) -> str:
