@@ -117,5 +117,5 @@ class ComparisonRecord:
     reason: Annotated[str, about("what decided")]
     unmatched: tuple[Unmatched, ...] = ()
     notes: tuple[str, ...] = ()
-    probe: ProbeFacts = field(default_factory=dict)  # type: ignore[assignment]
+    probe: ProbeFacts = field(default_factory=ProbeFacts)
     settings: Mapping[str, Any] = field(default_factory=dict)

@@ -35,4 +35,7 @@ def from_dict(cls: type[R], data: Any) -> R:
         ValueError: the data has not the record's shape: a key without a default is missing, or a
             value has the wrong type, is under its bound, or is a word that is not known.
     """
-    return msgspec.convert(data, cls)
+    try:
+        return msgspec.convert(data, cls)
+    except msgspec.ValidationError as error:  # a ValueError itself in newer versions alone
+        raise ValueError(str(error)) from error

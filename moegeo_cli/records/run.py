@@ -116,7 +116,7 @@ class CheckpointRecord:
         Mapping[str, int | float | None], about("step, tokens and fraction, where they are known")
     ] = field(default_factory=dict)
     measurements: Annotated[str | None, about("sha256 of the stored arrays")] = None
-    replay: ReplayFacts = field(default_factory=dict)  # type: ignore[assignment]
+    replay: ReplayFacts = field(default_factory=ReplayFacts)
     domain_loss: Annotated[Metrics, about("loss by probe domain"), LATER] = field(
         default_factory=dict
     )

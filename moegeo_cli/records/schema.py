@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_args, get_type_hints, is_typeddict
 
 import msgspec
 
@@ -20,8 +21,9 @@ def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
     """
     record, version = RECORDS[name], VERSIONS[name]
     _, parts = msgspec.json.schema_components([record], ref_template="#/$defs/{name}")
-    for part in parts.values():
-        _finish(part, strict)
+    records = _records(record)
+    for part_name, part in parts.items():
+        _finish(part, part_name in records, strict)
     parts[Metric.__name__] |= NULL_HAS_REASON
     root = parts.pop(record.__name__)
     head: dict[str, Any] = {
@@ -43,20 +45,31 @@ def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
     }
 
 
-def _finish(part: dict[str, Any], strict: bool) -> None:
-    """Say of an object what its files hold: every field is written, unless it is marked.
+def _finish(part: dict[str, Any], always: bool, strict: bool) -> None:
+    """Say of an object what its files hold.
 
-    A default belongs to the Python class. It is no reason for a file to lack the key.
+    Args:
+        part: its schema, which is completed.
+        always: it is a record, of which every field is written unless it is marked: a default
+            belongs to the Python class and is no reason for a file to lack the key.
+        strict: refuse other keys.
     """
-    required = set(part["required"])
+    required = set(part["properties"] if always else part["required"])
     for name, field in part["properties"].items():
-        later, where_due = field.pop("x-later", False), field.pop("x-where-due", False)
-        if where_due:
-            [field_type] = (kind for kind in field.pop("anyOf") if kind != {"type": "null"})
-            field |= field_type
-        elif "default" in field and not later:
-            required.add(name)
         field.pop("default", None)
+        if field.pop("x-later", False):
+            required.discard(name)
+        if field.pop("x-where-due", False):
+            required.discard(name)
+            [kind] = (kind for kind in field.pop("anyOf") if kind != {"type": "null"})
+            field |= kind
     part["required"] = [name for name in part["properties"] if name in required]
     if strict:
         part["additionalProperties"] = False
+
+
+def _records(kind: Any) -> set[str]:
+    """Names of the records that a type is made of, itself among them."""
+    record = dataclasses.is_dataclass(kind)
+    inner = get_type_hints(kind).values() if record or is_typeddict(kind) else get_args(kind)
+    return set().union({kind.__name__} if record else (), *map(_records, inner))
