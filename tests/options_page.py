@@ -10,17 +10,10 @@ from typing import Any, Literal
 
 import moegeo_cli
 from moegeo_cli import options as o
+from moegeo_cli.commands import registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
-COMMANDS: dict[str, tuple[Any, ...]] = {
-    "analyze": (o.Analyze, o.Gate, o.ReportOutput),
-    "check": (o.Check, o.Gate, o.ReportOutput),
-    "compare": (o.Compare, o.ReportOutput),
-    "experts": (o.Experts, o.LensOutput),
-    "routing": (o.Routing, o.LensOutput),
-    "invariance": (o.Invariance, o.FactsOutput),
-    "inspect": (o.Model, o.FactsOutput),
-}
+COMMANDS = {command.name: command.groups for command in registry.COMMANDS}
 SHORT = {"Callable": "callable", "Mapping": "table", "Sequence": "list of int"}
 HEAD = """# Options
 

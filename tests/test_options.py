@@ -14,16 +14,15 @@ import moegeo_cli
 from moegeo_cli import Session, options
 from moegeo_cli.cli.app import app
 from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.registry import COMMANDS, find_command
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import UsageError
 from moegeo_cli.session import SessionOptions
 from moegeo_cli.settings import Settings, settings_of
-from tests.options_page import COMMANDS, PAGE, page
+from tests.options_page import PAGE, page
 
 CLI = Path(moegeo_cli.__file__).parent / "cli"
-GROUPS = {"analyze": options.Analyze, "compare": options.Compare, "check": options.Check,
-          "experts": options.Experts, "routing": options.Routing,
-          "invariance": options.Invariance, "inspect": options.Model}  # fmt: skip
+GROUPS = {command.name: command.options for command in COMMANDS}
 
 
 def test_the_reference_page_is_up_to_date() -> None:
@@ -34,7 +33,7 @@ def test_the_reference_page_is_up_to_date() -> None:
 def test_python_and_the_command_line_take_the_same_options(name: str) -> None:
     command: Any = typer.main.get_command(app)
     flags = {o.name for o in command.commands[name].params if o.param_type_name == "option"}
-    declared = {n for group in COMMANDS[name] for n, o in options.declared(group).items()
+    declared = {n for group in find_command(name).groups for n, o in options.declared(group).items()
                 if not o.setting}  # fmt: skip
     assert flags - {"exact"} == declared
     keywords = inspect.signature(getattr(moegeo_cli, name)).parameters
@@ -118,6 +117,13 @@ def test_a_session_gives_each_call_the_options_that_it_knows(
         "inspect": {},
     }
     assert repr(one) == "Session(device='cpu', quick=True, steps='0,10', rank=4)"
+
+
+def test_every_command_is_a_public_function_and_a_method_of_the_session() -> None:
+    for command in COMMANDS:
+        assert getattr(moegeo_cli, command.name) is command.function
+        assert callable(getattr(Session, command.name))
+    assert set(moegeo_cli.PUBLIC) - {c.name for c in COMMANDS} == {"Session", "capture_routers"}
 
 
 def test_help_in_python_names_every_option() -> None:

@@ -10,14 +10,15 @@ import typer
 from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
+from moegeo_cli.commands.registry import find_command
 from moegeo_cli.errors import UsageError
-from moegeo_cli.options import MEASURING, Analyze, Gate, ReportOutput
+from moegeo_cli.options import MEASURING
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
 
 
-@with_options(Analyze, Gate, ReportOutput)
+@with_options(*find_command("analyze").groups)
 def analyze(
     context: typer.Context,
     path: Annotated[

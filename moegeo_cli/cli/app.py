@@ -6,6 +6,7 @@ was asked for, 70 a bug of ours, 130 interrupted, 141 stdout was closed.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -16,17 +17,11 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 
 from moegeo_cli import __version__
-from moegeo_cli.cli.analyze import analyze
-from moegeo_cli.cli.check import check
-from moegeo_cli.cli.compare import compare
-from moegeo_cli.cli.experts import experts
-from moegeo_cli.cli.inspect import inspect
 from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
-from moegeo_cli.cli.invariance import invariance
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
-from moegeo_cli.cli.routing import routing
 from moegeo_cli.cli.settings import load_defaults, settings_source
+from moegeo_cli.commands.registry import COMMANDS
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.reports.escaping import clean
 
@@ -45,13 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(analyze)
-app.command()(check)
-app.command()(compare)
-app.command()(inspect)
-app.command()(experts)
-app.command()(routing)
-app.command()(invariance)
+for command in COMMANDS:
+    module = importlib.import_module(f"moegeo_cli.cli.{command.name}")
+    app.command()(getattr(module, command.name))
 app.add_typer(probe_app, name="probe", help="Make and describe a probe dataset.")
 
 

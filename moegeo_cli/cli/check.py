@@ -10,10 +10,10 @@ import typer
 from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import Check, Gate, ReportOutput
+from moegeo_cli.commands.registry import find_command
 
 
-@with_options(Check, Gate, ReportOutput)
+@with_options(*find_command("check").groups)
 def check(
     path: Annotated[
         Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")

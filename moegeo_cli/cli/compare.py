@@ -9,10 +9,10 @@ import typer
 
 from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import Compare, ReportOutput
+from moegeo_cli.commands.registry import find_command
 
 
-@with_options(Compare, ReportOutput)
+@with_options(*find_command("compare").groups)
 def compare(
     context: typer.Context,
     run_a: Annotated[Path, typer.Argument(help="A run, or one checkpoint.")],

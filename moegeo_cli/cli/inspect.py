@@ -9,10 +9,10 @@ import typer
 
 from moegeo_cli.cli.console import stdout_console, write_document
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import FactsOutput, Model
+from moegeo_cli.commands.registry import find_command
 
 
-@with_options(Model, FactsOutput)
+@with_options(*find_command("inspect").groups)
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
     options: dict[str, Any],

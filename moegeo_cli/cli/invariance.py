@@ -9,10 +9,10 @@ import typer
 
 from moegeo_cli.cli.console import check_output, show_progress, stdout_console, write_document
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import FactsOutput, Invariance
+from moegeo_cli.commands.registry import find_command
 
 
-@with_options(Invariance, FactsOutput)
+@with_options(*find_command("invariance").groups)
 def invariance(
     path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: then its newest one.")],
     options: dict[str, Any],

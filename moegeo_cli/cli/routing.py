@@ -10,10 +10,10 @@ import typer
 from moegeo_cli.cli.console import show_progress
 from moegeo_cli.cli.lens import check_places, emit_lens
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import LensOutput, Routing
+from moegeo_cli.commands.registry import find_command
 
 
-@with_options(Routing, LensOutput)
+@with_options(*find_command("routing").groups)
 def routing(
     path: Annotated[
         Path,

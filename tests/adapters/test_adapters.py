@@ -329,8 +329,11 @@ def test_a_config_with_wrong_values(
     assert next(iter(values)) in str(error.found)
 
 
-def test_a_pattern_that_never_ends(written: Writer, tmp_path: Path) -> None:
+def test_a_pattern_that_never_ends(
+    written: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two to the fortieth ways over a name."""
+    monkeypatch.setattr("moegeo_cli.checkpoints.adapters.config._SECONDS", 0.05)
     both = beside(written("qwen3_moe", "routers"), tmp_path / "both")
     back = "".join(rf"\{group}" for group in range(3, 41))
     edit(both, rank_pattern={"(.?)" * 40 + back + "[^w]": 4})
