@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.ordinary.driver import measure_all, run_all
+from benchmarks.ordinary.files import print_files
 from benchmarks.ordinary.outcomes import judge_all
 from benchmarks.ordinary.plan import STEPS, plan_runs
 from benchmarks.ordinary.records import collect
@@ -28,6 +29,8 @@ def main() -> None:
     measure = commands.add_parser("measure", help="replay the runs that are trained")
     measure.add_argument("--work", type=Path, required=True, help="folder of the runs")
     measure.add_argument("--workers", type=int, default=2)
+    files = commands.add_parser("files", help="what moegeo check says after every save")
+    files.add_argument("--work", type=Path, required=True, help="folder of the runs")
     commands.add_parser("judge", help="what the verdict says of the committed records")
     report = commands.add_parser(
         "report", help="write docs/results/ordinary.md and results/saves.csv"
@@ -41,6 +44,8 @@ def main() -> None:
     elif options.command == "measure":
         measure_all(options.work, options.workers)
         collect(options.work)
+    elif options.command == "files":
+        print_files(options.work)
     elif options.command == "report":
         sys.exit(write_report(check=options.check))
     else:
