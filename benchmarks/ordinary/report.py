@@ -60,7 +60,7 @@ def page(outcomes: Sequence[Outcome]) -> str:
         "|---|---|---|---|",
         *(f"| {_name(o)} | {o.loss:.3f} | `{o.letters}` | {_late(o)} |" for o in good),
         "\n## Runs with a mistake\n",
-        "`behind` is the final loss less the twin's, the same run without the mistake.\n",
+        "`behind` is the final loss minus the twin's.\n",
         "| run | final loss | behind | verdict by save | first watch or failing | cause named at |",
         "|---|---|---|---|---|---|",
         *(_wrong_row(o) for o in wrong),
@@ -71,17 +71,18 @@ def page(outcomes: Sequence[Outcome]) -> str:
 HEAD = """\
 # Ordinary trainings
 
-{good} textbook trainings and {wrong} with one honest mistake each, judged at every save. This page
-is written by `python -m benchmarks.ordinary report` from `benchmarks/ordinary/results/`.
+What moegeo says at every save about {good} textbook trainings, and about {wrong} with one honest
+mistake each. `python -m benchmarks.ordinary report` writes this page from `benchmarks/ordinary/results/`.
 
 - **Runs.** Four models of 0.8 to 1.9 million parameters (Mixtral 8 × 2, GLM4-MoE 16 × 2 with
   sigmoid routers, Qwen3-MoE 32 × 4, OLMoE 64 × 8), three texts, two seeds, {steps} steps. Each is
   balanced as its authors published. {kinds} kinds of mistake, three runs each.
 - **Measured** with the bundled probe at 8,192 tokens, every 100 steps. Runs on `english` and
   `languages` never saw part of that probe.
-- **Verdict by save**: one sign a save, step 0 first. `.` healthy, `w` watch, `F` failing.
+- **Verdict by save**: one sign per save, step 0 first. `.` healthy, `w` watch, `F` failing.
 - **Held back** runs (†) were not judged before the rules were fixed, with one exception below.
-- **Worse** means: the final held-out loss lies over the twin's by more than {deviations:g} standard
+- **Twin**: the same run without the mistake.
+- **Worse** means: the final held-out loss is above the twin's by more than {deviations:g} standard
   deviations between good seeds ({spread:.3f} nats, pooled over 12 pairs).
 
 To do it again: `python -m benchmarks.ordinary run --work DIR` (1.6 core-hours on two cores of an
@@ -96,7 +97,7 @@ def _summary(good: Sequence[Outcome], wrong: Sequence[Outcome]) -> list[str]:
         ("good runs: saves after the first fifth that are watch", []),
         ("mistakes that ended worse and were found", []),
         ("of these with the cause named", []),
-        ("mistakes that did not end worse and were named all the same", []),
+        ("mistakes that did not end worse and were named", []),
     ]
     for held in (False, True):
         own = [o for o in good if o.run.held_back == held]
@@ -118,13 +119,14 @@ def _summary(good: Sequence[Outcome], wrong: Sequence[Outcome]) -> list[str]:
         *lines,
         "",
         "The exception: `learning-rate-high` was written after the held-back runs had been judged, "
-        "because both of the runs at ten times the rate among them ended worse and had no finding. "
+        "because both of the held-back runs at ten times the rate ended worse and had no finding. "
         "Its limit comes from the [study](evidence.md), not from these runs. Without it "
         f"{_without(wrong, 'learning-rate-high')} held-back mistakes that ended worse are "
         "found.",
         "",
         "A frozen router, a flag that is off, copied experts and an unsaved bias cost these small "
-        "runs little or nothing. They are named because they are exact, not because they fail.",
+        "runs little or nothing. moegeo names them because they are exact faults, not because the "
+        "runs fail.",
     ]
 
 

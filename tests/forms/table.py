@@ -20,7 +20,7 @@ from moegeo_cli.checkpoints.quantised.plan import UNREAD, Files, Plan, plan_quan
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "layouts.md"
 WRITTEN = Path(__file__).parent / "files"
 START, END = "<!-- forms -->\n", "<!-- end of forms -->"
-HEAD = "| form | told by | read | by `--stream` |\n|---|---|---|---|\n"
+HEAD = "| form | recognised by | read | with `--stream` |\n|---|---|---|---|\n"
 Tensors = Mapping[str, tuple[str, tuple[int, ...]]]
 # name -> dtype and shape, of forms that no writer's files are here of.
 HEADERS: Mapping[str, Tensors] = {
