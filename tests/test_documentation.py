@@ -81,6 +81,15 @@ def test_the_index_lists_every_page() -> None:
     assert pages - set(re.findall(r"\]\(([^)\s]+)\)", index.read_text())) == {"README.md"}
 
 
+@pytest.mark.parametrize("page", PAGES[2:], ids=name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    """Of code, tests and data; commands name them without a link."""
+    paths = re.findall(
+        r"\b(?:moegeo_cli|tests|benchmarks|sample_checkpoints)/[\w/.-]*\w", page.read_text()
+    )
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
 @pytest.mark.parametrize("folder", ["moegeo_cli", "benchmarks", "sample_checkpoints", "tests"])
 def test_every_page_that_code_names_exists(folder: str) -> None:
     """In messages, help, comments and data files."""

@@ -72,7 +72,8 @@ HEAD = """\
 # Ordinary trainings
 
 What moegeo says at every save about {good} textbook trainings, and about {wrong} with one honest
-mistake each. `python -m benchmarks.ordinary report` writes this page from `benchmarks/ordinary/results/`.
+mistake each. `python -m benchmarks.ordinary report` writes this page from
+`benchmarks/ordinary/results/`.
 
 - **Runs.** Four models of 0.8 to 1.9 million parameters (Mixtral 8 × 2, GLM4-MoE 16 × 2 with
   sigmoid routers, Qwen3-MoE 32 × 4, OLMoE 64 × 8), three texts, two seeds, {steps} steps. Each is
