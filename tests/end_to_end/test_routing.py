@@ -289,23 +289,25 @@ def test_prompts_are_continued_by_the_model_itself(tiny: Callable[..., Path], pr
     assert not any(name.startswith("generated") for name in plain.layers[0].metrics)
 
 
+@pytest.mark.parametrize(
+    "model_type", ["deepseek_v3", pytest.param("mixtral", marks=pytest.mark.slow)]
+)
 def test_streamed_layers_give_what_the_whole_model_gives(
-    tiny: Callable[..., Path], probe: Path
+    model_type: str, tiny: Callable[..., Path], probe: Path
 ) -> None:
-    for model_type in ("mixtral", "deepseek_v3"):
-        path = tiny(model_type)
-        whole = measure(path, probe, path)
-        found = measure(path, probe, path, stream=True, generate=4)
-        assert any("layers streamed" in note for note in found.notes)
-        assert any("--generate needs the whole model" in note for note in found.notes)
-        for one, other in zip(whole.layers, found.layers, strict=True):
-            for name, metric in one.metrics.items():
-                assert other.metrics[name].value == pytest.approx(metric.value, abs=1e-6), name
-        assert found.other is not None
-        assert found.other.lineage is True
-        bound = measure(path, probe, memory="4GB", layers="1")
-        assert bound.status == "partial"
-        assert [layer.layer for layer in bound.layers] == [1]
+    path = tiny(model_type)
+    whole = measure(path, probe, path)
+    found = measure(path, probe, path, stream=True, generate=4)
+    assert any("layers streamed" in note for note in found.notes)
+    assert any("--generate needs the whole model" in note for note in found.notes)
+    for one, other in zip(whole.layers, found.layers, strict=True):
+        for name, metric in one.metrics.items():
+            assert other.metrics[name].value == pytest.approx(metric.value, abs=1e-6), name
+    assert found.other is not None
+    assert found.other.lineage is True
+    bound = measure(path, probe, memory="4GB", layers="1")
+    assert bound.status == "partial"
+    assert [layer.layer for layer in bound.layers] == [1]
 
 
 def test_too_little_and_one_sequence_are_null_with_reasons(

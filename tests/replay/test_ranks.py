@@ -127,7 +127,7 @@ def test_two_ranks_give_the_numbers_of_one(
 
 def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -> None:
     arguments = ("-m", "moegeo_cli", "analyze", SAMPLE, "--latest", "--cache-dir", tmp_path,
-               "--format", "json")  # fmt: skip
+                 "--max-tokens", 6000, "--format", "json")  # fmt: skip
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     together = subprocess.run(
         [*torchrun, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -143,7 +143,9 @@ def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -
         timeout=120,
     )
     assert alone.stdout == together.stdout  # from the store that rank 0 wrote
-    assert_equal(json.loads(render(analyze(SAMPLE, latest=True, cache=False), "json")), two)
+    assert_equal(
+        json.loads(render(analyze(SAMPLE, latest=True, cache=False, max_tokens=6000), "json")), two
+    )
 
 
 def test_a_missing_probe_ends_all_ranks_with_one_message(tmp_path: Path) -> None:
