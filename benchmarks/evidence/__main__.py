@@ -6,7 +6,7 @@ python -m benchmarks.evidence restart --work DIR   the restarts
 python -m benchmarks.evidence collect --work DIR   the results as tables, in results/
 python -m benchmarks.evidence report               tables and figures of docs/results/evidence.md
 python -m benchmarks.evidence regenerate           the data files that the verdict reads
-python -m benchmarks.evidence strict               what the strictest reading of collapse foretells
+python -m benchmarks.evidence strict               what the strictest reading of collapse predicts
 
 Where an accelerator is at hand, `run` and `restart` take --device, --steps and --scale; the tables
 then hold those runs, and all that follows is the same.

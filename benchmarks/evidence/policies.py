@@ -1,4 +1,4 @@
-"""What rules say at a decision against what became of the run: detection, foretelling, stopping."""
+"""What rules say at a decision against what became of the run: detection, prediction, stopping."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which numbers at a decision foretell that a run fails: the primary hypothesis, and all others.
+"""Which numbers at a decision predict that a run fails: the primary hypothesis, and all others.
 
 Legend: N runs, F features, B draws.
 """

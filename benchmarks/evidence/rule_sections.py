@@ -112,7 +112,7 @@ def left_out_block(results: Results) -> str:
                 sound = own[~own[label].astype(bool)]
                 where = percent(value) if column == "fraction" else value
                 rows.append([name, where, share(int(sound["alarm"].sum()), len(sound))])
-    return table_of(["limit", "at, or on the task", "false alarms, left out"], rows)
+    return table_of(["limit", "decision or task", "false alarms on tasks left out"], rows)
 
 
 def rules_block(results: Results) -> str:

@@ -55,7 +55,7 @@ def claims_block(results: Results) -> str:
     diagonal = relations.diagonal_and_whole(results.exact)["pearson"]
     beyond = [f"{own.loc['fhs', 'auc'] / own.loc['validation', 'auc'] - 1:+.0%}" for own in usual]
     rows = [
-        ["FHS foretells failure: AUC at 10% of training", "0.89", " and ".join(
+        ["FHS predicts failure: AUC at 10% of training", "0.89", " and ".join(
             f"{own.loc['fhs', 'auc']:.2f}" for own in usual)],
         ["that is better than loss-based stopping by", "+23%", " and ".join(beyond)],
         ["at a fortieth of the compute: AUC at 2%", "", " and ".join(
@@ -251,7 +251,7 @@ def probes_block(results: Results) -> str:
 
     found = relations.probe_agreement(results.points, PROBE_SIZES)
     return table_of(
-        ["probe tokens", "same routing axis", "same `router-collapse`", "of it failing, found"],
+        ["probe tokens", "same routing axis", "same `router-collapse`", "failing ones found"],
         [[f"{r.tokens:,}", share(r.routing, r.checkpoints), share(r.collapse, r.checkpoints),
           share(r.found, r.failing)] for r in found.itertuples()],
     )  # fmt: skip

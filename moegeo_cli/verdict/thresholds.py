@@ -157,7 +157,7 @@ def forget() -> None:
 
 
 def _limit(row: Mapping[str, Any]) -> Limit:
-    # What a rate is of stands beside it: a state that is there may foretell nothing.
+    # What a rate is of stands beside it: a state that is real may predict nothing.
     rates = f"; rates: {row['rates']}" if "rates" in row else ""
     return Limit(
         Threshold(
