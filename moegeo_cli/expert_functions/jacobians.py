@@ -18,7 +18,9 @@ import torch
 
 from moegeo_cli.expert_functions.functions import ExpertFunction, Experts
 
-BUFFER_BYTES = 128 * 2**20  # of the products that a chunk of tokens has at one time
+BUFFER_BYTES = 128 * 2**20  # of what a chunk of tokens has at one time
+# Arrays of float64 that hold the products of all pairs while they are formed and summed.
+PAIR_ARRAYS = 10
 # Exact Jacobians where they cost no more floating-point operations a layer than this.
 EXACT_OPERATIONS = 2e11
 DIRECTIONS = 4
@@ -59,6 +61,7 @@ def pair_products(
     directions: int | None,
     seed: int,
     take: Callable[[PairProducts], None],
+    buffer: int | None = None,
 ) -> int:
     """Hand over the products of all pairs of experts, chunk by chunk.
 
@@ -70,6 +73,7 @@ def pair_products(
         directions: M random signs a token; 0 for the whole Jacobians; None to choose by cost.
         seed: of the directions and of the null.
         take: hears of each chunk.
+        buffer: bytes that a chunk may take, at least one token; None for the usual.
 
     Returns:
         M, or 0 where the products are exact.
@@ -81,8 +85,10 @@ def pair_products(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         outward = int(experts.at(0, x_TD[:1]).values().shape[1])
-        size = 8 * count * (width if exact else many) * outward
-        step = max(1, min(tokens, BUFFER_BYTES // size))
+        copies = 16 if exact else 8  # bytes of both results; exact ones are laid out once more
+        size = copies * count * (width if exact else many) * outward
+        size += 8 * PAIR_ARRAYS * count**2 * (1 if exact else many)
+        step = max(1, min(tokens, (buffer or BUFFER_BYTES) // size))
         for start in range(0, tokens, step):
             rows = slice(start, min(start + step, tokens))
             here = rows.stop - rows.start
@@ -124,6 +130,7 @@ def mean_products(
     experts: Experts,
     inputs_of: Callable[[int], tuple[torch.Tensor, torch.Tensor] | None],
     seed: int,
+    buffer: int | None = None,
 ) -> np.ndarray:
     """Alignment of the experts' mean Jacobians, each over its own tokens: (E, E).
 
@@ -134,29 +141,42 @@ def mean_products(
         experts: the layer's experts.
         inputs_of: an expert's tokens and their weights, None where it has none.
         seed: of the directions.
+        buffer: bytes that the experts' products with some directions may take; None for 16 times
+            the usual buffer.
     """
     limit = MEAN_DIRECTIONS if experts.layout is not None else MEAN_DIRECTIONS_CALLED
     width, count = experts.width, experts.block.experts
-    rows: list[torch.Tensor | None] = []
-    v_MD: torch.Tensor | None = None
-    for e in range(count):
-        given = inputs_of(e)
-        if given is None:
-            rows.append(None)
-            continue
-        x_ND, weights_N = given
-        if v_MD is None:
-            generator = torch.Generator().manual_seed(seed)
-            signs = torch.randint(0, 2, (limit, width), generator=generator) * 2.0 - 1.0
-            v_MD = (torch.eye(width) if width <= limit else signs).to(x_ND.device)
-        with torch.no_grad():
-            flat = experts.at(e, x_ND).mean_push(weights_N, v_MD).flatten()
-        rows.append(flat / flat.norm().clamp_min(1e-30))
+    have = [e for e in range(count) if inputs_of(e) is not None]
     found_EE = np.full((count, count), np.nan)
-    have = [e for e, row in enumerate(rows) if row is not None]
-    if have:
-        stacked = torch.stack([row for row in rows if row is not None])
-        found_EE[np.ix_(have, have)] = (stacked @ stacked.T).double().cpu().numpy()
+    if not have:
+        return found_EE
+
+    def push(e: int, v_MD: torch.Tensor) -> torch.Tensor:
+        given = inputs_of(e)
+        assert given is not None
+        with torch.no_grad():
+            return experts.at(e, given[0]).mean_push(given[1], v_MD).flatten()
+
+    first = inputs_of(have[0])
+    assert first is not None
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(0, 2, (limit, width), generator=generator) * 2.0 - 1.0
+    v_MD = (torch.eye(width) if width <= limit else signs).to(first[0].device)
+    outward = push(have[0], v_MD[:1]).numel()
+    step = max(1, (buffer or 16 * BUFFER_BYTES) // (8 * len(have) * outward))
+    parts = v_MD.split(step)
+    if len(parts) == 1:
+        rows = [push(e, v_MD) for e in have]
+        stacked = torch.stack([row / row.norm().clamp_min(1e-30) for row in rows])
+        products = (stacked @ stacked.T).double()
+    else:
+        products = torch.zeros(len(have), len(have), dtype=torch.double, device=v_MD.device)
+        for part in parts:
+            stacked = torch.stack([push(e, part) for e in have])
+            products += (stacked @ stacked.T).double()
+        norms = products.diagonal().sqrt().clamp_min(1e-30)
+        products /= norms[:, None] * norms
+    found_EE[np.ix_(have, have)] = products.cpu().numpy()
     return found_EE
 
 

@@ -139,8 +139,12 @@ def test_the_plan_is_met_and_not_far_above(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["experts", "routing"])
-@pytest.mark.parametrize(("model_type", "changes", "lengths", "dtype"), GRID[:4])
+@pytest.mark.parametrize(
+    ("command", "model_type", "changes", "lengths", "dtype"),
+    # `experts` keeps sums for all pairs of 128 experts: docs/reference/memory.md says so.
+    [(command, *case) for command in ("experts", "routing") for case in GRID[:4]
+     if (command, case[0]) != ("experts", "qwen3_moe")],
+)  # fmt: skip
 def test_lenses_stay_within_the_bound_too(
     command: str, model_type: str, changes: dict[str, Any], lengths: list[int], dtype: str,
     tmp_path: Path,

@@ -74,7 +74,7 @@ def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSet
         sums=sums,
         null=null,
         directions=directions,
-        mean_EE=mean_products(experts, inputs_of, settings.seed),
+        mean_EE=mean_products(experts, inputs_of, settings.seed, settings.buffer_bytes),
         singular_ES=singular,
         stable_rank_E=stable,
         decay_E=decay,
@@ -111,7 +111,9 @@ def align_pairs(
             values, variance = alignment_ratio(inner, products.norm, columns)
             into.add(group_T[rows], weights, values, variance)
 
-    directions = pair_products(experts, x_TD, scale_TE, settings.directions, settings.seed, take)
+    directions = pair_products(
+        experts, x_TD, scale_TE, settings.directions, settings.seed, take, settings.buffer_bytes
+    )
     return sums, null, directions
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moegeo_cli.errors import UsageError
+from moegeo_cli.expert_functions.jacobians import BUFFER_BYTES
 from moegeo_cli.settings import Settings
 
 KEPT_BYTES = 2**30  # of inputs at most, over all layers
@@ -53,9 +54,19 @@ class ExpertSettings:
         return KEPT_BYTES if self.memory is None else min(KEPT_BYTES, self.memory // 8)
 
     @property
+    def buffer_bytes(self) -> int | None:
+        """Bytes of products of Jacobians at one time; None for the usual."""
+        return None if self.memory is None else min(BUFFER_BYTES, self.memory // 8)
+
+    @property
     def replay(self) -> Settings:
-        """The same, as far as a replay is concerned; it has the bound without what is kept."""
-        memory = None if self.memory is None else self.memory - self.kept_bytes
+        """The same, as far as a replay is concerned.
+
+        Its bound is without the inputs that are kept, and without the products that come after it.
+        """
+        memory = self.memory
+        if memory is not None:
+            memory -= self.kept_bytes + (self.buffer_bytes or 0)
         return Settings(
             device=self.device,
             dtype=self.dtype,
