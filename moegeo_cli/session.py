@@ -13,17 +13,8 @@ from moegeo_cli.commands.experts.api import experts
 from moegeo_cli.commands.inspect.api import inspect
 from moegeo_cli.commands.invariance.api import invariance
 from moegeo_cli.commands.routing.api import routing
-from moegeo_cli.options import (
-    Analyze,
-    Check,
-    Compare,
-    Experts,
-    Invariance,
-    Model,
-    Routing,
-    declared,
-    refuse_unknown,
-)
+from moegeo_cli.keywords import declared, refuse_unknown
+from moegeo_cli.options import Analyze, Check, Compare, Experts, Invariance, Model, Routing
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.records.comparison import ComparisonRecord

@@ -1,7 +1,9 @@
 """What every command prints today, written to a folder: a change that moves no number leaves it so.
 
-    git stash; python -m tests.frozen /tmp/before; git stash pop
-    python -m tests.frozen /tmp/after; diff -r /tmp/before /tmp/after
+    git stash; python -m tests.frozen BEFORE; git stash pop
+    python -m tests.frozen AFTER; diff -r BEFORE AFTER
+
+One thread (OMP_NUM_THREADS=1) both times: the number of threads moves the last digits of sums.
 
 Samples, and one tiny random checkpoint of every model type, saved anew from its seed: a few
 minutes. Exit codes and messages are kept beside the payloads.

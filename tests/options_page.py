@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import moegeo_cli
-from moegeo_cli import options as o
+from moegeo_cli import keywords as k
 from moegeo_cli.commands import registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
@@ -30,14 +30,14 @@ dashes. `moegeo COMMAND --help` shows those of one command.
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
-    for panel in o.PANELS:
+    for panel in k.PANELS:
         parts.append(f"\n## {panel.partition(' (')[0]}\n\n")
         parts.append("| flag | in Python | takes | default | what it does | commands |\n")
         parts.append("|---|---|---|---|---|---|\n")
         seen: set[str] = set()
         for groups in COMMANDS.values():
             for group in groups:
-                for name, option in o.declared(group).items():
+                for name, option in k.declared(group).items():
                     if option.panel == panel and name not in seen:
                         seen.add(name)
                         parts.append(_row(name, option))
@@ -57,16 +57,16 @@ def page() -> str:
     return "".join(parts)
 
 
-def _row(name: str, option: o.Option) -> str:
-    users = [c for c, groups in COMMANDS.items() if any(name in o.declared(g) for g in groups)]
+def _row(name: str, option: k.Option) -> str:
+    users = [c for c, groups in COMMANDS.items() if any(name in k.declared(g) for g in groups)]
     kinds = [
-        _kind(o.type_of(group, name))
+        _kind(k.type_of(group, name))
         for groups in COMMANDS.values()
         for group in groups
-        if name in o.declared(group)
+        if name in k.declared(group)
     ]
     flags = "in the settings file" if option.setting else ", ".join(
-        f"`{f}`" for f in option.flags or (o.flag(name, option),)
+        f"`{f}`" for f in option.flags or (k.flag(name, option),)
     )  # fmt: skip
     least = "" if option.least is None else f", at least {option.least}"
     known = option.default is not None and not isinstance(option.default, bool)

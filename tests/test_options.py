@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 import moegeo_cli
-from moegeo_cli import Session, options
+from moegeo_cli import Session, keywords, options
 from moegeo_cli.cli.app import app
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.commands.registry import COMMANDS, find_command
@@ -33,17 +33,17 @@ def test_the_reference_page_is_up_to_date() -> None:
 def test_python_and_the_command_line_take_the_same_options(name: str) -> None:
     command: Any = typer.main.get_command(app)
     flags = {o.name for o in command.commands[name].params if o.param_type_name == "option"}
-    declared = {n for group in find_command(name).groups for n, o in options.declared(group).items()
-                if not o.setting}  # fmt: skip
+    groups = find_command(name).groups
+    declared = {n for g in groups for n, o in keywords.declared(g).items() if not o.setting}
     assert flags - {"exact"} == declared
-    keywords = inspect.signature(getattr(moegeo_cli, name)).parameters
-    assert set(options.declared(GROUPS[name])) <= set(keywords)
-    for option, found in options.declared(GROUPS[name]).items():
-        assert keywords[option].default == found.default
+    parameters = inspect.signature(getattr(moegeo_cli, name)).parameters
+    assert set(keywords.declared(GROUPS[name])) <= set(parameters)
+    for option, found in keywords.declared(GROUPS[name]).items():
+        assert parameters[option].default == found.default
 
 
 def test_no_command_declares_an_option_of_its_own_twice() -> None:
-    names = {n for group in (*GROUPS.values(), options.Gate) for n in options.declared(group)}
+    names = {n for group in (*GROUPS.values(), options.Gate) for n in keywords.declared(group)}
     for file in CLI.glob("*.py"):
         text = file.read_text()
         for name in names - {"model", "max_tokens", "seed", "probe"}:  # `probe build` has its own
@@ -51,13 +51,13 @@ def test_no_command_declares_an_option_of_its_own_twice() -> None:
 
 
 def test_the_session_takes_every_option() -> None:
-    known = {name for group in GROUPS.values() for name in options.declared(group)}
-    assert set(options.declared(SessionOptions)) == known
+    known = {name for group in GROUPS.values() for name in keywords.declared(group)}
+    assert set(keywords.declared(SessionOptions)) == known
 
 
 @pytest.mark.parametrize("kind", [Settings, ExpertSettings, RoutingSettings])
 def test_settings_have_the_options_defaults(kind: Any) -> None:
-    declared = options.declared(SessionOptions)
+    declared = keywords.declared(SessionOptions)
     given = {name: option.default for name, option in declared.items()}
     assert settings_of(kind, given) == kind()
 
@@ -129,7 +129,7 @@ def test_every_command_is_a_public_function_and_a_method_of_the_session() -> Non
 def test_help_in_python_names_every_option() -> None:
     for name, group in GROUPS.items():
         text = inspect.getdoc(getattr(moegeo_cli, name)) or ""
-        for option, found in options.declared(group).items():
+        for option, found in keywords.declared(group).items():
             assert f"{option}: {found.help}" in text
 
 
@@ -146,5 +146,5 @@ def test_the_import_name_offers_the_public_names() -> None:
 
 
 def test_choices_are_those_of_the_type() -> None:
-    assert options.choices(typing.Literal["a", "b"] | None) == ("a", "b")
-    assert options.choices(str | None) == ()
+    assert keywords.choices(typing.Literal["a", "b"] | None) == ("a", "b")
+    assert keywords.choices(str | None) == ()

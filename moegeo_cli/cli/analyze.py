@@ -12,7 +12,7 @@ from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.commands.registry import find_command
 from moegeo_cli.errors import UsageError
-from moegeo_cli.options import MEASURING
+from moegeo_cli.keywords import MEASURING
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord

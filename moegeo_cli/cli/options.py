@@ -14,7 +14,7 @@ import typer
 
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
-from moegeo_cli.options import PANELS, Option, choices, declared, flag, type_of
+from moegeo_cli.keywords import PANELS, Option, choices, declared, flag, type_of
 
 Command = Callable[..., Any]
 

@@ -13,10 +13,11 @@ from moegeo_cli.commands.check.run import FilesChecked
 from moegeo_cli.commands.compare.measure import pair_losses
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
-from moegeo_cli.options import Analyze, Chosen, Model, Storage, part, takes
+from moegeo_cli.options import Analyze, Chosen, Model, Storage
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.settings import Settings, settings_of
 from moegeo_cli.verdict import judge, load_thresholds, recommend

@@ -17,11 +17,12 @@ from moegeo_cli.commands.check.run import (
     none_checked,
 )
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.storing import open_store
 from moegeo_cli.models.given import CapturedInputs, Models, choose_models
 from moegeo_cli.models.tree import fill_tree
-from moegeo_cli.options import Check, Model, part, takes
+from moegeo_cli.options import Check, Model
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.store.cache import Store

@@ -10,10 +10,11 @@ from moegeo_cli.commands.check.api import check_files
 from moegeo_cli.commands.check.sharing import share
 from moegeo_cli.commands.compare.measure import check_axis, compare_runs
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
-from moegeo_cli.options import Compare, Model, Storage, part, takes
+from moegeo_cli.options import Compare, Model, Storage
 from moegeo_cli.records.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.settings import Settings, settings_of
 from moegeo_cli.verdict import judge, load_thresholds

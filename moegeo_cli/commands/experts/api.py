@@ -10,11 +10,12 @@ from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import open_probe
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.given import choose_models
-from moegeo_cli.options import Experts, Model, part, takes
+from moegeo_cli.options import Experts, Model
 from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.settings import settings_of
 from moegeo_cli.verdict import load_thresholds

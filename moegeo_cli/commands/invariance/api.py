@@ -8,10 +8,11 @@ from typing import Any, Unpack
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import MINIMUM_TOKENS, open_probe
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
-from moegeo_cli.options import Invariance, Model, part, takes
+from moegeo_cli.options import Invariance, Model
 from moegeo_cli.settings import Settings, settings_of
 
 

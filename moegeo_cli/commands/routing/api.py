@@ -9,12 +9,13 @@ from typing import Unpack
 from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.probe import default_tokens, open_probe
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.given import choose_models
-from moegeo_cli.options import Model, Routing, part, takes
+from moegeo_cli.options import Model, Routing
 from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.settings import settings_of
 from moegeo_cli.verdict import load_thresholds
