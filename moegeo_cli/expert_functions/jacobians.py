@@ -73,7 +73,8 @@ def pair_products(
         directions: M random signs a token; 0 for the whole Jacobians; None to choose by cost.
         seed: of the directions and of the null.
         take: hears of each chunk.
-        buffer: bytes that a chunk may take, at least one token; None for the usual.
+        buffer: bytes that a chunk may take, and those of its pairs that are formed at one time; at
+            least one token. None for the usual.
 
     Returns:
         M, or 0 where the products are exact.
@@ -87,8 +88,8 @@ def pair_products(
         outward = int(experts.at(0, x_TD[:1]).values().shape[1])
         copies = 16 if exact else 8  # bytes of both results; exact ones are laid out once more
         size = copies * count * (width if exact else many) * outward
-        size += 8 * PAIR_ARRAYS * count**2 * (1 if exact else many)
-        step = max(1, min(tokens, (buffer or BUFFER_BYTES) // size))
+        pairs = 8 * PAIR_ARRAYS * count**2 * (1 if exact else many)
+        step, part = (max(1, (buffer or BUFFER_BYTES) // n) for n in (size, pairs))
         for start in range(0, tokens, step):
             rows = slice(start, min(start + step, tokens))
             here = rows.stop - rows.start
@@ -101,7 +102,10 @@ def pair_products(
             for e in range(count):
                 x_ND = x_TD[rows] if scale_TE is None else x_TD[rows] * scale_TE[rows, e, None]
                 own[:, :, e], other[:, :, e] = experts.at(e, x_ND).disturbed(v, NULL_SEED + e)
-            take(_products(rows, own, other, exact))
+            for first in range(0, here, part):  # experts are called once a chunk, pairs in parts
+                few = slice(first, min(first + part, here))
+                place = slice(start + few.start, start + few.stop)
+                take(_products(place, own[few], other[few], exact))
     return many
 
 

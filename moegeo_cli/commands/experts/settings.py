@@ -55,8 +55,8 @@ class ExpertSettings:
 
     @property
     def buffer_bytes(self) -> int | None:
-        """Bytes of products of Jacobians at one time; None for the usual."""
-        return None if self.memory is None else min(BUFFER_BYTES, self.memory // 8)
+        """Bytes of experts' results, and of their pairs, at one time; None for the usual."""
+        return None if self.memory is None else min(BUFFER_BYTES, self.memory // 16)
 
     @property
     def replay(self) -> Settings:
@@ -66,7 +66,7 @@ class ExpertSettings:
         """
         memory = self.memory
         if memory is not None:
-            memory -= self.kept_bytes + (self.buffer_bytes or 0)
+            memory -= self.kept_bytes + 2 * (self.buffer_bytes or 0)
         return Settings(
             device=self.device,
             dtype=self.dtype,
