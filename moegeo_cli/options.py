@@ -43,11 +43,25 @@ class OwnModel(TypedDict, total=False):
     )]  # fmt: skip
 
 
-class ProbeData(TypedDict, total=False):
+class ProbeKeys(TypedDict, total=False):
+    """Which keys of a probe's records are read."""
+
+    text_key: Annotated[str | None, Option(
+        None, "The key of a probe's text, token ids or messages. Default: text, input_ids, "
+        "messages or conversations.",
+    )]  # fmt: skip
+    domain_key: Annotated[str | None, Option(
+        None, "The key of a probe's domain, a language for instance; meta.language looks into "
+        "meta. Default: domain.",
+    )]  # fmt: skip
+
+
+class ProbeData(ProbeKeys, total=False):
     """What the model reads."""
 
     probe: Annotated[Path | str | None, Option(
-        None, "Probe dataset (.jsonl, .txt, .safetensors). Default: bundled.", said=Path,
+        None, "Probe dataset: text, token ids or chats, .jsonl or .parquet for instance. Default: "
+        "bundled.", said=Path,
     )]  # fmt: skip
     max_tokens: Annotated[int | None, Option(
         None, "Probe tokens to use. Default: what the dead-expert test needs, at least 8,192.",

@@ -9,7 +9,7 @@ import typer
 
 from moegeo_cli.cli.console import say, stdout_console, write_document, write_payload
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import FactsOutput, FileOutput
+from moegeo_cli.options import FactsOutput, FileOutput, ProbeKeys
 
 FIRST_PASSAGES, PASSAGE_CHARACTERS = 4, 160
 
@@ -17,7 +17,7 @@ probe_app = typer.Typer(no_args_is_help=True)
 
 
 @probe_app.command()
-@with_options(FileOutput)
+@with_options(ProbeKeys, FileOutput)
 def build(
     sources: Annotated[
         list[str],
@@ -40,6 +40,7 @@ def build(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of passages.")] = 0,
     *,
+    keys: dict[str, Any],
     shown: dict[str, Any],
 ) -> None:
     """Make a probe file of your own texts: passages, evenly over domains, interleaved.
@@ -51,7 +52,7 @@ def build(
     place, size = _find_tokenizer(tokenizer) if tokenizer is not None else (None, None)
     text = build_probe(
         [_named(source, domain) for source in sources], tokenizer_dir=place, vocab_size=size,
-        max_sequences=max_sequences, max_tokens=max_tokens, seed=seed,
+        max_sequences=max_sequences, max_tokens=max_tokens, seed=seed, **keys,
     )  # fmt: skip
     write_payload(text, shown["output"])
     if shown["output"] is not None:
@@ -60,7 +61,7 @@ def build(
 
 
 @probe_app.command()
-@with_options(FactsOutput)
+@with_options(ProbeKeys, FactsOutput)
 def show(
     file: Annotated[
         Path | None, typer.Argument(help="A probe file. Default: the bundled one.")
@@ -69,10 +70,11 @@ def show(
         Path | None, typer.Option(help="A checkpoint: count its tokens instead of bytes.")
     ] = None,
     *,
+    keys: dict[str, Any],
     shown: dict[str, Any],
 ) -> None:
     """Describe a probe: sequences, tokens, lengths, domains, hash, first passages."""
-    found = _describe(file, model)
+    found = _describe(file, model, keys)
     if not write_document("moegeo.probe", found, shown):
         _print(found)
 
@@ -80,7 +82,7 @@ def show(
 def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
     """DOMAIN=FILE as a pair; a file that has such a name is taken for itself."""
     from moegeo_cli.errors import UsageError
-    from moegeo_cli.probes.reading import is_domain
+    from moegeo_cli.probes.rows import is_domain
 
     before, mark, after = source.partition("=")
     named = bool(mark and after) and "/" not in before and not Path(source).exists()
@@ -110,12 +112,14 @@ def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     return tokenizer_place(newest), vocabulary_of(read_config(newest.config_folder))
 
 
-def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
+def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> dict[str, Any]:
     """What is known of a probe; of text without a model, the bytes."""
-    from moegeo_cli.probes import BUNDLED, Probe, load_probe
-    from moegeo_cli.probes.reading import describe_rows, printable, read_file
+    from moegeo_cli.probes import BUNDLED, Probe, Source, load_probe
+    from moegeo_cli.probes.reading import describe_rows, read_file
+    from moegeo_cli.probes.rows import Wanted, printable
 
-    content = read_file(file or BUNDLED)
+    source = Source(file, **keys)
+    content = read_file(file or BUNDLED, Wanted(**keys))
     first = [
         {"domain": row.domain, "text": row.text[:PASSAGE_CHARACTERS]}
         for row in content.rows
@@ -123,22 +127,28 @@ def _describe(file: Path | None, model: Path | None) -> dict[str, Any]:
     ][:FIRST_PASSAGES]
     if model is None:
         name = printable(file.name) if file else "bundled"
-        return {"source": name, **describe_rows(content), "first": first}
+        return {"source": name, **describe_rows(content), **_said(content.notes), "first": first}
     from moegeo_cli.checkpoints.discover import open_run, read_config
-    from moegeo_cli.measuring.probe import tokenizer_place, vocabulary_of
+    from moegeo_cli.measuring.probe import ends_of, tokenizer_place, vocabulary_of
 
     newest = open_run(model).newest
+    config = read_config(newest.config_folder)
     probe: Probe = load_probe(
-        file,
-        vocab_size=vocabulary_of(read_config(newest.config_folder)),
-        tokenizer_dir=tokenizer_place(newest),
-    )
+        source, vocab_size=vocabulary_of(config), tokenizer_dir=tokenizer_place(newest),
+        ends=ends_of(config),
+    )  # fmt: skip
     return {
         **probe.describe(),
         "domain_tokens": probe.domain_tokens,
         "lengths": probe.lengths,
+        **_said(probe.notes),
         "first": first,
     }
+
+
+def _said(notes: tuple[str, ...]) -> dict[str, list[str]]:
+    """What must be said of how a file was read, where there is something."""
+    return {"notes": list(notes)} if notes else {}
 
 
 def _print(found: dict[str, Any]) -> None:
@@ -156,6 +166,8 @@ def _print(found: dict[str, Any]) -> None:
         words = value
         if isinstance(value, dict):
             words = ", ".join(f"{k} {v:,}" for k, v in value.items()) or "none named"
+        elif isinstance(value, list):
+            words = "; ".join(value)
         elif isinstance(value, int):
             words = f"{value:,}"
         table.add_row(name.replace("_", " "), Text(str(words)))

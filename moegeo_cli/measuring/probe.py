@@ -14,7 +14,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.models.given import Models
-from moegeo_cli.probes import Probe, load_probe
+from moegeo_cli.probes import Probe, Source, load_probe
 from moegeo_cli.probes.tokenizing import find_tokenizer
 
 MINIMUM_TOKENS = 8192
@@ -41,13 +41,13 @@ def _index(checkpoint: CheckpointFolder) -> WeightIndex:
 
 
 def open_probe(
-    folder: RunFolder, probe: Path | str | None, max_tokens: int | None, models: Models
+    folder: RunFolder, probe: Source | Path | str | None, max_tokens: int | None, models: Models
 ) -> Probe:
     """The probe as a run's newest checkpoint reads it.
 
     Args:
         folder: the run.
-        probe: a probe file; None for the bundled one.
+        probe: a probe file, with the keys of its records; None for the bundled one.
         max_tokens: at most so many; None for what the dead-expert test needs.
         models: what model the run is of.
 
@@ -55,8 +55,9 @@ def open_probe(
         ProbeError: not readable, or not for this model.
     """
     own = models.probe()
+    source = Source.of(probe)
     if own is not None:
-        if probe is not None:
+        if source.path is not None:
             raise UsageError(
                 "captured router inputs take the place of a probe",
                 found="--captures with --probe",
@@ -65,12 +66,13 @@ def open_probe(
         return own if max_tokens is None else own.take(max_tokens)
     config, architecture = models.describe(folder.newest.path)
     loaded = load_probe(
-        Path(probe) if probe is not None else None,
+        source,
         vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
         tokenizer_dir=tokenizer_place(folder.newest),
         max_tokens=max_tokens or _enough_tokens(folder, architecture),
         max_length=context_of(config),
         samples=models.samples,
+        ends=ends_of(config),
     )
     return loaded.as_pairs() if architecture.encoder_decoder else loaded
 
@@ -97,3 +99,10 @@ def context_of(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that a config.json allows; None where it does not say."""
     length = text_config(config).get("max_position_embeddings")
     return length if isinstance(length, int) else None
+
+
+def ends_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The ids that end a document, as a config.json states them; none where it does not."""
+    found = text_config(config).get("eos_token_id", config.get("eos_token_id"))
+    given = found if isinstance(found, list) else [found]
+    return tuple(sorted({end for end in given if type(end) is int and end >= 0}))

@@ -72,6 +72,7 @@ def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> li
     sources = sum(s.source for s in probe.sequences if not isinstance(s, Sample))
     pairs = [PAIRS.format(sources, probe.tokens - sources)] if ready.encoder_decoder else []
     return [
+        *probe.notes,
         *manner.notes,
         *say_weights(ready.model),
         *(ready.model.notes if isinstance(ready.model, StandIn) else ()),

@@ -13,9 +13,10 @@ import numpy as np
 
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.probes.chat import Encode, open_chat
 from moegeo_cli.probes.loading import check_vocabulary
-from moegeo_cli.probes.reading import Header, Row, read_file
-from moegeo_cli.probes.rows import printable
+from moegeo_cli.probes.reading import read_file
+from moegeo_cli.probes.rows import Header, Row, Wanted, printable
 from moegeo_cli.probes.tokenizing import Tokenizer, open_tokenizer
 
 MAX_SEQUENCES = 256
@@ -30,6 +31,8 @@ def build_probe(
     max_sequences: int = MAX_SEQUENCES,
     max_tokens: int | None = None,
     seed: int = 0,
+    text_key: str | None = None,
+    domain_key: str | None = None,
 ) -> str:
     """Choose passages of texts, evenly over the domains, interleaved, each once.
 
@@ -41,6 +44,8 @@ def build_probe(
         max_sequences: at most so many.
         max_tokens: at most so many tokens, bytes where no tokenizer is given.
         seed: of the choice.
+        text_key: of records, the key of their text, token ids or messages; None for the usual ones.
+        domain_key: of records, the key of their domain.
 
     Returns:
         The probe file, as JSON Lines: a header with the content's hash, then the sequences.
@@ -49,7 +54,8 @@ def build_probe(
     Raises:
         ProbeError: a source that cannot be read, ids of different tokenizers, or no passage.
     """
-    columns, header = _read_sources(sources)
+    wanted = Wanted(text_key, domain_key, vocab_size)
+    columns, header = _read_sources(sources, wanted)
     if tokenizer_dir is not None:
         tokenizer = open_tokenizer(tokenizer_dir, vocab_size or 0)
         if header.tokenizer not in (None, tokenizer.name):
@@ -58,8 +64,10 @@ def build_probe(
                 found=f"{header.tokenizer[:12]} against {tokenizer.name[:12]}",
                 hint="give its text instead",
             )
+        chats = any(row.chat is not None for rows in columns.values() for row in rows)
+        chat = open_chat(tokenizer_dir) if chats else None
         columns = {
-            domain: [_encode(row, tokenizer, vocab_size) for row in rows]
+            domain: [_encode(row, tokenizer, chat, vocab_size) for row in rows]
             for domain, rows in columns.items()
         }
         header = Header(tokenizer.name, vocab_size)
@@ -75,14 +83,14 @@ def build_probe(
 
 
 def _read_sources(
-    sources: Sequence[tuple[str | None, Path]],
+    sources: Sequence[tuple[str | None, Path]], wanted: Wanted
 ) -> tuple[dict[str | None, list[Row]], Header]:
     """Rows by domain without repetitions, and the tokenizer that made their ids."""
     columns: dict[str | None, list[Row]] = {}
     seen: set[bytes] = set()
     made: dict[str | None, Header] = {}
     for domain, path in sources:
-        file = read_file(path)
+        file = read_file(path, wanted)
         if file.rows[0].inputs is not None:
             raise ProbeError(
                 f"{printable(path.name)} holds other inputs than text or token ids",
@@ -107,12 +115,16 @@ def _read_sources(
     return columns, next(iter(made.values()), Header())
 
 
-def _encode(row: Row, tokenizer: Tokenizer, vocab_size: int | None) -> Row:
-    if row.input_ids is None:
+def _encode(row: Row, tokenizer: Tokenizer, chat: Encode | None, vocab_size: int | None) -> Row:
+    if row.chat is not None:
+        assert chat is not None
+        ids_N, labels_N = chat(row.chat, f"row {row.line}")
+        row = replace(row, input_ids=ids_N, labels=labels_N, chat=None)
+    elif row.input_ids is None:
         row = replace(row, input_ids=tokenizer.encode(row.text or ""), text=None)
     assert row.input_ids is not None
     if vocab_size is not None:
-        check_vocabulary(row.input_ids, row, "built", vocab_size)
+        check_vocabulary(row.input_ids, row.labels, row, "built", vocab_size)
     return row
 
 
@@ -138,6 +150,8 @@ def _choose(
 
 
 def _size(row: Row) -> int:
+    if row.chat is not None:
+        return len(row.chat.render().encode())
     return len((row.text or "").encode()) if row.input_ids is None else len(row.input_ids)
 
 
@@ -150,6 +164,11 @@ def _render(row: Row) -> str:
 def _facts(row: Row) -> Iterator[tuple[str, Any]]:
     if row.domain is not None:
         yield "domain", row.domain
+    if row.chat is not None:
+        yield "messages", list(row.chat.messages)
+        if row.chat.tools is not None:
+            yield "tools", list(row.chat.tools)
+        return
     if row.input_ids is None:
         yield "text", row.text
         return

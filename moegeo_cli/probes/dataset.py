@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -107,13 +107,15 @@ class Probe:
     """A probe dataset, tokenised.
 
     `name` is what a person calls it, never a path of one machine; `tokenizer` says where the
-    ids come from: "ids" (from the file), "bytes", or the tokenizer's hash.
+    ids come from: "ids" (from the file), "bytes", or the tokenizer's hash. `notes` is what a report
+    must say of how its file was read.
     """
 
     name: str
     sequences: tuple[Sequence | Sample, ...]
     sha256: str
     tokenizer: str = "ids"
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence | Sample], name: str, tokenizer: str = "ids") -> Probe:
@@ -165,7 +167,7 @@ class Probe:
     def as_pairs(self) -> Probe:
         """The same as sources and targets, for an encoder with a decoder."""
         pairs = (s.as_pair() if isinstance(s, Sequence) else s for s in self.sequences)
-        return Probe.of(pairs, self.name, self.tokenizer)
+        return replace(Probe.of(pairs, self.name, self.tokenizer), notes=self.notes)
 
     def take(self, max_tokens: int, seed: int = 0) -> Probe:
         """At most so many tokens, by whole sequences, balanced between the domains.
@@ -179,7 +181,8 @@ class Probe:
         if 0 < self.tokens <= max_tokens:
             return self
         documents = [(s.domain, (s,)) for s in self.sequences]
-        return Probe.of(draw_balanced(documents, max_tokens, seed), self.name, self.tokenizer)
+        drawn = draw_balanced(documents, max_tokens, seed)
+        return replace(Probe.of(drawn, self.name, self.tokenizer), notes=self.notes)
 
 
 def spread(sizes: Iterable[int]) -> dict[str, int]:

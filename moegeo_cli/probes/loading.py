@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.global_state import keeps_global_state
+from moegeo_cli.probes.chat import Encode, open_chat
 from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sample, Sequence, draw_balanced
-from moegeo_cli.probes.reading import Header, Row, printable, read_file
-from moegeo_cli.probes.tensors import INPUTS
+from moegeo_cli.probes.forms.tensors import INPUTS
+from moegeo_cli.probes.reading import read_file
+from moegeo_cli.probes.rows import Header, Row, Source, Wanted, printable
 from moegeo_cli.probes.tokenizing import (
     BYTE_LEVEL,
     BYTES,
@@ -26,7 +29,7 @@ REBUILD = "build it again from text: moegeo probe build TEXT --tokenizer CHECKPO
 
 @keeps_global_state
 def load_probe(
-    path: Path | None,
+    source: Source | Path | None,
     *,
     vocab_size: int | None,
     tokenizer_dir: Path,
@@ -34,44 +37,47 @@ def load_probe(
     seed: int = 0,
     max_length: int | None = None,
     samples: bool = False,
+    ends: tuple[int, ...] = (),
 ) -> Probe:
     """Read, tokenise and check a probe.
 
     Args:
-        path: a probe file; None for the bundled one.
+        source: a probe file and the keys of its records; None for the bundled one.
         vocab_size: of the model; None where it is not known, and then ids go unchecked.
         tokenizer_dir: the checkpoint, for its tokenizer.
         max_tokens: at most so many, by whole sequences, balanced between domains.
         seed: of which ones, where there are more.
         max_length: the model's context; longer sequences are cut into pieces.
         samples: whether the model takes other tensors than token ids.
+        ends: the model's ids that end a document, for files without borders between them.
 
     Raises:
         ProbeError: not readable, of inputs that the model does not take, made with another
             tokenizer, ids outside the vocabulary, or no token.
         UsageError: less than one token asked for.
     """
-    file = read_file(BUNDLED if path is None else path)
-    name = "bundled" if path is None else printable(path.name)
+    source = Source.of(source)
+    wanted = Wanted(source.text_key, source.domain_key, vocab_size, ends, max_length)
+    file = read_file(source.path or BUNDLED, wanted)
+    name = "bundled" if source.path is None else printable(source.path.name)
     if file.rows[0].inputs is not None:
         return _load_samples(file.rows, name, max_tokens, seed, taken=samples)
     check_header(file.header, name, vocab_size, tokenizer_dir)
     tokenizer = "ids"
     encode: Callable[[str], np.ndarray] | None = None
-    if any(row.text is not None for row in file.rows):
+    if any(row.input_ids is None for row in file.rows):
         opened = open_tokenizer(tokenizer_dir, vocab_size)
         tokenizer, encode = opened.name, opened.encode
+    chat = open_chat(tokenizer_dir) if any(row.chat is not None for row in file.rows) else None
     for row in file.rows:
         if row.input_ids is not None:
-            check_vocabulary(row.input_ids, row, name, vocab_size)
+            check_vocabulary(row.input_ids, row.labels, row, name, vocab_size)
 
     def sequences_of(row: Row) -> Iterator[Sequence]:
-        ids_N = row.input_ids
-        if ids_N is None:
-            assert encode is not None
-            ids_N = encode(row.text or "")
-            check_vocabulary(ids_N, row, name, vocab_size)
-        whole = Sequence(ids_N, row.labels, row.domain)
+        ids_N, labels_N = _encode(row, name, encode, chat)
+        if row.input_ids is None:
+            check_vocabulary(ids_N, labels_N, row, name, vocab_size)
+        whole = Sequence(ids_N, labels_N, row.domain)
         step = max_length or max(len(ids_N), 1)
         for start in range(0, len(ids_N), step):
             yield whole.cut(start, start + step)
@@ -83,7 +89,21 @@ def load_probe(
         sequences = draw_balanced(documents, max_tokens, seed)
     if not sequences:
         raise ProbeError(f"the probe {name} holds no token", hint="give text or input_ids")
-    return Probe.of(sequences, name, tokenizer)
+    return replace(Probe.of(sequences, name, tokenizer), notes=file.notes)
+
+
+def _encode(
+    row: Row, name: str, encode: Callable[[str], np.ndarray] | None, chat: Encode | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The ids and labels of a row."""
+    if row.input_ids is not None:
+        labels_N = None if row.labels is None else row.labels.astype(np.int64)
+        return row.input_ids.astype(np.int64), labels_N
+    if row.chat is not None:
+        assert chat is not None
+        return chat(row.chat, f"row {row.line} of {name}")
+    assert encode is not None
+    return encode(row.text or ""), None
 
 
 def _load_samples(
@@ -97,7 +117,7 @@ def _load_samples(
             hint=f"give {INPUTS}; or name your own model with --model",
         )
     for row in rows:  # how many classes there are is seen when the model is run
-        check_vocabulary(None, row, name, None)
+        check_vocabulary(None, row.labels, row, name, None)
     found = [Sample(row.inputs or {}, row.positions, row.labels, row.domain) for row in rows]
     if max_tokens is None:
         return Probe.of(found, name, "inputs")
@@ -132,13 +152,16 @@ def check_header(
         )
 
 
-def check_vocabulary(ids_N: np.ndarray | None, row: Row, name: str, vocab_size: int | None) -> None:
+def check_vocabulary(
+    ids_N: np.ndarray | None, labels_N: np.ndarray | None, row: Row, name: str,
+    vocab_size: int | None,
+) -> None:  # fmt: skip
     """Refuse ids and labels that the model has no row for; negative ones whatever its vocabulary.
 
     Raises:
         ProbeError: naming the first one, its line and the vocabulary's size.
     """
-    for values_N, kind, free in ((ids_N, "token id", None), (row.labels, "label", IGNORED_LABEL)):
+    for values_N, kind, free in ((ids_N, "token id", None), (labels_N, "label", IGNORED_LABEL)):
         if values_N is None:
             continue
         outside = values_N < 0

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.probes import Probe
-from moegeo_cli.probes.passages import PASSAGE_CHARACTERS
-from moegeo_cli.probes.reading import MAX_BYTES, MAX_LINE_BYTES
+from moegeo_cli.probes.forms.json_lines import MAX_LINE_BYTES
+from moegeo_cli.probes.forms.plain_text import PASSAGE_CHARACTERS
+from moegeo_cli.probes.rows import MAX_BYTES
 
 DOCS = Path(__file__).parents[2] / "docs"
 TEXT = "".join((DOCS / p).read_text() for p in ("how-to/probes.md", "reference/probe-files.md"))
@@ -26,7 +27,7 @@ def test_the_example_is_a_probe(tmp_path: Path, load: Callable[..., Probe]) -> N
 def test_the_numbers_hold(load: Callable[..., Probe]) -> None:
     assert f"{load(None).tokens:,} bytes together" in TEXT
     assert f"at most {PASSAGE_CHARACTERS:,} characters" in TEXT
-    assert f"up to {MAX_BYTES // 2**20} MiB are read" in TEXT
+    assert f"up to {MAX_BYTES // 2**20} MiB" in TEXT
     assert f"lines of up to {MAX_LINE_BYTES // 2**20} MiB" in TEXT
 
 

@@ -30,7 +30,7 @@ from moegeo_cli.measuring.run import (
     RunMeasurement,
 )
 from moegeo_cli.models.given import Models
-from moegeo_cli.probes import Probe
+from moegeo_cli.probes import Probe, Source
 from moegeo_cli.probes.unigram import unigram_losses
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.records.facts import ProbeFacts
@@ -82,7 +82,7 @@ def measure_run(
     store: Store,
     *,
     settings: Settings,
-    probe: Path | str | None,
+    probe: Source | Path | str | None,
     max_tokens: int | None,
     steps: str | Sequence[int] | None,
     latest: bool,
@@ -99,7 +99,7 @@ def measure_run(
         folder: the run.
         store: where measurements are kept.
         settings: how to measure.
-        probe: a probe file; None for the bundled one.
+        probe: a probe file, with the keys of its records; None for the bundled one.
         max_tokens: probe tokens; None for what the dead-expert test needs.
         steps: only these steps, like "0,100-500".
         latest: only the newest checkpoint, and the baseline.

@@ -18,6 +18,7 @@ from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
 from moegeo_cli.options import Analyze, Chosen, Model, Storage
+from moegeo_cli.probes import Source
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.settings import Settings, settings_of
 from moegeo_cli.verdict import judge, load_thresholds, recommend
@@ -67,7 +68,7 @@ def analyze(
     if max_tokens is None and reference is not None:  # paired: both need the same draw
         max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
     shared: dict[str, Any] = {
-        "models": models, "settings": settings, "probe": options["probe"],
+        "models": models, "settings": settings, "probe": Source.chosen(options),
         "max_tokens": max_tokens, "progress": progress, "ranks": ranks, **part(Storage, options),
     }  # fmt: skip
     chosen = part(Chosen, options)

@@ -15,6 +15,7 @@ from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
 from moegeo_cli.options import Compare, Model, Storage
+from moegeo_cli.probes import Source
 from moegeo_cli.records.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.settings import Settings, settings_of
 from moegeo_cli.verdict import judge, load_thresholds
@@ -59,8 +60,9 @@ def compare(
         max_tokens = max(default_tokens(run, models) for run in runs)
     kept = part(Storage, options)
     a, b = (
-        measure_path(path, baseline=options["baseline"], settings=settings, probe=options["probe"],
-                     max_tokens=max_tokens, models=models, progress=progress, ranks=ranks, **kept)
+        measure_path(path, baseline=options["baseline"], settings=settings,
+                     probe=Source.chosen(options), max_tokens=max_tokens, models=models,
+                     progress=progress, ranks=ranks, **kept)
         for path in (run_a, run_b)
     )  # fmt: skip
     files = tuple(

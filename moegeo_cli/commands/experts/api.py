@@ -16,6 +16,7 @@ from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.given import choose_models
 from moegeo_cli.options import Experts, Model
+from moegeo_cli.probes import Source
 from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.settings import settings_of
 from moegeo_cli.verdict import load_thresholds
@@ -50,7 +51,7 @@ def experts(
     models = choose_models(captures=options["captures"], **part(Model, options))
     folder = models.open(path)
     document, architecture = models.describe(folder.newest.path)
-    loaded = open_probe(folder, options["probe"], options["max_tokens"], models)
+    loaded = open_probe(folder, Source.chosen(options), options["max_tokens"], models)
     models.check(folder.newest.path, architecture)
     found = fingerprint(folder.newest, options["verify_fingerprint"])
     record = measure_experts(folder.newest, architecture, document, loaded, settings, models,

@@ -13,6 +13,7 @@ from moegeo_cli.measuring.probe import MINIMUM_TOKENS, open_probe
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
 from moegeo_cli.options import Invariance, Model
+from moegeo_cli.probes import Source
 from moegeo_cli.settings import Settings, settings_of
 
 
@@ -47,7 +48,7 @@ def invariance(
             hint="use --fisher empirical or categorical",
         )
     tokens = options["max_tokens"] or MINIMUM_TOKENS
-    loaded = open_probe(folder, options["probe"], tokens, models)
+    loaded = open_probe(folder, Source.chosen(options), tokens, models)
     settings = settings_of(Settings, {**options, "dtype": "float32"})
     models.check(folder.newest.path, architecture)
     return {

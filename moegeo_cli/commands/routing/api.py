@@ -16,6 +16,7 @@ from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.given import choose_models
 from moegeo_cli.options import Model, Routing
+from moegeo_cli.probes import Source
 from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.settings import settings_of
 from moegeo_cli.verdict import load_thresholds
@@ -59,11 +60,11 @@ def routing(
     beside = None if other is None else models.open(other)
     if beside is not None and max_tokens is None and captures is None:
         max_tokens = max(default_tokens(run, models) for run in (folder, beside))
-    loaded = open_probe(folder, options["probe"], max_tokens, models)
+    loaded = open_probe(folder, Source.chosen(options), max_tokens, models)
     chosen = choose_checkpoints(folder, options["steps"], options["latest"] or beside is not None)
     second = None
     if beside is not None:
-        second = (beside.newest, open_probe(beside, options["probe"], max_tokens, models))
+        second = (beside.newest, open_probe(beside, Source.chosen(options), max_tokens, models))
     record = measure_routing_of(chosen, models, loaded, settings, second, progress)
     store = open_store(folder, options["cache"], options["cache_dir"], models)
     keep_lens(store, "routing", dataclasses.replace(record, other=None), models)

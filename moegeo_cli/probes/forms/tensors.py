@@ -10,6 +10,7 @@ Legend: S sequences or samples, N tokens of a sequence with padding.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,14 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.rows import Row, is_domain, printable
+from moegeo_cli.probes.packing import LOSS_MASKS, SEGMENTS, cut_row
+from moegeo_cli.probes.rows import MAX_BYTES, ProbeFile, Row, Wanted, is_domain, printable
 
-NAMES = ("input_ids", "attention_mask", "labels")
-INPUTS = "input_ids, and optionally attention_mask and labels, each (sequences, tokens)"
+NAMES = ("input_ids", "labels", "attention_mask", "position_ids", *SEGMENTS, *LOSS_MASKS)
+INPUTS = (
+    "input_ids, and optionally labels, attention_mask, position_ids, segment_ids and loss_mask, "
+    "each (sequences, tokens)"
+)
 MAX_POSITIONS = 2**24  # tokens of one sample: far beyond any image or recording
 
 
-def read_tensors(path: Path) -> Iterator[Row]:
+def read(path: Path, wanted: Wanted) -> ProbeFile:
     """The rows of a table of input_ids without their padding, or the samples of a file.
 
     Raises:
@@ -33,6 +38,13 @@ def read_tensors(path: Path) -> Iterator[Row]:
     from safetensors import SafetensorError, safe_open
 
     name = printable(path.name)
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ProbeError(
+            f"the probe {name} is too large",
+            found=f"{size / 2**20:,.0f} MiB, at most {MAX_BYTES // 2**20}",
+            hint="65,536 tokens are plenty: cut the file, a part of its rows is enough",
+        )
     try:
         with safe_open(path, framework="numpy") as file:
             names = sorted(file.keys())
@@ -45,9 +57,10 @@ def read_tensors(path: Path) -> Iterator[Row]:
             hint="write it with safetensors.numpy or safetensors.torch; bfloat16 is not read",
         ) from error
     if "input_ids" in tensors:
-        yield from _read_ids(tensors, name)
+        rows = tuple(_read_ids(tensors, name))
     else:
-        yield from _read_samples(tensors, metadata, name)
+        rows = tuple(_read_samples(tensors, metadata, name))
+    return ProbeFile(rows, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 def _read_ids(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[Row]:
@@ -58,27 +71,19 @@ def _read_ids(tensors: Mapping[str, np.ndarray], name: str) -> Iterator[Row]:
         )
     ids_SN = tensors["input_ids"]
     for key, array in tensors.items():
-        kinds = "iub" if key == "attention_mask" else "iu"
+        kinds = "iu" if key in ("input_ids", "labels") else "iub"
         if array.ndim != 2 or array.shape != ids_SN.shape or array.dtype.kind not in kinds:
             raise ProbeError(
                 f"{key} in {name} is not a table of integers like input_ids",
                 found=f"{array.dtype} {array.shape}; input_ids are {ids_SN.shape}",
                 hint=INPUTS,
             )
-    labels_SN = tensors.get("labels")
-    mask_SN = tensors.get("attention_mask", np.ones(ids_SN.shape, dtype=bool))
-    for place, mask_N in enumerate(mask_SN):
-        kept = np.flatnonzero(mask_N)
-        if not len(kept):
-            continue
-        if kept[-1] - kept[0] + 1 != len(kept) or (mask_N[kept] != 1).any():
-            raise ProbeError(
-                f"attention_mask in {name} is more than padding",
-                found=f"row {place + 1} has gaps, or values besides 0 and 1",
-                hint="one sequence a row; packed sequences are not supported",
-            )
-        labels_N = None if labels_SN is None else labels_SN[place][kept].astype(np.int64)
-        yield Row(place + 1, input_ids=ids_SN[place][kept].astype(np.int64), labels=labels_N)
+    fields_SN = {k: array.astype(np.int64) for k, array in tensors.items() if k != "input_ids"}
+    for place, ids_N in enumerate(ids_SN):
+        fields = {key: array[place] for key, array in fields_SN.items()}
+        where = f"row {place + 1} of {name}"
+        for piece in cut_row(ids_N.astype(np.int64), fields, where):
+            yield Row(place + 1, input_ids=piece.input_ids, labels=piece.labels)
 
 
 def _read_samples(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.rows import FORMATS, Row, printable
+from moegeo_cli.probes.forms.opening import open_bytes
+from moegeo_cli.probes.rows import FORMATS, ProbeFile, Row, Wanted, printable
 
 PASSAGE_CHARACTERS = 1000
 
 
-def read_passages(path: Path) -> Iterator[Row]:
+def read(path: Path, wanted: Wanted) -> ProbeFile:
     """Passages of a UTF-8 text, cut where a paragraph ends, or a word of a long one.
 
     Raises:
@@ -19,7 +21,8 @@ def read_passages(path: Path) -> Iterator[Row]:
         OSError: the file cannot be read.
     """
     name = printable(path.name)
-    data = path.read_bytes()
+    with open_bytes(path) as file:
+        data = file.read()
     if b"\0" in data:
         raise ProbeError(
             f"{name} is not UTF-8 text",
@@ -34,7 +37,8 @@ def read_passages(path: Path) -> Iterator[Row]:
             found=f"byte {error.start:,} in line {data.count(10, 0, error.start) + 1:,}",
             hint=f"give {FORMATS}",
         ) from error
-    yield from _cut_text(text.replace("\r\n", "\n"))
+    rows = tuple(_cut_text(text.replace("\r\n", "\n")))
+    return ProbeFile(rows, hashlib.sha256(data).hexdigest())
 
 
 def _cut_text(text: str) -> Iterator[Row]:

@@ -1,0 +1,97 @@
+"""Arrow: a file or a stream of record batches, and the folder that `datasets` saves.
+
+The file is mapped into memory; a batch that is not taken is not read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.errors import ProbeError
+from moegeo_cli.probes.forms.tables import arrow_of, columns_wanted, read_records, records_of
+from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, Wanted, printable, spread_over
+
+STATE, SPLITS = "state.json", "dataset_dict.json"
+PART = "{name}: {read} of its {total} batches are read, evenly spread"
+
+
+def is_saved(path: Path) -> bool:
+    """Whether this is a folder that `save_to_disk` wrote."""
+    return path.is_dir() and ((path / STATE).is_file() or (path / SPLITS).is_file())
+
+
+def read(path: Path, wanted: Wanted) -> ProbeFile:
+    """The rows of a table of Arrow, or of all files of a saved data set."""
+    name = printable(path.name)
+    arrow = arrow_of(path, "a table of Arrow")
+    files = _files(path, name) if path.is_dir() else [path]
+    try:
+        batches = [batch for file in files for batch in _open(arrow, file)]
+        if not batches:
+            return ProbeFile((), "")
+        columns = columns_wanted(batches[0].schema.names, wanted, name)
+        sizes = [batch.select(columns).nbytes for batch in batches]
+        count = len(batches)
+        if sum(sizes) > READ_BYTES:
+            count = max(1, len(batches) * READ_BYTES // sum(sizes))
+        chosen = spread_over(len(batches), count)
+        part = [PART.format(name=name, read=count, total=len(batches))]
+        return read_records(
+            records_of(_numbered(batches, chosen, columns)), name, wanted,
+            part if count < len(batches) else (),
+        )  # fmt: skip
+    except (arrow.ArrowException, KeyError) as error:
+        raise ProbeError(
+            f"{name} cannot be read as Arrow", found=str(error)[:200],
+            hint="save it again, or give its rows as JSON Lines",
+        ) from error  # fmt: skip
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    if (folder / SPLITS).is_file():
+        splits = sorted(p.name for p in folder.iterdir() if (p / STATE).is_file())
+        raise ProbeError(
+            f"the probe {name} is a data set of several splits",
+            found=", ".join(map(printable, splits))[:200],
+            hint=f"give one of them: --probe {printable(str(folder / splits[0]))}"
+            if splits
+            else "save it again",
+        )
+    try:
+        state = json.loads((folder / STATE).read_bytes())
+        files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ProbeError(f"{STATE} in {name} is not one of datasets", found=str(error)[:200],
+                         hint="save it again with save_to_disk") from error  # fmt: skip
+    if state.get("_indices_data_files"):
+        raise ProbeError(
+            f"the probe {name} is a selection of rows that lie elsewhere", found=STATE,
+            hint="dataset.flatten_indices().save_to_disk(…) writes the rows themselves",
+        )  # fmt: skip
+    return files
+
+
+def _open(arrow: Any, path: Path) -> list[Any]:
+    source = arrow.memory_map(str(path))
+    if source.read(6) == b"ARROW1":
+        reader = arrow.ipc.open_file(source)
+        return [reader.get_batch(place) for place in range(reader.num_record_batches)]
+    source.seek(0)
+    return list(arrow.ipc.open_stream(source))
+
+
+def _numbered(
+    batches: list[Any], chosen: list[int], columns: list[str]
+) -> Iterator[tuple[int, Any]]:
+    before, share = 0, READ_BYTES // len(chosen)
+    for place, batch in enumerate(batches):
+        if place in chosen:
+            own = batch.select(columns)
+            rows = (
+                own.num_rows if own.nbytes <= share else max(1, own.num_rows * share // own.nbytes)
+            )
+            yield before, own.slice(0, rows)
+        before += batch.num_rows
