@@ -286,6 +286,14 @@ class ReportOutput(TypedDict, total=False):
     output: Annotated[Path | None, OUTPUT_FILE]
 
 
+class RunOutput(ReportOutput, total=False):
+    """The report of `analyze`."""
+
+    full: Annotated[bool, Option(
+        False, "Every table on the terminal, in place of the first screen.", OUTPUT,
+    )]  # fmt: skip
+
+
 class LensOutput(TypedDict, total=False):
     """The report of a lens."""
 

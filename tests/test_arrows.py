@@ -23,13 +23,23 @@ FLOORS = (
     ("routers",),
     ("checkpoints", "verdict", "reports", "store", "probes", "fisher", "geometry"),
     ("settings",),
-    ("options", "records"),
+    ("options", "records", "explanations"),
     ("keywords",),
     ("catalogue", "errors", "global_state", "process", "threads", "__init__"),
 )
 # Rooms of one floor that know nothing of each other.
 APART = {"checkpoints", "verdict", "reports", "store", "probes", "fisher", "geometry"}
-NO_TORCH = {"geometry", "verdict", "store", "reports", "records", "options", "keywords", "settings"}
+NO_TORCH = {
+    "geometry",
+    "verdict",
+    "store",
+    "reports",
+    "records",
+    "options",
+    "keywords",
+    "settings",
+    "explanations",
+}
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))

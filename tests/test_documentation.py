@@ -119,7 +119,7 @@ def test_the_glossary_explains_every_label() -> None:
 
 def test_every_finding_and_limit_is_explained() -> None:
     known = words("reference/findings.md") | words("concepts/verdict.md")
-    file = resources.files("moegeo_cli.verdict") / "findings.toml"
+    file = resources.files("moegeo_cli.explanations") / "findings.toml"
     findings = tomllib.loads(file.read_text("utf-8"))
     assert {n for n in findings if n not in known} == set()
     page = (ROOT / "docs" / "reference" / "findings.md").read_text()

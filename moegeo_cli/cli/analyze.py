@@ -51,19 +51,20 @@ def analyze(
     check_output(shown["output"])
     with show_progress() as progress:
         record = measure(path, progress=progress, ranks=context.obj, **options)
-    emit(record, shown["format"], shown["output"], path)
+    emit(record, path, **shown)
     return gate(record.verdict, judged["fail_on"])
 
 
-def emit(record: RunRecord, output_format: str, output: Path | None, path: Path) -> None:
+def emit(record: RunRecord, path: Path, *, format: str, output: Path | None, full: bool) -> None:
     """The report, in the format asked for."""
-    from moegeo_cli.reports import print_run, render
+    from moegeo_cli.reports import print_run, render, render_screen
 
-    if output_format == "rich" and output is None:
-        print_run(record, stdout_console(), str(path))
+    if format == "rich" and output is None:
+        print_run(record, stdout_console(), str(path), full=full)
         return
-    write_payload(render(record, output_format), output)
-    if output_format == "github":
+    screen = format == "rich" and not full
+    write_payload(render_screen(record) if screen else render(record, format), output)
+    if format == "github":
         write_step_summary(record)
     if record.verdict is not None:
         verdict = record.verdict

@@ -41,7 +41,7 @@ class Command:
 
 
 COMMANDS = (
-    Command("analyze", o.Analyze, (o.Gate, o.ReportOutput)),
+    Command("analyze", o.Analyze, (o.Gate, o.RunOutput)),
     Command("check", o.Check, (o.Gate, o.ReportOutput)),
     Command("compare", o.Compare, (o.ReportOutput,)),
     Command("inspect", o.Model, (o.FactsOutput,)),

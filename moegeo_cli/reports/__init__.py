@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS", "print_check", "print_comparison", "print_run", "read", "read_comparison", "render",
-    "schema", "step_summary",
+    "render_screen", "schema", "step_summary",
 ]  # fmt: skip
 
 FORMATS = ("rich", "json", "markdown", "csv", "junit", "github")
 
 
 def render(record: RunRecord | ComparisonRecord | CheckRecord, format: str) -> str:
-    """A report as text; the format "rich" gives the terminal report without colour.
+    """A report as text; the format "rich" is the full terminal report.
 
     Raises:
         UsageError: a format that is not in `FORMATS`.
@@ -48,6 +48,13 @@ def _render_check(record: CheckRecord, format: str) -> str:
         "junit": junit.render_check, "github": github.render_check,
     }  # fmt: skip
     return writers[format](record)
+
+
+def render_screen(record: RunRecord) -> str:
+    """The first screen of a run's report as text."""
+    from moegeo_cli.reports.first_screen import render as render_first
+
+    return render_first(record)
 
 
 def _render_run(record: RunRecord, format: str) -> str:
@@ -78,11 +85,21 @@ def _render_comparison(record: ComparisonRecord, format: str) -> str:
     return writers[format](record)
 
 
-def print_run(record: RunRecord, console: Console, path: str | None = None) -> None:
-    """Print the terminal report of a run; `path` is where it lies, for the commands at its end."""
-    from moegeo_cli.reports.terminal import print_run as show
+def print_run(
+    record: RunRecord, console: Console, path: str | None = None, *, full: bool = False
+) -> None:
+    """Print the terminal report of a run.
 
-    show(record, console, path)
+    Args:
+        record: the run.
+        console: where to.
+        path: where it lies, for the commands at the end.
+        full: every table; else one screen.
+    """
+    from moegeo_cli.reports.first_screen import print_first_screen
+    from moegeo_cli.reports.terminal import print_run as print_full
+
+    (print_full if full else print_first_screen)(record, console, path)
 
 
 def print_comparison(record: ComparisonRecord, console: Console) -> None:

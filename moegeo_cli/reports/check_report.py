@@ -126,8 +126,8 @@ def _print_part(page: Page, part: Part) -> None:
             page.value(key, row.metrics.get(key)).append(_null(row.metrics.get(key)), "dim")
             for key, _ in used
         ]
-        shown.add_row(page.text(name), *cells)
-    page.show(shown)
+        shown.add(page.text(name), *cells)
+    page.show_table(shown)
     if part.note:
         page.line(part.note, "dim")
 

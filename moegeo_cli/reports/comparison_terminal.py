@@ -15,11 +15,11 @@ from moegeo_cli.reports.comparison_text import (
     favoured,
     headline,
     pair_name,
-    run_words,
     shared_words,
     unmatched_words,
 )
 from moegeo_cli.reports.escaping import clean
+from moegeo_cli.reports.fitting import Column
 from moegeo_cli.reports.outline import TRACKS
 from moegeo_cli.reports.page import STYLES, Page
 from moegeo_cli.reports.terminal import TEXT_WIDTH
@@ -38,8 +38,7 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
     """
     page = Page(console)
     page.show(Text("moegeo compare", "bold"))
-    for letter, run in (("A", record.run_a), ("B", record.run_b)):
-        page.show(page.paragraph(run_words(run), STYLES.get(run.status or "", ""), sign=letter))
+    _print_runs(page, record)
     page.line(f"matched by {clean(record.matched_by)}: {len(record.pairs)} pairs", "dim")
     page.line()
     said = (*record.notes, record.reason)  # what stands between the two comes before any number
@@ -74,6 +73,23 @@ def render(record: ComparisonRecord) -> str:
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 
+def _print_runs(page: Page, record: ComparisonRecord) -> None:
+    """Both runs with the words of their verdicts."""
+    table = page.table(
+        ("", "left"), ("run", "wrap"), ("verdict", "left"), ("routing", "left"), ("loss", "left"),
+        Column("checkpoints", goes=1),
+    )  # fmt: skip
+    for letter, run in (("A", record.run_a), ("B", record.run_b)):
+        words = (run.status or "not judged", run.routing or "", run.performance or "")
+        table.add(
+            Text(letter, "bold"),
+            page.text(clean(run.name, 80), "bold"),
+            *(page.text(clean(word), STYLES.get(word, "")) for word in words),
+            page.text("" if run.checkpoints is None else figures.count(run.checkpoints)),
+        )
+    page.show_table(table)
+
+
 def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None:
     """The newest pair by the headline metrics; where there is room, also how both came there."""
     page.section(
@@ -86,8 +102,8 @@ def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None
     )
     for name in names:
         row = [page.text(clean(figures.label(name))), *_cells(page, name, pair.differences[name])]
-        table.add_row(*row, *(_trends(page, record, name) if trends else []))
-    page.show(table)
+        table.add(*row, *(_trends(page, record, name) if trends else []))
+    page.show_table(table)
     others = len(pair.differences) - len(names)
     words = "better: the side that the interval of B − A favours, ≠ where neither direction is good"
     words += " by itself" if page.wide else "; ± 95%, the longer side"
@@ -130,8 +146,8 @@ def _print_routers(page: Page, pair: MatchedPair) -> None:
             found = layer.differences.get(name)
             parts = (found.a, found.b, found.difference) if found else (None, None, None)
             cells += [page.value(name, part) for part in parts]
-        table.add_row(*cells)
-    page.show(table)
+        table.add(*cells)
+    page.show_table(table)
     if len(pair.layers) > MOST_LAYERS:
         page.line(f"and {len(pair.layers) - MOST_LAYERS} more: --format markdown", "dim")
 

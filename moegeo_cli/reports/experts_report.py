@@ -66,8 +66,8 @@ def print_experts(record: ExpertsRecord, console: Console) -> None:
             # Where there is no room for intervals the null matters more than a half width.
             text = page.estimate(name, metric) if roomy else page.value(name, metric)
             cells.append(text.append(_null(metric), "dim"))
-        shown.add_row(page.text(_place(layer)), *cells)
-    page.show(shown)
+        shown.add(page.text(_place(layer)), *cells)
+    page.show_table(shown)
     for words in EXPLANATIONS:
         page.line(words, "dim")
     for line in _asymmetry(record):
@@ -93,11 +93,11 @@ def _print_trials(page: Page, record: ExpertsRecord) -> None:
     shown = page.table(("", "left"), ("chosen by", "left"), ("change", "right"),
                        ("experts", "wrap"))  # fmt: skip
     for trial in found.trials:
-        shown.add_row(
+        shown.add(
             page.text(_action(trial, found.count)), page.text(trial.choice),
             page.text(_change(trial)), page.text("; ".join(trial.chosen)),
         )  # fmt: skip
-    page.show(shown)
+    page.show_table(shown)
     for note in found.notes:
         page.line(note, "dim")
 

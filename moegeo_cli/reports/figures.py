@@ -69,7 +69,9 @@ def count(value: float | int | None) -> str:
 
 def step_name(step: int | None, path: str = "") -> str:
     """A checkpoint's step, or its path where it has none."""
-    return f"step {step:,}" if step is not None else path or "checkpoint"
+    if step is not None:
+        return f"step {step:,}"
+    return path if path not in ("", ".") else "checkpoint"
 
 
 def plural(number: int, noun: str) -> str:

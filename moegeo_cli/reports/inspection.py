@@ -48,8 +48,8 @@ def print_inspection(found: Mapping[str, Any], console: Console) -> None:
         table.show_header, table.box = False, None
         for key in keys:
             fact = _weights(found[key]) if key == "weights" else _fact(found[key])
-            table.add_row(page.text(f"  {key.replace('_', ' ')}"), page.text(fact))
-        page.show(table)
+            table.add(page.text(f"  {key.replace('_', ' ')}"), page.text(fact))
+        page.show_table(table)
         if heading == "FILES":
             _print_moves(page, found["weights"]["adapter"])
     for note in found["notes"]:
@@ -75,13 +75,13 @@ def _print_moves(page: Page, adapter: Mapping[str, Any] | None) -> None:
     table = page.table(("layer", "right"), ("part", "left"), ("change", "right"), ("read", "left"))
     for move in adapter["moves"]:
         read = "" if move["of"] is None else f"{move['experts']} of {move['of']} experts"
-        table.add_row(
+        table.add(
             str(move["layer"]),
             page.text(move["part"]),
             "–" if move["relative"] is None else figures.number(move["relative"]),
             page.text(read),
         )
-    page.show(table)
+    page.show_table(table)
 
 
 def _fact(value: Any) -> str:
@@ -109,14 +109,14 @@ def _print_routers(page: Page, routers: Sequence[Mapping[str, Any]]) -> None:
     )  # fmt: skip
     for router in routers:
         biases = [n for n in ("bias", "selection_bias") if router[n]]
-        table.add_row(
+        table.add(
             str(router["layer"]),
             page.text(clean(router["router"]) + ("" if router["main"] else " (not of the LM)")),
             page.text(" × ".join(str(n) for n in router["shape"])),
             page.text(clean(router["dtype"])),
             page.text(", ".join(n.replace("_bias", "") for n in biases) or "none"),
         )
-    page.show(table)
+    page.show_table(table)
 
 
 def _print_checkpoints(page: Page, found: Mapping[str, Any]) -> None:
@@ -163,18 +163,18 @@ def _print_changes(page: Page, applied: Sequence[Mapping[str, Any]]) -> None:
     for name, first in applied[0]["metrics"].items():
         before = first["before"]
         cells = [_change(e["metrics"][name]["relative_change"]) for e in applied]
-        table.add_row(
+        table.add(
             page.text(figures.label(name) + (" *" if name in MUST_HOLD else "")),
             page.text("–" if before is None else figures.number(before)),
             *(page.text(c, "" if c in ("0", "–") else "yellow") for c in cells),
         )
     table.add_section()
-    table.add_row(
+    table.add(
         page.text("* and findings hold"), "", *("yes" if e["held"] else "NO" for e in applied)
     )
     words = [applied[0]["paper"]["before"], *(e["paper"]["after"] for e in applied)]
-    table.add_row(page.text("verdict, paper policy"), *words)
-    page.show(table)
+    table.add(page.text("verdict, paper policy"), *words)
+    page.show_table(table)
 
 
 def _change(change: float | None) -> str:

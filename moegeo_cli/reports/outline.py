@@ -26,6 +26,7 @@ TRACKS = (
     "fhs", "fhs_worst", "fhs_trace", "fhs_conditional", "heterogeneity_trace",
     "heterogeneity_conditional",
 )  # fmt: skip
+SETTING_DIGITS = 10  # a setting of more is a logged value, and is told rounded
 STATES = {"nonfinite": "NaN or Inf in this router", "zero": "all rows of this router are zero"}
 
 
@@ -82,7 +83,7 @@ def checkpoint_words(record: RunRecord) -> str:
     """Which checkpoints the report is about."""
     names = [step_name(c.step, clean(c.path)) for c in record.checkpoints]
     if len(names) == 1:
-        return f"one checkpoint, {names[0]}"
+        return "one checkpoint" + (f", {names[0]}" if names[0] != "checkpoint" else "")
     return f"{len(names)} checkpoints, {names[0]} to {names[-1].removeprefix('step ')}"
 
 
@@ -172,6 +173,8 @@ def setting(value: Any) -> str:
         return clean(value)
     if isinstance(value, list | tuple):
         return ", ".join(setting(v) for v in value)
+    if isinstance(value, float) and len(repr(value)) > SETTING_DIGITS:
+        return f"{value:.4g}"
     return clean(json.dumps(value, default=str))
 
 

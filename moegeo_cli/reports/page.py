@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from rich import box
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -12,7 +10,8 @@ from rich.text import Text
 from moegeo_cli.records import Metric
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.charts import ASCII, UNICODE, Glyphs, heat_strip
-from moegeo_cli.reports.escaping import clean
+from moegeo_cli.reports.fitting import Column, FittingTable
+from moegeo_cli.reports.folding import fold, fold_reason, pattern
 
 WIDEST = 150  # a line longer than this is hard to follow
 WIDE = 110  # from here on there is room for whole intervals
@@ -39,7 +38,7 @@ class Page:
         self.width = min(console.width, WIDEST)
         self.wide = self.width >= WIDE
         self.glyphs: Glyphs = UNICODE if console.encoding.startswith("utf") else ASCII
-        self.reasons: list[str] = []
+        self.reasons: dict[str, list[str]] = {}
 
     def show(self, block: RenderableType) -> None:
         """Print a block at the page's width."""
@@ -76,33 +75,34 @@ class Page:
         if explanation:
             self.line(explanation, "dim")
 
-    def table(self, *columns: tuple[str, str]) -> Table:
-        """A table with these headings, each aligned "left" or "right"; last one may wrap."""
-        table = Table(
-            box=None if self.glyphs.plain else box.SIMPLE_HEAD, pad_edge=False, show_edge=False,
-            header_style="bold", padding=(0, 1),
-        )  # fmt: skip
-        for title, side in columns:
-            justify: Literal["left", "right"] = "right" if side == "right" else "left"
-            wrap = side == "wrap"
-            table.add_column(
-                self.text(title),
-                justify=justify,
-                no_wrap=not wrap,
-                overflow="fold" if wrap else "ellipsis",
-            )
-        return table
+    def table(self, *columns: Column | tuple[str, str]) -> FittingTable:
+        """A table of columns; a plain one is a heading and its side."""
+        asked = [c if isinstance(c, Column) else Column(*c) for c in columns]
+        return FittingTable(
+            asked,
+            [self.text(c.title) for c in asked],
+            None if self.glyphs.plain else box.SIMPLE_HEAD,
+        )
+
+    def show_table(self, table: FittingTable) -> None:
+        """Print a table, and say which columns there was no room for."""
+        self.show(table)
+        if table.left_out:
+            words = ", ".join(table.left_out)
+            self.line(f"no room at {self.width} columns for: {words}", "dim")
 
     def gap(self, reason: str | None) -> Text:
         """The dash of a value that is not there, with the number of its footnote."""
         return Text(f"{self.glyphs.dash}{self.mark(reason)}", "dim")
 
     def mark(self, reason: str | None) -> str:
-        """The number of a reason among the page's footnotes."""
-        words = clean(reason or "no reason was recorded")
-        if words not in self.reasons:
-            self.reasons.append(words)
-        return f"({self.reasons.index(words) + 1})"
+        """The number of a reason among the footnotes; those alike but for counts share it."""
+        words = fold_reason(reason or "no reason was recorded")
+        alike = pattern(words)
+        said = self.reasons.setdefault(alike, [])
+        if words not in said:
+            said.append(words)
+        return f"({list(self.reasons).index(alike) + 1})"
 
     def value(self, name: str, metric: Metric | None) -> Text:
         """A metric's value alone."""
@@ -144,5 +144,5 @@ class Page:
         if not self.reasons:
             return
         self.line()
-        for place, reason in enumerate(self.reasons, 1):
-            self.show(self.paragraph(reason, "dim", sign=f"{self.glyphs.dash}({place})"))
+        for place, said in enumerate(self.reasons.values(), 1):
+            self.show(self.paragraph(fold(said), "dim", sign=f"{self.glyphs.dash}({place})"))

@@ -56,8 +56,8 @@ def _print_table(page: Page, table: Table) -> None:
     first, *heads = table.heads
     shown = page.table((first, "left"), *((head, "right") for head in heads))
     for name, cells in table.rows:
-        shown.add_row(page.text(name), *(_cell(page, cell, roomy=roomy) for cell in cells))
-    page.show(shown)
+        shown.add(page.text(name), *(_cell(page, cell, roomy=roomy) for cell in cells))
+    page.show_table(shown)
     for words in table.notes:
         page.line(words, "dim")
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-from rich.table import Table
 from rich.text import Text
 
 from moegeo_cli.catalogue import SPECS
 from moegeo_cli.records import LayerRecord, Metric, RunRecord
 from moegeo_cli.reports import figures, judgement, outline
 from moegeo_cli.reports.charts import sparkline
+from moegeo_cli.reports.fitting import Chart, Column, FittingTable
 from moegeo_cli.reports.outline import Track
 from moegeo_cli.reports.page import STYLES, Page
 
 MOST_ROUTERS = 16  # rows per table; the others are counted, and every format but this has them
 FEWEST_FOR_DEPTH = 4
+STRIPS = (32, 24, 16, 8)  # marks of the load of a router's experts, as there is room
+WIDEST_DEPTH, NARROWEST_DEPTH = 64, 8  # marks of a chart by layer
 DEPTH = ("fsi", "collapse", "dispersion", "fhs", "heterogeneity_trace")
 MARKS = {"failing": "!!", "watch": "!", "info": "i"}
 
@@ -30,31 +33,29 @@ def print_training(page: Page, record: RunRecord) -> None:
     page.section("OVER TRAINING", "loss in nats per token; the rest over all routers")
     heads = [figures.step_name(c.step, "first" if c is first else "last") for c in (first, last)]
     table = page.table(
-        ("", "left"), (heads[0], "right"), (heads[1], "right"), ("95% interval", "left"),
-        ("trend", "left"),
+        ("", "wrap"), Column(heads[0], goes=2), (heads[1], "right"),
+        Column("95% interval", "left", goes=1),
+        Column("trend", "left", widths=(40,) if page.wide else (14, 10, 7)),
     )  # fmt: skip
     for track in found:
         before, after = track.points[0], track.points[-1]
-        table.add_row(
+        table.add(
             _name(page, track.name),
             page.value(track.name, before),
             page.value(track.name, after),
             _ends(track.name, after),
-            Text(
-                sparkline(
-                    [p.value if p else None for p in track.points], page.glyphs,
-                    width=40 if page.wide else 14, floor=track.noise,
-                ), "cyan",
-            ),
-        )  # fmt: skip
-    page.show(table)
+            _trend(page, track),
+        )
+    page.show_table(table)
 
 
 def _print_glance(page: Page, found: Sequence[Track]) -> None:
     """One checkpoint: values with what balanced routing would give, and what they mean."""
     page.section("AT A GLANCE", "loss in nats per token; the rest over all routers")
-    columns = [("", "left"), ("value", "right"), ("95% interval", "left"), ("if balanced", "right")]
-    table = page.table(*columns, *([("meaning", "wrap")] if page.wide else []))
+    table = page.table(
+        ("", "wrap"), ("value", "right"), Column("95% interval", "left", goes=2),
+        Column("if balanced", goes=1), *([("meaning", "wrap")] if page.wide else []),
+    )  # fmt: skip
     for track in found:
         metric = track.points[-1]
         null = metric.null_value if metric is not None else None
@@ -67,8 +68,8 @@ def _print_glance(page: Page, found: Sequence[Track]) -> None:
         ]
         if page.wide:
             row.append(page.text(spec.meaning if spec else "", "dim"))
-        table.add_row(*row)
-    page.show(table)
+        table.add(*row)
+    page.show_table(table)
 
 
 def _name(page: Page, name: str) -> Text:
@@ -87,29 +88,29 @@ def print_routing(page: Page, record: RunRecord) -> None:
         return
     where = figures.step_name(record.newest.step, "")
     page.section("ROUTING PER ROUTER (FSI)", f"{where}, worst first".lstrip(", "))
-    strip = 32
-    crowded = any(layer.experts > strip for layer, _ in ranked)
-    columns = [("layer", "right"), ("", "left"), ("FSI", "right"), ("collapse", "right")]
-    if page.wide:
-        columns += [("dispersion", "right"), ("information", "right")]
-    columns += [("dead", "right"), ("load per expert" + (", sorted" if crowded else ""), "left")]
-    table = page.table(*columns)
+    table = page.table(
+        ("layer", "right"), ("", "left"), Column("FSI", goes=1), ("collapse", "right"),
+        *((("dispersion", "right"), ("information", "right")) if page.wide else ()),
+        ("dead", "right"), Column("load per expert", "left", widths=STRIPS),
+    )  # fmt: skip
     for layer, severity in ranked[:MOST_ROUTERS]:
         row = [*_place(layer, severity)]
         row += [page.estimate(n, layer.metrics.get(n)) for n in ("fsi", "collapse")]
         if page.wide:
             row += [page.value(n, layer.metrics.get(n)) for n in ("dispersion", "information")]
-        row += [_dead(page, layer), _strip(page, layer, strip)]
-        table.add_row(*row)
+        table.add(*row, _dead(page, layer), partial(_strip, page, layer))
     _quartiles(page, table, ranked, ("fsi", "collapse"), ("dispersion", "information"), 2)
-    page.show(table)
+    page.show_table(table)
     _more(page, ranked)
     blocks = page.glyphs
-    page.line(
-        f"load: {blocks.blocks[3]} fair share, {blocks.blocks[7]} twice that or more, "
-        f"{blocks.none} none" + ("" if page.wide else "; ± 95%, the longer side"),
-        "dim",
+    words = (
+        f"{blocks.blocks[3]} fair share, {blocks.blocks[7]} twice that or more, {blocks.none} none"
     )
+    page.line(f"load: {words}" + ("" if page.wide else "; ± 95%, the longer side"), "dim")
+    marks = table.width_of(-1)
+    most = max(layer.experts for layer, _ in ranked)
+    if most > marks:
+        page.line(f"load of {most} experts: sorted, and {marks} marks for all of them", "dim")
 
 
 def print_fisher(page: Page, record: RunRecord) -> None:
@@ -125,8 +126,9 @@ def print_fisher(page: Page, record: RunRecord) -> None:
         f"{of}FHS = H(now) / H(baseline), 1 is no change",
     )
     table = page.table(
-        ("layer", "right"), ("", "left"), ("FHS", "right"), ("H", "right"), ("H trace", "right"),
-        ("H cond.", "right"), *([("Fisher trace per expert", "left")] if page.wide else []),
+        ("layer", "right"), ("", "left"), ("FHS", "right"), Column("H", goes=1),
+        Column("H trace", goes=3), Column("H cond.", goes=2),
+        *([("Fisher trace per expert", "left")] if page.wide else []),
     )  # fmt: skip
     for layer, severity in ranked[:MOST_ROUTERS]:
         row = [
@@ -140,9 +142,9 @@ def print_fisher(page: Page, record: RunRecord) -> None:
         ]
         if page.wide:
             row.append(page.strip(_shares(layer.fisher_trace), 32))
-        table.add_row(*row)
+        table.add(*row)
     _quartiles(page, table, ranked, names, (), 1 if page.wide else 0)
-    page.show(table)
+    page.show_table(table)
     _more(page, ranked)
     page.line(
         "H in nats² per weight²; trace: spread of the Fisher traces over their mean; "
@@ -158,8 +160,9 @@ def print_depth(page: Page, record: RunRecord) -> None:
         return
     page.section("OVER DEPTH", f"layer {layers[0].layer} to {layers[-1].layer}")
     table = page.table(
-        ("", "left"), ("lowest", "right"), ("highest", "right"), ("by layer", "left")
-    )
+        ("", "wrap"), Column("lowest", goes=1), ("highest", "right"),
+        Column("by layer", "left", widths=tuple(_marks(len(layers)))),
+    )  # fmt: skip
     for name in DEPTH:
         track = Track(name, tuple(layer.metrics.get(name) for layer in layers))
         values = [p.value if p else None for p in track.points]
@@ -167,16 +170,18 @@ def print_depth(page: Page, record: RunRecord) -> None:
         if not known:
             continue
         places = figures.decimals(name)
-        table.add_row(
+        table.add(
             _name(page, name),
             Text(figures.number(min(known), places)),
             Text(figures.number(max(known), places)),
-            Text(
-                sparkline(values, page.glyphs, width=64 if page.wide else 40, floor=track.noise),
-                "cyan",
-            ),
+            partial(_by_layer, page, values, track.noise),
         )
-    page.show(table)
+    page.show_table(table)
+    together = -(-len(layers) // table.width_of(-1))
+    if together > 1:
+        page.line(
+            f"by layer: a mark is the mean of {together} layers that follow each other", "dim"
+        )
 
 
 def print_dynamics(page: Page, record: RunRecord) -> None:
@@ -188,22 +193,46 @@ def print_dynamics(page: Page, record: RunRecord) -> None:
     shown = 6 if page.wide else 3
     kept = range(len(headings))[-shown:]
     table = page.table(
-        ("", "left"), *((headings[i], "right") for i in kept), ("trend", "left"),
+        ("", "wrap"),
+        *(Column(headings[i], goes=place) for place, i in enumerate(kept[:-1], 1)),
+        (headings[-1], "right"), Column("trend", "left", widths=(24, 14, 8)),
     )  # fmt: skip
     for track in found:
-        table.add_row(
+        table.add(
             page.text(figures.label(track.name)),
             *(page.value(track.name, track.points[i]) for i in kept),
-            Text(
-                sparkline(
-                    [p.value if p else None for p in track.points], page.glyphs, floor=track.noise
-                ),
-                "cyan",
-            ),
+            _trend(page, track),
         )
-    page.show(table)
+    page.show_table(table)
     if len(headings) > shown:
         page.line(f"the last {shown} of {len(headings)} moves; the trend is of all", "dim")
+
+
+def _trend(page: Page, track: Track) -> Chart:
+    """How a metric came there, at whatever width there is."""
+    values = [p.value if p else None for p in track.points]
+    return lambda width: Text(
+        sparkline(values, page.glyphs, width=width, floor=track.noise), "cyan"
+    )
+
+
+def _marks(layers: int) -> Iterator[int]:
+    """Widths of a chart by layer at which each mark stands for as many layers."""
+    for together in range(1, layers):
+        marks = -(-layers // together)
+        if marks <= WIDEST_DEPTH:
+            yield marks
+        if marks <= NARROWEST_DEPTH:
+            return
+
+
+def _by_layer(page: Page, values: Sequence[float | None], noise: float, width: int) -> Text:
+    together = -(-len(values) // width)
+    means = []
+    for start in range(0, len(values), together):
+        known = [v for v in values[start : start + together] if v is not None]
+        means.append(sum(known) / len(known) if known else None)
+    return Text(sparkline(means, page.glyphs, width=width, floor=noise), "cyan")
 
 
 def _place(layer: LayerRecord, severity: str | None) -> tuple[Text, Text]:
@@ -236,7 +265,7 @@ def _shares(values: tuple[float | None, ...] | None) -> tuple[float | None, ...]
 
 def _quartiles(
     page: Page,
-    table: Table,
+    table: FittingTable,
     ranked: Sequence[tuple[LayerRecord, str | None]],
     names: Sequence[str],
     wide_names: Sequence[str],
@@ -254,7 +283,7 @@ def _quartiles(
         cells.append(
             Text("" if middle is None else figures.number(middle, figures.decimals(name)), "dim")
         )
-    table.add_row(*cells, *[Text()] * blanks)
+    table.add(*cells, *[Text()] * blanks)
 
 
 def _more(page: Page, ranked: Sequence[tuple[LayerRecord, str | None]]) -> None:

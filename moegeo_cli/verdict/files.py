@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, definitions
+from moegeo_cli.explanations.findings import definitions
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped
 
 # What the rules of `moegeo check` say of a checkpoint, by the name of their finding.
 FileOutcomes = Mapping[str, Outcome]

@@ -10,13 +10,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Check, Finding, RunRecord
 from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.records.lenses import Lenses, command
 from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.verdict import experts_rules, routing_lens_rules
 from moegeo_cli.verdict.interventions import recommend
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, definitions, settle
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, settle
 from moegeo_cli.verdict.thresholds import Thresholds
 
 R = TypeVar("R", ExpertsRecord, RoutingRecord)

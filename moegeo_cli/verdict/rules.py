@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import get_args
 
+from moegeo_cli.explanations.findings import Definition, definitions
 from moegeo_cli.records import (
     Check,
     CheckpointRecord,
@@ -19,8 +18,8 @@ from moegeo_cli.records import (
     RunRecord,
     Threshold,
 )
-from moegeo_cli.records.verdict import Axis, Severity
-from moegeo_cli.verdict.thresholds import FOLDER, Limit, Thresholds
+from moegeo_cli.records.verdict import Severity
+from moegeo_cli.verdict.thresholds import Limit, Thresholds
 from moegeo_cli.verdict.training_log import FiguresSoFar, TrainingFigures
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
@@ -74,26 +73,6 @@ class Skipped:
 
 Outcome = Found | Skipped | None
 Rule = Callable[[Situation], Outcome]
-
-
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """A finding as findings.toml has it."""
-
-    id: str
-    name: str
-    axis: Axis
-    severity: Severity
-    meaning: str
-    fact: bool = field(default=False)
-    lens: str | None = None  # the command whose record it reads; None for the run's own
-
-
-@functools.cache
-def definitions() -> Mapping[str, Definition]:
-    """All findings by name."""
-    table = tomllib.loads((FOLDER / "findings.toml").read_text(encoding="utf-8"))
-    return {name: Definition(name=name, **row) for name, row in table.items()}
 
 
 def settle(

@@ -109,7 +109,7 @@ def test_the_page_is_what_the_tables_say() -> None:
 
 
 def test_findings_in_the_table_are_of_the_product() -> None:
-    from moegeo_cli.verdict.rules import definitions
+    from moegeo_cli.explanations.findings import definitions
 
     found = {name for entry in read_table("points")["findings"] for name in json.loads(entry)}
     assert found <= set(definitions())

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -28,6 +29,8 @@ from moegeo_cli.reports import (
 )
 from moegeo_cli.reports.frames import to_frames
 from tests.reports.conftest import GOLDEN
+
+print_full = partial(print_run, full=True)
 
 
 def terminal(
@@ -54,7 +57,8 @@ def test_terminal_reports(
     width: int, run: RunRecord, single: RunRecord, comparison: ComparisonRecord
 ) -> None:
     for name, record, show in (
-        ("run", run, print_run), ("single", single, print_run),
+        ("run", run, print_full), ("single", single, print_full),
+        ("run-screen", run, print_run), ("single-screen", single, print_run),
         ("comparison", comparison, print_comparison),
     ):  # fmt: skip
         text = terminal(show, record, width)
@@ -89,6 +93,7 @@ def test_no_control_character_of_a_checkpoint_gets_out(
 
 def test_colour_and_markup_of_a_checkpoint_stay_text(run: RunRecord) -> None:
     file = io.StringIO()
+    print_full(run, Console(file=file, width=100, force_terminal=True, color_system="truecolor"))
     print_run(run, Console(file=file, width=100, force_terminal=True, color_system="truecolor"))
     assert "[bold]x[/bold]" in file.getvalue()
     assert "\x1b]0;title" not in file.getvalue()
@@ -96,13 +101,14 @@ def test_colour_and_markup_of_a_checkpoint_stay_text(run: RunRecord) -> None:
 
 
 def test_without_unicode_the_report_is_ascii(run: RunRecord) -> None:
-    text = terminal(print_run, run, 80, "ascii")
-    assert text.isascii()
-    assert "failing" in text
+    for show in (print_run, print_full):
+        text = terminal(show, run, 80, "ascii")
+        assert text.isascii()
+        assert "failing" in text
 
 
 def test_what_matters_comes_first(run: RunRecord) -> None:
-    lines = terminal(print_run, run, 80).splitlines()
+    lines = terminal(print_full, run, 80).splitlines()
     top = "\n".join(lines[:24])
     assert "2 of 3 routers" in top, "partial coverage is said first"
     assert "FAILING" in top.upper()

@@ -147,14 +147,15 @@ def test_the_tutorial_shows_what_is_printed(
 ) -> None:  # fmt: skip
     monkeypatch.setenv("COLUMNS", "80")
     printed = {"analyze": moegeo("analyze", UNBALANCED).out}
+    printed["analyze --full"] = moegeo("analyze", UNBALANCED, "--full").out
     printed["inspect"] = call(capsys, "inspect", UNBALANCED).out
     shown = re.findall(
-        r"```console\n\$ moegeo (\w+) sample_checkpoints/unbalanced-mixtral\n(.*?)```",
+        r"```console\n\$ moegeo (\w+) sample_checkpoints/unbalanced-mixtral( --full)?\n(.*?)```",
         TUTORIAL, re.DOTALL,
     )  # fmt: skip
     assert len(shown) >= 6
-    for command, text in shown:
-        real = {as_shown(line) for line in printed[command].splitlines()}
+    for command, full, text in shown:
+        real = {as_shown(line) for line in printed[command + full].splitlines()}
         lines = {as_shown(line) for line in text.splitlines()} - {"…", ""}
         assert lines - real == set()
 

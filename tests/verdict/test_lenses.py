@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Coverage, Metric, RunRecord
 from moegeo_cli.records.experts import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.records.lenses import LENSES
 from moegeo_cli.verdict import judge, load_thresholds, recommend
 from moegeo_cli.verdict.lenses import LENS_RULES, judge_lens
-from moegeo_cli.verdict.rules import definitions
 from tests.verdict.conftest import checkpoint, metric, run_of
 
 

@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
+from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Coverage, Metric, RunRecord
 from moegeo_cli.verdict import judge, load_thresholds
 from moegeo_cli.verdict.judging import RULES
 from moegeo_cli.verdict.lenses import LENS_RULES
-from moegeo_cli.verdict.rules import definitions
 from tests.verdict.conftest import checkpoint, find, layer, metric, run_of, verdict_of
 
 
