@@ -8,8 +8,8 @@ others have it is still being written as long as it lacks it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,28 @@ from moegeo_cli.checkpoints.folders import (
     find_config,
     given_config,
     list_folder,
-    parse_step,
     read_config,
     read_trainer_state,
 )
-from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.nesting import (
+    find_runs,
+    inner_folder,
+    several_models,
+    several_runs,
+    several_stages,
+    step_folder,
+)
 from moegeo_cli.checkpoints.opening import detect_layout, open_weights
+from moegeo_cli.checkpoints.sentinels import why_unfinished
+from moegeo_cli.checkpoints.step_names import (
+    TEMPORARY,
+    is_checkpoint_name,
+    parse_step,
+    read_name,
+)
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -44,8 +58,6 @@ __all__ = [
     "read_config",
     "read_trainer_state",
 ]
-
-_TEMPORARY_NAME = re.compile(r"(?:tmp|temp)[-_.].*|.*[-_.](?:tmp|temp|partial|incomplete|lock)")
 
 # parts of one checkpoint, accelerate's and others', which are no checkpoints themselves
 _PART_NAME = re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+|model_and_optim|model")
@@ -72,10 +84,14 @@ class CheckpointFolder:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something in a run that looked like a checkpoint and was left out."""
+    """Something in a run that looked like a checkpoint and was left out.
+
+    A spare one is no further point of the run's course: a copy of a checkpoint, or the final model.
+    """
 
     path: str
     reason: str
+    spare: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,11 @@ class RunFolder:
     def newest(self) -> CheckpointFolder:
         """The checkpoint with the highest step."""
         return self.checkpoints[-1]
+
+    @property
+    def missed(self) -> bool:
+        """Whether a point of the run's course was left out."""
+        return any(not item.spare for item in self.skipped)
 
 
 def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
@@ -122,7 +143,16 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
     if own_layout is not None:  # further adapters that peft saves below the one at work
         children = [c for c in children if parse_step(c.name) or detect_layout(c) != ADAPTER]
     if own_layout is not None and not any(detect_layout(child) for child in children):
-        return _open_single(folder, name, given)
+        return _open_single(folder, folder, name, given)
+    inner = inner_folder(folder) if own_layout is None and not _has_steps(children) else None
+    if inner is not None:
+        return _open_single(folder, inner, name, given)
+    if own_layout is None and not _has_steps(children):
+        runs = [run for run in find_runs(folder) if run.path not in children]
+        if len(runs) == 1 and not children:
+            return open_run(runs[0].path, config)
+        if runs:
+            raise several_runs(folder, runs)
     if not children:
         raise _no_checkpoint(folder, entries)
     kept, skipped, errors = _judge(folder, children, given)
@@ -138,6 +168,10 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
     return RunFolder(name, folder, False, tuple(kept), tuple(skipped), state, given)
 
 
+def _has_steps(entries: Sequence[Path]) -> bool:
+    return any(parse_step(entry.name) is not None for entry in entries)
+
+
 def _is_candidate(entry: Path) -> bool:
     """Whether an entry of a run folder may be a checkpoint."""
     try:
@@ -148,33 +182,33 @@ def _is_candidate(entry: Path) -> bool:
         if layout == DISTRIBUTED and _PART_NAME.fullmatch(entry.name):
             return False
         return (
-            parse_step(entry.name) is not None
-            or _TEMPORARY_NAME.fullmatch(entry.name) is not None
-            or layout is not None
+            layout is not None
+            or is_checkpoint_name(entry.name)
+            or TEMPORARY.fullmatch(entry.name) is not None
+            or (parse_step(entry.name) is not None and inner_folder(entry) is not None)
         )
     except OSError:
         return False
 
 
-def _open_single(folder: Path, name: str, given: Path | None) -> RunFolder:
-    """A run of one checkpoint, which must be complete."""
+def _open_single(given_path: Path, folder: Path, name: str, given: Path | None) -> RunFolder:
+    """A run of one checkpoint, which must be complete; it may lie below the path that was given."""
     config = find_config(folder, given)
     layout = check_complete(folder, config)
     state = read_trainer_state(folder)
     step = _step_of(folder, state)
-    if state is None and step is not None and parse_step(folder.resolve().name) is not None:
-        siblings = [
-            entry
-            for entry in _list_quietly(folder.resolve().parent)
-            if entry.name != folder.resolve().name and parse_step(entry.name) is not None
-        ]
-        if _is_being_written(step, _done(siblings)):
+    place = step_folder(folder)
+    if parse_step(place.name) is not None:
+        siblings = [e for e in _list_quietly(place.parent) if parse_step(e.name) is not None]
+        reason = why_unfinished(place, step, siblings)
+        if reason is not None:
             raise IncompleteCheckpointError(
                 f"{folder} is still being written",
-                found="no trainer_state.json, which the run's other checkpoints have",
+                found=reason.removeprefix("still being written: "),
                 hint="wait until it is written, or give an earlier checkpoint",
             )
-    checkpoint = CheckpointFolder(folder, step, ".", layout, config)
+    relative = "." if folder == given_path else folder.relative_to(given_path).as_posix()
+    checkpoint = CheckpointFolder(folder, step, relative, layout, config)
     return RunFolder(name, folder, True, (checkpoint,), (), state, given)
 
 
@@ -185,26 +219,9 @@ def _list_quietly(folder: Path) -> list[Path]:
         return []
 
 
-def _done(siblings: Sequence[Path]) -> dict[Path, int]:
-    """Steps of the checkpoints that have a trainer_state.json."""
-    return {
-        sibling: parse_step(sibling.name) or 0
-        for sibling in siblings
-        if is_there(sibling / "trainer_state.json")
-    }
-
-
-def _is_being_written(step: int, done: Mapping[Path, int]) -> bool:
-    """Whether a checkpoint without trainer_state.json is newer than all that have it.
-
-    An older one without it was saved by other means, an initial model for instance.
-    """
-    return bool(done) and step > max(done.values())
-
-
 def _step_of(folder: Path, state: dict[str, Any] | None) -> int | None:
-    """The step by the folder's name, else by the Trainer's state."""
-    step = parse_step(folder.resolve().name)
+    """The step by the folder's name, or that of the one that it lies deep in, else by the state."""
+    step = parse_step(step_folder(folder).name)
     if step is None and state is not None:
         stated = state.get("global_step")
         step = stated if type(stated) is int and stated >= 0 else None
@@ -218,25 +235,24 @@ def _judge(
     kept: list[CheckpointFolder] = []
     skipped: list[Skipped] = []
     errors: list[MoegeoError] = []
-    done = _done(children)
     for child in children:
         try:
-            kept.append(_open_member(child, done, given))
+            kept.append(_open_member(child, children, given))
         except MoegeoError as error:
             errors.append(error)
             found = f" ({error.found})" if error.found else ""
             skipped.append(Skipped(child.name, f"{error.message}{found}"))
+    if all(checkpoint.step is None for checkpoint in kept):
+        kept = [replace(c, step=read_name(c.relative).epoch) for c in kept]  # an epoch orders too
     unordered = [checkpoint for checkpoint in kept if checkpoint.step is None]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     if not numbered and len(unordered) > 1:
-        raise NoCheckpointError(
-            f"{run} holds checkpoints without a step, so they have no order",
-            found=", ".join(checkpoint.relative for checkpoint in unordered[:8]),
-            hint="give one of them, or name them checkpoint-STEP",
-        )
+        raise several_models(run, [checkpoint.relative for checkpoint in unordered])
+    _refuse_stages(run, numbered)
     if numbered:
         skipped += [
-            Skipped(checkpoint.relative, "no step in its name or state") for checkpoint in unordered
+            Skipped(checkpoint.relative, "no step in its name or state", spare=True)
+            for checkpoint in unordered
         ]
         kept = []
         # Names that tell a step win over links and copies such as `latest` and `best`.
@@ -245,29 +261,38 @@ def _judge(
             key=lambda c: (c.step, parse_step(c.relative) is None, c.path.is_symlink(), c.relative),
         ):
             if kept and kept[-1].step == checkpoint.step:
-                skipped.append(
-                    Skipped(checkpoint.relative, f"the same step as {kept[-1].relative}")
-                )
+                reason = f"the same step as {kept[-1].relative}"
+                skipped.append(Skipped(checkpoint.relative, reason, spare=True))
             else:
                 kept.append(checkpoint)
     return kept, sorted(skipped, key=lambda item: item.path), errors
 
 
-def _open_member(child: Path, done: Mapping[Path, int], given: Path | None) -> CheckpointFolder:
+def _refuse_stages(run: Path, numbered: Sequence[CheckpointFolder]) -> None:
+    """Stages of a training count their steps anew: together they are no run."""
+    stages: dict[str, list[CheckpointFolder]] = {}
+    for checkpoint in sorted(numbered, key=lambda c: (c.step or 0, c.relative)):
+        stage = read_name(checkpoint.relative.partition("/")[0]).stage or "no stage"
+        stages.setdefault(stage, []).append(checkpoint)
+    if len(stages) > 1:
+        raise several_stages(
+            run, [(stage, [c.relative for c in held]) for stage, held in sorted(stages.items())]
+        )
+
+
+def _open_member(child: Path, siblings: Sequence[Path], given: Path | None) -> CheckpointFolder:
     """One checkpoint of a run; raises where it must be skipped."""
-    if _TEMPORARY_NAME.fullmatch(child.name):
+    if TEMPORARY.fullmatch(child.name):
         raise IncompleteCheckpointError("a temporary name: still being written, or left over")
-    config = find_config(child, given)
-    layout = check_complete(child, config)
-    state = read_trainer_state(child)
-    step = _step_of(child, state)
-    if state is None and step is not None:
-        others = {sibling: at for sibling, at in done.items() if sibling != child}
-        if _is_being_written(step, others):
-            raise IncompleteCheckpointError(
-                "still being written: no trainer_state.json, which the others have"
-            )
-    return CheckpointFolder(child, step, child.name, layout, config)
+    folder = child if detect_layout(child) is not None else inner_folder(child) or child
+    config = find_config(folder, given)
+    layout = check_complete(folder, config)
+    step = _step_of(folder, read_trainer_state(folder))
+    reason = why_unfinished(child, step, siblings)
+    if reason is not None:
+        raise IncompleteCheckpointError(reason)
+    relative = folder.relative_to(child.parent).as_posix()
+    return CheckpointFolder(folder, step, relative, layout, config)
 
 
 def _judge_root(
@@ -278,12 +303,11 @@ def _judge_root(
         state = read_trainer_state(folder)
         step = state.get("global_step") if state else None
         if type(step) is not int or step < 0:
-            return Skipped(
-                ".", "the run's final model, without a trainer_state.json to tell its step"
-            )
+            reason = "the run's final model, without a trainer_state.json to tell its step"
+            return Skipped(".", reason, spare=True)
         match = next((c.relative for c in kept if c.step is not None and c.step >= step), None)
         if match:
-            return Skipped(".", f"the run's final model, not newer than {match}")
+            return Skipped(".", f"the run's final model, not newer than {match}", spare=True)
         config = find_config(folder, given)
         return CheckpointFolder(folder, step, ".", check_complete(folder, config), config)
     except MoegeoError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,6 @@ from moegeo_cli.errors import (
 
 MAX_CONFIG_BYTES = 16_000_000
 MAX_STATE_BYTES = 512_000_000  # log_history grows with the run
-
-_STEP_NAME = re.compile(
-    r"(?:checkpoint|ckpt|global[-_]?step|step|iter|iteration)[-_]?(\d{1,15})(?:[-_].*)?|(\d{1,15})"
-)
 
 
 def config_file(checkpoint: Path) -> Path:
@@ -147,12 +142,6 @@ def check_complete(folder: Path, config: Path | None = None) -> str:
         return layout
     except NoCheckpointError as error:
         raise IncompleteCheckpointError(error.message, found=error.found, hint=error.hint) from None
-
-
-def parse_step(name: str) -> int | None:
-    """The step that a folder's name tells, as in checkpoint-500, step_500 or iter_0000500."""
-    match = _STEP_NAME.fullmatch(name)
-    return int(match.group(1) or match.group(2)) if match else None
 
 
 def list_folder(folder: Path) -> list[Path]:

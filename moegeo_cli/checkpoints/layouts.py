@@ -40,6 +40,12 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
         "or load it with transformers' from_pretrained(gguf_file=...) and save_pretrained()",
     ),
     ForeignLayout(
+        "verl's shards, one a rank",
+        (("model_world_size_*_rank_*.pt",), ("actor/model_world_size_*_rank_*.pt",)),
+        "merge them: python -m verl.model_merger merge --backend fsdp --local_dir "
+        "{path}/actor --target_dir {path}/actor/huggingface",
+    ),
+    ForeignLayout(
         "a DeepSpeed ZeRO checkpoint",
         (
             ("zero_to_fp32.py",),

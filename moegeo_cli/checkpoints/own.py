@@ -2,7 +2,7 @@
 
 A checkpoint is a weights file (`.safetensors`, or a state dict of torch in `.pt`, `.pth`, `.bin`,
 `.ckpt`), or a folder with one of them, or a folder in the layout of transformers. A config.json
-beside the weights is read where there is one. Steps are the last number in a name.
+beside the weights is read where there is one. A step is read from its word in a name.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_va
 from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, Skipped
 from moegeo_cli.checkpoints.folders import list_folder, read_trainer_state
 from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.nesting import find_runs, several_runs
 from moegeo_cli.checkpoints.opening import detect_layout, open_weights
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.checkpoints.step_names import parse_step, read_name
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
@@ -37,7 +39,6 @@ _OTHERS = re.compile(
     r"(?:.*[-_.])?(?:optim(?:izer)?|sched(?:uler)?|rng|scaler|training_args|args|probe|captures?)"
     r"(?:[-_.].*)?"
 )
-_NUMBER = re.compile(r"(\d{1,15})(?!.*\d)")
 
 
 def open_own_run(path: Path | str) -> RunFolder:
@@ -69,6 +70,11 @@ def open_own_run(path: Path | str) -> RunFolder:
     found: list[tuple[Path, Path]] = [(entry, _weights_of(entry) or entry) for entry in members]
     found += [(file, file) for file in files]
     if not found:
+        runs = find_runs(root, _has_step)
+        if len(runs) == 1:
+            return open_own_run(runs[0].path)
+        if runs:
+            raise several_runs(root, runs)
         raise NoCheckpointError(
             f"{root} holds no weights",
             found=", ".join(entry.name for entry in entries[:8]) or "an empty folder",
@@ -86,7 +92,7 @@ def open_own_run(path: Path | str) -> RunFolder:
 def _single(weights: Path, folder: Path, name: str) -> RunFolder:
     layout = open_weights(weights).layout
     state = read_trainer_state(folder)
-    checkpoint = CheckpointFolder(weights, _step(name), ".", layout)
+    checkpoint = CheckpointFolder(weights, parse_step(name), ".", layout)
     return RunFolder(name, folder, True, (checkpoint,), (), state)
 
 
@@ -94,8 +100,10 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
     """Checkpoints by step; what is not whole or has no step is left out with a word."""
     kept: list[CheckpointFolder] = []
     skipped: list[Skipped] = []
+    names = {entry: read_name(entry.stem if entry.is_file() else entry.name) for entry, _ in found}
+    epochs = all(told.step is None for told in names.values())  # an epoch orders too
     for entry, weights in found:
-        step = _step(entry.stem if entry.is_file() else entry.name)
+        step = names[entry].epoch if epochs else names[entry].step
         try:
             layout = open_weights(weights).layout
         except MoegeoError as error:
@@ -104,7 +112,7 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
         same = [c.relative for c in kept if c.step == step]
         if step is None or same:
             reason = "no step in its name" if step is None else f"the same step as {same[0]}"
-            skipped.append(Skipped(entry.name, reason))
+            skipped.append(Skipped(entry.name, reason, spare=True))
             continue
         kept.append(CheckpointFolder(weights, step, entry.name, layout))
     if not kept:
@@ -113,11 +121,19 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
         raise kind(
             f"none of the {len(skipped)} checkpoints in {root} can be used",
             found=words,
-            hint="give one of them, or put the step into its name",
+            hint="give one of them, or put the step into each name: step-100.pt",
         )
     kept.sort(key=lambda checkpoint: checkpoint.step or 0)
     state = read_trainer_state(kept[-1].path)
     return RunFolder(name, root, False, tuple(kept), tuple(skipped), state)
+
+
+def _has_step(entry: Path) -> bool:
+    """Whether an entry is a checkpoint whose name orders it."""
+    if not (_is_weights(entry) or (entry.is_dir() and _weights_of(entry))):
+        return False
+    told = read_name(entry.stem if entry.is_file() else entry.name)
+    return told.step is not None or told.epoch is not None
 
 
 def _weights_of(folder: Path) -> Path | None:
@@ -142,11 +158,6 @@ def _is_weights(path: Path) -> bool:
         and path.name not in ADAPTER_FILES
         and path.is_file()
     )
-
-
-def _step(name: str) -> int | None:
-    match = _NUMBER.search(name)
-    return int(match[1]) if match else None
 
 
 def find_own_routers(index: WeightIndex, pattern: str | None) -> dict[str, tuple[int, ...]]:

@@ -117,7 +117,10 @@ def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> An
 
 def _nested(loaded: Any) -> list[Any]:
     """Where training scripts put the model's state dict among other things, first match first."""
-    return [loaded[key] for key in STATE_KEYS if key in loaded] if isinstance(loaded, dict) else []
+    holders = [loaded]
+    if isinstance(loaded, dict):
+        holders.append(loaded.get("state"))  # Composer's: state, then model
+    return [h[key] for h in holders if isinstance(h, dict) for key in STATE_KEYS if key in h]
 
 
 def describe_tensor(tensor: Any) -> TensorInfo:

@@ -15,6 +15,8 @@ from typing import Any
 from moegeo_cli.checkpoints.architecture import text_config
 from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config, read_trainer_state
 from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.nesting import step_folder
+from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.errors import MoegeoError
 
 # Keys of any model's config that steer its routers in training.
@@ -50,7 +52,8 @@ MAX_CARD_BYTES = 1_000_000
 class TrainingLog:
     """A checkpoint's own account of its training.
 
-    `tokens` counts input tokens, None where the run did not. `fraction` is the share of the
+    `tokens` counts input tokens, by the log, else as the checkpoint's name rounds them; None where
+    neither says. `fraction` is the share of the
     planned steps that are done. `log` holds numbers only; a value that was NaN or infinite is
     None there and its key stands in the entry's `nonfinite`. `framework` is None where nothing
     tells it. `settings` is flat: router keys of the config by their name, the Trainer's own
@@ -77,6 +80,7 @@ def read_training(checkpoint: CheckpointFolder) -> TrainingLog:
     step = _natural(state.get("global_step"))
     if step is None:
         step = checkpoint.step
+    told = read_name(step_folder(checkpoint.path).name)
     planned = _natural(state.get("max_steps"))
     settings = router_settings(config)
     settings.update(
@@ -88,7 +92,7 @@ def read_training(checkpoint: CheckpointFolder) -> TrainingLog:
     )
     return TrainingLog(
         step=step,
-        tokens=0 if step == 0 else _tokens(state, log),
+        tokens=0 if step == 0 else _tokens(state, log) or told.tokens,
         fraction=step / planned if step is not None and planned else None,
         log=log,
         framework=detect_framework(checkpoint.path, state or None, log),

@@ -20,8 +20,10 @@ from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.discover import CheckpointFolder
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.folders import find_config, parse_step, read_trainer_state
+from moegeo_cli.checkpoints.folders import find_config, read_trainer_state
+from moegeo_cli.checkpoints.nesting import step_folder
 from moegeo_cli.checkpoints.routers import RouterTensors
+from moegeo_cli.checkpoints.step_names import parse_step
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.models.adapting import trace_config
@@ -231,7 +233,7 @@ def _say_computed(routers: Sequence[LoneRouter], *, own: bool) -> str:
 
 
 def _step_of(path: Path) -> int | None:
-    step = parse_step(path.resolve().name)
+    step = parse_step(step_folder(path).name)
     state = read_trainer_state(path) if step is None else None
     stated = state.get("global_step") if state else None
     return stated if type(stated) is int else step

@@ -47,21 +47,56 @@ def test_a_nested_state_dict_is_found(key: str, tmp_path: Path) -> None:
     assert open_weights(file).names() == tuple(sorted(STATE))
 
 
-def test_steps_are_the_last_numbers_of_names(tmp_path: Path) -> None:
+def test_steps_are_told_by_words(tmp_path: Path) -> None:
     for name in ("net2_step_100.pt", "net2_step_20.pt", "net2_step_3.pt"):
         write(tmp_path / name)
     write(tmp_path / "optimizer_100.pt", {"state": {}})
-    write(tmp_path / "epoch-7" / "weights.pt")
-    write(tmp_path / "epoch-7" / "scheduler.pt", {"last": 1})
-    write(tmp_path / "twin_20.pt")
+    write(tmp_path / "step-7-tokens2B" / "weights.pt")
+    write(tmp_path / "step-7-tokens2B" / "scheduler.pt", {"last": 1})
+    write(tmp_path / "twin_step_20.pt")
+    write(tmp_path / "pretrain_768_moe.pth")
+    write(tmp_path / "epoch-2.pt")
     write(tmp_path / "best.pt")
     run = open_own_run(tmp_path)
     assert [c.step for c in run.checkpoints] == [3, 7, 20, 100]
     reasons = {s.path: s.reason for s in run.skipped}
     assert reasons == {
         "best.pt": "no step in its name",
-        "twin_20.pt": "the same step as net2_step_20.pt",
+        "epoch-2.pt": "no step in its name",
+        "pretrain_768_moe.pth": "no step in its name",
+        "twin_step_20.pt": "the same step as net2_step_20.pt",
     }
+    assert not run.missed
+
+
+def test_epochs_order_where_no_name_tells_a_step(tmp_path: Path) -> None:
+    for epoch in (10, 2):
+        write(tmp_path / f"epoch-{epoch}.pt")
+    assert [c.step for c in open_own_run(tmp_path).checkpoints] == [2, 10]
+
+
+def test_numbers_that_may_be_anything_are_no_steps(tmp_path: Path) -> None:
+    for width in (768, 1024):
+        write(tmp_path / f"moe_{width}.pt")
+    with pytest.raises(NoCheckpointError, match=r"moe_1024\.pt[\s\S]*step-100\.pt"):
+        open_own_run(tmp_path)
+
+
+def test_runs_of_own_files_lie_deeper(tmp_path: Path) -> None:
+    """As Lightning and Composer lay their folders and files out."""
+    for place in ("version_0", "version_1"):
+        for name in ("epoch=0-step=100.ckpt", "epoch=1-step=200.ckpt"):
+            write(tmp_path / "logs" / place / "checkpoints" / name)
+    run = open_own_run(tmp_path / "logs" / "version_0")
+    assert [c.step for c in run.checkpoints] == [100, 200]
+    with pytest.raises(NoCheckpointError, match="holds 2 runs") as caught:
+        open_own_run(tmp_path / "logs")
+    assert "version_0/checkpoints (2 checkpoints, step 100 to 200)" in str(caught.value.found)
+    for batch in (80, 160):
+        write(tmp_path / "composer" / f"ep2-ba{batch}-rank0.pt", {"state": {"model": STATE}})
+    found = open_own_run(tmp_path / "composer")
+    assert [c.step for c in found.checkpoints] == [80, 160]
+    assert open_weights(found.newest.path).names() == tuple(sorted(STATE))
 
 
 def test_the_layout_of_transformers_counts_too(tmp_path: Path) -> None:

@@ -269,7 +269,7 @@ def _fill(
     """What is known of the run without measuring."""
     coverage = [c.coverage for c in history.checkpoints]
     versions, version_notes = measured_versions(history.checkpoints)
-    whole = not folder.skipped and all(c.routers_found == c.routers_measured for c in coverage)
+    whole = not folder.missed and all(c.routers_found == c.routers_measured for c in coverage)
     return dataclasses.replace(
         history,
         status="complete" if whole else "partial",

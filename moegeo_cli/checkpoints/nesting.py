@@ -1,0 +1,167 @@
+"""Runs and checkpoints that lie deeper than the folder that a user gives.
+
+Some trainers put a run below a folder named by version and date (ms-swift's
+`v0-DATE/checkpoint-N`), others put a checkpoint's weights some folders below its step (verl's
+`global_step_N/actor/huggingface`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moegeo_cli.checkpoints.folders import list_folder
+from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.indexes import read_json
+from moegeo_cli.checkpoints.opening import LAYOUT_FILES, detect_layout
+from moegeo_cli.checkpoints.step_names import parse_step
+from moegeo_cli.errors import MoegeoError, NoCheckpointError
+
+# Where below a step's folder trainers put a model in transformers' layout, the likeliest first.
+INNER = (
+    "actor/huggingface",   # verl
+    "actor",               # verl, after its model_merger
+    "huggingface", "hf",   # what exporters name their output
+    "model/consolidated",  # NeMo AutoModel
+    "policy/weights",      # NeMo-RL
+    "consolidated", "weights", "hf_model", "model",
+)  # fmt: skip
+DEPTH = 3
+MOST_ENTRIES = 2000  # of all folders looked into
+SHOWN = 8
+
+
+def inner_folder(folder: Path) -> Path | None:
+    """The folder below a step's that holds its model in transformers' layout; None for none."""
+    if not folder.is_dir():
+        return None
+    for name in INNER:
+        place = folder / name
+        if is_there(place / "config.json") and detect_layout(place) in LAYOUT_FILES.values():
+            return place
+    return None
+
+
+def step_folder(folder: Path) -> Path:
+    """The folder whose name tells a checkpoint's step: its own, or one that it lies deep in."""
+    place = folder.resolve()
+    for name in INNER:
+        parts = len(Path(name).parts)
+        above = place.parents[min(parts, len(place.parents)) - 1]
+        if place.as_posix().endswith(f"/{name}") and parse_step(above.name) is not None:
+            return above
+    return place
+
+
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """A run below a folder, and the names of its checkpoints by step."""
+
+    path: Path
+    members: tuple[str, ...]
+
+    def describe(self, top: Path) -> str:
+        """In words: where it is, and what is in it."""
+        steps = [parse_step(name) for name in self.members]
+        known = [step for step in steps if step is not None]
+        count = len(self.members)
+        words = f"{count} checkpoint{'s' if count != 1 else ''}"
+        if known:
+            words += f", step {min(known)}" + (f" to {max(known)}" if len(known) > 1 else "")
+        return f"{self.path.relative_to(top)} ({words})"
+
+
+def find_runs(folder: Path, is_member: Callable[[Path], bool] | None = None) -> list[Nested]:
+    """The runs below a folder, those of the same depth by name; links are not followed.
+
+    Args:
+        folder: where to look.
+        is_member: whether an entry is a checkpoint with a step; None for those of transformers.
+    """
+    is_member = is_member or _is_member
+    left = MOST_ENTRIES
+    level = [folder]
+    found: list[Nested] = []
+    for _ in range(DEPTH):
+        deeper: list[Path] = []
+        for place in level:
+            entries = [e for e in _entries(place) if not e.is_symlink() and e.is_dir()]
+            left -= len(entries)
+            if left < 0:
+                return found
+            for entry in entries:
+                members = tuple(e.name for e in _entries(entry) if is_member(e))
+                if members:
+                    found.append(Nested(entry, tuple(sorted(members, key=_order))))
+                elif detect_layout(entry) is None and parse_step(entry.name) is None:
+                    deeper.append(entry)
+        level = deeper
+    return found
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list_folder(folder)
+    except MoegeoError:
+        return []
+
+
+def _is_member(entry: Path) -> bool:
+    if parse_step(entry.name) is None or not entry.is_dir():
+        return False
+    return detect_layout(entry) is not None or inner_folder(entry) is not None
+
+
+def _order(name: str) -> tuple[int, str]:
+    step = parse_step(name)
+    return (-1 if step is None else step, name)
+
+
+def several_runs(folder: Path, runs: Sequence[Nested]) -> NoCheckpointError:
+    """The error for a folder of several runs: what each is, and what to run next."""
+    newest = runs[-1].path
+    more = f"; and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    return NoCheckpointError(
+        f"{folder} holds {len(runs)} runs",
+        found="; ".join(run.describe(folder) for run in runs[:SHOWN]) + more,
+        hint=f"give one of them: moegeo analyze {shlex.quote(str(newest))}",
+        context={"runs": [str(run.path) for run in runs]},
+    )
+
+
+def several_models(folder: Path, names: Sequence[str]) -> NoCheckpointError:
+    """The error for models side by side that no step orders: what each is, and what to run next."""
+    first, last = (shlex.quote(str(folder / name)) for name in (names[0], names[-1]))
+    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return NoCheckpointError(
+        f"{folder} holds {len(names)} checkpoints without a step, so they have no order",
+        found="; ".join(_say_models(folder, names[:SHOWN])) + more,
+        hint=f"moegeo analyze {last}, or moegeo compare {first} {last}; the checkpoints of a run "
+        "are named checkpoint-STEP",
+    )
+
+
+def several_stages(folder: Path, stages: Sequence[tuple[str, Sequence[str]]]) -> NoCheckpointError:
+    """The error for stages of a training in one folder, each with steps of its own."""
+    name, members = stages[-1]
+    said = [f"{stage} ({len(held)} checkpoints, {held[0]} to {held[-1]})" for stage, held in stages]
+    place = shlex.quote(str(folder))
+    link = f"mkdir {name} && ln -s ../{members[-1]} {name}/"
+    return NoCheckpointError(
+        f"{folder} holds {len(stages)} stages of a training, each with steps of its own",
+        found="; ".join(said),
+        hint=f"give one checkpoint, or a folder with links to one stage's: cd {place} && {link}",
+    )
+
+
+def _say_models(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        kind = None
+        try:
+            document = read_json(folder / name / "config.json", 16_000_000)
+            kind = document.get("model_type") if isinstance(document, dict) else None
+        except MoegeoError:
+            pass
+        yield f"{name} ({kind})" if isinstance(kind, str) and kind.isprintable() else name

@@ -1,0 +1,98 @@
+"""What the name of a checkpoint tells: step, epoch, tokens and stage, each from its own word.
+
+A number without such a word is no step: it may be a width, a number of tokens or a date. A name
+that is a number alone is a step, unless it is a date.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NUMBER = r"[-_=]?(\d{1,15})(?![\dA-Za-z])(?!\.\d)"
+_STEP = re.compile(
+    rf"(?<![A-Za-z])(?:global[-_]?steps?|steps?|iter(?:ation)?s?|updates?|batch|ba){_NUMBER}", re.I
+)
+# Words that other things are counted by as well: a step where no word of the first kind is there.
+_SAVE = re.compile(rf"(?<![A-Za-z])(?:(?:checkpoint|chkpt|ckpt){_NUMBER}|model[-_](0\d{{3,14}})$)",
+                   re.I)  # fmt: skip
+_EPOCH = re.compile(rf"(?<![A-Za-z])(?:epochs?|ep){_NUMBER}", re.I)
+_TOKENS = re.compile(
+    r"(?<![A-Za-z])tok(?:en)?s?[-_=]?(\d+(?:\.\d+)?)([KMBT]?)(?![\dA-Za-z])"
+    r"|(?<![\dA-Za-z.])(\d+(?:\.\d+)?)([KMBT])[-_]?tok(?:en)?s?(?![A-Za-z])",
+    re.I,
+)
+_STAGE = re.compile(r"(?<![A-Za-z])(?:stage|phase)[-_=]?\d+", re.I)
+_DATE = re.compile(
+    r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
+    r"(?:[-_T. ]?(?:[01]\d|2[0-3])[-_:.]?[0-5]\d(?:[-_:.]?[0-5]\d)?(?:[-_.]?\d{1,6})?)?"
+)
+# Names that are a checkpoint's whatever lies in them: what is missing there is then said.
+_CHECKPOINT = re.compile(
+    r"(?:checkpoint|ckpt|global[-_]?step|step|iter|iteration)[-_]?\d{1,15}(?:[-_].*)?|\d{1,15}"
+)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+TEMPORARY = re.compile(
+    r"(?:tmp|temp)[-_.].*|.*[-_.](?:tmp|temp|partial|incomplete|unfinished|lock)"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a name tells; None for each that it does not.
+
+    `stage` is what stands before the step where a word of stages is in it. `tokens` is rounded as
+    the name is.
+    """
+
+    step: int | None = None
+    epoch: int | None = None
+    tokens: int | None = None
+    stage: str | None = None
+
+
+def read_name(name: str) -> Told:
+    """What the name of a folder, or of a file without its suffix, tells."""
+    if TEMPORARY.fullmatch(name):
+        return Told()
+    epoch = _one(_EPOCH, name)
+    step = _one(_STEP, name)
+    if step is None and not _STEP.search(name):
+        step = _one(_SAVE, name)
+    if step is None and re.fullmatch(r"\d{1,15}", name) and not is_date(name):
+        step = int(name)
+    stage = None
+    if _STAGE.search(name):
+        word = _STEP.search(name) or _SAVE.search(name)
+        stage = name[: word.start()].strip("-_=. ") if word else None
+    return Told(step, epoch, _tokens(name), stage or None)
+
+
+def parse_step(name: str) -> int | None:
+    """The step that a name tells, as in checkpoint-500, stage1-step500-tokens2B or ep2-ba160."""
+    return read_name(name).step
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a name begins as a checkpoint's does, or is a number that is no date."""
+    return _CHECKPOINT.fullmatch(name) is not None and parse_step(name) is not None
+
+
+def is_date(name: str) -> bool:
+    """Whether a name is a date, with or without a time."""
+    return _DATE.fullmatch(name) is not None
+
+
+def _one(pattern: re.Pattern[str], name: str) -> int | None:
+    """The number behind a word; None where there is none, or several that differ."""
+    found = {int(number) for groups in pattern.findall(name) for number in
+             ([groups] if isinstance(groups, str) else groups) if number}  # fmt: skip
+    return found.pop() if len(found) == 1 else None
+
+
+def _tokens(name: str) -> int | None:
+    match = _TOKENS.search(name)
+    if match is None:
+        return None
+    number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
+    return round(float(number) * _UNITS[unit.upper()])
