@@ -138,7 +138,7 @@ def main() -> None:
     settings = ExpertSettings(jacobian_tokens=options.tokens)
 
     def whole() -> None:
-        measure_layer(tokens, draws, settings)
+        measure_layer(tokens, draws, settings, 10)
 
     seconds, worked, extra = watch(whole)
     print(f"  the layer whole ({KEPT:,} tokens in its subspaces): {seconds:.1f} s "

@@ -11,6 +11,7 @@ from moegeo_cli.checkpoints.config_keys import (
     LAYER_KEYS,
     TOP_K_KEYS,
     Stated,
+    find_own,
     find_stated,
     first_integer,
     first_value,
@@ -49,9 +50,13 @@ def bias_rule(facts: Mapping[str, Any]) -> Any:
 def find_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Stated]:
     """What a config says of the number of experts, of K and of groups."""
     own = tuple(facts.get("keys", ()))
+    top_k = Stated()
+    if "top_k" not in facts:
+        find = find_own if facts else find_stated
+        top_k = find(config, TOP_K_KEYS, own)
     return {
         "experts": find_stated(config, EXPERT_KEYS, own),
-        "top_k": Stated() if "top_k" in facts else find_stated(config, TOP_K_KEYS, own),
+        "top_k": top_k,
         "groups": find_stated(config, GROUP_KEYS, own) if "groups" in facts else Stated(),
     }
 

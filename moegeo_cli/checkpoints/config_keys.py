@@ -27,7 +27,8 @@ HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd")
 class Stated:
     """A fact of a config: its value, the key that counts, and other keys that say otherwise.
 
-    All None and () where the config does not say it.
+    All None and () where the config does not say it. Without `key`, `others` are keys that the
+    family's own code does not read.
     """
 
     value: Any = None
@@ -45,6 +46,8 @@ class Stated:
             return None
         pairs = zip(self.others, self.other_values, strict=True)
         other = ", ".join(f"{key} = {value!r:.40}" for key, value in pairs)
+        if self.key is None:
+            return f"config.json says {other}, which {family} does not read: its own default counts"
         why = f"the key of {family}" if family else "the more usual key"
         own = f"{self.key} = {self.value!r:.40}"
         return f"config.json says {own} and {other}: {self.key} counts, {why}"
@@ -65,6 +68,22 @@ def find_stated(config: Mapping[str, Any], keys: Sequence[str], own: Sequence[st
     (key, value), *rest = held
     differ = [(other, found) for other, found in rest if found != value]
     return Stated(value, key, tuple(k for k, _ in differ), tuple(v for _, v in differ))
+
+
+def find_own(config: Mapping[str, Any], keys: Sequence[str], own: Sequence[str]) -> Stated:
+    """A fact as the family's own code reads it: under one of its own keys, or not at all.
+
+    Args:
+        config: the part of the config that describes the model with the experts.
+        keys: all keys that are known for the fact; the first is the family's where `own` has none.
+        own: keys of the family's own code.
+    """
+    found = find_stated(config, keys, own)
+    read = [key for key in own if key in keys] or [keys[0]]
+    if found.key is None or found.key in read:
+        return found
+    pairs = [(key, value) for key in keys if (value := look_up(config, key)) is not None]
+    return Stated(None, None, tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
 
 def look_up(config: Mapping[str, Any], key: str) -> Any:

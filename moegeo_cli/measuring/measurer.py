@@ -50,6 +50,7 @@ class Measurer:
         settings: how to measure.
         models: what model this is; None for transformers'.
         ranks: who shares the probe; None for this process alone.
+        beside: bytes that the command holds beside what a pass holds.
 
     Raises:
         ResourceError: the device is not there.
@@ -65,9 +66,11 @@ class Measurer:
         settings: Settings,
         models: Models | None = None,
         ranks: Ranks | None = None,
+        beside: int = 0,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
+        self.beside = beside
         self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
         self._config = None if models is None else models.config
@@ -109,7 +112,7 @@ class Measurer:
             self._source = choose_source(
                 Request(
                     path, self.config, self.architecture, self.probe, self.groups_S,
-                    self.settings, self.device, self.dtype, self._config,
+                    self.settings, self.device, self.dtype, self._config, self.beside,
                 ),
                 shared=self.ranks is not None,
             )  # fmt: skip

@@ -66,6 +66,7 @@ class Request:
 
     `path` is the first checkpoint, which tells how large they are; `config` the parsed config.json,
     `config_folder` where `--config` says that it is. `groups_S` are each sequence's group.
+    `beside` are bytes that the command keeps beyond what a pass does.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class Request:
     device: torch.device
     dtype: torch.dtype
     config_folder: Path | None = None
+    beside: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -93,12 +95,11 @@ class Request:
         )
 
     def kept(self, shapes: Sequence[tuple[int, int, int]]) -> int:
-        """Bytes of what a pass keeps of routers of these shapes (E, D, K)."""
+        """Bytes of what a pass and its command keep of routers of these shapes (E, D, K)."""
         kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
         exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
-        return kept_bytes(shapes, self.probe.tokens, len(self.lengths)) + sum(
-            sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes
-        )
+        sums = sum(sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes)
+        return self.beside + sums + kept_bytes(shapes, self.probe.tokens, len(self.lengths))
 
     def kept_of(self, model: nn.Module) -> int:
         """The same of a model's routers."""

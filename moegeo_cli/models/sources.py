@@ -217,7 +217,7 @@ class StreamedModels:
             self._held = held_bytes(self.device) + SMALL_BLOCKS
         stream = self._stream
         stream.attach(path, find_config(path, self.config))
-        plan = self._plan(stream.sizes(self.sums(stream.model)))
+        plan = self._plan(stream.sizes(self.sums(stream.model), max(self.lengths)))
         stream.open(plan.chunk_bytes)
         experts = "some experts at a time, by the eager kernel" if plan.chunk_bytes else "whole"
         self.manner = Manner(

@@ -54,6 +54,18 @@ def test_another_key_beside_the_own_changes_no_number(tiny, tmp_path, probe, mod
     assert any(f"{key} = " in note for note in inspect_checkpoint(both)["notes"])
 
 
+def test_a_key_that_the_family_does_not_read_decides_nothing(tiny, tmp_path, probe):
+    """transformers' DeepSeek-V3 reads num_experts_per_tok alone, and takes 8 where it is absent."""
+    folder = with_keys(tiny("deepseek_v3"), tmp_path / "a", moe_top_k=1)
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_experts_per_tok"]
+    (folder / "config.json").write_text(json.dumps(config))
+    found = analyze(folder, probe=probe, baseline="none", cache=False)
+    assert [layer.top_k for layer in found.checkpoints[0].layers] == [8, 8]
+    assert "moe_top_k = 1, which deepseek_v3 does not read" in " ".join(found.run["notes"])
+    assert describe_architecture(config).top_k is None
+
+
 def test_where_the_weights_contradict_the_own_key_both_are_named(tiny, tmp_path):
     folder = with_keys(tiny("deepseek_v3"), tmp_path / "a", n_routed_experts=16, num_experts=8)
     config = json.loads((folder / "config.json").read_text())

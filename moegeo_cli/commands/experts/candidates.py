@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moegeo_cli.commands.experts.layers import MeasuredLayer, disagreement
+from moegeo_cli.commands.experts.layers import MeasuredLayer
 from moegeo_cli.records import layer_name
 from moegeo_cli.records.experts import MergeCandidate, PruneCandidate
 
@@ -40,55 +40,20 @@ def rank_pairs(layers: Sequence[MeasuredLayer], matrix: str) -> list[Pair]:
 def pair_values(layer: MeasuredLayer, matrix: str) -> np.ndarray | None:
     """A layer's E × E values by the name of a choice."""
     if matrix == "overlap":
-        return layer.inputs.overlap_EE
-    if layer.functions is None:
-        return None
-    if matrix == "alignment":
-        return layer.functions.sums.mean_EE
-    return layer.functions.weight_cosine_EE
+        return layer.overlap_EE
+    return layer.alignment_EE if matrix == "alignment" else layer.weight_cosine_EE
 
 
 def merge_candidates(layers: Sequence[MeasuredLayer], count: int) -> tuple[MergeCandidate, ...]:
-    """Pairs of the best aligned experts.
+    """The best of the layers' own pairs: those of the best aligned experts.
 
     Args:
-        layers: the measured layers.
+        layers: the measured layers, each with as many pairs as are wanted here.
         count: how many, if there are so many.
     """
-    return tuple(_merge(layers[p], a, b) for p, a, b in rank_pairs(layers, "alignment")[:count])
-
-
-def _merge(layer: MeasuredLayer, a: int, b: int) -> MergeCandidate:
-    alignment, overlap = layer.alignment(a, b), layer.overlap(a, b)
-    functions, limit = layer.functions, layer.null_limit
-    assert functions is not None
-    assert alignment.value is not None
-    above = limit is not None and alignment.value > limit
-    error = float(functions.sums.error_EE[a, b])
-    words = f"alignment {alignment.value:.3f}"
-    words += f" ± {error:.3f} (directions)" if error > 0 else ""
-    words += f" at {alignment.n:,} tokens"
-    if limit is not None:
-        side = "above" if above else "within"
-        words += f", {side} what independent experts reach ({limit:.3f})"
-    if overlap.value is not None:
-        words += f"; their inputs overlap by {overlap.value:.2f}"
-        words += "" if overlap.null_value is None else f" (random tokens {overlap.null_value:.2f})"
-    contrary = disagreement(layer, a, b)
-    if contrary:
-        words += f"; by their inputs they would rank {contrary}"
-    cosine_EE = functions.weight_cosine_EE
-    return MergeCandidate(
-        layer=layer.record.layer,
-        experts=(a, b),
-        alignment=alignment,
-        overlap=overlap,
-        reason=words,
-        router=layer.record.router,
-        weight_cosine=None if cosine_EE is None else float(cosine_EE[a, b]),
-        above_null=above,
-        disagrees=contrary is not None,
-    )
+    found = [(place, pair) for place, layer in enumerate(layers) for pair in layer.merges]
+    found.sort(key=lambda entry: (-(entry[1].alignment.value or 0.0), entry[0], entry[1].experts))
+    return tuple(pair for _, pair in found[:count])
 
 
 def prune_scores(layer: MeasuredLayer) -> np.ndarray | str:
@@ -106,18 +71,17 @@ def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
 
     An expert that nothing was routed to has 0, in the means too.
     """
-    tokens = layer.tokens
-    if layer.functions is None:
+    if layer.alignment_EE is None:
         return NO_FUNCTIONS
-    if isinstance(tokens.fisher_trace_E, str):
-        return tokens.fisher_trace_E
+    if isinstance(layer.fisher_trace_E, str):
+        return layer.fisher_trace_E
     norm_E = np.array([e.output_norm or 0.0 for e in layer.record.expert])
     found = []
     for name, part_E in (
-        ("combine weight", tokens.mass_E), ("output norm", norm_E),
-        ("Fisher trace", tokens.fisher_trace_E),
+        ("combine weight", layer.mass_E), ("output norm", norm_E),
+        ("Fisher trace", layer.fisher_trace_E),
     ):  # fmt: skip
-        own_E = np.where(tokens.tokens_E > 0, part_E, 0.0)
+        own_E = np.where(layer.tokens_E > 0, part_E, 0.0)
         if not own_E.sum() > 0:
             return f"the {name} of every expert is 0"
         found.append(own_E / own_E.mean())

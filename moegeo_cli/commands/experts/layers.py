@@ -11,17 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from moegeo_cli.commands.experts.alignment import Functions, measure_functions, output_rows
-from moegeo_cli.commands.experts.metrics import (
-    OVERLAP,
-    describe_expert,
-    layer_metrics,
-    list_matrices,
-    metric,
-    pair_alignment,
-)
+from moegeo_cli.commands.experts.merging import best_merges, disagreements
+from moegeo_cli.commands.experts.metrics import describe_expert, layer_metrics, list_matrices
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.commands.experts.subspaces import (
     BLAS_THREADS,
@@ -31,54 +24,48 @@ from moegeo_cli.commands.experts.subspaces import (
 )
 from moegeo_cli.commands.experts.tokens import LayerTokens
 from moegeo_cli.expert_functions.functions import Experts, open_experts
-from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
+from moegeo_cli.geometry.resample import Draws
 from moegeo_cli.records import Metric
-from moegeo_cli.records.experts import ExpertLayerRecord
+from moegeo_cli.records.experts import ExpertLayerRecord, MergeCandidate
 from moegeo_cli.threads import few_threads
 
 POOL_TOKENS = 4096  # of the layer's rows that a null draws from
 # Level at which a pair stands above the null of alignment, shared out over the layer's pairs.
 NULL_LEVEL = 0.01
-# Overlap and alignment disagree on a pair whose ranks lie further apart than this share of them.
-DISAGREEMENT, LEAST_PAIRS = 0.5, 6
 
 
 @dataclass(frozen=True)
 class MeasuredLayer:
-    """A layer's record, and what candidates are chosen from."""
+    """A layer's record, and what experts are chosen by afterwards.
+
+    `alignment_EE` is None where the experts were not measured as functions, `weight_cosine_EE`
+    where their weights are not known. `merges` are the layer's best. `mass_E` is each expert's
+    share of combine weight, `tokens_E` its tokens, and `fisher_trace_E` the traces of the router
+    rows' Fishers, or in words why there are none. Sums by group of sequences, and the tokens
+    themselves, are not kept.
+    """
 
     record: ExpertLayerRecord
-    tokens: LayerTokens
     experts: Experts | None
-    functions: Functions | None
-    inputs: Subspaces
-    draws: Draws
-    null_limit: float | None
-
-    def alignment(self, a: int, b: int) -> Metric:
-        """The alignment of a pair, with its interval."""
-        assert self.functions is not None
-        return pair_alignment(self.functions, self.draws, a, b)
-
-    def overlap(self, a: int, b: int) -> Metric:
-        """The overlap of a pair's input subspaces, with its interval."""
-        found = self.inputs
-        for e in (a, b):
-            if found.reasons[e]:
-                return metric(missing(f"expert {e}: {found.reasons[e]}"), OVERLAP)
-        value = float(found.overlap_EE[a, b])
-        draws_B = draws_from_jackknife(value, found.left_overlap_GEE[:, a, b], self.draws)
-        null = float(found.null_overlap_EE[a, b])
-        return metric(Estimate(value, draws_B), OVERLAP, null if np.isfinite(null) else None)
+    alignment_EE: np.ndarray | None
+    overlap_EE: np.ndarray
+    weight_cosine_EE: np.ndarray | None
+    tokens_E: np.ndarray
+    mass_E: np.ndarray
+    fisher_trace_E: np.ndarray | str
+    merges: tuple[MergeCandidate, ...]
 
 
-def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -> MeasuredLayer:
+def measure_layer(
+    tokens: LayerTokens, draws: Draws, settings: ExpertSettings, listed: int
+) -> MeasuredLayer:
     """Measure one router's experts.
 
     Args:
         tokens: what reaches them.
         draws: the bootstrap draws, shared by all layers.
         settings: how to measure.
+        listed: how many pairs to describe that could be merged.
     """
     experts = None
     if not tokens.block.problem:
@@ -105,7 +92,7 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
         outputs = _subspaces(tokens, made, rows_E, settings)
     limit = None if functions is None else null_limit(functions)
     metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
-    alike = _disagreements(functions, inputs)
+    alike = disagreements(functions, inputs)
     record = ExpertLayerRecord(
         layer=block.router.layer,
         router=block.router.path,
@@ -125,7 +112,18 @@ def measure_layer(tokens: LayerTokens, draws: Draws, settings: ExpertSettings) -
         seen_differently_done_alike=None if alike is None else int(alike[1].sum()),
         null_limit=limit,
     )
-    return MeasuredLayer(record, tokens, experts, functions, inputs, draws, limit)
+    return MeasuredLayer(
+        record=record,
+        experts=experts,
+        alignment_EE=None if functions is None else functions.sums.mean_EE,
+        overlap_EE=inputs.overlap_EE,
+        weight_cosine_EE=None if functions is None else functions.weight_cosine_EE,
+        tokens_E=tokens.tokens_E,
+        mass_E=tokens.mass_E,
+        fisher_trace_E=tokens.fisher_trace_E,
+        merges=() if functions is None
+        else best_merges(record, functions, inputs, draws, listed),
+    )  # fmt: skip
 
 
 def _coexist(metrics: Mapping[str, Metric]) -> bool | None:
@@ -149,41 +147,6 @@ def null_limit(functions: Functions) -> float | None:
         return None
     spread = float(np.sqrt((null_EE[off] ** 2).mean()))
     return spread * float(-ndtri(NULL_LEVEL / max(off.sum() / 2, 1)))
-
-
-def _disagreements(
-    functions: Functions | None, inputs: Subspaces
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pairs that see alike and do differently, and the reverse, as (E, E) flags.
-
-    By rank among the layer's pairs, which is how either would be used to choose: flagged where
-    overlap of inputs and alignment lie more than half of the ranking apart.
-    """
-    if functions is None:
-        return None
-    rows, columns = np.triu_indices(len(inputs.overlap_EE), 1)
-    both = np.array([inputs.overlap_EE, functions.sums.mean_EE])[:, rows, columns]
-    known = np.isfinite(both).all(0)
-    if known.sum() < LEAST_PAIRS:
-        return None
-    seen_P, done_P = (rankdata(values) / known.sum() for values in both[:, known])
-    flags = np.zeros((2, *inputs.overlap_EE.shape), dtype=bool)
-    for flag_EE, apart_P in zip(flags, (seen_P - done_P, done_P - seen_P), strict=True):
-        flag_EE[rows[known], columns[known]] = apart_P > DISAGREEMENT
-    return flags[0], flags[1]
-
-
-def disagreement(layer: MeasuredLayer, a: int, b: int) -> str | None:
-    """Where a pair would rank by its inputs instead of its functions; a < b.
-
-    "far higher" where the two are seen alike and done differently, "far lower" where it is the
-    other way round; None where the two rankings agree.
-    """
-    found = _disagreements(layer.functions, layer.inputs)
-    if found is None:
-        return None
-    alike_EE, apart_EE = found
-    return "far higher" if alike_EE[a, b] else "far lower" if apart_EE[a, b] else None
 
 
 def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:

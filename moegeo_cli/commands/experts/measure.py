@@ -27,7 +27,8 @@ from moegeo_cli.commands.experts.candidates import (
     unranked,
 )
 from moegeo_cli.commands.experts.layers import MeasuredLayer, measure_layer
-from moegeo_cli.commands.experts.settings import ExpertSettings
+from moegeo_cli.commands.experts.memory import bytes_beside
+from moegeo_cli.commands.experts.settings import KEPT_TOKENS, ExpertSettings
 from moegeo_cli.commands.experts.tokens import gather_tokens
 from moegeo_cli.commands.experts.verification import verify
 from moegeo_cli.errors import UnsupportedArchitectureError
@@ -49,8 +50,6 @@ from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
 from moegeo_cli.replay.standins import StandIn
 from moegeo_cli.routers.finding import Router
 
-# Inputs are wide: never more tokens of them, nor more bytes than the settings allow.
-KEPT_TOKENS = 8192
 NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
 NOTHING_TO_CHANGE = "--verify was left out: no experts' weights are in a form that can be changed"
 NO_LABELS = "--verify needs labels in the probe, and was left out"
@@ -84,7 +83,11 @@ def measure_experts(
             could be measured.
     """
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(architecture, config, probe, groups_S, settings.replay, models)
+    groups = int(groups_S.max(initial=0)) + 1
+    measurer = Measurer(
+        architecture, config, probe, groups_S, settings.replay, models,
+        beside=bytes_beside(settings, architecture, groups, probe.tokens),
+    )  # fmt: skip
     blocks: dict[str, ExpertBlock | None] = {}
 
     def adapt(ready: Ready, plan: Plan) -> Plan:
@@ -107,6 +110,7 @@ def measure_experts(
     skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
     layers: list[MeasuredLayer] = []
     streamed = manner.kind is not None
+    count = max(LISTED, settings.verify)
     with _one_by_one(ready.model):
         for trace in outcome.traces:
             path = trace.router.path
@@ -125,7 +129,7 @@ def measure_experts(
                 skipped[path] = tokens
                 continue
             with measurer.source(checkpoint.path).holding(path):
-                layer = measure_layer(tokens, draws, settings)
+                layer = measure_layer(tokens, draws, settings, count)
             # Weights that only pass through are not held on to.
             layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)
     if not layers:
@@ -133,11 +137,13 @@ def measure_experts(
         raise UnsupportedArchitectureError(
             "no router's experts could be measured", found=f"{path}: {reason}", hint=STATE_HINT
         )
+    held = manner.say_memory(measurer.device)
+    if listener and held is not None:
+        listener.note(held)
     verification, why_not = None, None
     if settings.verify:
         verification, why_not = _verify(measurer, ready, outcome, plan, layers, draws, settings)
-    whole = len(layers) == len(ready.routers) and all(x.functions is not None for x in layers)
-    count = max(LISTED, settings.verify)
+    whole = len(layers) == len(ready.routers) and all(x.alignment_EE is not None for x in layers)
     assert plan.sample_rows is not None
     return ExpertsRecord(
         status="complete" if whole else "partial",
@@ -155,6 +161,7 @@ def measure_experts(
             "dtype": str(measurer.dtype).removeprefix("torch."),
             "batch_size": outcome.batch_size,
             "threads": torch.get_num_threads() if measurer.device.type == "cpu" else None,
+            "memory_plan": manner.describe_memory(),
             "reweighting": settings.weights == "soft",
         },
         coverage=Coverage(len(ready.routers), len(layers), skipped),

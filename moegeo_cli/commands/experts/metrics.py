@@ -25,7 +25,7 @@ from moegeo_cli.records.experts import ExpertRecord
 from moegeo_cli.records.fields import Matrix
 
 DIGITS = 6  # of the entries of matrices and lists, which are many
-PAIRS = 4096  # whose draws are held at one time
+PAIRS = 512  # whose draws are held at one time
 NOT_ENOUGH = "no two experts have tokens enough"
 COSINE, OVERLAP, DISTANCE = "cosine", "mean cos² of angles", "share of the largest"
 
@@ -124,8 +124,8 @@ def _alignments(functions: Functions, draws: Draws) -> tuple[Estimate, Estimate]
         return missing(reason), missing(reason)
     rows, columns, values_P = rows[known], columns[known], values_P[known]
     plain, size = [], []
-    for start in range(0, len(rows), 4096):  # pairs at a time, for memory
-        part = sums.draws_of(draws, rows[start : start + 4096], columns[start : start + 4096])
+    for start in range(0, len(rows), PAIRS):
+        part = sums.draws_of(draws, rows[start : start + PAIRS], columns[start : start + PAIRS])
         plain.append((np.nansum(part, 1), np.nansum(np.abs(part), 1), np.isfinite(part).sum(1)))
     count_B = np.maximum(sum(p[2] for p in plain), 1)
     size = [sum(p[i] for p in plain) / count_B for i in (0, 1)]

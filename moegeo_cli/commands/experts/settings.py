@@ -8,7 +8,8 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.expert_functions.jacobians import BUFFER_BYTES
 from moegeo_cli.settings import Settings
 
-KEPT_BYTES = 2**30  # of inputs at most, over all layers
+# Inputs are wide: never more tokens of them, nor more bytes over all layers.
+KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +61,7 @@ class ExpertSettings:
 
     @property
     def replay(self) -> Settings:
-        """The same, as far as a replay is concerned.
-
-        Its bound is without the inputs that are kept, and without the products that come after it.
-        """
-        memory = self.memory
-        if memory is not None:
-            memory -= self.kept_bytes + 2 * (self.buffer_bytes or 0)
+        """The same, as far as a replay is concerned."""
         return Settings(
             device=self.device,
             dtype=self.dtype,
@@ -74,5 +69,5 @@ class ExpertSettings:
             layers=self.layers,
             seed=self.seed,
             stream=self.stream,
-            memory=memory,
+            memory=self.memory,
         )

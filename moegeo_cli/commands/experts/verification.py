@@ -105,7 +105,7 @@ def _experts(layer: MeasuredLayer) -> Experts:
 def _merging(layers: Sequence[MeasuredLayer], chosen: Sequence[Pair]) -> Callable[[], None]:
     def apply() -> None:
         for place, a, b in chosen:
-            mass_E = layers[place].tokens.mass_E
+            mass_E = layers[place].mass_E
             total = float(mass_E[a] + mass_E[b])
             share = float(mass_E[a]) / total if total > 0 else 0.5
             merge(_experts(layers[place]), a, b, share)

@@ -71,8 +71,9 @@ class RoutingReplay:
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
         self.draws: Draws = make_draws(self.groups_S, settings.seed)
         self.measurer = Measurer(
-            self.architecture, config, probe, self.groups_S, settings.replay, models
-        )
+            self.architecture, config, probe, self.groups_S, settings.replay, models,
+            beside=settings.kept_bytes if settings.memory is not None else 0,
+        )  # fmt: skip
 
     def replay(self, checkpoint: CheckpointFolder) -> Replayed:
         """Load a checkpoint and replay the probe up to its last router.

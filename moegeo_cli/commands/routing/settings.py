@@ -39,8 +39,7 @@ class RoutingSettings:
 
     @property
     def replay(self) -> Settings:
-        """The same, as far as a replay is concerned; it has the bound without what is kept."""
-        memory = None if self.memory is None else self.memory - self.kept_bytes
+        """The same, as far as a replay is concerned."""
         return Settings(
             fisher="categorical",
             device=self.device,
@@ -49,5 +48,5 @@ class RoutingSettings:
             layers=self.layers,
             seed=self.seed,
             stream=self.stream,
-            memory=memory,
+            memory=self.memory,
         )

@@ -15,6 +15,7 @@ import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -29,6 +30,8 @@ M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**17
 SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
 FREED = 0.3  # of a batch: freed blocks that an allocator keeps, where it is left alone
 CHUNK_BYTES = 64 * 2**20
+# Scores of a pair of positions: with the mask, after the softmax, their gradients; as float32.
+FLOAT, SCORE_COPIES = 4, 4
 # Boundaries that are kept where nobody set a bound: a quarter of what is free, at least this.
 FREE_SHARE, LEAST_BOUNDARIES = 0.25, 256 * 2**20
 
@@ -40,6 +43,8 @@ class Sizes:
     `resident` stays; `shared` is the largest non-expert part of a layer, `layer` the largest
     layer, `expert` one expert (0 where a layer cannot be had expert by expert); `boundary` is
     what one position leaves at all layer boundaries, `sums` what the measurement itself keeps.
+    `attention` is what a layer's attention forms of one position with all others, where its kernel
+    forms every pair of positions; else 0.
     """
 
     resident: int
@@ -53,6 +58,7 @@ class Sizes:
     top_k: int
     vocabulary: int
     itemsize: int
+    attention: int = 0
 
     def activations(self, positions: int) -> int:
         """Bytes of one batch's activations: of a layer with its graph, or of head and loss."""
@@ -61,11 +67,30 @@ class Sizes:
     def of_layer(self, positions: int) -> int:
         """Bytes of one batch in a layer, with its graph."""
         inner = self.top_k * (3 * self.width + 6 * self.inner)
-        return positions * self.itemsize * (24 * self.width + inner)
+        return positions * (self.itemsize * (24 * self.width + inner) + self.attention)
 
     def of_head(self, positions: int) -> int:
         """Bytes of one batch in head and loss."""
         return logit_bytes(positions, self.vocabulary, self.itemsize)
+
+
+def score_bytes(config: Any) -> int:
+    """Bytes that a layer's attention holds of one pair of positions, forward and back.
+
+    Eager attention forms every pair. So does torch's own kernel on a CPU where keys and values
+    differ in width.
+
+    Args:
+        config: the model's.
+    """
+    text = config.get_text_config()
+    keys = [getattr(text, name, None) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
+    key, value = sum(n for n in keys if isinstance(n, int)), getattr(text, "v_head_dim", None)
+    if config._attn_implementation != "eager" and (value is None or key == value):
+        return 0
+    heads = getattr(text, "num_attention_heads", None)
+    heads = max(heads) if isinstance(heads, list | tuple) else heads
+    return SCORE_COPIES * FLOAT * (heads or 1)
 
 
 @dataclass(frozen=True, slots=True)

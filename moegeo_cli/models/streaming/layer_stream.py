@@ -20,7 +20,7 @@ from moegeo_cli.checkpoints.bias_names import MODULE_NAMES
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
-from moegeo_cli.models.memory.streamed import Sizes
+from moegeo_cli.models.memory.streamed import Sizes, score_bytes
 from moegeo_cli.models.streaming.expert_stream import ExpertChunks, chunked_parameters
 from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
 from moegeo_cli.replay.kernels import compute_experts_by
@@ -151,11 +151,12 @@ class LayerStream:
                 for found in self.fused
             ]
 
-    def sizes(self, sums: int) -> Sizes:
+    def sizes(self, sums: int, longest: int = 0) -> Sizes:
         """Bytes of the model's parts.
 
         Args:
             sums: bytes of what is measured.
+            longest: positions of the longest sequence.
         """
         tensors = {n: t for n, t in named_tensors(self.model).items() if n in self.files.sources}
         size = {n: t.numel() * t.element_size() for n, t in tensors.items()}
@@ -181,6 +182,7 @@ class LayerStream:
             top_k=max((r.top_k or 1 for r in routers), default=1),
             vocabulary=int(self.model.get_input_embeddings().weight.shape[0]),
             itemsize=self.dtype.itemsize,
+            attention=score_bytes(self.model.config) * longest,
         )
 
     @contextlib.contextmanager
