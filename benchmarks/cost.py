@@ -1,4 +1,4 @@
-"""What an analysis costs beside the bare model: `python -m benchmarks.cost [small|large|RUN]`.
+"""What an analysis costs beside the bare model: `python -m benchmarks.cost [SIZE|RUN]`.
 
 Marginal cost, the time of the larger probe less that of the smaller one, so that what is
 paid once does not count; medians over interleaved rounds; the same model, dtype, batches
@@ -22,7 +22,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.models import LARGE, SMALL, build_measurer, build_model, build_probe, open_sample
+from benchmarks.models import (
+    DEEP,
+    LARGE,
+    SMALL,
+    WIDE,
+    build_measurer,
+    build_model,
+    build_probe,
+    open_sample,
+)
 from moegeo_cli.measuring.layers import checkpoint_record
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
@@ -30,7 +39,7 @@ from moegeo_cli.replay.batches import make_batches, plan_batches
 from moegeo_cli.routers.finding import find_routers
 from moegeo_cli.settings import Settings
 
-SIZES = {"small": SMALL, "large": LARGE}
+SIZES = {"small": SMALL, "large": LARGE, "deep": DEEP, "wide": WIDE}
 # name -> what it stands beside
 RATIOS = {"categorical": "forward", "empirical": "forward+backward"}
 
@@ -120,7 +129,7 @@ def measure_memory(subject: str, tokens: int) -> dict[str, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "subject", nargs="?", default="small", help="small, large, or a run like the samples"
+        "subject", nargs="?", default="small", help=f"{', '.join(SIZES)}, or a run like the samples"
     )
     parser.add_argument("--tokens", type=int, nargs=2, default=(2048, 16384))
     parser.add_argument("--rounds", type=int, default=5)

@@ -37,6 +37,8 @@ class Size:
 
 SMALL = Size(256, 6, 16, 2, 256)
 LARGE = Size(1024, 8, 64, 8, 256)
+# Routers and experts as deployed models have them (Qwen3-30B-A3B, DeepSeek-V3), narrow.
+DEEP, WIDE = Size(64, 48, 128, 8, 32), Size(64, 58, 256, 8, 16)
 
 
 def build_model(size: Size, dtype: torch.dtype = torch.float32) -> Any:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from moegeo_cli import analyze
+from moegeo_cli import analyze, experts, routing
+from moegeo_cli.checkpoints.architecture import describe_architecture
+from moegeo_cli.commands.experts.memory import bytes_beside
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import ResourceError, UsageError
@@ -106,11 +108,36 @@ def test_a_bound_that_is_not_kept_is_refused(tmp_path: Path) -> None:
 def test_what_a_lens_keeps_is_a_part_of_the_bound(kind: Any) -> None:
     for memory in (10**9, 64 * 10**9):
         settings = kind(memory=memory)
-        after = 2 * getattr(settings, "buffer_bytes", 0)  # products that come after the replay
-        assert settings.replay.memory + settings.kept_bytes + after == memory
+        assert settings.replay.memory == memory, "errors name the bound that was given"
         assert 0 < settings.kept_bytes <= memory // 8
-        assert after <= memory // 8
+        assert 2 * getattr(settings, "buffer_bytes", 0) <= memory // 8
     assert kind().replay.memory is None
+
+
+def test_pairs_of_experts_are_planned_by_their_number() -> None:
+    """Eight arrays by group of one layer's pairs, and fifteen numbers of every layer's record."""
+    architecture = describe_architecture({
+        "model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8,
+        "num_hidden_layers": 48, "hidden_size": 64,
+    })  # fmt: skip
+    found = [
+        bytes_beside(ExpertSettings(), architecture, groups, tokens)
+        for groups, tokens in ((32, 1000), (16, 1000), (32, 2000))
+    ]
+    assert found[0] - found[1] == 8 * 8 * 16 * 128**2
+    assert found[2] - found[0] == 4 * 64 * 48 * 1000, "inputs of all layers, in float32"
+    assert found[0] > 48 * 128**2 * 15 * 8, "the matrices of all layers"
+    one = bytes_beside(ExpertSettings(layers=(0,)), architecture, 32, 1000)
+    assert found[0] - one == 47 * (4 * 64 * 1000 + 15 * 60 * 128**2)
+
+
+@pytest.mark.parametrize("command", [experts, routing])
+def test_a_lens_is_refused_by_the_bound_that_was_given(command: Any, tmp_path: Path) -> None:
+    save_tiny("qwen3_moe", tmp_path)
+    probe = write_probe(tmp_path / "probe.jsonl", random_ids([16] * 4))
+    with pytest.raises(ResourceError, match="--memory is too low") as error:
+        command(tmp_path, probe=probe, cache=False, memory="64MB")
+    assert str(error.value.found).startswith("64 MiB;")
 
 
 @pytest.mark.parametrize(("line", "mount", "names"), [
