@@ -95,7 +95,7 @@ class Baseline(TypedDict, total=False):
 
     baseline: Annotated[str | None, Option(
         None, "What FHS compares with: a STEP, a PATH, init (fresh initialisations) or none. "
-        "Default: the run's step 0.",
+        "Default: the run's step 0; of a run of adapters, the base model.",
     )]  # fmt: skip
 
 

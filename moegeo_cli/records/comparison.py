@@ -12,7 +12,7 @@ from moegeo_cli.records.metric import Metric
 from moegeo_cli.records.verdict import Health, Performance
 
 Side = Literal["a", "b"]
-ProgressAxis = Literal["tokens", "step", "fraction"]
+ProgressAxis = Literal["tokens", "step", "fraction", "newest"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +81,13 @@ class SharedBytes:
 
 @dataclass(frozen=True, slots=True)
 class MatchedPair:
-    """Two checkpoints at the same progress, within the tolerance; nothing is interpolated."""
+    """Two checkpoints at the same progress, within the tolerance; nothing is interpolated.
 
-    progress_a: float
-    progress_b: float
+    Matched by "newest", they are the newest of each run, and progress is null.
+    """
+
+    progress_a: float | None
+    progress_b: float | None
     step_a: Step
     step_b: Step
     differences: Differences

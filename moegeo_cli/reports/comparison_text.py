@@ -35,6 +35,9 @@ def run_words(run: RunSummary) -> str:
 def pair_name(record: ComparisonRecord, pair: MatchedPair) -> str:
     """Where a pair stands: its progress, and the steps where those are not the same thing."""
     by = record.matched_by
+    if by == "newest":
+        a, b = ("no step" if s is None else f"step {s:,}" for s in (pair.step_a, pair.step_b))
+        return f"the newest of each: A {a}, B {b}"
     a, b = progress(by, pair.progress_a), progress(by, pair.progress_b)
     return f"{by} {a}" if a == b else f"{by} {a} and {b}"
 

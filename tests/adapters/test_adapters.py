@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.models.auto import auto_factory
 
-from moegeo_cli import analyze, check, inspect
+from moegeo_cli import analyze, check, compare, inspect
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint
@@ -31,6 +31,7 @@ from moegeo_cli.errors import (
     UnsupportedLayoutError,
 )
 from moegeo_cli.models.loading import load_model
+from moegeo_cli.records import RunRecord
 from moegeo_cli.reports.inspection import print_inspection
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, run_of, write
 from tests.tiny_models import save_tiny
@@ -118,12 +119,41 @@ def test_a_run_of_adapters(stream: bool, written: Writer, probe: Path, tmp_path:
         assert numbers(checkpoint) == pytest.approx(want, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
+def test_a_run_of_adapters_is_held_against_its_base_model(
+    written: Writer, probe: Path, tmp_path: Path
+) -> None:
+    """FHS begins there, and `compare` takes the base model as it is."""
+    files = written("qwen3_moe", "experts")
+    base = save_tiny("qwen3_moe", tmp_path / "base", 3)
+    tuned = [write(tmp_path / f"{n}", "qwen3_moe", seed=n, base=base, **ROUTERS) for n in (5, 6)]
+    run = run_of([w.adapter for w in tuned], tmp_path / "run")
+    options: Any = {"probe": probe, "cache": False}
+    found, by_hand = analyze(run, **options), analyze(run, **options, baseline=str(base))
+    assert isinstance(found, RunRecord)
+    assert isinstance(by_hand, RunRecord)
+    assert numbers(found.newest) == pytest.approx(numbers(by_hand.newest), nan_ok=True)
+    assert found.newest.metrics["fhs"].value is not None
+    beside = compare(base, run, **options)
+    assert beside.matched_by == "newest"
+    [pair] = beside.pairs
+    assert (pair.step_a, pair.step_b, pair.progress_a) == (None, 20, None)
+    merged = compare(base, tuned[1].merged, **options).pairs[0]
+    assert pair.differences["loss"].b.value == pytest.approx(merged.differences["loss"].b.value)
+    shared = pair.shared
+    assert shared is not None
+    assert (shared.routers, shared.experts) == (0, shared.experts_of)
+    alone = analyze(files.adapter, **options)
+    assert isinstance(alone, RunRecord)
+    assert alone.newest.metrics["fhs"].value is None
+
+
 PROGRAM = """
 import sys
 from pathlib import Path
 sys.modules["peft"] = None
 import torch
 from moegeo_cli.models.loading import load_model
+from moegeo_cli.records import RunRecord
 model = load_model(Path(sys.argv[1]), torch.device("cpu"), torch.float32)
 print(*model(input_ids=torch.arange(20)[None]).logits[0, -1].tolist())
 """

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moegeo_cli import __version__
+from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
+from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, check_complete
 from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
@@ -105,7 +106,8 @@ def measure_run(
         latest: only the newest checkpoint, and the baseline.
         verify_fingerprint: "sampled" or "full".
         progress: hears how far the work is.
-        baseline: a step, a path, "init", "none"; None for step 0.
+        baseline: a step, a path, "init", "none"; None for step 0, of a run of adapters its base
+            model.
         models: what model the run is of.
         ranks: who shares the probe; None for this process alone.
         before: called once everything that can be refused at once has been seen.
@@ -335,6 +337,9 @@ def _baseline_folder(
         found = [c for c in folder.checkpoints if c.step == step]
         if found:
             return found[0], None
+        started = _started_from(folder) if baseline is None else None
+        if started is not None:
+            return started, None
         if baseline is None:
             return None, "the run has no step-0 checkpoint; use --baseline init, STEP or PATH"
         have = ", ".join(str(c.step) for c in folder.checkpoints)
@@ -343,6 +348,18 @@ def _baseline_folder(
     start = other.checkpoints[0]
     name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
     return dataclasses.replace(start, relative=f"baseline:{name}"), None
+
+
+def _started_from(folder: RunFolder) -> CheckpointFolder | None:
+    """The base model of a run of adapters, which is its step 0; None for any other run."""
+    bases = {c.config for c in folder.checkpoints if c.layout == ADAPTER}
+    if folder.is_single or len(bases) != 1 or any(c.layout != ADAPTER for c in folder.checkpoints):
+        return None
+    [base] = bases
+    if base is None:
+        return None
+    name = base.resolve().name
+    return CheckpointFolder(base, 0, f"baseline:{name}", check_complete(base))
 
 
 def _refuse_other_architecture(newest: Measured, base: Measured) -> None:

@@ -123,12 +123,12 @@ def check_axis(runs: Iterable[RunFolder], by: str | None) -> None:
     Raises: what `choose_axis` raises.
     """
     choose_axis(
-        ((c.relative, reached(read_training(c))) for run in runs for c in run.checkpoints), by
+        [[(c.relative, reached(read_training(c))) for c in run.checkpoints] for run in runs], by
     )
 
 
-def _recorded(*runs: Sequence[CheckpointRecord]) -> list[tuple[str, Progress]]:
-    return [(record.path, record.progress) for run in runs for record in run]
+def _recorded(*runs: Sequence[CheckpointRecord]) -> list[list[tuple[str, Progress]]]:
+    return [[(record.path, record.progress) for record in run] for run in runs]
 
 
 def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> list[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import get_args
 
 from moegeo_cli.commands.analyze.baseline import Baseline
 from moegeo_cli.errors import ComparisonError, UsageError
@@ -34,7 +33,8 @@ from moegeo_cli.records.comparison import (
 from moegeo_cli.settings import Settings
 
 TOLERANCE = 0.02
-AXES: tuple[ProgressAxis, ...] = get_args(ProgressAxis)
+AXES: tuple[ProgressAxis, ...] = ("tokens", "step", "fraction")
+NEWEST: ProgressAxis = "newest"
 # Values under one scoring say nothing about values under another.
 WITHIN_SCORING = {
     "fsi", "dispersion", "entropy_token", "collapse_soft", "information", "margin", "logit_z",
@@ -42,11 +42,14 @@ WITHIN_SCORING = {
 }  # fmt: skip
 
 
-def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) -> ProgressAxis:
+def choose_axis(runs: Iterable[Sequence[tuple[str, Progress]]], wanted: str | None) -> ProgressAxis:
     """What progress is counted in: tokens where all checkpoints record them, else step.
 
+    A run of one checkpoint without progress is compared with the newest of the other: a base model
+    with its fine-tuned one.
+
     Args:
-        recorded: path and progress of each checkpoint of both runs.
+        runs: path and progress of each checkpoint of both runs.
         wanted: the axis that was asked for; None for the first that all record.
 
     Raises:
@@ -56,7 +59,8 @@ def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) ->
     asked = [axis for axis in AXES if axis == wanted]
     if wanted is not None and not asked:
         raise UsageError(f"--by is not one of {', '.join(AXES)}", found=repr(wanted)[:80])
-    known = list(recorded)
+    held = list(runs)
+    known = [found for run in held for found in run]
     for axis in asked or AXES:
         lacking = [path for path, progress in known if progress.get(axis) is None]
         if not lacking:
@@ -67,6 +71,8 @@ def choose_axis(recorded: Iterable[tuple[str, Progress]], wanted: str | None) ->
                 found=f"not recorded in {lacking[0]}",
                 hint="choose another --by: tokens, step or fraction",
             )
+    if any(len(run) == 1 for run in held):
+        return NEWEST
     raise ComparisonError(
         "the runs have no progress in common",
         found="neither tokens, step nor fraction are recorded in all checkpoints",
@@ -82,17 +88,20 @@ def match_progress(
     Args:
         a: checkpoints of the first run.
         b: of the second.
-        axis: "tokens", "step" or "fraction".
+        axis: "tokens", "step" or "fraction"; or "newest", for the last of each alone.
 
     Returns:
         The pairs in order of progress, and the checkpoints left alone.
     """
-    candidates = sorted(
-        (gap, i, j)
-        for i, one in enumerate(a)
-        for j, other in enumerate(b)
-        if (gap := _gap(_progress(one, axis), _progress(other, axis))) <= TOLERANCE
-    )
+    if axis == NEWEST:
+        candidates = [(0.0, len(a) - 1, len(b) - 1)]
+    else:
+        candidates = sorted(
+            (gap, i, j)
+            for i, one in enumerate(a)
+            for j, other in enumerate(b)
+            if (gap := _gap(_progress(one, axis), _progress(other, axis))) <= TOLERANCE
+        )
     taken_a: set[int] = set()
     taken_b: set[int] = set()
     pairs = []
@@ -102,11 +111,13 @@ def match_progress(
             taken_b.add(j)
             pairs.append((i, j))
     reason = f"the other run has no checkpoint within {TOLERANCE:.0%} of it"
+    if axis == NEWEST:
+        reason = "only the newest of each run are compared"
     sides: tuple[tuple[Side, Sequence[CheckpointRecord], set[int]], ...] = (
         ("a", a, taken_a), ("b", b, taken_b),
     )  # fmt: skip
     alone = [
-        Unmatched(run, record.step, _progress(record, axis), reason)
+        Unmatched(run, record.step, _stated(record, axis), reason)
         for run, records, taken in sides
         for place, record in enumerate(records)
         if place not in taken
@@ -149,8 +160,8 @@ def compare_checkpoints(
         found = _differences(sides[0].routers[i], sides[1].routers[j], scorings, paired=paired)
         layers.append(LayerPair(key[0], a.record.layers[i].router, found))
     return MatchedPair(
-        progress_a=_progress(a.record, axis),
-        progress_b=_progress(b.record, axis),
+        progress_a=_stated(a.record, axis),
+        progress_b=_stated(b.record, axis),
         step_a=a.record.step,
         step_b=b.record.step,
         differences=_differences(one, other, scorings, paired=paired),
@@ -206,6 +217,10 @@ def _differences(
             gap = dataclasses.replace(gap, unit=a[name].unit)
         found[name] = Difference(a[name].metric(name), b[name].metric(name), gap.metric(name))
     return found
+
+
+def _stated(record: CheckpointRecord, axis: str) -> float | None:
+    return None if axis == NEWEST else _progress(record, axis)
 
 
 def _progress(record: CheckpointRecord, axis: str) -> float:
