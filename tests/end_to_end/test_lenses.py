@@ -74,7 +74,7 @@ def test_analyze_lists_what_experts_found(
     assert not [i for i in document["interventions"] if NAME in i["findings"]]
     assert any("moegeo experts" in note for note in document["run"]["notes"])
     assert document["checkpoints"][-1]["metrics"] == before["checkpoints"][-1]["metrics"]
-    shown = moegeo("analyze", run, "--probe", probe)
+    shown = moegeo("analyze", run, "--probe", probe, "--full")
     assert "MG601 redundant-experts" in shown.out
 
 
