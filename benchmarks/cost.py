@@ -32,6 +32,7 @@ from benchmarks.models import (
     build_probe,
     open_sample,
 )
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.measuring.layers import checkpoint_record
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
@@ -70,7 +71,7 @@ def bare(model: Any, probe: Probe, *, backward: bool) -> None:
 def analysis(model: Any, probe: Probe, fisher: str) -> CheckpointRecord:
     """Replay, all routing metrics, Fisher sums and intervals, where the model is."""
     settings = Settings(fisher=fisher, device=next(model.parameters()).device.type)
-    arrays = build_measurer(model, probe, settings).measure_model(model, Path())
+    arrays = build_measurer(model, probe, settings).measure_model(model, Checkpoint(Path()))
     return checkpoint_record(
         arrays, probe, settings, step=None, path="", fingerprint="", progress={}
     )  # fmt: skip

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import open_run, read_config
+from moegeo_cli.checkpoints.discover import open_run
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.headers import read_header
 from moegeo_cli.checkpoints.metadata import read_metadata
 from moegeo_cli.checkpoints.opening import open_weights

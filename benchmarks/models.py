@@ -74,7 +74,7 @@ def build_probe(tokens: int, length: int = LENGTH, seed: int = 0) -> Probe:
 def open_sample(run: Path, tokens: Sequence[int]) -> tuple[Any, list[Probe]]:
     """The newest model of a run, and the bundled probe at each of these sizes."""
     folder = open_run(run)
-    model = load_model(folder.newest.path, torch.device("cpu"), torch.float32)
+    model = load_model(folder.newest, torch.device("cpu"), torch.float32)
     return model, [open_probe(folder, None, n, Models()) for n in tokens]
 
 

@@ -100,25 +100,24 @@ def replay_once(folder: Path, streamed: bool, options: argparse.Namespace) -> di
     import torch
 
     from benchmarks.models import build_probe
-    from moegeo_cli.checkpoints.architecture import describe_architecture
-    from moegeo_cli.checkpoints.discover import read_config
+    from moegeo_cli.checkpoints.checkpoint import Checkpoint
     from moegeo_cli.geometry.resample import group_sequences
     from moegeo_cli.measuring.measurer import Measurer
     from moegeo_cli.settings import Settings
 
-    config = read_config(folder)
+    checkpoint = Checkpoint(folder)
     probe = build_probe(options.tokens)
     settings = Settings(stream=streamed, memory=options.memory if streamed else None)
     groups_S = group_sequences(len(probe.sequences), 0)
-    measurer = Measurer(describe_architecture(config), config, probe, groups_S, settings)
+    measurer = Measurer(checkpoint.architecture, checkpoint.config, probe, groups_S, settings)
     if options.eager and not streamed:
-        model = measurer.source(folder).load(folder)
+        model = measurer.load(checkpoint)
         model.set_experts_implementation("eager")  # type: ignore[operator]
     start = time.perf_counter()
     if options.eager and not streamed:
-        arrays = measurer.measure_model(model, folder)
+        arrays = measurer.measure_model(model, checkpoint)
     else:
-        arrays = measurer.measure(folder)
+        arrays = measurer.measure(checkpoint)
     seconds = time.perf_counter() - start
     print(measurer.memory or "whole model", file=sys.stderr)
     fishers = [r.fishers["empirical", "position"].total_ED for r in arrays.routers]
@@ -160,14 +159,15 @@ def plan(options: argparse.Namespace) -> None:
     """The terms of published models, by their shapes."""
     import torch
 
+    from moegeo_cli.checkpoints.checkpoint import Checkpoint
     from moegeo_cli.models.memory.streamed import plan_stream, say_bytes
     from moegeo_cli.models.streaming.layer_stream import LayerStream
 
     for config in (MIXTRAL, DEEPSEEK):
         with tempfile.TemporaryDirectory() as folder:
             write_headers(Path(folder), config)
-            stream = LayerStream(Path(folder), torch.device("cpu"), torch.bfloat16)
-            stream.attach(Path(folder))
+            stream = LayerStream(Checkpoint(Path(folder)), torch.device("cpu"), torch.bfloat16)
+            stream.attach(Checkpoint(Path(folder)))
             sizes = stream.sizes(0)
             made = plan_stream(sizes, options.tokens, 256, None, 400 * 2**20, 0)
             print(f"{config['model_type']}: {stream.files.index.size / 1e9:,.0f} GB, largest layer "

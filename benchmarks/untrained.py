@@ -19,9 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder, open_run, read_config
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums, sum_checkpoint
 from moegeo_cli.commands.check.history import Entry, Past, Story
@@ -73,17 +72,17 @@ def _ordinary(work: Path | None) -> list[Path]:
     return [] if work is None else sorted(p.parent for p in work.glob("*/final.json"))
 
 
-def _past(checkpoint: CheckpointFolder, sums: CheckpointSums) -> Past:
+def _past(checkpoint: Checkpoint, sums: CheckpointSums) -> Past:
     return Past(Story([Entry(checkpoint.step, "", sums)]), 0, load_thresholds())
 
 
-def _judge(checkpoint: CheckpointFolder, sums: CheckpointSums) -> str:
+def _judge(checkpoint: Checkpoint, sums: CheckpointSums) -> str:
     outcome = experts_untrained(_past(checkpoint, sums))
     return outcome.severity if isinstance(outcome, Found) else "silent"
 
 
 def _replace(
-    checkpoint: CheckpointFolder, sums: CheckpointSums
+    checkpoint: Checkpoint, sums: CheckpointSums
 ) -> Iterator[tuple[str, str, CheckpointSums, list[int | None]]]:
     """Each replacement: its name, how it was drawn, the sums with it, the layers that it is in."""
     layers = list(_layers(checkpoint))
@@ -100,9 +99,8 @@ def _replace(
         yield "every layer", scheme, _with(sums, every), [x.layer for x in sums.layers]
 
 
-def _layers(checkpoint: CheckpointFolder) -> Iterator[MoELayer]:
-    index = open_effective(checkpoint.path, checkpoint.config_folder)
-    architecture = describe_architecture(read_config(checkpoint.config_folder))
+def _layers(checkpoint: Checkpoint) -> Iterator[MoELayer]:
+    index, architecture = checkpoint.weights, checkpoint.described
     return read_layers(index, find_router_tensors(index, architecture), architecture)
 
 

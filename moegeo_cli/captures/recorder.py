@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from moegeo_cli.captures.files import FORMAT, VERSION
-from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.fingerprint import fingerprint
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import MoegeoError, OutputError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.replay.calls import called_again
@@ -76,7 +75,9 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             raise UsageError("max_tokens must be at least 1", found=str(max_tokens))
         self.model, self.path, self.max_tokens = model, Path(path), max_tokens
         self.step = step
-        self.fingerprint = None if checkpoint is None else _fingerprint(Path(checkpoint))
+        self.fingerprint = (
+            None if checkpoint is None else Checkpoint(Path(checkpoint)).fingerprint()
+        )
         self.domain: str | None = None
         self.tokens = 0
         self.full = False
@@ -316,7 +317,3 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
 def _choose(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     own = rows.detach()
     return own.index_select(0, flat.to(own.device)).cpu().contiguous()
-
-
-def _fingerprint(checkpoint: Path) -> str:
-    return fingerprint(CheckpointFolder(checkpoint, None, "."))

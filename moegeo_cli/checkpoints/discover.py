@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
-from moegeo_cli.checkpoints.folders import (
-    check_complete,
-    find_config,
-    given_config,
-    list_folder,
-    read_config,
-    read_trainer_state,
-)
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.folders import given_config, list_folder
 from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
@@ -33,7 +26,6 @@ from moegeo_cli.checkpoints.nesting import (
     several_stages,
     step_folder,
 )
-from moegeo_cli.checkpoints.opening import detect_layout, open_weights
 from moegeo_cli.checkpoints.sentinels import why_unfinished
 from moegeo_cli.checkpoints.step_names import (
     TEMPORARY,
@@ -48,38 +40,11 @@ from moegeo_cli.errors import (
     UnsupportedLayoutError,
 )
 
-__all__ = [
-    "CheckpointFolder",
-    "RunFolder",
-    "Skipped",
-    "check_complete",
-    "open_run",
-    "parse_step",
-    "read_config",
-    "read_trainer_state",
-]
+# So many tensors and log entries of a run are held on to, some 150 MB.
+MOST_HELD = 250_000
 
 # parts of one checkpoint, accelerate's and others', which are no checkpoints themselves
 _PART_NAME = re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+|model_and_optim|model")
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointFolder:
-    """One complete checkpoint; `relative` is its path within the run ("." for a single one).
-
-    `config` is the folder of its config.json where that is not its own.
-    """
-
-    path: Path
-    step: int | None
-    relative: str
-    layout: str = "safetensors"
-    config: Path | None = None
-
-    @property
-    def config_folder(self) -> Path:
-        """The folder of its config.json."""
-        return self.config or self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,20 +63,19 @@ class Skipped:
 class RunFolder:
     """A run: its complete checkpoints by step, and what was left out.
 
-    `trainer_state` is that of the newest checkpoint, where there is one. `config` is the
-    folder that `--config` gave for checkpoints that have no config.json of their own.
+    `config` is the folder that `--config` gave for checkpoints that have no config.json of
+    their own.
     """
 
     name: str
     path: Path
     is_single: bool
-    checkpoints: tuple[CheckpointFolder, ...]
+    checkpoints: tuple[Checkpoint, ...]
     skipped: tuple[Skipped, ...] = ()
-    trainer_state: dict[str, Any] | None = None
     config: Path | None = None
 
     @property
-    def newest(self) -> CheckpointFolder:
+    def newest(self) -> Checkpoint:
         """The checkpoint with the highest step."""
         return self.checkpoints[-1]
 
@@ -138,65 +102,68 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
     given = None if config is None else given_config(config)
     entries = list_folder(folder)
     name = folder.resolve().name or str(folder)
-    children = [entry for entry in entries if _is_candidate(entry)]
-    own_layout = detect_layout(folder)
+    root = Checkpoint(folder, given=given)
+    children = [c for c in (_candidate(entry, given) for entry in entries) if c is not None]
+    own_layout = root.found_layout
     if own_layout is not None:  # further adapters that peft saves below the one at work
-        children = [c for c in children if parse_step(c.name) or detect_layout(c) != ADAPTER]
-    if own_layout is not None and not any(detect_layout(child) for child in children):
-        return _open_single(folder, folder, name, given)
+        children = [c for c in children if parse_step(c.relative) or c.found_layout != ADAPTER]
+    if own_layout is not None and not any(child.found_layout for child in children):
+        return _open_single(root, name)
     inner = inner_folder(folder) if own_layout is None and not _has_steps(children) else None
     if inner is not None:
-        return _open_single(folder, inner, name, given)
+        relative = inner.relative_to(folder).as_posix()
+        return _open_single(Checkpoint(inner, relative, given=given), name)
     if own_layout is None and not _has_steps(children):
-        runs = [run for run in find_runs(folder) if run.path not in children]
+        members = [child.path for child in children]
+        runs = [run for run in find_runs(folder) if run.path not in members]
         if len(runs) == 1 and not children:
             return open_run(runs[0].path, config)
         if runs:
             raise several_runs(folder, runs)
     if not children:
-        raise _no_checkpoint(folder, entries)
-    kept, skipped, errors = _judge(folder, children, given)
+        raise _no_checkpoint(root, entries)
+    kept, skipped, errors = _judge(folder, children)
     if own_layout is not None:
-        final = _judge_root(folder, kept, given)
+        final = _judge_root(root, kept)
         if isinstance(final, Skipped):
             skipped.append(final)
         else:
             kept.append(final)
     if not kept:
         raise _none_usable(folder, errors)
-    state = read_trainer_state(kept[-1].path)
-    return RunFolder(name, folder, False, tuple(kept), tuple(skipped), state, given)
+    return RunFolder(name, folder, False, tuple(kept), tuple(skipped), given)
 
 
-def _has_steps(entries: Sequence[Path]) -> bool:
-    return any(parse_step(entry.name) is not None for entry in entries)
+def _has_steps(children: Sequence[Checkpoint]) -> bool:
+    return any(parse_step(child.relative) is not None for child in children)
 
 
-def _is_candidate(entry: Path) -> bool:
-    """Whether an entry of a run folder may be a checkpoint."""
+def _candidate(entry: Path, given: Path | None) -> Checkpoint | None:
+    """An entry of a run folder as a checkpoint; None where it can be none."""
+    found, named = Checkpoint(entry, entry.name, given=given), parse_step(entry.name) is not None
     try:
         if not entry.is_dir():
             # A link to a checkpoint that is gone is missed, not overlooked.
-            return entry.is_symlink() and not entry.exists() and parse_step(entry.name) is not None
-        layout = detect_layout(entry)
+            return found if entry.is_symlink() and not entry.exists() and named else None
+        layout = found.found_layout
         if layout == DISTRIBUTED and _PART_NAME.fullmatch(entry.name):
-            return False
-        return (
+            return None
+        told = (
             layout is not None
             or is_checkpoint_name(entry.name)
             or TEMPORARY.fullmatch(entry.name) is not None
-            or (parse_step(entry.name) is not None and inner_folder(entry) is not None)
+            or (named and inner_folder(entry) is not None)
         )
     except OSError:
-        return False
+        return None
+    return found if told else None
 
 
-def _open_single(given_path: Path, folder: Path, name: str, given: Path | None) -> RunFolder:
+def _open_single(checkpoint: Checkpoint, name: str) -> RunFolder:
     """A run of one checkpoint, which must be complete; it may lie below the path that was given."""
-    config = find_config(folder, given)
-    layout = check_complete(folder, config)
-    state = read_trainer_state(folder)
-    step = _step_of(folder, state)
+    checkpoint.require_whole()
+    folder = checkpoint.path
+    checkpoint.step = step = _step_of(checkpoint)
     place = step_folder(folder)
     if parse_step(place.name) is not None:
         siblings = [e for e in _list_quietly(place.parent) if parse_step(e.name) is not None]
@@ -207,9 +174,7 @@ def _open_single(given_path: Path, folder: Path, name: str, given: Path | None) 
                 found=reason.removeprefix("still being written: "),
                 hint="wait until it is written, or give an earlier checkpoint",
             )
-    relative = "." if folder == given_path else folder.relative_to(given_path).as_posix()
-    checkpoint = CheckpointFolder(folder, step, relative, layout, config)
-    return RunFolder(name, folder, True, (checkpoint,), (), state, given)
+    return RunFolder(name, folder, True, (checkpoint,), (), checkpoint.given)
 
 
 def _list_quietly(folder: Path) -> list[Path]:
@@ -219,31 +184,40 @@ def _list_quietly(folder: Path) -> list[Path]:
         return []
 
 
-def _step_of(folder: Path, state: dict[str, Any] | None) -> int | None:
+def _step_of(checkpoint: Checkpoint) -> int | None:
     """The step by the folder's name, or that of the one that it lies deep in, else by the state."""
-    step = parse_step(step_folder(folder).name)
-    if step is None and state is not None:
-        stated = state.get("global_step")
-        step = stated if type(stated) is int and stated >= 0 else None
-    return step
+    stated = _stated_step(checkpoint)  # read in any case: one that is cut is still being written
+    step = parse_step(step_folder(checkpoint.path).name)
+    return stated if step is None else step
+
+
+def _stated_step(checkpoint: Checkpoint) -> int | None:
+    stated = (checkpoint.trainer_state or {}).get("global_step")
+    return stated if type(stated) is int and stated >= 0 else None
 
 
 def _judge(
-    run: Path, children: Sequence[Path], given: Path | None
-) -> tuple[list[CheckpointFolder], list[Skipped], list[MoegeoError]]:
+    run: Path, children: Sequence[Checkpoint]
+) -> tuple[list[Checkpoint], list[Skipped], list[MoegeoError]]:
     """Sort a run's candidates into complete checkpoints and skipped ones."""
-    kept: list[CheckpointFolder] = []
+    kept: list[Checkpoint] = []
     skipped: list[Skipped] = []
     errors: list[MoegeoError] = []
+    held = 0
     for child in children:
         try:
-            kept.append(_open_member(child, children, given))
+            kept.append(_open_member(child, [c.path for c in children]))
         except MoegeoError as error:
             errors.append(error)
             found = f" ({error.found})" if error.found else ""
-            skipped.append(Skipped(child.name, f"{error.message}{found}"))
+            skipped.append(Skipped(child.relative, f"{error.message}{found}"))
+            continue
+        held += kept[-1].held
+        if held > MOST_HELD:
+            kept[-1].let_go()
     if all(checkpoint.step is None for checkpoint in kept):
-        kept = [replace(c, step=read_name(c.relative).epoch) for c in kept]  # an epoch orders too
+        for checkpoint in kept:  # an epoch orders too
+            checkpoint.step = read_name(checkpoint.relative).epoch
     unordered = [checkpoint for checkpoint in kept if checkpoint.step is None]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     if not numbered and len(unordered) > 1:
@@ -268,9 +242,9 @@ def _judge(
     return kept, sorted(skipped, key=lambda item: item.path), errors
 
 
-def _refuse_stages(run: Path, numbered: Sequence[CheckpointFolder]) -> None:
+def _refuse_stages(run: Path, numbered: Sequence[Checkpoint]) -> None:
     """Stages of a training count their steps anew: together they are no run."""
-    stages: dict[str, list[CheckpointFolder]] = {}
+    stages: dict[str, list[Checkpoint]] = {}
     for checkpoint in sorted(numbered, key=lambda c: (c.step or 0, c.relative)):
         stage = read_name(checkpoint.relative.partition("/")[0]).stage or "no stage"
         stages.setdefault(stage, []).append(checkpoint)
@@ -280,42 +254,42 @@ def _refuse_stages(run: Path, numbered: Sequence[CheckpointFolder]) -> None:
         )
 
 
-def _open_member(child: Path, siblings: Sequence[Path], given: Path | None) -> CheckpointFolder:
-    """One checkpoint of a run; raises where it must be skipped."""
-    if TEMPORARY.fullmatch(child.name):
+def _open_member(child: Checkpoint, siblings: Sequence[Path]) -> Checkpoint:
+    """One checkpoint of a run, which may lie deeper; raises where it must be skipped."""
+    if TEMPORARY.fullmatch(child.relative):
         raise IncompleteCheckpointError("a temporary name: still being written, or left over")
-    folder = child if detect_layout(child) is not None else inner_folder(child) or child
-    config = find_config(folder, given)
-    layout = check_complete(folder, config)
-    step = _step_of(folder, read_trainer_state(folder))
-    reason = why_unfinished(child, step, siblings)
+    inner = inner_folder(child.path) if child.found_layout is None else None
+    found = child
+    if inner is not None:
+        relative = inner.relative_to(child.path.parent).as_posix()
+        found = Checkpoint(inner, relative, given=child.given)
+    found.require_whole()
+    found.step = _step_of(found)
+    reason = why_unfinished(child.path, found.step, siblings)
     if reason is not None:
         raise IncompleteCheckpointError(reason)
-    relative = folder.relative_to(child.parent).as_posix()
-    return CheckpointFolder(folder, step, relative, layout, config)
+    return found
 
 
-def _judge_root(
-    folder: Path, kept: Sequence[CheckpointFolder], given: Path | None
-) -> CheckpointFolder | Skipped:
+def _judge_root(root: Checkpoint, kept: Sequence[Checkpoint]) -> Checkpoint | Skipped:
     """The model that a run saved in its own folder: its last checkpoint, or why not."""
     try:
-        state = read_trainer_state(folder)
-        step = state.get("global_step") if state else None
-        if type(step) is not int or step < 0:
+        root.step = step = _stated_step(root)
+        if step is None:
             reason = "the run's final model, without a trainer_state.json to tell its step"
             return Skipped(".", reason, spare=True)
         match = next((c.relative for c in kept if c.step is not None and c.step >= step), None)
         if match:
             return Skipped(".", f"the run's final model, not newer than {match}", spare=True)
-        config = find_config(folder, given)
-        return CheckpointFolder(folder, step, ".", check_complete(folder, config), config)
+        root.require_whole()
+        return root
     except MoegeoError as error:
         return Skipped(".", error.message)
 
 
-def _no_checkpoint(folder: Path, entries: Sequence[Path]) -> MoegeoError:
+def _no_checkpoint(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
     """The error for a folder without a readable checkpoint."""
+    folder = root.path
     foreign = recognise_foreign(folder)
     if foreign is not None:
         return refuse_foreign(folder, foreign)
@@ -329,7 +303,7 @@ def _no_checkpoint(folder: Path, entries: Sequence[Path]) -> MoegeoError:
     names = [entry.name for entry in entries]
     if "config.json" in names or any("-of-" in name for name in names):
         try:
-            open_weights(folder)
+            _ = root.files
         except MoegeoError as error:
             return IncompleteCheckpointError(error.message, found=error.found, hint=error.hint)
     return NoCheckpointError(

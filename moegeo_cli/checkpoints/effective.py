@@ -14,20 +14,17 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.checkpoints.accounting import known_reason
-from moegeo_cli.checkpoints.adapters.base_model import find_base
 from moegeo_cli.checkpoints.adapters.config import CONFIG
-from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES
+from moegeo_cli.checkpoints.adapters.files import ADAPTER_FILES
 from moegeo_cli.checkpoints.adapters.finding import find_adapter
 from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.moves import measure_moves
-from moegeo_cli.checkpoints.folders import find_config
 from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
-from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.pickles import tensor_bytes
 from moegeo_cli.checkpoints.quantised.plan import Files, plan_quantised
 from moegeo_cli.checkpoints.quantised.recipe import Recipe
-from moegeo_cli.checkpoints.quantised.settings import SIDE_FILES, read_settings
+from moegeo_cli.checkpoints.quantised.settings import SIDE_FILES
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
@@ -73,7 +70,7 @@ class EffectiveWeights(WeightIndex):
         *,
         inner: bool,
         folder: Path,
-        trace: Tracer | None = None,
+        beside: WeightIndex | None,
         merge: bool = True,
     ) -> None:
         """Find out how each tensor is made; values are read on request.
@@ -83,8 +80,8 @@ class EffectiveWeights(WeightIndex):
             settings: how config.json and side files say that it was quantised.
             inner: see `unwrap_names`.
             folder: the checkpoint's, where an adapter may lie.
-            trace: how the module tree of the model is filled, for adapters.
-            merge: see `open_effective`.
+            beside: the tensors of the adapter that lies there; None without one.
+            merge: false where the model has the adapter's matrices as parameters of its own.
         """
         self.stored = stored
         self.folder, self.layout, self.files = stored.folder, stored.layout, stored.files
@@ -97,7 +94,7 @@ class EffectiveWeights(WeightIndex):
         try:
             if merge:
                 self.merging, self._names = find_adapter(
-                    stored, self._names, folder, inner=inner, base=self, trace=trace
+                    stored, self._names, folder, beside, inner=inner, base=self
                 )
         except MoegeoError as error:
             self._refused = error
@@ -145,8 +142,12 @@ class EffectiveWeights(WeightIndex):
             "unused": dict(unused),
         }
 
-    def resolve(self) -> None:
+    def resolve(self, trace: Tracer | None = None) -> None:
         """Find out which tensors the adapter changes, and note it; nothing without an adapter.
+
+        Args:
+            trace: how the module tree of the model is filled; without it values can be read only
+                where an adapter's names are those of the files.
 
         Raises:
             UnsupportedLayoutError, ShapeError: a part of it fits nothing.
@@ -155,6 +156,7 @@ class EffectiveWeights(WeightIndex):
         if self._refused is not None:
             raise self._refused
         if self.merging is not None and self.record.adapter is None:
+            self.merging.resolve(trace)
             self.record = replace(self.record, adapter=self.merging.words)
 
     def _is_changed(self, name: str) -> bool:
@@ -263,38 +265,6 @@ class EffectiveWeights(WeightIndex):
                 context={"tensor": name},
             ) from error
         return values[slice(*rows)].contiguous() if rows and cut is None else values
-
-
-def open_effective(
-    path: Path,
-    config_folder: Path | None = None,
-    *,
-    inner: bool = True,
-    trace: Tracer | None = None,
-    merge: bool = True,
-) -> EffectiveWeights:
-    """Open the tensors that the model of a checkpoint computes with.
-
-    Args:
-        path: a checkpoint's folder, or a file that holds a state dict.
-        config_folder: the folder of its config.json; None for its own. Of an adapter that lies
-            alone, the folder of its base model.
-        inner: see `unwrap_names`.
-        trace: how the module tree of the model is filled, for adapters; without it values can be
-            read only where an adapter's names are those of the files.
-        merge: false where the model has the adapter's matrices as parameters of its own.
-
-    Raises: what `open_weights` raises; PathError where an adapter's base model is not there.
-    """
-    stored = open_weights(path)
-    given = config_folder if config_folder is not None and config_folder.is_dir() else None
-    if stored.layout == ADAPTER:
-        given = find_base(path, given)
-        stored = open_weights(given)
-    folder = path.parent if path.is_file() else path
-    place = given or (folder if path.is_file() else find_config(stored.folder))
-    settings = read_settings(place, stored.folder)
-    return EffectiveWeights(stored, settings, inner=inner, folder=folder, trace=trace, merge=merge)
 
 
 def files_beside(index: EffectiveWeights) -> list[Path]:

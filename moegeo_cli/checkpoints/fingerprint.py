@@ -9,16 +9,18 @@ Optimizer states, tokenizers and logs are not part of either.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.effective import files_beside, open_effective
-from moegeo_cli.checkpoints.folders import config_file
-from moegeo_cli.checkpoints.headers import is_there, open_regular, read_exactly
+from moegeo_cli.checkpoints.effective import files_beside
+from moegeo_cli.checkpoints.headers import open_regular, read_exactly
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
 # Raise it when the recipe changes: every stored measurement is then made anew.
 RECIPE = "moegeo-fingerprint-1"
@@ -32,7 +34,7 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
+def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
     """Hash a checkpoint's config and weights.
 
     Args:
@@ -48,12 +50,12 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
     """
     if mode not in MODES:
         raise UsageError(f"no fingerprint mode {mode!r}", hint=f"use one of {', '.join(MODES)}")
-    index = open_effective(checkpoint.path, checkpoint.config_folder)
+    index = checkpoint.effective(inner=True)
     digest = hashlib.sha256()
     _update(digest, RECIPE.encode(), mode.encode(), index.layout.encode())
-    config = config_file(checkpoint.config_folder)
-    if is_there(config) or not checkpoint.path.is_file():
-        _update_whole(digest, config)
+    if (config := checkpoint.config_bytes) is not None:
+        digest.update(len(config).to_bytes(8, "little"))
+        digest.update(config)
     for path in index.files:
         _update(digest, path.name.encode("utf-8", "surrogateescape"))
         if mode == "full":
@@ -64,7 +66,8 @@ def fingerprint(checkpoint: CheckpointFolder, mode: str = "sampled") -> str:
         _update(digest, file.name.encode())
         _update_whole(digest, file)
     if not index.is_plain:
-        _update(digest, repr(index.record).encode())
+        # what an adapter is in words is known only once its model was asked
+        _update(digest, repr(replace(index.record, adapter=None)).encode())
     if mode == "sampled":
         _update_routers(digest, index)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""One checkpoint's folder: its config, its Trainer state, its step, whether it is whole."""
+"""One checkpoint's folder: its config, its Trainer state, its step."""
 
 from __future__ import annotations
 
@@ -6,22 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.adapters.base_model import find_base
-from moegeo_cli.checkpoints.adapters.config import read_adapter_config
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
-from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.headers import is_there, list_names, parse_json
 from moegeo_cli.checkpoints.hub_cache import advise_missing
-from moegeo_cli.checkpoints.indexes import read_json
-from moegeo_cli.checkpoints.layouts import (
-    DISTRIBUTED,
-    FSDP_PART,
-    recognise_foreign,
-    refuse_foreign,
-)
-from moegeo_cli.checkpoints.opening import detect_layout, open_adapter, open_weights
+from moegeo_cli.checkpoints.indexes import read_json, read_whole
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED, FSDP_PART
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
-    NoCheckpointError,
     PathError,
     UnsupportedLayoutError,
 )
@@ -52,7 +44,7 @@ def given_config(path: Path | str) -> Path:
     return folder
 
 
-def find_config(folder: Path, given: Path | None = None) -> Path:
+def find_config(folder: Path, given: Path | None, layout: str | None) -> Path:
     """The folder in which a checkpoint's config.json is.
 
     That is the checkpoint's own folder; else the one that `--config` gave; else, for a
@@ -63,16 +55,17 @@ def find_config(folder: Path, given: Path | None = None) -> Path:
     Args:
         folder: the checkpoint.
         given: the folder that `--config` gave.
+        layout: what `detect_layout` says of `folder`.
 
     Raises: of such an adapter, what `find_base` raises.
     """
-    if detect_layout(folder) == ADAPTER:
+    if layout == ADAPTER:
         return find_base(folder, given)
     if is_there(folder / "config.json"):
         return folder
     if given is not None:
         return given
-    if detect_layout(folder) == DISTRIBUTED:
+    if layout == DISTRIBUTED:
         above = folder.absolute().parents[: 1 + folder.name.startswith(FSDP_PART)]
         return next((place for place in above if is_there(place / "config.json")), folder)
     return folder
@@ -84,16 +77,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         IncompleteCheckpointError: absent, cut, or not an object.
     """
+    raw = config_bytes(folder)
+    return {} if raw is None else parse_config(raw, folder)
+
+
+def config_bytes(folder: Path) -> bytes | None:
+    """A checkpoint's config.json as it is; None for a checkpoint that is one file without it.
+
+    Raises:
+        IncompleteCheckpointError: absent or too long.
+    """
     path = config_file(folder)
-    if not is_there(path):
-        if folder.is_file():
-            return {}
-        raise IncompleteCheckpointError(
-            f"{folder.name} has no config.json",
-            hint="copy the model's config.json beside the weights, or give one with --config",
-            context={"path": str(folder)},
-        )
-    document = read_json(path, MAX_CONFIG_BYTES)
+    if is_there(path):
+        return read_whole(path, MAX_CONFIG_BYTES)
+    if folder.is_file():
+        return None
+    raise IncompleteCheckpointError(
+        f"{folder.name} has no config.json",
+        hint="copy the model's config.json beside the weights, or give one with --config",
+        context={"path": str(folder)},
+    )
+
+
+def parse_config(raw: bytes, folder: Path) -> dict[str, Any]:
+    """Parse a checkpoint's config.json.
+
+    Raises:
+        IncompleteCheckpointError: cut, or not an object.
+    """
+    document = parse_json(raw, config_file(folder))
     if not isinstance(document, dict):
         raise IncompleteCheckpointError(
             "config.json is not an object", found=type(document).__name__
@@ -116,32 +128,6 @@ def read_trainer_state(folder: Path) -> dict[str, Any] | None:
             "trainer_state.json is not an object", found=type(document).__name__
         )
     return document
-
-
-def check_complete(folder: Path, config: Path | None = None) -> str:
-    """Check a checkpoint's config and weight files, and give its layout.
-
-    Args:
-        folder: the checkpoint.
-        config: the folder of its config.json; None for `folder`.
-
-    Raises:
-        IncompleteCheckpointError, UnsafeFileError, PathError, UnsupportedLayoutError: why not.
-    """
-    if detect_layout(folder) is None:
-        foreign = recognise_foreign(folder)
-        if foreign is not None:
-            raise refuse_foreign(folder, foreign)
-    read_config(config or folder)
-    try:
-        layout = open_weights(folder).layout
-        if layout == ADAPTER:
-            read_adapter_config(folder)
-            check_complete(find_base(folder, config))
-        open_adapter(folder)  # beside weights, or alone
-        return layout
-    except NoCheckpointError as error:
-        raise IncompleteCheckpointError(error.message, found=error.found, hint=error.hint) from None
 
 
 def list_folder(folder: Path) -> list[Path]:

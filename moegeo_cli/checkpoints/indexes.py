@@ -83,11 +83,20 @@ def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> Any:
         PathError: absent or unreadable.
         IncompleteCheckpointError: not JSON, or longer than `limit`.
     """
+    return parse_json(read_whole(path, limit), path)
+
+
+def read_whole(path: Path, limit: int) -> bytes:
+    """Read a file of at most `limit` bytes.
+
+    Raises:
+        PathError: absent or unreadable.
+        IncompleteCheckpointError: longer than `limit`.
+    """
     with open_regular(path) as (file, size):
         if size > limit:
             raise IncompleteCheckpointError(f"{path.name} has {size} bytes, too long to be right")
-        raw = read_exactly(file, size, path)
-    return parse_json(raw, path)
+        return read_exactly(file, size, path)
 
 
 def check_shard_name(index: Path, shard: str) -> None:

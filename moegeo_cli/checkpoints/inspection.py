@@ -14,16 +14,14 @@ from typing import Any, Protocol
 
 from moegeo_cli.checkpoints.accounting import known_unused
 from moegeo_cli.checkpoints.adapters.layout import Filling
-from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, open_run, read_config
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.discover import RunFolder, open_run
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
-from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 
-Filler = Callable[[Path, WeightIndex], Mapping[str, Filling]]
+Filler = Callable[[Checkpoint, WeightIndex], Mapping[str, Filling]]
 
 
 class Describer(Protocol):
@@ -37,8 +35,8 @@ class Describer(Protocol):
     def open(self, path: Path | str) -> RunFolder:
         """The run under a path."""
 
-    def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
-        """A checkpoint's config, and its routers."""
+    def describe(self, checkpoint: Checkpoint) -> Architecture:
+        """What is known of a checkpoint's routers."""
 
     def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
         """The routers among a checkpoint's tensors."""
@@ -86,28 +84,25 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
 
 
 def _describe_checkpoint(
-    checkpoint: CheckpointFolder, models: Describer | None, fill: Filler | None
+    checkpoint: Checkpoint, models: Describer | None, fill: Filler | None
 ) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
     own = models is not None and models.own
-    trace = None if own or fill is None else partial(fill, checkpoint.config_folder)
-    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own, trace=trace)
-    stored = index.stored
-    config = read_config(checkpoint.config_folder)
-    training = read_training(checkpoint)
+    index, stored = checkpoint.weights, checkpoint.stored
+    config, training = checkpoint.config, checkpoint.training
     problem = None
     architecture = None
     routers: tuple[RouterTensors, ...] = ()
     try:
         if models is None:
-            architecture = describe_architecture(config, refuse=False)
-            architecture = with_own_experts(index, architecture)
+            architecture = checkpoint.described
+            architecture = checkpoint.architecture
             routers, problem = _list_routers(index, architecture)
         else:
-            architecture = models.describe(checkpoint.path)[1]
+            architecture = models.describe(checkpoint)
             routers = tuple(models.routers(index, architecture))
             problem = None if routers else "no router among the tensors: see --router"
-        index.resolve()
+        index.resolve(None if own or fill is None else partial(fill, checkpoint))
     except MoegeoError as error:
         problem = f"{error.code}: {error.message}"
     return {
@@ -142,7 +137,7 @@ def _describe_checkpoint(
     }
 
 
-def _config_place(checkpoint: CheckpointFolder) -> str:
+def _config_place(checkpoint: Checkpoint) -> str:
     """Where config.json is, from the checkpoint's folder."""
     place = checkpoint.config_folder.resolve() / "config.json"
     return Path(os.path.relpath(place, checkpoint.path.resolve())).as_posix()

@@ -14,12 +14,13 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES
 from moegeo_cli.checkpoints.architecture import SCORINGS, Architecture, Selection
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_value
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, Skipped
-from moegeo_cli.checkpoints.folders import list_folder, read_trainer_state
+from moegeo_cli.checkpoints.discover import RunFolder, Skipped
+from moegeo_cli.checkpoints.folders import list_folder
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.nesting import find_runs, several_runs
-from moegeo_cli.checkpoints.opening import detect_layout, open_weights
+from moegeo_cli.checkpoints.opening import detect_layout
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.step_names import parse_step, read_name
@@ -90,22 +91,22 @@ def open_own_run(path: Path | str) -> RunFolder:
 
 
 def _single(weights: Path, folder: Path, name: str) -> RunFolder:
-    layout = open_weights(weights).layout
-    state = read_trainer_state(folder)
-    checkpoint = CheckpointFolder(weights, parse_step(name), ".", layout)
-    return RunFolder(name, folder, True, (checkpoint,), (), state)
+    checkpoint = Checkpoint(weights, step=parse_step(name), own=True)
+    _ = checkpoint.files
+    return RunFolder(name, folder, True, (checkpoint,))
 
 
 def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder:
     """Checkpoints by step; what is not whole or has no step is left out with a word."""
-    kept: list[CheckpointFolder] = []
+    kept: list[Checkpoint] = []
     skipped: list[Skipped] = []
     names = {entry: read_name(entry.stem if entry.is_file() else entry.name) for entry, _ in found}
     epochs = all(told.step is None for told in names.values())  # an epoch orders too
     for entry, weights in found:
         step = names[entry].epoch if epochs else names[entry].step
+        checkpoint = Checkpoint(weights, entry.name, step=step, own=True)
         try:
-            layout = open_weights(weights).layout
+            _ = checkpoint.files
         except MoegeoError as error:
             skipped.append(Skipped(entry.name, error.message))
             continue
@@ -114,7 +115,7 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
             reason = "no step in its name" if step is None else f"the same step as {same[0]}"
             skipped.append(Skipped(entry.name, reason, spare=True))
             continue
-        kept.append(CheckpointFolder(weights, step, entry.name, layout))
+        kept.append(checkpoint)
     if not kept:
         words = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:4])
         kind = NoCheckpointError if "no step" in words else IncompleteCheckpointError
@@ -124,8 +125,7 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
             hint="give one of them, or put the step into each name: step-100.pt",
         )
     kept.sort(key=lambda checkpoint: checkpoint.step or 0)
-    state = read_trainer_state(kept[-1].path)
-    return RunFolder(name, root, False, tuple(kept), tuple(skipped), state)
+    return RunFolder(name, root, False, tuple(kept), tuple(skipped))
 
 
 def _has_step(entry: Path) -> bool:

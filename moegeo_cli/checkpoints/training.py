@@ -10,14 +10,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.checkpoints.architecture import text_config
-from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config, read_trainer_state
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.nesting import step_folder
 from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.errors import MoegeoError
+
+if TYPE_CHECKING:
+    from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
 # Keys of any model's config that steer its routers in training.
 _SETTING = re.compile(
@@ -68,14 +70,13 @@ class TrainingLog:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_training(checkpoint: CheckpointFolder) -> TrainingLog:
+def read_training(checkpoint: Checkpoint) -> TrainingLog:
     """Read what the training left in a checkpoint.
 
     Raises:
         IncompleteCheckpointError: config.json or trainer_state.json is cut.
     """
-    config = read_config(checkpoint.config_folder)
-    state = read_trainer_state(checkpoint.path) or {}
+    config, state = checkpoint.config, checkpoint.trainer_state or {}
     log = _read_log(state)
     step = _natural(state.get("global_step"))
     if step is None:

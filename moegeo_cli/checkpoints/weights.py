@@ -75,6 +75,11 @@ class WeightIndex:
             for path in self.files:
                 check_pickled(path)
 
+    @property
+    def placed(self) -> int:
+        """How many tensors' places are held in memory."""
+        return len(self._entries or ())
+
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""
         return tuple(sorted(self._table()))
@@ -124,7 +129,13 @@ class WeightIndex:
 
     def _tensor(self, path: Path, name: str) -> Any:
         """A tensor as torch holds it, of a file that has no header."""
+        if path not in self._pickled:
+            self._pickled[path] = load_pickled(path)
         return self._pickled[path][name]
+
+    def unmap(self) -> None:
+        """Let go of pickled files, whose pages count as memory; they open again for values."""
+        self._pickled.clear()
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
         """A tensor as a torch tensor of its own dtype, or some of its rows.

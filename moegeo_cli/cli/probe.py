@@ -99,7 +99,8 @@ def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
 def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     """The folder to take a tokenizer from, and the vocabulary of the model there."""
     from moegeo_cli.checkpoints.adapters.files import has_adapter
-    from moegeo_cli.checkpoints.discover import open_run, read_config
+    from moegeo_cli.checkpoints.discover import open_run
+    from moegeo_cli.checkpoints.folders import read_config
     from moegeo_cli.measuring.probe import tokenizer_place, vocabulary_of
     from moegeo_cli.probes.tokenizing import find_tokenizer
 
@@ -109,7 +110,7 @@ def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     if plain and find_tokenizer(path) == path and not any(path.glob("*/config.json")):
         return path, None
     newest = open_run(path).newest
-    return tokenizer_place(newest), vocabulary_of(read_config(newest.config_folder))
+    return tokenizer_place(newest), vocabulary_of(newest.config)
 
 
 def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> dict[str, Any]:
@@ -128,11 +129,11 @@ def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> di
     if model is None:
         name = printable(file.name) if file else "bundled"
         return {"source": name, **describe_rows(content), **_said(content.notes), "first": first}
-    from moegeo_cli.checkpoints.discover import open_run, read_config
+    from moegeo_cli.checkpoints.discover import open_run
     from moegeo_cli.measuring.probe import ends_of, tokenizer_place, vocabulary_of
 
     newest = open_run(model).newest
-    config = read_config(newest.config_folder)
+    config = newest.config
     probe: Probe = load_probe(
         source, vocab_size=vocabulary_of(config), tokenizer_dir=tokenizer_place(newest),
         ends=ends_of(config),

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measuring.arrays import CheckpointArrays
@@ -73,7 +74,6 @@ class Measurer:
         self.beside = beside
         self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
-        self._config = None if models is None else models.config
         self._source = (
             None if models is None else models.source(self.device, self.dtype, architecture)
         )
@@ -88,31 +88,31 @@ class Measurer:
         self.memory: str | None = None  # what a replay held, in words
 
     def measure(
-        self, path: Path, progress: Callable[[int], None] | None = None
+        self, checkpoint: Checkpoint, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Load a checkpoint's weights and replay the probe.
 
         Raises: what loading and replaying raise.
         """
         if self.ranks:
-            self.ranks.tell("load", path=str(path))
-        return self._measure(partial(self.load, path), path, progress)
+            self.ranks.tell("load", path=str(checkpoint.path))
+        return self._measure(partial(self.load, checkpoint), checkpoint, progress)
 
-    def load(self, path: Path) -> nn.Module:
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
         """A checkpoint's model."""
-        return self.source(path).load(path)
+        return self.source(checkpoint).load(checkpoint)
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """A fresh model by a checkpoint's config."""
-        return self.source(path).initialise(path, seed)
+        return self.source(checkpoint).initialise(checkpoint, seed)
 
-    def source(self, path: Path) -> ModelSource:
-        """Where models come from; `path`, the first checkpoint, tells how large they are."""
+    def source(self, checkpoint: Checkpoint) -> ModelSource:
+        """Where models come from; the first checkpoint tells how large they are."""
         if self._source is None:
             self._source = choose_source(
                 Request(
-                    path, self.config, self.architecture, self.probe, self.groups_S,
-                    self.settings, self.device, self.dtype, self._config, self.beside,
+                    checkpoint, self.architecture, self.probe, self.groups_S, self.settings,
+                    self.device, self.dtype, self.beside,
                 ),
                 shared=self.ranks is not None,
             )  # fmt: skip
@@ -120,26 +120,29 @@ class Measurer:
         return source
 
     def measure_initial(
-        self, path: Path, seed: int, progress: Callable[[int], None] | None = None
+        self, checkpoint: Checkpoint, seed: int, progress: Callable[[int], None] | None = None
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
         if self.ranks:
-            self.ranks.tell("initialise", path=str(path), seed=seed)
-        return self._measure(partial(self.initialise, path, seed), path, progress)
+            self.ranks.tell("initialise", path=str(checkpoint.path), seed=seed)
+        return self._measure(partial(self.initialise, checkpoint, seed), checkpoint, progress)
 
     def measure_model(
-        self, model: nn.Module, path: Path, progress: Callable[[int], None] | None = None
+        self,
+        model: nn.Module,
+        checkpoint: Checkpoint,
+        progress: Callable[[int], None] | None = None,
     ) -> CheckpointArrays:
         """Replay the probe through a model as it stands.
 
         Args:
             model: the model.
-            path: the checkpoint, for what lies beside its weights.
+            checkpoint: what it is of, for what lies beside its weights.
             progress: hears how many tokens were replayed.
 
         Raises: what replaying raises.
         """
-        return self._measure(lambda: model, path, progress)
+        return self._measure(lambda: model, checkpoint, progress)
 
     def take_part(self, give: Callable[[], nn.Module]) -> None:
         """Replay this rank's share of the probe, for rank 0.
@@ -150,20 +153,20 @@ class Measurer:
 
     def replay(
         self,
-        path: Path,
+        checkpoint: Checkpoint,
         adapt: Callable[[Ready, Plan], Plan],
         progress: Callable[[int], None] | None = None,
     ) -> tuple[Ready, Replay, Plan]:
         """Load a checkpoint's weights and replay the probe for another purpose.
 
         Args:
-            path: the checkpoint.
+            checkpoint: the checkpoint.
             adapt: the plan of such a pass, from the usual one and what was found ready.
             progress: hears how many tokens were replayed.
 
         Raises: what loading and replaying raise.
         """
-        return self._replay(partial(self.load, path), progress, adapt)
+        return self._replay(partial(self.load, checkpoint), progress, adapt)
 
     def replay_model(
         self, model: nn.Module, adapt: Callable[[Ready, Plan], Plan]
@@ -186,13 +189,16 @@ class Measurer:
         return samples or ids
 
     def _measure(
-        self, give: Callable[[], nn.Module], path: Path, progress: Callable[[int], None] | None
+        self,
+        give: Callable[[], nn.Module],
+        checkpoint: Checkpoint,
+        progress: Callable[[int], None] | None,
     ) -> CheckpointArrays:
         ready, outcome, _ = self._replay(give, progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
         tokens, manner = self.probe.tokens, self.manner
         self.memory = manner.say_memory(self.device)
-        adam = self._adam(model, path, asked)
+        adam = self._adam(model, checkpoint.path, asked)
         input_rows = self._input_rows(asked, tokens)
         measured = [
             form_router(

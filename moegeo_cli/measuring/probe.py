@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture, text_config
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.routers import check_routers
-from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.models.given import Models
@@ -22,7 +21,7 @@ MINIMUM_TOKENS = 8192
 
 def default_tokens(folder: RunFolder, models: Models) -> int:
     """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
-    return _enough_tokens(folder, models.describe(folder.newest.path)[1])
+    return _enough_tokens(folder, models.describe(folder.newest))
 
 
 def _enough_tokens(folder: RunFolder, architecture: Architecture) -> int:
@@ -30,14 +29,10 @@ def _enough_tokens(folder: RunFolder, architecture: Architecture) -> int:
     if not architecture.top_k or not architecture.experts:
         return MINIMUM_TOKENS
     if architecture.encoder_decoder:
-        routers = len(check_routers(_index(folder.newest), architecture))
+        routers = len(check_routers(folder.newest.weights, architecture))
     needed = tokens_for_power(architecture.experts, architecture.top_k, routers)
     # A router of an encoder or a decoder sees half of the probe.
     return max(MINIMUM_TOKENS, needed * (2 if architecture.encoder_decoder else 1))
-
-
-def _index(checkpoint: CheckpointFolder) -> WeightIndex:
-    return open_effective(checkpoint.path, checkpoint.config_folder)
 
 
 def open_probe(
@@ -64,7 +59,7 @@ def open_probe(
                 hint="give one of them",
             )
         return own if max_tokens is None else own.take(max_tokens)
-    config, architecture = models.describe(folder.newest.path)
+    config, architecture = folder.newest.config, models.describe(folder.newest)
     loaded = load_probe(
         source,
         vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
@@ -81,7 +76,7 @@ def _states(config: Mapping[str, Any]) -> bool:
     return "vocab_size" in text_config(config) or "vocab_size" in config
 
 
-def tokenizer_place(checkpoint: CheckpointFolder) -> Path:
+def tokenizer_place(checkpoint: Checkpoint) -> Path:
     """Where a checkpoint's tokenizer is looked for: with it, else with its config."""
     places = (checkpoint.path, checkpoint.config_folder)
     return next((place for place in places if find_tokenizer(place)), checkpoint.path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import FormatError
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays
@@ -118,9 +118,7 @@ class RunMeasurement:
             }
         )
 
-    def load(
-        self, checkpoint: CheckpointFolder, fingerprint: str, progress: Progress
-    ) -> Measured | None:
+    def load(self, checkpoint: Checkpoint, fingerprint: str, progress: Progress) -> Measured | None:
         """The stored measurement of a checkpoint, or None; names and progress are as of now."""
         found = self._stored(self.key(fingerprint))
         if found is None:
@@ -149,7 +147,7 @@ class RunMeasurement:
 
     def measure(
         self,
-        checkpoint: CheckpointFolder,
+        checkpoint: Checkpoint,
         fingerprint: str,
         progress: Progress,
         upcoming: Sequence[Path] = (),
@@ -162,7 +160,7 @@ class RunMeasurement:
             self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
         measurer = self._ready()
         ahead = read_ahead(list(upcoming)) if upcoming else None
-        arrays = measurer.measure(checkpoint.path, self.listener.advance if self.listener else None)
+        arrays = measurer.measure(checkpoint, self.listener.advance if self.listener else None)
         if ahead is not None:
             ahead.join()
         if self.listener and measurer.memory is not None:
@@ -170,8 +168,8 @@ class RunMeasurement:
         return self._keep(self.key(fingerprint), arrays, checkpoint.step, checkpoint.relative,
                           fingerprint, progress)  # fmt: skip
 
-    def initial(self, path: Path, fingerprint: str) -> list[Measured]:
-        """Fresh initialisations of the config in `path`, measured or from the store."""
+    def initial(self, checkpoint: Checkpoint, fingerprint: str) -> list[Measured]:
+        """Fresh initialisations of a checkpoint's config, measured or from the store."""
         draws = []
         for seed in range(FRESH_INITIALISATIONS):
             name = f"init:{seed}:{fingerprint}"
@@ -185,7 +183,7 @@ class RunMeasurement:
             if self.listener:
                 self.listener.checkpoint(f"initialisation {seed}", self.probe.tokens, "baseline")
             arrays = self._ready().measure_initial(
-                path, seed, self.listener.advance if self.listener else None
+                checkpoint, seed, self.listener.advance if self.listener else None
             )
             draws.append(self._keep(key, arrays, None, f"init-{seed}", name, {}))
         return draws

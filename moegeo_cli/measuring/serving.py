@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.measurer import Measurer
 from moegeo_cli.models.given import Models
@@ -61,6 +62,7 @@ def serve(ranks: Ranks) -> int:
         ResourceError: rank 0 is gone.
     """
     measurer: Measurer | None = None
+    given: Path | None = None
     while True:
         order = ranks.hear()
         if order["order"] == "leave":
@@ -69,12 +71,13 @@ def serve(ranks: Ranks) -> int:
         try:
             if order["order"] == "start":
                 measurer = _follow(ranks, order)
+                given = Models(order["models"]).config
             elif measurer is not None:
-                path = Path(order["path"])
+                checkpoint = Checkpoint(Path(order["path"]), given=given)
                 measurer.take_part(
-                    partial(measurer.load, path)
+                    partial(measurer.load, checkpoint)
                     if order["order"] == "load"
-                    else partial(measurer.initialise, path, order["seed"])
+                    else partial(measurer.initialise, checkpoint, order["seed"])
                 )
         except Exception as error:
             if not ranks.agreed(error):

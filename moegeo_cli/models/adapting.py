@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from moegeo_cli.checkpoints.adapters.layout import Filling
-from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers, trace_sources
 from moegeo_cli.models.failures import explain
-from moegeo_cli.models.uneven import own_experts
 
 
 def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
@@ -40,21 +38,20 @@ def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
     return found
 
 
-def trace_config(folder: Path, index: WeightIndex) -> Mapping[str, Filling]:
-    """It of the model that a config.json describes, which is built without memory for that.
+def trace_config(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, Filling]:
+    """It of the model that a checkpoint describes, which is built without memory for that.
 
     Args:
-        folder: of config.json.
+        checkpoint: the checkpoint.
         index: the saved tensors.
 
     Raises: what a model that cannot be built raises.
     """
-    experts = own_experts(index, read_config(folder))
     try:
         with quiet_transformers():
-            skeleton = build_skeleton(folder, torch.float32, torch.device("cpu"), experts)
+            skeleton = build_skeleton(checkpoint, torch.float32, torch.device("cpu"))
     except MoegeoError:
         raise
     except Exception as error:
-        raise explain(folder, error) from error
+        raise explain(checkpoint.config_folder, error) from error
     return trace_model(skeleton, index)

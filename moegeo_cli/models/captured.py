@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,7 @@ from torch import nn
 
 from moegeo_cli.captures.rows import CapturedRouter, Captures
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.folders import find_config, read_trainer_state
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.nesting import step_folder
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.step_names import parse_step
@@ -43,7 +39,6 @@ class CapturedModels:
         architecture: how the routers score and select.
         find: the routers of a checkpoint's files.
         device: where products are computed.
-        config: where `--config` says that config.json is.
     """
 
     manner = Manner(form="captured", unplanned="only routers and their captured inputs are held")
@@ -54,23 +49,20 @@ class CapturedModels:
         architecture: Architecture,
         find: Any,
         device: torch.device,
-        config: Path | None = None,
     ) -> None:
-        self.config = config
         self.captures, self.architecture, self.find = captures, architecture, find
         self.device, self.dtype = device, torch.float32
 
-    def load(self, path: Path) -> nn.Module:
-        """The routers in the files of `path`, with what was captured of each.
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """The routers in a checkpoint's files, with what was captured of each.
 
         Raises:
             ProbeError: no router was captured, or inputs are of another width.
             UnsupportedArchitectureError: how these routers choose is not known, and no choice was
                 captured.
         """
-        place = find_config(path, self.config)
-        index = open_effective(path, place, trace=partial(trace_config, place))
-        index.resolve()
+        index = checkpoint.weights
+        index.resolve(None if checkpoint.own else partial(trace_config, checkpoint))
         tensors = self.find(index)
         matched = _match(tensors, self.captures.routers)
         lone = [
@@ -87,7 +79,7 @@ class CapturedModels:
                 hint="capture at this model, all routers of it",
             )
         _check_widths(known)
-        own, words = self._provenance(path, known)
+        own, words = self._provenance(checkpoint, known)
         for router in known:
             router.own = own
         notes.insert(0, words)
@@ -101,7 +93,7 @@ class CapturedModels:
             notes.append(f"{unused} captured routers are not in the checkpoint's files")
         return RoutersAlone(lone, notes).eval()
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """Refused: inputs of a trained model say nothing of a fresh one.
 
         Raises:
@@ -117,12 +109,14 @@ class CapturedModels:
         """See `ModelSource`: weights always are in memory."""
         return contextlib.nullcontext()
 
-    def _provenance(self, path: Path, routers: Sequence[LoneRouter]) -> tuple[bool, str]:
+    def _provenance(
+        self, checkpoint: Checkpoint, routers: Sequence[LoneRouter]
+    ) -> tuple[bool, str]:
         """Whether the capture is of this very checkpoint, and what to say of it first."""
         said = self.captures.fingerprint, self.captures.step
         if said[0] is not None:
-            own = fingerprint(CheckpointFolder(path, None, ".")) == said[0]
-        elif said[1] is not None and (step := _step_of(path)) is not None:
+            own = checkpoint.fingerprint() == said[0]
+        elif said[1] is not None and (step := _step_of(checkpoint)) is not None:
             own = step == said[1]
         else:
             return _judge_logits(routers)
@@ -232,8 +226,7 @@ def _say_computed(routers: Sequence[LoneRouter], *, own: bool) -> str:
     return "; ".join(words)
 
 
-def _step_of(path: Path) -> int | None:
-    step = parse_step(step_folder(path).name)
-    state = read_trainer_state(path) if step is None else None
-    stated = state.get("global_step") if state else None
+def _step_of(checkpoint: Checkpoint) -> int | None:
+    step = parse_step(step_folder(checkpoint.path).name)
+    stated = (checkpoint.trainer_state or {}).get("global_step") if step is None else None
     return stated if type(stated) is int else step

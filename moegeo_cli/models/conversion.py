@@ -11,14 +11,14 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.model_config import auto_class, open_config
-from moegeo_cli.models.uneven import join_layers
+from moegeo_cli.models.uneven import join_layers, own_experts
 
 # Conversions that leave the first dimension, that of the experts, as it is.
 BY_EXPERT = {"MergeModulelist", "Concatenate", "Transpose", "Interleave"}
@@ -42,7 +42,7 @@ class Source:
 
 
 def build_skeleton(
-    path: Path,
+    checkpoint: Checkpoint,
     dtype: torch.dtype,
     device: torch.device,
     experts: Mapping[int, int] | None = None,
@@ -52,19 +52,22 @@ def build_skeleton(
     Buffers that no file holds (rotary frequencies) are there, on `device`.
 
     Args:
-        path: the folder of config.json.
+        checkpoint: the checkpoint.
         dtype: of the parameters.
         device: where those buffers lie.
-        experts: layer -> its number of experts, where layers differ.
+        experts: layer -> its number of experts; None for what the checkpoint tells.
 
     Raises:
         UnsupportedArchitectureError: transformers has no such language model.
     """
-    return join_layers(lambda count: _build_empty(path, dtype, device, count), experts or {})
+    counts = own_experts(checkpoint) if experts is None else experts
+    return join_layers(lambda count: _build_empty(checkpoint, dtype, device, count), counts)
 
 
-def _build_empty(path: Path, dtype: torch.dtype, device: torch.device, experts: int | None) -> Any:
-    config = open_config(path, experts)
+def _build_empty(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, experts: int | None
+) -> Any:
+    config = open_config(checkpoint, experts)
     auto, architecture = auto_class(config)
     kernel = "sdpa" if architecture._supports_sdpa else None
     with torch.device("meta"):

@@ -6,62 +6,52 @@ four times the weights. This way takes one group of tensors beside them, and giv
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.discover import read_config
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import MoegeoError, ShapeError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
 from moegeo_cli.models.failures import explain
 from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
-from moegeo_cli.models.uneven import own_experts
 
 GROUP_BYTES = 64 * 2**20  # of parameters that are converted together
 
 
 def open_skeleton(
-    path: Path, device: torch.device, dtype: torch.dtype, config_folder: Path
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, LayerFiles]:
     """The module tree of a checkpoint without memory, and the files that fill it.
 
     Args:
-        path: the checkpoint.
+        checkpoint: the checkpoint.
         device: where it goes.
         dtype: in which dtype it computes.
-        config_folder: the folder of its config.json.
 
     Raises: what opening the files raises, and a config that no model can be built from.
     """
-    experts = own_experts(open_effective(path, config_folder), read_config(config_folder))
     try:
         with quiet_transformers():
-            skeleton = build_skeleton(config_folder, dtype, device, experts)
+            skeleton = build_skeleton(checkpoint, dtype, device)
     except MoegeoError:
         raise
     except Exception as error:
-        raise explain(path, error) from error
-    return skeleton, LayerFiles(skeleton, path, device, dtype, config=config_folder)
+        raise explain(checkpoint.path, error) from error
+    return skeleton, LayerFiles(skeleton, checkpoint, device, dtype)
 
 
 def fill_model(
-    built: nn.Module | None,
-    path: Path,
-    device: torch.device,
-    dtype: torch.dtype,
-    config_folder: Path,
+    built: nn.Module | None, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
 ) -> nn.Module:
     """The model of a checkpoint, frozen and in evaluation mode.
 
     Args:
         built: a model of the same config, which is emptied and filled anew; None for a new one.
-        path: the checkpoint.
+        checkpoint: the checkpoint.
         device: where it goes.
         dtype: in which dtype it computes.
-        config_folder: the folder of its config.json.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.
@@ -70,10 +60,10 @@ def fill_model(
     """
     if built is not None:
         try:
-            return _fill(built, LayerFiles(built, path, device, dtype, config=config_folder))
+            return _fill(built, LayerFiles(built, checkpoint, device, dtype))
         except ShapeError:
             pass  # its layers may have other numbers of experts: a new model tells
-    return _fill(*open_skeleton(path, device, dtype, config_folder))
+    return _fill(*open_skeleton(checkpoint, device, dtype))
 
 
 def _fill(model: Any, files: LayerFiles) -> nn.Module:

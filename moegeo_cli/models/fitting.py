@@ -10,18 +10,15 @@ Legend: T probe positions, S sequences, D router input width, E experts, G group
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture, text_config
-from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.folders import find_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.models.filling import open_skeleton
@@ -64,20 +61,17 @@ FEWER = "batches of {:,} positions: larger ones do not fit the memory"
 class Request:
     """What is to be replayed, and how.
 
-    `path` is the first checkpoint, which tells how large they are; `config` the parsed config.json,
-    `config_folder` where `--config` says that it is. `groups_S` are each sequence's group.
-    `beside` are bytes that the command keeps beyond what a pass does.
+    `checkpoint` is the first one, which tells how large they are. `groups_S` are each sequence's
+    group. `beside` are bytes that the command keeps beyond what a pass does.
     """
 
-    path: Path
-    config: Mapping[str, Any]
+    checkpoint: Checkpoint
     architecture: Architecture
     probe: Probe
     groups_S: np.ndarray
     settings: Settings
     device: torch.device
     dtype: torch.dtype
-    config_folder: Path | None = None
     beside: int = 0
 
     @property
@@ -122,7 +116,7 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
     """
     settings, device, dtype = request.settings, request.device, request.dtype
     if settings.device_map is not None:
-        return PartedModels(settings.device_map, device, dtype, request.config_folder)
+        return PartedModels(settings.device_map, device, dtype)
     if shared and (settings.stream or settings.memory is not None):
         raise UsageError(
             "under torchrun each rank holds the whole model",
@@ -130,10 +124,10 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
             hint="stream in a single process, or leave both out",
         )
     if shared:
-        return WholeModels(device, dtype, request.config_folder, _rough_manner(request))
+        return WholeModels(device, dtype, _rough_manner(request))
     whole = None if settings.stream else _whole(request)
     return whole or StreamedModels(
-        device, dtype, request.lengths, settings.memory, request.kept_of, request.config_folder,
+        device, dtype, request.lengths, settings.memory, request.kept_of,
         settings.batch_size,
     )  # fmt: skip
 
@@ -144,10 +138,9 @@ def _whole(request: Request) -> ModelSource | None:
     if settings.memory is None:
         rough = _rough_manner(request)
         if rough.memory is not None and rough.memory.at_most <= min(SMALL, free_bytes(device)):
-            return WholeModels(device, dtype, request.config_folder, rough)
+            return WholeModels(device, dtype, rough)
     return_freed_blocks()
-    place = find_config(request.path, request.config_folder)
-    skeleton, files = open_skeleton(request.path, device, dtype, place)
+    skeleton, files = open_skeleton(request.checkpoint, device, dtype)
     planner = WholePlanner(
         skeleton, files, request.plan(), request.lengths, request.kept_of(skeleton),
         settings.batch_size,
@@ -158,7 +151,7 @@ def _whole(request: Request) -> ModelSource | None:
     found = planner.fit(process, room)
     if found is None:
         return None
-    return WholeModels(device, dtype, request.config_folder, _manner(found), by_groups=True)
+    return WholeModels(device, dtype, _manner(found), by_groups=True)
 
 
 def _rough_manner(request: Request) -> Manner:
@@ -181,12 +174,11 @@ def _manner(plan: WholePlan) -> Manner:
 
 def _rough_terms(request: Request) -> dict[str, int] | None:
     """The terms by what config.json says of the widths; None where it does not tell enough."""
-    architecture, text = request.architecture, text_config(request.config)
+    architecture, text = request.architecture, text_config(request.checkpoint.config)
     width, depth, vocabulary = architecture.hidden, architecture.layers, text.get("vocab_size")
     if any(STATEFUL_KEY.search(key) for key in text) or not (width and depth and vocabulary):
         return None
-    index = open_effective(request.path, find_config(request.path, request.config_folder))
-    weights = index.parameters * request.dtype.itemsize
+    weights = request.checkpoint.weights.parameters * request.dtype.itemsize
     sizes = [text.get(key) for key in ("moe_intermediate_size", "intermediate_size")]
     inner = max([size for size in sizes if isinstance(size, int)], default=4 * width)
     top_k = max([architecture.top_k or 1, *(architecture.top_k_by_layer or ())])

@@ -15,13 +15,12 @@ from typing import Any
 
 from moegeo_cli.captures.files import read_captures
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
-from moegeo_cli.checkpoints.discover import RunFolder, open_run, read_config
-from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.folders import find_config, given_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.discover import RunFolder, open_run
+from moegeo_cli.checkpoints.folders import given_config
 from moegeo_cli.checkpoints.own import describe_own, find_own_routers, open_own_run
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, layer_of
-from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UnsupportedLayoutError, UsageError
 from moegeo_cli.models.code_identity import (
@@ -54,14 +53,13 @@ class Models:
         """
         return open_run(Path(path), self.config)
 
-    def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
-        """The config of a checkpoint and what it says of the routers.
+    def describe(self, checkpoint: Checkpoint) -> Architecture:
+        """What a checkpoint's config and files say of its routers.
 
         Raises: what reading the config raises, and a family that cannot be measured.
         """
-        place = find_config(path, self.config)
-        config = read_config(place)
-        return config, with_own_experts(open_effective(path, place), describe_architecture(config))
+        describe_architecture(checkpoint.config)
+        return checkpoint.architecture
 
     def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
         """The routers among a checkpoint's tensors.
@@ -70,13 +68,12 @@ class Models:
         """
         return check_routers(index, architecture)
 
-    def check(self, path: Path, architecture: Architecture) -> None:
+    def check(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         """See that a checkpoint's files hold the routers that it should have.
 
         Raises: what `check_routers` raises.
         """
-        index = open_effective(path, find_config(path, self.config))
-        check_routers(index, architecture)
+        check_routers(checkpoint.weights, architecture)
 
     def probe(self) -> Probe | None:
         """What stands in the place of a probe; None where there is one to be opened."""
@@ -134,18 +131,16 @@ class OwnFactory(Models):
         """See `Models`; plain state dicts count as checkpoints too."""
         return open_own_run(path)
 
-    def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
+    def describe(self, checkpoint: Checkpoint) -> Architecture:
         """See `Models`; options go before the config."""
-        config = read_config(path)
-        architecture = describe_own(
-            self.name, config, open_effective(path, inner=False),
+        return describe_own(
+            self.name, checkpoint.config, checkpoint.weights,
             pattern=self.router, top_k=self.top_k, scoring=self.scoring,
         )  # fmt: skip
-        return config, architecture
 
-    def check(self, path: Path, architecture: Architecture) -> None:
+    def check(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         """See `Models`: a router that is quantised is refused, a missing one is met at loading."""
-        index = open_effective(path, inner=False)
+        index = checkpoint.weights
         for module in find_own_routers(index, self.router):
             if index.dtype(f"{module}.weight") not in {"F64", "F32", "F16", "BF16"}:
                 raise UnsupportedLayoutError(
@@ -217,13 +212,13 @@ class CapturedInputs(Models):
         """See `Models`."""
         return self.base.open(path)
 
-    def describe(self, path: Path) -> tuple[dict[str, Any], Architecture]:
+    def describe(self, checkpoint: Checkpoint) -> Architecture:
         """See `Models`."""
-        return self.base.describe(path)
+        return self.base.describe(checkpoint)
 
-    def check(self, path: Path, architecture: Architecture) -> None:
+    def check(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         """See `Models`."""
-        self.base.check(path, architecture)
+        self.base.check(checkpoint, architecture)
 
     def probe(self) -> Probe | None:
         """See `Models`: the captured sequences."""
@@ -236,7 +231,7 @@ class CapturedInputs(Models):
         def find(index: WeightIndex) -> Sequence[RouterTensors]:
             return self.base.routers(index, architecture)
 
-        return CapturedModels(self.captures, architecture, find, device, self.base.config)
+        return CapturedModels(self.captures, architecture, find, device)
 
 
 def choose_models(

@@ -21,8 +21,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.adapters.files import has_adapter
-from moegeo_cli.checkpoints.discover import read_config
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED
@@ -83,20 +82,18 @@ def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
 
 
 def load_model(
-    path: Path,
+    checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
-    config_folder: Path | None = None,
     *,
     placed: Mapping[str, Any] | None = None,
 ) -> nn.Module:
-    """Build the causal language model that lies in `path`, frozen and in evaluation mode.
+    """Build a checkpoint's causal language model, frozen and in evaluation mode.
 
     Args:
-        path: the checkpoint.
+        checkpoint: the checkpoint.
         device: where it goes.
         dtype: in which dtype it computes.
-        config_folder: the folder of its config.json; None for `path`.
         placed: transformers' arguments that put its parts elsewhere; then `device` is not used.
 
     Raises:
@@ -108,11 +105,10 @@ def load_model(
     """
     from transformers import GenerationConfig
 
-    index = open_effective(path, config_folder, trace=partial(trace_config, config_folder or path))
+    path, place, index = checkpoint.path, checkpoint.config_folder, checkpoint.weights
     if index.obstacle is not None:
         raise index.obstacle
-    place = config_folder or path
-    experts = own_experts(index, read_config(place))
+    experts = own_experts(checkpoint)
     if experts and placed:
         raise UsageError(
             "a model whose layers have different numbers of experts is not placed in parts",
@@ -120,11 +116,11 @@ def load_model(
             hint="leave --device-map out; --stream reads a layer at a time",
         )
     if experts:
-        return _ready(load_uneven(path, place, device, dtype, experts), device)
-    index.resolve()
+        return _ready(load_uneven(checkpoint, device, dtype, experts), device)
+    index.resolve(partial(trace_config, checkpoint))
     try:
         with quiet_transformers():
-            config = open_config(place)
+            config = open_config(checkpoint)
             auto, architecture = auto_class(config)
             options: dict[str, Any] = {
                 "dtype": dtype,
@@ -160,22 +156,20 @@ def load_model(
     return _ready(model, None if placed else device)
 
 
-def swap_weights(
-    model: nn.Module, path: Path, device: torch.device, config_folder: Path | None = None
-) -> nn.Module:
-    """Give `model` the weights that lie in `path`; the same model, or a new one where needed.
+def swap_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
+    """Give `model` the weights of a checkpoint; the same model, or a new one where needed.
 
-    The config of `path` must equal the one that `model` was built with: the caller sees to it.
+    The checkpoint's config must equal the one that `model` was built with: the caller sees to it.
 
     Raises: as `load_model`.
     """
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     try:
         with quiet_transformers(), contextlib.ExitStack() as stack:
-            index = open_effective(path, config_folder, trace=partial(trace_model, model))
+            index = checkpoint.weights
             if index.obstacle is not None:
                 raise index.obstacle
-            index.resolve()
+            index.resolve(partial(trace_model, model))
             index.check_type(str(model.config.model_type))  # type: ignore[union-attr]
             account_for(model, index)
             if index.is_plain and index.layout.startswith("safetensors"):
@@ -187,9 +181,9 @@ def swap_weights(
     except (ImportError, AttributeError, TypeError, RuntimeError, ValueError, KeyError):
         report = None
     if report is None or report.mismatched_keys or report.error_msgs:
-        return load_model(path, device, dtype, config_folder)
+        return load_model(checkpoint, device, dtype)
     if set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {}):
-        return load_model(path, device, dtype, config_folder)
+        return load_model(checkpoint, device, dtype)
     return _ready(model, device)
 
 

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.architecture import counting_values, expert_key
-from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedArchitectureError
 
 
-def open_config(folder: Path, experts: int | None = None) -> Any:
+def open_config(checkpoint: Checkpoint, experts: int | None = None) -> Any:
     """The config of the part that writes, without what it says of quantisation.
 
     Where config.json holds E, K or groups twice, the model gets the key that counts: transformers
     itself lets the older name win in some families.
 
     Args:
-        folder: of config.json.
+        checkpoint: whose config it is.
         experts: E of every layer; None for what the config says.
 
     Raises: what transformers and reading the file raise.
     """
     from transformers import AutoConfig
 
-    document = read_config(folder)
+    document = checkpoint.config
     _, stated = expert_key(document)
     values = counting_values(document)[1]
     if experts is not None and stated.key is not None:
@@ -33,7 +32,9 @@ def open_config(folder: Path, experts: int | None = None) -> Any:
     if isinstance(stated.value, list) and experts is not None:  # which no class takes
         config = _of_document(document, experts)
     else:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        config = AutoConfig.from_pretrained(
+            checkpoint.config_folder, trust_remote_code=False, local_files_only=True
+        )
     config = unquantised(language_config(config))
     part = config.get_text_config()
     for key, value in values.items():

@@ -12,13 +12,12 @@ import json
 import logging
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.folders import find_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import MoegeoError, ResourceError, UsageError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
 from moegeo_cli.models.failures import explain
@@ -34,25 +33,22 @@ class PartedModels:
         device_map: a word, or a JSON object of module -> device.
         device: where the parts compute that `disk` alone leaves without a device.
         dtype: in which dtype.
-        config: the folder of config.json that was given for checkpoints without their own.
 
     Raises:
         ResourceError: accelerate is not installed.
     """
 
-    def __init__(
-        self, device_map: str, device: torch.device, dtype: torch.dtype, config: Path | None = None
-    ) -> None:
+    def __init__(self, device_map: str, device: torch.device, dtype: torch.dtype) -> None:
         if importlib.util.find_spec("accelerate") is None:
             raise ResourceError(
                 "--device-map needs the package accelerate, which is not installed",
                 hint="pip install 'moegeo[offload]'",
             )
-        self.device_map, self.device, self.dtype, self.config = device_map, device, dtype, config
+        self.device_map, self.device, self.dtype = device_map, device, dtype
         self.manner = Manner(form="parts", unplanned="accelerate places the parts of the model")
         self._parts: tempfile.TemporaryDirectory[str] | None = None
 
-    def load(self, path: Path) -> nn.Module:
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
         """See `ModelSource`."""
         if self._parts is not None:
             self._parts.cleanup()
@@ -62,10 +58,8 @@ class PartedModels:
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            placed = {"device_map": self._placement(path), "offload_folder": self._parts.name}
-            model = load_model(
-                path, self.device, self.dtype, find_config(path, self.config), placed=placed
-            )
+            placed = {"device_map": self._placement(checkpoint), "offload_folder": self._parts.name}
+            model = load_model(checkpoint, self.device, self.dtype, placed=placed)
         except MoegeoError as error:
             if error.hint is None:
                 error.hint = f"if the files are whole, check --device-map {self.device_map}"
@@ -75,7 +69,7 @@ class PartedModels:
         _keep_routers(model)
         return model
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """See `ModelSource`.
 
         Raises:
@@ -91,7 +85,7 @@ class PartedModels:
         """See `ModelSource`: accelerate brings each part where it computes."""
         return contextlib.nullcontext()
 
-    def _placement(self, path: Path) -> str | dict[str, Any]:
+    def _placement(self, checkpoint: Checkpoint) -> str | dict[str, Any]:
         if self.device_map.startswith("{"):
             found: dict[str, Any] = json.loads(self.device_map)
             return found
@@ -99,11 +93,11 @@ class PartedModels:
             return self.device_map
         try:
             with quiet_transformers():
-                skeleton = build_skeleton(find_config(path, self.config), self.dtype, self.device)
+                skeleton = build_skeleton(checkpoint, self.dtype, self.device)
         except MoegeoError:
             raise
         except Exception as error:
-            raise explain(path, error) from error
+            raise explain(checkpoint.path, error) from error
         return dict(_layers_on_disk(skeleton, "", str(self.device)))
 
 

@@ -13,7 +13,6 @@ import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +23,7 @@ from torch import nn
 from moegeo_cli.checkpoints.accounting import account_own, known_unused, refuse_unscaled
 from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged
-from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
@@ -157,16 +155,16 @@ class OwnModels:
         self.options = (pattern, top_k, scoring)
         self._built: OwnModel | None = None
 
-    def load(self, path: Path) -> nn.Module:
-        """The model with the weights in `path`.
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model with a checkpoint's weights.
 
         Raises:
             IncompleteCheckpointError: the files lack a tensor that the model has.
             ShapeError: a tensor of another shape.
             UsageError: the factory fails or gives something else than a module.
         """
-        model = self._built or self._build(path)
-        extra = load_state(model.inner, path)
+        model = self._built or self._build(checkpoint)
+        extra = load_state(model.inner, checkpoint)
         model.notes = []
         if extra:
             shown = ", ".join(extra[:3]) + (" …" if len(extra) > 3 else "")
@@ -174,19 +172,19 @@ class OwnModels:
         self._built = model
         return model
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """The model freshly initialised, by the factory's own initialisation."""
         self._built = None
         with seeded(seed):
-            return self._build(path)
+            return self._build(checkpoint)
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
         """See `ModelSource`: weights always are in memory."""
         return contextlib.nullcontext()
 
-    def _build(self, path: Path) -> OwnModel:
+    def _build(self, checkpoint: Checkpoint) -> OwnModel:
         try:
-            inner: Any = self.factory(read_config(path) or None)
+            inner: Any = self.factory(copy.deepcopy(checkpoint.config) or None)
         except (MoegeoError, KeyboardInterrupt):
             raise
         except BaseException as error:  # sys.exit included
@@ -203,7 +201,7 @@ class OwnModels:
         return model.to(device=self.device, dtype=self.dtype).eval().requires_grad_(False)
 
 
-def load_state(model: nn.Module, path: Path) -> list[str]:
+def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """Copy a state dict into a model, one tensor at a time; the names that it does not have.
 
     Raises:
@@ -221,10 +219,10 @@ def load_state(model: nn.Module, path: Path) -> list[str]:
             if name in found
         }
 
-    index = open_effective(path, inner=False, trace=fill, merge=not is_unmerged(wanted))
+    index, path = checkpoint.effective(merge=not is_unmerged(wanted)), checkpoint.path
     if index.obstacle is not None:
         raise index.obstacle
-    index.resolve()
+    index.resolve(fill)
     names = _match_names(index.names(), set(wanted))
     shared = {t.data_ptr() for name, t in wanted.items() if name in names and t.numel()}
     missing = sorted(

@@ -8,15 +8,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.discover import read_config
-from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.folders import find_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.global_state import seeded
 from moegeo_cli.models.filling import fill_model
@@ -104,14 +101,14 @@ class ModelSource(Protocol):
 
     manner: Manner
 
-    def load(self, path: Path) -> nn.Module:
-        """The model with the weights that lie in `path`.
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model with a checkpoint's weights.
 
         Raises: what opening and loading raise.
         """
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
-        """The model that `path` describes, freshly initialised."""
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
+        """The model that a checkpoint describes, freshly initialised."""
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
         """The weights of the layer that a module lies in, in memory while the block runs."""
@@ -123,7 +120,6 @@ class WholeModels:
     Args:
         device: where they compute.
         dtype: in which dtype.
-        config: where `--config` says that config.json is, for checkpoints without their own.
         manner: how they are replayed.
         by_groups: fill the model from the files some parameters at a time, which takes little
             memory beside them; else transformers loads it.
@@ -133,37 +129,34 @@ class WholeModels:
         self,
         device: torch.device,
         dtype: torch.dtype,
-        config: Path | None = None,
         manner: Manner | None = None,
         *,
         by_groups: bool = False,
     ) -> None:
-        self.device, self.dtype, self.config = device, dtype, config
+        self.device, self.dtype = device, dtype
         self.manner, self.by_groups = manner or Manner(), by_groups
         self._built: nn.Module | None = None
 
-    def load(self, path: Path) -> nn.Module:
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
         """See `ModelSource`."""
-        place = find_config(path, self.config)
         if self.by_groups:
             built, self._built = self._built, None  # one that is filled in part is never kept
-            self._built = fill_model(built, path, self.device, self.dtype, place)
+            self._built = fill_model(built, checkpoint, self.device, self.dtype)
         elif self._built is None:
-            self._built = load_model(path, self.device, self.dtype, place)
+            self._built = load_model(checkpoint, self.device, self.dtype)
         else:
-            self._built = swap_weights(self._built, path, self.device, place)
+            self._built = swap_weights(self._built, checkpoint, self.device)
         return self._built
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """See `ModelSource`."""
-        place = find_config(path, self.config)
 
         def build(experts: int | None) -> Any:
-            config = open_config(place, experts)
+            config = open_config(checkpoint, experts)
             with seeded(seed):
                 return auto_class(config)[0].from_config(config, dtype=self.dtype)
 
-        model = join_layers(build, _own_experts(path, place))
+        model = join_layers(build, own_experts(checkpoint))
         self._built = None  # its buffers are not a checkpoint's: build the next one afresh
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
@@ -182,7 +175,6 @@ class StreamedModels:
         lengths: of the probe's sequences.
         memory: bytes that the process should stay within; None for as little as is sensible.
         sums: bytes of what is measured, by the model's sizes.
-        config: the folder of config.json that was given for checkpoints without their own.
         batch_size: sequences a batch, where that was asked for.
     """
 
@@ -193,17 +185,16 @@ class StreamedModels:
         lengths: list[int],
         memory: int | None,
         sums: Callable[[nn.Module], int],
-        config: Path | None = None,
         batch_size: int | None = None,
     ) -> None:
         self.batch_size = batch_size
         self.device, self.dtype, self.lengths = device, dtype, lengths
-        self.memory, self.sums, self.config = memory, sums, config
+        self.memory, self.sums = memory, sums
         self.manner = Manner()
         self._stream: LayerStream | None = None
         self._held = 0
 
-    def load(self, path: Path) -> nn.Module:
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
         """See `ModelSource`.
 
         Raises:
@@ -211,12 +202,11 @@ class StreamedModels:
         """
         if self._stream is None:
             return_freed_blocks()
-            place = find_config(path, self.config)
-            self._stream = LayerStream(place, self.device, self.dtype, _own_experts(path, place))
+            self._stream = LayerStream(checkpoint, self.device, self.dtype)
             warm_up(self.device, self.dtype)
             self._held = held_bytes(self.device) + SMALL_BLOCKS
         stream = self._stream
-        stream.attach(path, find_config(path, self.config))
+        stream.attach(checkpoint)
         plan = self._plan(stream.sizes(self.sums(stream.model), max(self.lengths)))
         stream.open(plan.chunk_bytes)
         experts = "some experts at a time, by the eager kernel" if plan.chunk_bytes else "whole"
@@ -231,7 +221,7 @@ class StreamedModels:
         model: nn.Module = stream.model
         return model
 
-    def initialise(self, path: Path, seed: int) -> nn.Module:
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
         """See `ModelSource`; not possible here.
 
         Raises:
@@ -260,8 +250,3 @@ class StreamedModels:
             process=self._held + freed_blocks(sizes.activations(longest)),
             free=free_bytes(self.device),
         )
-
-
-def _own_experts(path: Path, config: Path) -> dict[int, int]:
-    """Layer -> its number of experts, where those of a checkpoint differ; else {}."""
-    return own_experts(open_effective(path, config), read_config(config))

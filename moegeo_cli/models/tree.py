@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
 
 
-def fill_tree(folder: Path, index: WeightIndex) -> Mapping[str, Any]:
-    """See `replay.adapting.trace_config`: adapters whose names are not those of the files ask."""
+def fill_tree(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, Any]:
+    """See `adapting.trace_config`: adapters whose names are not those of the files ask."""
     from moegeo_cli.models.adapting import trace_config
 
-    return trace_config(folder, index)
+    return trace_config(checkpoint, index)

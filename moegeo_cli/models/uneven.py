@@ -9,31 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.uneven import with_own_experts
-from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import MoegeoError, UnsupportedArchitectureError
 from moegeo_cli.replay.kernels import configs_of
 from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
-def own_experts(index: WeightIndex, config: Mapping[str, Any]) -> dict[int, int]:
+def own_experts(checkpoint: Checkpoint) -> dict[int, int]:
     """Layer -> its number of experts, where the layers of a checkpoint differ; else {}.
-
-    Args:
-        index: the checkpoint's tensors.
-        config: its parsed config.json.
 
     Raises:
         ShapeError: what `with_own_experts` raises.
     """
-    if index.obstacle is not None:
+    if checkpoint.weights.obstacle is not None:
         return {}
     try:
-        architecture = describe_architecture(config, refuse=False)
+        _ = checkpoint.described
     except MoegeoError:
         return {}  # what is wrong with it is said where it is described
-    return dict(with_own_experts(index, architecture).experts_by_layer or ())
+    return dict(checkpoint.architecture.experts_by_layer or ())
 
 
 def join_layers(build: Callable[[int | None], Any], experts: Mapping[int, int]) -> Any:

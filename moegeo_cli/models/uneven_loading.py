@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
 from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
 
 
 def load_uneven(
-    path: Path,
-    config: Path,
+    checkpoint: Checkpoint,
     device: torch.device,
     dtype: torch.dtype,
     experts: Mapping[int, int],
@@ -27,8 +26,8 @@ def load_uneven(
         ShapeError: a tensor's shape contradicts the config.
     """
     with quiet_transformers():
-        model: Any = build_skeleton(config, dtype, device, experts)
-    files = LayerFiles(model, path, device, dtype, config=config)
+        model: Any = build_skeleton(checkpoint, dtype, device, experts)
+    files = LayerFiles(model, checkpoint, device, dtype)
     files.load(files.sources)
     model.tie_weights()
     files.refuse_missing(named_tensors(model))

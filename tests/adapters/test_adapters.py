@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from transformers.models.auto import auto_factory
 
 from moegeo_cli import analyze, check, compare, inspect
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import open_run
-from moegeo_cli.checkpoints.effective import open_effective
 from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -152,9 +152,9 @@ import sys
 from pathlib import Path
 sys.modules["peft"] = None
 import torch
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.loading import load_model
-from moegeo_cli.records import RunRecord
-model = load_model(Path(sys.argv[1]), torch.device("cpu"), torch.float32)
+model = load_model(Checkpoint(Path(sys.argv[1])), torch.device("cpu"), torch.float32)
 print(*model(input_ids=torch.arange(20)[None]).logits[0, -1].tolist())
 """
 
@@ -168,7 +168,7 @@ def test_numbers_are_the_same_without_peft(written: Writer, tmp_path: Path) -> N
     )
     without = [float(value) for value in done.stdout.split()]
     for folder in (path, files.merged):
-        model: Any = load_model(folder, torch.device("cpu"), torch.float32)
+        model: Any = load_model(Checkpoint(folder), torch.device("cpu"), torch.float32)
         found = model(input_ids=torch.arange(20)[None]).logits[0, -1].tolist()
         assert without == pytest.approx(found, rel=1e-5, abs=1e-6)
 
@@ -189,11 +189,11 @@ def test_transformers_never_looks_for_an_adapter(
         return find(path, *arguments, **options)
 
     monkeypatch.setattr(auto_factory, "find_adapter_config_file", record)
-    load_model(files.base, cpu, torch.float32)
+    load_model(Checkpoint(files.base), cpu, torch.float32)
     assert seen == [files.base]  # where it would look
     monkeypatch.setattr(PreTrainedModel, "load_adapter", pytest.fail)
     for path in (both, left):
-        load_model(path, cpu, torch.float32)
+        load_model(Checkpoint(path), cpu, torch.float32)
     assert seen == [files.base]
 
 
@@ -316,7 +316,7 @@ def test_check_sees_what_the_model_computes_with(written: Writer, tmp_path: Path
 
 
 def refused(path: Path, kind: type[MoegeoError], words: str) -> MoegeoError:
-    index = open_effective(path)
+    index = Checkpoint(path).weights
     with pytest.raises(kind, match=words) as caught:
         index.resolve()
     with pytest.raises(MoegeoError):

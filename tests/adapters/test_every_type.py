@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.models.loading import load_model
 from tests.adapters.files import randomise
@@ -41,7 +42,7 @@ def test_an_adapter_of_everything(model_type: str, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     save_tiny(model_type, tmp_path / "base")
-    model = load_model(tmp_path / "base", CPU, torch.float32)
+    model = load_model(Checkpoint(tmp_path / "base"), CPU, torch.float32)
     modules, parameters = targets(model)
     assert modules
     assert parameters
@@ -52,11 +53,12 @@ def test_an_adapter_of_everything(model_type: str, tmp_path: Path) -> None:
         randomise(tuned, 1)
         tuned.save_pretrained(tmp_path / "adapter")
         want = tuned.merge_and_unload().state_dict()  # type: ignore[operator]
+    adapter = Checkpoint(tmp_path / "adapter", given=tmp_path / "base")
     if model_type in REFUSED:
         with pytest.raises(UnsupportedLayoutError, match=REFUSED[model_type]):
-            load_model(tmp_path / "adapter", CPU, torch.float32, tmp_path / "base")
+            load_model(adapter, CPU, torch.float32)
         return
-    have = load_model(tmp_path / "adapter", CPU, torch.float32, tmp_path / "base").state_dict()
+    have = load_model(adapter, CPU, torch.float32).state_dict()
     assert set(have) == set(want)
     for name, values in want.items():
         torch.testing.assert_close(have[name], values, rtol=1e-5, atol=1e-6)

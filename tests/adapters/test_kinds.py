@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moegeo_cli.checkpoints.effective import EffectiveWeights, open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 from moegeo_cli.models.tree import fill_tree
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, write
@@ -43,9 +44,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def opened(path: Path, base: Path) -> EffectiveWeights:
-    index = open_effective(path, base, trace=partial(fill_tree, base))
-    index.resolve()
-    return index
+    checkpoint = Checkpoint(path, given=base)
+    checkpoint.weights.resolve(partial(fill_tree, checkpoint))
+    return checkpoint.weights
 
 
 def assert_merged(index: EffectiveWeights, files: Written, **near: float) -> None:
@@ -137,7 +138,7 @@ def test_an_adapter_within_the_weights(
     files = unmerged(tmp_path, prefix, **options)
     device = torch.device("cpu")
     have, want = (
-        load_model(path, device, torch.float32).state_dict()
+        load_model(Checkpoint(path), device, torch.float32).state_dict()
         for path in (files.adapter, files.merged)
     )
     assert set(have) == set(want)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from moegeo_cli import analyze, capture_routers, check, experts, inspect, routing
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.models.tree import fill_tree
@@ -58,7 +58,7 @@ def test_the_lenses(tmp_path: Path, probe: Path) -> None:
 
 def test_captured_inputs(tmp_path: Path) -> None:
     files = write(tmp_path, "qwen3_moe", **ROUTERS)
-    model = load_model(files.merged, CPU, torch.float32)
+    model = load_model(Checkpoint(files.merged), CPU, torch.float32)
     ids = torch.randint(0, 64, (2, 24), generator=torch.Generator().manual_seed(3))
     with torch.no_grad(), capture_routers(model, tmp_path / "captures.safetensors"):
         model(input_ids=ids, use_cache=False)
@@ -74,7 +74,7 @@ def test_captured_inputs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bitsandbytes-nf4", "compressed-fp8-block"])
 def test_a_quantised_base(name: str, tmp_path: Path, probe: Path) -> None:
     """Merged onto the values that the quantised tensors stand for."""
-    index = open_effective(FORMS / name)
+    index = Checkpoint(FORMS / name).weights
     plain = {n: index.tensor(n).contiguous() for n in index.names() if "_scale" not in n}
     twin = tmp_path / "twin"
     twin.mkdir()
@@ -97,16 +97,21 @@ def test_experts_of_equal_sides(tmp_path: Path) -> None:
     want = load_file(files.merged / "model.safetensors")
     plain = load_file(files.base / "model.safetensors")
     name = "model.layers.1.mlp.experts.2.down_proj.weight"
-    trace = partial(fill_tree, files.base)
-    torch.testing.assert_close(open_effective(files.adapter, trace=trace).tensor(name), want[name])
+
+    def read() -> torch.Tensor:
+        checkpoint = Checkpoint(files.adapter)
+        checkpoint.weights.resolve(partial(fill_tree, checkpoint))
+        values: torch.Tensor = checkpoint.weights.tensor(name)
+        return values
+
+    torch.testing.assert_close(read(), want[name])
     tensors = load_file(files.adapter / "adapter_model.safetensors")
     key = "base_model.model.model.layers.1.mlp.experts.lora_{}.weight"
     a, b = tensors[key.format("A")], tensors[key.format("B")]
     old = torch.einsum("ore,eri->eio", b.reshape(24, 4, 6), a.reshape(6, 4, 24)) * 1.5
     for version in ("0.18.1", None):
         edit(files.adapter, peft_version=version)
-        found = open_effective(files.adapter, trace=trace).tensor(name)
-        torch.testing.assert_close(found, plain[name] + old[2])
+        torch.testing.assert_close(read(), plain[name] + old[2])
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "gpt_oss"])
@@ -114,14 +119,14 @@ def test_layers_with_different_numbers_of_experts(model_type: str, tmp_path: Pat
     from peft import LoraConfig, get_peft_model
 
     base = prune(save_tiny(model_type, tmp_path / "base"), {1: (0, 2, 3, 5), 2: (4, 1, 0, 3, 2)})
-    model = load_model(base, CPU, torch.float32)
+    model = load_model(Checkpoint(base), CPU, torch.float32)
     tuned: Any = get_peft_model(model, LoraConfig(r=4, **BOTH))  # type: ignore[arg-type]
     randomise(tuned, 2)
     adapter = tmp_path / "adapter"
     tuned.save_pretrained(adapter)
     edit(adapter, base_model_name_or_path=str(base))
     want = tuned.merge_and_unload().state_dict()
-    have = load_model(adapter, CPU, torch.float32, base).state_dict()
+    have = load_model(Checkpoint(adapter, given=base), CPU, torch.float32).state_dict()
     assert set(have) == set(want)
     for name, values in want.items():
         torch.testing.assert_close(have[name], values, rtol=1e-5, atol=1e-6)
@@ -139,7 +144,7 @@ def test_tied_embeddings(module: str, tmp_path: Path) -> None:
         tmp_path, "qwen3_moe", changes={"tie_word_embeddings": True}, target_modules=[module]
     )
     with pytest.raises(UnsupportedLayoutError, match=r"uses twice|fits no weight"):
-        load_model(files.adapter, CPU, torch.float32, files.base)
+        load_model(Checkpoint(files.adapter, given=files.base), CPU, torch.float32)
 
 
 class Block(nn.Module):

@@ -14,7 +14,7 @@ import numpy as np
 
 from moegeo_cli import analyze
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.records import RunRecord
 

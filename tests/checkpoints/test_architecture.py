@@ -13,8 +13,8 @@ from moegeo_cli.checkpoints.architecture import (
     text_config,
 )
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, GROUP_KEYS, TOP_K_KEYS
-from moegeo_cli.checkpoints.discover import read_config
 from moegeo_cli.checkpoints.families import read_families
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.errors import DenseModelError, MoegeoError, UnsupportedArchitectureError
 
 TABLE = read_families()

@@ -3,7 +3,9 @@ import shutil
 
 import pytest
 
-from moegeo_cli.checkpoints.discover import open_run, parse_step, read_config
+from moegeo_cli.checkpoints.discover import open_run
+from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.step_names import parse_step
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     NoCheckpointError,
@@ -52,7 +54,7 @@ def test_a_single_checkpoint(checkpoint):
     assert steps(run) == [20]
     assert run.newest.relative == "."
     assert run.newest.layout == "safetensors"
-    assert run.trainer_state is None
+    assert run.newest.trainer_state is None
 
 
 def test_a_path_by_other_names(checkpoint, monkeypatch):
@@ -75,7 +77,7 @@ def test_a_run_is_sorted_by_number(checkpoint, tmp_path):
     assert run.name == "run"
     assert steps(run) == [0, 30, 200, 1000]
     assert run.newest.relative == "checkpoint-1000"
-    assert run.trainer_state == {"global_step": 1000}
+    assert run.newest.trainer_state == {"global_step": 1000}
     assert run.skipped == ()
 
 

@@ -480,18 +480,20 @@ def test_tiling_agrees_with_counting_every_element(shape: tuple[int, ...], data:
 
 @pytest.mark.parametrize("mode", ["sampled", "full"])
 def test_the_fingerprint_covers_every_file(run: Path, part: Path, mode: str) -> None:
-    checkpoint = open_run(run / "checkpoint-10").newest
-    prints = {fingerprint(checkpoint, mode)}
-    assert prints == {fingerprint(checkpoint, mode)}
+    def now() -> str:
+        return fingerprint(open_run(run / "checkpoint-10").newest, mode)
+
+    prints = {now()}
+    assert prints == {now()}
     change(part, lambda metadata: setattr(metadata.storage_meta, "save_id", "another"))
-    prints.add(fingerprint(checkpoint, mode))
+    prints.add(now())
     [piece] = read_metadata(part / ".metadata").tensors[f"model.{GATE}"].pieces
     raw = bytearray((part / piece.file).read_bytes())
     raw[piece.start + piece.length // 2] ^= 1
     (part / piece.file).write_bytes(raw)
-    prints.add(fingerprint(checkpoint, mode))
+    prints.add(now())
     (run / "config.json").write_text((run / "config.json").read_text() + " ")
-    prints.add(fingerprint(checkpoint, mode))
+    prints.add(now())
     assert len(prints) == 4
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import check_routers
 

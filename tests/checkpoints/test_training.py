@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.training import read_training, router_settings
 from moegeo_cli.errors import IncompleteCheckpointError
@@ -69,10 +70,9 @@ def test_a_state_of_odd_values(checkpoint, state):
 
 def test_a_broken_state(checkpoint):
     folder = checkpoint()
-    checkpoint_folder = open_run(folder).newest
     (folder / "trainer_state.json").write_text("[]")
     with pytest.raises(IncompleteCheckpointError):
-        read_training(checkpoint_folder)
+        read_training(Checkpoint(folder))
 
 
 def test_training_args_are_never_loaded(checkpoint, tmp_path):

@@ -23,7 +23,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("measured before the options were checked")
 
     for name in ("analyze", "compare"):
-        monkeypatch.setattr(f"moegeo_cli.commands.{name}.api.measure_path", meet)
+        monkeypatch.setattr(f"moegeo_cli.commands.{name}.api.measure_folder", meet)
 
 
 @pytest.mark.usefixtures("idle")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.models.loading import load_model, swap_weights
 from moegeo_cli.probes.tokenizing import tokenizer_sha256
@@ -94,9 +95,9 @@ def test_names_of_the_saved_form_load_too(
         save_state(state, tmp_path / str(seed))  # with a tensor for each expert
         shutil.copy(tiny(model_type) / "config.json", tmp_path / str(seed))
     tokens = torch.arange(20)[None]
-    model = load_model(tmp_path / "0", CPU, torch.float32)
+    model = load_model(Checkpoint(tmp_path / "0"), CPU, torch.float32)
     assert torch.equal(model(tokens).logits, build_tiny(model_type, 0)(tokens).logits)
-    swapped = swap_weights(model, tmp_path / "1", CPU)
+    swapped = swap_weights(model, Checkpoint(tmp_path / "1"), CPU)
     assert swapped is model
     assert torch.equal(swapped(tokens).logits, build_tiny(model_type, 1)(tokens).logits)
 
@@ -217,7 +218,7 @@ def assert_same_logits(model: Any, state: dict[str, Any], folder: Path) -> None:
     model.config.save_pretrained(folder.parent)
     assert set(open_weights(folder).names()) == set(model.state_dict())
     tokens = torch.arange(20)[None]
-    loaded = load_model(folder, CPU, torch.float32, folder.parent)
+    loaded = load_model(Checkpoint(folder, given=folder.parent), CPU, torch.float32)
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
@@ -256,4 +257,4 @@ def test_a_config_of_another_model_than_torchtitans_names(tmp_path: Path) -> Non
     save_state(as_torchtitan(build_tiny("qwen3_moe"), True), tmp_path / "step-1")
     build_tiny("olmoe").config.save_pretrained(tmp_path)
     with pytest.raises(Exception, match="the config is of a olmoe"):
-        load_model(tmp_path / "step-1", CPU, torch.float32, tmp_path)
+        load_model(Checkpoint(tmp_path / "step-1", given=tmp_path), CPU, torch.float32)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from moegeo_cli import analyze, experts, routing
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.errors import MoegeoError, ShapeError, UsageError
 from moegeo_cli.models.loading import load_model
@@ -181,9 +182,10 @@ def test_a_model_of_joined_layers_is_that_of_transformers(
         model_type, "num_local_experts"
     )
     edit(even, **{key: 4})
-    truth = load_model(even, device, torch.float32)
+    truth = load_model(Checkpoint(even), device, torch.float32)
     edit(even, **{key: 6})
-    found = load_uneven(even, even, device, torch.float32, dict.fromkeys(range(first, 3), 4))
+    counts = dict.fromkeys(range(first, 3), 4)
+    found = load_uneven(Checkpoint(even), device, torch.float32, counts)
     torch.testing.assert_close(found(ids).logits, truth(ids).logits, rtol=0, atol=0)
 
     folder = pruned(model_type, {2: kept})
@@ -191,8 +193,8 @@ def test_a_model_of_joined_layers_is_that_of_transformers(
         analyze(folder, probe=probe, baseline="none", cache=False, stream=stream).checkpoints[0]
         for stream in (False, True)
     )
-    counts = [layer.experts for layer in whole.layers]
-    assert counts == [8 if model_type == "deepseek_v3" else 6] * (len(counts) - 1) + [4]
+    experts = [layer.experts for layer in whole.layers]
+    assert experts == [8 if model_type == "deepseek_v3" else 6] * (len(experts) - 1) + [4]
     assert whole.loss.value == pytest.approx(streamed.loss.value, rel=1e-6)
     for a, b in zip(whole.layers, streamed.layers, strict=True):
         assert a.metrics["fsi"].value == pytest.approx(b.metrics["fsi"].value, rel=1e-6)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.models.damage import Damage, find_damage
 from moegeo_cli.models.loading import load_model, swap_weights
@@ -48,7 +49,7 @@ def copy(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 def found_in(path: Path) -> dict[int, Damage | None]:
-    routers = find_routers(load_model(path, CPU, torch.float32))
+    routers = find_routers(load_model(Checkpoint(path), CPU, torch.float32))
     return {router.layer: find_damage(router) for router in routers}
 
 
@@ -105,7 +106,7 @@ def test_rows_that_are_zero_in_every_expert_are_padding(copy: Callable[..., Path
 
 
 def test_weights_that_are_not_in_memory_were_not_looked_at(tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny("mixtral"), CPU, torch.float32).to("meta")
+    model = load_model(Checkpoint(tiny("mixtral")), CPU, torch.float32).to("meta")
     assert {find_damage(router) for router in find_routers(model)} == {None}
 
 
@@ -189,8 +190,12 @@ def test_an_index_without_shards_is_a_leftover(tiny: Callable[..., Path], tmp_pa
         shard.unlink()
     shutil.copy(tiny("mixtral", 1) / "model.safetensors", tmp_path / "run")
     assert open_weights(tmp_path / "run").layout == "safetensors"
-    model = swap_weights(load_model(tiny("mixtral"), CPU, torch.float32), tmp_path / "run", CPU)
-    expected = load_model(tiny("mixtral", 1), CPU, torch.float32)
+    model = swap_weights(
+        load_model(Checkpoint(tiny("mixtral")), CPU, torch.float32),
+        Checkpoint(tmp_path / "run"),
+        CPU,
+    )
+    expected = load_model(Checkpoint(tiny("mixtral", 1)), CPU, torch.float32)
     for one, other in zip(model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -201,8 +206,12 @@ def test_files_beside_the_weights_are_not_swapped_in(
     path = copy("mixtral")
     other = load_file(tiny("mixtral", 1) / "model.safetensors")
     save_file(other, path / "z-average.safetensors", {"format": "pt"})
-    model = swap_weights(load_model(tiny("mixtral", 1), CPU, torch.float32), path, CPU)
+    model = swap_weights(
+        load_model(Checkpoint(tiny("mixtral", 1)), CPU, torch.float32), Checkpoint(path), CPU
+    )
     for one, two in zip(
-        model.parameters(), load_model(path, CPU, torch.float32).parameters(), strict=True
+        model.parameters(),
+        load_model(Checkpoint(path), CPU, torch.float32).parameters(),
+        strict=True,
     ):
         assert torch.equal(one, two)

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moegeo_cli.checkpoints.effective import read_settings
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.headers import TensorInfo
 from moegeo_cli.checkpoints.layouts import FOREIGN_LAYOUTS
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.quantised.plan import UNREAD, Files, Plan, plan_quantised
+from moegeo_cli.checkpoints.quantised.settings import read_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "layouts.md"
 WRITTEN = Path(__file__).parent / "files"
@@ -102,7 +103,7 @@ def _plans() -> Iterator[tuple[Files, Plan]]:
     for folder in sorted(p for p in WRITTEN.iterdir() if p.is_dir() and p.name != "plain"):
         index = open_weights(folder)
         infos = {name: index.info(name) for name in index.names()}
-        files = Files(infos, read_settings(folder, folder), index.tensor)
+        files = Files(infos, read_settings(read_config(folder), folder), index.tensor)
         yield files, plan_quantised(files)
     samples = [*HEADERS.values()]
     for pattern, _ in UNREAD:  # the first name that each mark fits

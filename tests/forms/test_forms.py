@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moegeo_cli import analyze, experts, routing
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import MoegeoError, UnsupportedLayoutError
 
 FILES = Path(__file__).parent / "files"
@@ -33,7 +33,7 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def twin(name: str, folder: Path) -> Path:
     """The checkpoint with every tensor as the value it stands for, and no word of quantisation."""
-    index = open_effective(FILES / name)
+    index = Checkpoint(FILES / name).weights
     folder.mkdir(parents=True)
     save_file({n: index.tensor(n).contiguous() for n in index.names() if "_scale" not in n},
               folder / "model.safetensors")  # fmt: skip
@@ -56,7 +56,7 @@ def losses(path: Path, probe: Path, **options: Any) -> list[float]:
 
 @pytest.mark.parametrize("name", READ)
 def test_values_are_those_that_the_writer_gives(name: str) -> None:
-    index = open_effective(FILES / name)
+    index = Checkpoint(FILES / name).weights
     assert index.obstacle is None
     assert index.record.scheme
     reference = load_file(FILES / f"{name}.reference.safetensors")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -16,7 +16,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 def made(folder: Path, tensors: dict[str, torch.Tensor], config: str = "{}") -> torch.Tensor:
     (folder / "config.json").write_text(config)
     save_file({n: t.contiguous() for n, t in tensors.items()}, folder / "model.safetensors")
-    index = open_effective(folder)
+    index = Checkpoint(folder).weights
     assert index.obstacle is None, index.obstacle
     [name] = index.names()
     values: torch.Tensor = index.tensor(name)

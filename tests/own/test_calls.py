@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
 from moegeo_cli import analyze, capture_routers, experts, routing
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.models.streaming.layer_stream import LayerStream
@@ -101,7 +102,7 @@ def plan(ids: list[np.ndarray], fisher: str) -> Plan:
 def test_a_block_of_transformers_that_two_layers_share_is_refused(
     fisher: str, tmp_path: Path
 ) -> None:
-    model: Any = load_model(save_tiny("mixtral", tmp_path / "run"), CPU, torch.float32)
+    model: Any = load_model(Checkpoint(save_tiny("mixtral", tmp_path / "run")), CPU, torch.float32)
     model.model.layers[1].mlp = model.model.layers[0].mlp
     ids = [np.arange(9), np.arange(12)]
     with pytest.raises(UnsupportedArchitectureError, match=r"router .* is called more than once"):
@@ -110,7 +111,7 @@ def test_a_block_of_transformers_that_two_layers_share_is_refused(
 
 def test_a_stream_runs_each_layer_once(tmp_path: Path) -> None:
     path = save_tiny("mixtral", tmp_path / "run")
-    stream = LayerStream(path, CPU, torch.float32)
+    stream = LayerStream(Checkpoint(path), CPU, torch.float32)
     layer = stream.layers[0].forward
     count = len(stream.layers)
     stream.run(count, lambda: [own.forward() for own in stream.layers], range(count))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.conversion import (
     build_skeleton,
     convert_into,
@@ -27,7 +28,7 @@ def test_a_tree_that_is_filled_piece_by_piece_is_the_loaded_model(
 ) -> None:
     save_tiny(model_type, tmp_path)
     with quiet_transformers(), safe_open(tmp_path / "model.safetensors", "pt") as file:
-        model = build_skeleton(tmp_path, torch.float32, CPU)
+        model = build_skeleton(Checkpoint(tmp_path), torch.float32, CPU)
         assert all(p.device.type == "meta" for p in model.parameters())
         sources = trace_sources(model, file.keys())
         assert {n for s in sources.values() for n in s.names} == set(file.keys())
@@ -38,7 +39,7 @@ def test_a_tree_that_is_filled_piece_by_piece_is_the_loaded_model(
             assert target not in report.missing_keys
             assert not report.mismatched_keys
         model.tie_weights()
-    expected = load_model(tmp_path, CPU, torch.float32)
+    expected = load_model(Checkpoint(tmp_path), CPU, torch.float32)
     for (name, one), (_, other) in zip(
         expected.state_dict().items(), model.state_dict().items(), strict=True
     ):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.routing import expert_samples
 from moegeo_cli.commands.routing.expert_samples import (
     NO_EXPERTS,
@@ -83,7 +84,7 @@ def test_streamed_experts_are_those_in_memory(tmp_path: Path) -> None:
         model = build_tiny(model_type)
         model.save_pretrained(tmp_path / model_type)
         source = StreamedModels(torch.device("cpu"), torch.float32, [8, 8], None, lambda _: 0)
-        streamed = source.load(tmp_path / model_type)
+        streamed = source.load(Checkpoint(tmp_path / model_type))
         for router, expected in zip(find_routers(streamed), samples(model), strict=True):
             weights = find_expert_weights(streamed, router)
             assert not isinstance(weights, str)

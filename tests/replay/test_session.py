@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.loading import load_model, swap_weights
 from moegeo_cli.replay.plan import Plan
@@ -84,7 +85,7 @@ def one_backward_at_a_time(
 def test_fisher_sums_equal_one_backward_at_a_time(
     model_type: str, tiny: Callable[..., Path]
 ) -> None:
-    model = load_model(tiny(model_type), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny(model_type)), CPU, torch.float32)
     routers = find_routers(model)
     ids = sequences()
     result = replay(model, routers, ids, [None] * len(ids), plan_for(model_type))
@@ -101,7 +102,7 @@ def test_fisher_sums_equal_one_backward_at_a_time(
 
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_padding_never_counts(model_type: str, tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny(model_type), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny(model_type)), CPU, torch.float32)
     routers = find_routers(model)
     ids = sequences()
     plan = plan_for(model_type, fishers=KINDS[:2])
@@ -120,7 +121,7 @@ def test_padding_never_counts(model_type: str, tiny: Callable[..., Path]) -> Non
 
 
 def test_loss_is_in_nats_of_the_next_token(tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny("mixtral")), CPU, torch.float32)
     ids = sequences()
     result = replay(model, find_routers(model), ids, [None] * 7, plan_for("mixtral"))
     own = [
@@ -132,7 +133,7 @@ def test_loss_is_in_nats_of_the_next_token(tiny: Callable[..., Path]) -> None:
 
 
 def test_labels_that_are_ignored_carry_no_loss(tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny("mixtral")), CPU, torch.float32)
     ids = sequences()
     labels = [i.copy() for i in ids]
     for y in labels:
@@ -142,7 +143,7 @@ def test_labels_that_are_ignored_carry_no_loss(tiny: Callable[..., Path]) -> Non
 
 
 def test_without_a_loss_the_pass_ends_at_the_last_router(tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny("mixtral")), CPU, torch.float32)
     calls = []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     ids = sequences()
@@ -157,16 +158,16 @@ def test_without_a_loss_the_pass_ends_at_the_last_router(tiny: Callable[..., Pat
 
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_swapped_weights_equal_a_fresh_load(model_type: str, tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny(model_type, 0), CPU, torch.float32)
-    swapped = swap_weights(model, tiny(model_type, 1), CPU)
+    model = load_model(Checkpoint(tiny(model_type, 0)), CPU, torch.float32)
+    swapped = swap_weights(model, Checkpoint(tiny(model_type, 1)), CPU)
     assert swapped is model, "transformers' internal conversion has changed: see replay/loading.py"
-    fresh = load_model(tiny(model_type, 1), CPU, torch.float32).state_dict()
+    fresh = load_model(Checkpoint(tiny(model_type, 1)), CPU, torch.float32).state_dict()
     for name, tensor in swapped.state_dict().items():
         assert torch.equal(tensor, fresh[name]), name
 
 
 def test_a_misread_router_is_noticed(tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny("mixtral"), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny("mixtral")), CPU, torch.float32)
     router = find_routers(model)[0]
     x = torch.randn(4, 24)
     right = RouterCall(x, x @ router.weight_ED.T, torch.ones(4, 2), torch.zeros(4, 2).long())
@@ -176,7 +177,7 @@ def test_a_misread_router_is_noticed(tiny: Callable[..., Path]) -> None:
 
 
 def test_a_wrong_architecture_fact_is_refused(tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny("olmoe"), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny("olmoe")), CPU, torch.float32)
     ids = sequences()
     with pytest.raises(UnsupportedArchitectureError, match="did not select"):
         replay(model, find_routers(model), ids, [None] * 7, plan_for("olmoe", unselected="zero"))
@@ -196,7 +197,7 @@ def test_one_expert_divided_by_its_own_weight_has_a_fisher_of_zero(
     path = save_tiny(
         model_type, tmp_path / "m", seed, **{experts: 2, "num_experts_per_tok": 1, **groups}
     )
-    model = load_model(path, CPU, torch.float32)
+    model = load_model(Checkpoint(path), CPU, torch.float32)
     plan = plan_for(model_type, unselected="zero", renormalised=True)
     for trace in replay(model, find_routers(model), sequences(), [None] * 7, plan).traces:
         for unit in ("position", "sequence", "loss_token"):
@@ -206,7 +207,7 @@ def test_one_expert_divided_by_its_own_weight_has_a_fisher_of_zero(
 
 def test_one_expert_with_its_own_weight_keeps_its_gradient(tmp_path: Path) -> None:
     path = save_tiny("olmoe", tmp_path / "m", num_experts_per_tok=1)
-    model = load_model(path, CPU, torch.float32)
+    model = load_model(Checkpoint(path), CPU, torch.float32)
     plan = plan_for("olmoe", unselected="verify", renormalised=True)  # as if the config misled
     for trace in replay(model, find_routers(model), sequences(), [None] * 7, plan).traces:
         assert trace.fishers["empirical", "position"].totals()[0].any(axis=1).all()
@@ -214,7 +215,7 @@ def test_one_expert_with_its_own_weight_keeps_its_gradient(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_routers_found_equal_the_librarys_count(model_type: str, tiny: Callable[..., Path]) -> None:
-    model = load_model(tiny(model_type), CPU, torch.float32)
+    model = load_model(Checkpoint(tiny(model_type)), CPU, torch.float32)
     expected = 2 if model_type in {"qwen3_moe", "deepseek_v3", "glm4_moe"} else 3
     routers = find_routers(model)
     assert len(routers) == expected

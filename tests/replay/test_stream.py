@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from moegeo_cli import analyze
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import read_config
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.errors import (
     BaselineError,
     IncompleteCheckpointError,
@@ -70,8 +71,8 @@ def run(model: Any, path: Path, kind: Any = None) -> Replay:
 
 
 def open_stream(path: Path, chunk_bytes: int | None) -> LayerStream:
-    stream = LayerStream(path, CPU, torch.float32)
-    stream.attach(path)
+    stream = LayerStream(Checkpoint(path), CPU, torch.float32)
+    stream.attach(Checkpoint(path))
     stream.open(chunk_bytes)
     return stream
 
@@ -97,7 +98,7 @@ def assert_equal(model_type: str, one: Any, other: Any) -> None:
 def assert_streams_equal_whole(model_type: str, path: Path) -> None:
     """The same bits by the same kernel: experts whole, and one at a time."""
     save(model_type, path)
-    whole = load_model(path, CPU, torch.float32)
+    whole = load_model(Checkpoint(path), CPU, torch.float32)
     for chunk_bytes in (None, 1):
         if chunk_bytes:
             whole.set_experts_implementation("eager")  # type: ignore[operator]
@@ -134,9 +135,9 @@ def test_a_thread_that_reads_ahead_changes_nothing(chunk_bytes: int | None, tmp_
     save("qwen2_moe", tmp_path)
     results = []
     for ahead in (False, True):
-        stream = LayerStream(tmp_path, CPU, torch.float32)
+        stream = LayerStream(Checkpoint(tmp_path), CPU, torch.float32)
         stream.ahead = ahead
-        stream.attach(tmp_path)
+        stream.attach(Checkpoint(tmp_path))
         stream.open(chunk_bytes)
         results.append(run(stream.model, tmp_path, streamed(stream, 2000)))
         assert not stream.files._reading, "what was read ahead was used"

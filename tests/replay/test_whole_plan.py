@@ -11,6 +11,7 @@ import torch
 
 from moegeo_cli import analyze, experts, routing
 from moegeo_cli.checkpoints.architecture import describe_architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.experts.memory import bytes_beside
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.commands.routing.settings import RoutingSettings
@@ -29,7 +30,7 @@ FISHERS = (("categorical", "token"), ("empirical", "position"))
 
 
 def planner(path: Path, lengths: list[int], **changes: Any) -> WholePlanner:
-    skeleton, files = open_skeleton(path, CPU, torch.float32, path)
+    skeleton, files = open_skeleton(Checkpoint(path), CPU, torch.float32)
     options: dict[str, Any] = {"fishers": FISHERS, "groups_S": np.zeros(len(lengths), int)}
     batch_size = changes.pop("batch_size", None)
     return WholePlanner(skeleton, files, Plan(**options, **changes), lengths, 0, batch_size)
@@ -38,9 +39,9 @@ def planner(path: Path, lengths: list[int], **changes: Any) -> WholePlanner:
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "gpt_oss", "gemma4_text", "jetmoe"])
 def test_a_model_filled_by_groups_is_the_model(model_type: str, tmp_path: Path) -> None:
     save_tiny(model_type, tmp_path)
-    usual = load_model(tmp_path, CPU, torch.float32)
-    filled = fill_model(None, tmp_path, CPU, torch.float32, tmp_path)
-    again = fill_model(filled, tmp_path, CPU, torch.float32, tmp_path)
+    usual = load_model(Checkpoint(tmp_path), CPU, torch.float32)
+    filled = fill_model(None, Checkpoint(tmp_path), CPU, torch.float32)
+    again = fill_model(filled, Checkpoint(tmp_path), CPU, torch.float32)
     for model in (filled, again):
         assert weight_bytes(model) == weight_bytes(usual), "tied parameters are one"
         for name, tensor in usual.state_dict().items():
@@ -54,7 +55,7 @@ def test_a_model_filled_by_groups_is_the_model(model_type: str, tmp_path: Path) 
 def test_weights_and_the_trace_are_those_of_the_model(model_type: str, tmp_path: Path) -> None:
     save_tiny(model_type, tmp_path)
     found = planner(tmp_path, [32] * 8)
-    assert found.weights == weight_bytes(load_model(tmp_path, CPU, torch.float32))
+    assert found.weights == weight_bytes(load_model(Checkpoint(tmp_path), CPU, torch.float32))
     before = torch.get_rng_state()
     whole, half = found.make(256, 0), found.make(128, 0)
     assert torch.equal(torch.get_rng_state(), before)

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.discover import read_config
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.commands.check.reading import MoELayer, read_layers
 from tests.tiny_models import save_tiny
@@ -23,7 +23,7 @@ TYPES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "granitemoe", 
 
 
 def layers_of(path: Path) -> list[MoELayer]:
-    index = open_effective(path)
+    index = Checkpoint(path).weights
     architecture = describe_architecture(read_config(path))
     routers = [r for r in find_router_tensors(index, architecture) if r.main]
     return list(read_layers(index, routers, architecture))
@@ -80,7 +80,7 @@ def test_a_pickled_file_and_bfloat16_give_the_same_values(tmp_path: Path) -> Non
     "path", sorted(p for p in FORMS.iterdir() if p.is_dir()), ids=lambda p: p.name
 )
 def test_quantised_experts_have_the_values_that_the_model_has(path: Path) -> None:
-    index = open_effective(path)
+    index = Checkpoint(path).weights
     unknown = index.obstacle is not None
     for layer in layers_of(path):
         for piece in layer.read_experts():

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from moegeo_cli.checkpoints.adapters.changes import Matrices
 from moegeo_cli.checkpoints.adapters.config import read_adapter_config
-from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged, sort_parts
-from moegeo_cli.checkpoints.opening import open_adapter
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import UnsupportedLayoutError
@@ -19,10 +17,10 @@ def find_adapter(
     stored: WeightIndex,
     names: dict[str, str],
     place: Path,
+    beside: WeightIndex | None,
     *,
     inner: bool,
     base: WeightIndex,
-    trace: Tracer | None,
 ) -> tuple[Merging | None, dict[str, str]]:
     """The adapter, and the names of the base model's tensors without it.
 
@@ -30,15 +28,14 @@ def find_adapter(
         stored: the weights' own tensors.
         names: without wrappers -> in the files.
         place: the checkpoint's folder.
+        beside: the tensors of an adapter's own file in it; None without one.
         inner: see `unwrap_names`.
         base: see `Merging`.
-        trace: likewise.
 
     Raises:
         UnsupportedLayoutError: two adapters, or one of a kind that is not merged.
         IncompleteCheckpointError: a part of it is missing or cut.
     """
-    beside = open_adapter(place)
     if is_unmerged(names):
         if beside is not None:
             raise UnsupportedLayoutError(
@@ -55,4 +52,4 @@ def find_adapter(
     else:
         return None, names
     config = read_adapter_config(place)
-    return Merging(place, config, parts, matrices, base, trace), names
+    return Merging(place, config, parts, matrices, base), names

@@ -30,7 +30,6 @@ class Merging:
         parts: its tensors, sorted.
         matrices: their values.
         base: the base model's tensors.
-        trace: how the module tree is filled; None where nobody can say.
     """
 
     def __init__(
@@ -40,14 +39,29 @@ class Merging:
         parts: Parts,
         matrices: Matrices,
         base: WeightIndex,
-        trace: Tracer | None,
     ) -> None:
         self.folder, self.config, self.parts, self.matrices = folder, config, parts, matrices
-        self.base, self._trace = base, trace
+        self.base = base
+        self._trace: Tracer | None = None
         self._fillings: Mapping[str, Filling] | None = None
         self._changes: list[Change] | None = None
         self._by_name: dict[str, list[tuple[Change, Piece]]] = {}
         self._put: dict[str, Put] = {}
+
+    def resolve(self, trace: Tracer | None) -> None:
+        """Find every change.
+
+        Args:
+            trace: how the module tree is filled; None where nobody can say. It is not held on to:
+                it may hold a model.
+
+        Raises: what `changes` raises.
+        """
+        self._trace = trace
+        try:
+            _ = self.changes
+        finally:
+            self._trace = None
 
     @property
     def words(self) -> str:
@@ -192,9 +206,9 @@ class Merging:
         return found[slice(*rows)] if rows else found
 
     def _all(self) -> Mapping[str, Filling]:
-        if self._fillings is None:
-            self._fillings = {} if self._trace is None else self._trace(self.base)
-        return self._fillings
+        if self._fillings is None and self._trace is not None:
+            self._fillings = self._trace(self.base)
+        return self._fillings or {}
 
     def _stranger(self, name: str) -> MoegeoError:
         return UnsupportedLayoutError(

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder, check_complete
-from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
-from moegeo_cli.checkpoints.opening import open_weights
-from moegeo_cli.checkpoints.training import TrainingLog, read_training
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.discover import RunFolder
+from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.commands.analyze.baseline import Baseline
 from moegeo_cli.commands.analyze.history import add_history
 from moegeo_cli.commands.analyze.lenses import find_lenses
@@ -116,7 +115,7 @@ def measure_run(
         MoegeoError: what opening, loading and replaying raise.
     """
     newest = folder.newest
-    config, architecture = models.describe(newest.path)
+    config, architecture = newest.config, models.describe(newest)
     loaded = open_probe(folder, probe, max_tokens, models)
     chosen = choose_checkpoints(folder, steps, latest)
     base_folder, base_reason = _baseline_folder(folder, baseline, models)
@@ -127,13 +126,13 @@ def measure_run(
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
     for checkpoint in wanted:  # whether or not its measurement is stored
-        _refuse_mixed(checkpoint, models.describe(checkpoint.path)[1], newest, architecture)
+        _refuse_mixed(checkpoint, models.describe(checkpoint), newest, architecture)
     if before is not None:
         before()
-    prints = {c.path: take_fingerprint(c, verify_fingerprint) for c in wanted}
-    logs = {c.path: read_training(c) for c in wanted}
-    trained = logs.get(newest.path) or read_training(newest)
-    progressed = {path: reached(log) for path, log in logs.items()}
+    prints = {c.path: c.fingerprint(verify_fingerprint) for c in wanted}
+    progressed = {c.path: reached(c.training) for c in wanted}
+    for checkpoint in wanted:
+        checkpoint.unmap()
     derived = entry_key(
         {
             "keys": [
@@ -157,7 +156,7 @@ def measure_run(
             progress.begin(folder.name, len(wanted) + draws_wanted)
         measured = _measure_all(measurement, wanted, prints, progressed, models, progress)
         if initial:
-            draws = measurement.initial(chosen[-1].path, prints[chosen[-1].path])
+            draws = measurement.initial(chosen[-1], prints[chosen[-1].path])
         elif base_folder is not None:
             draws = [measured[base_folder.path]]
             _refuse_other_architecture(measured[chosen[-1].path], draws[0])
@@ -173,7 +172,7 @@ def measure_run(
             to_dict(_KeptHistory(tuple(keys), baseline_keys, history)),
         )
     return Analysis(
-        record=_fill(history, folder, architecture, config, trained, loaded, settings, baseline),
+        record=_fill(history, folder, architecture, loaded, settings, baseline),
         measurement=measurement,
         keys={c.relative: measurement.key(prints[c.path]) for c in wanted},
         baseline_keys=baseline_keys,
@@ -186,7 +185,7 @@ def measure_run(
 
 def _measure_all(
     measurement: RunMeasurement,
-    wanted: list[CheckpointFolder],
+    wanted: list[Checkpoint],
     prints: Mapping[Path, str],
     progressed: Mapping[Path, Progress],
     models: Models,
@@ -204,16 +203,17 @@ def _measure_all(
         if progress:
             progress.checkpoint(checkpoint.relative, 0, "already measured")
     for place, checkpoint in enumerate(todo):
-        models.check(checkpoint.path, measurement.architecture)
+        models.check(checkpoint, measurement.architecture)
         upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
             checkpoint, prints[checkpoint.path], progressed[checkpoint.path], upcoming
         )
+        checkpoint.unmap()
     return measured
 
 
 def _refuse_mixed(
-    checkpoint: CheckpointFolder, own: Architecture, newest: CheckpointFolder, of: Architecture
+    checkpoint: Checkpoint, own: Architecture, newest: Checkpoint, of: Architecture
 ) -> None:
     """Checkpoints that choose otherwise are not one run, whatever is stored of them."""
     if own == of:
@@ -226,10 +226,10 @@ def _refuse_mixed(
     )
 
 
-def _files(upcoming: list[CheckpointFolder]) -> list[Path]:
+def _files(upcoming: list[Checkpoint]) -> list[Path]:
     """The weight files of the next checkpoint; damage is met when it is its turn."""
     try:
-        return list(open_weights(upcoming[0].path).files) if upcoming else []
+        return list(upcoming[0].files.files) if upcoming else []
     except MoegeoError:
         return []
 
@@ -262,13 +262,12 @@ def _fill(
     history: RunRecord,
     folder: RunFolder,
     architecture: Architecture,
-    config: Mapping[str, Any],
-    trained: TrainingLog,
     probe: Probe,
     settings: Settings,
     baseline: str | None,
 ) -> RunRecord:
     """What is known of the run without measuring."""
+    trained = folder.newest.training
     coverage = [c.coverage for c in history.checkpoints]
     versions, version_notes = measured_versions(history.checkpoints)
     whole = not folder.missed and all(c.routers_found == c.routers_measured for c in coverage)
@@ -280,7 +279,7 @@ def _fill(
             "name": folder.name,
             "layout": folder.newest.layout,
             "model_type": architecture.model_type,
-            "architecture": _first_class(config),
+            "architecture": _first_class(folder.newest.config),
             "framework": trained.framework,
             "experts": architecture.experts or None,
             "top_k": architecture.top_k,
@@ -328,7 +327,7 @@ def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
 
 def _baseline_folder(
     folder: RunFolder, baseline: str | None, models: Models
-) -> tuple[CheckpointFolder | None, str | None]:
+) -> tuple[Checkpoint | None, str | None]:
     """The checkpoint that FHS compares with, or why there is none."""
     if baseline in ("none", "init"):
         return None, "no baseline was asked for" if baseline == "none" else None
@@ -347,19 +346,18 @@ def _baseline_folder(
     other = models.open(Path(baseline))
     start = other.checkpoints[0]
     name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
-    return dataclasses.replace(start, relative=f"baseline:{name}"), None
+    return start.named(f"baseline:{name}"), None
 
 
-def _started_from(folder: RunFolder) -> CheckpointFolder | None:
+def _started_from(folder: RunFolder) -> Checkpoint | None:
     """The base model of a run of adapters, which is its step 0; None for any other run."""
-    bases = {c.config for c in folder.checkpoints if c.layout == ADAPTER}
+    bases = {c.config_folder for c in folder.checkpoints if c.layout == ADAPTER}
     if folder.is_single or len(bases) != 1 or any(c.layout != ADAPTER for c in folder.checkpoints):
         return None
-    [base] = bases
-    if base is None:
-        return None
-    name = base.resolve().name
-    return CheckpointFolder(base, 0, f"baseline:{name}", check_complete(base))
+    [path] = bases
+    base = Checkpoint(path, f"baseline:{path.resolve().name}", step=0)
+    base.require_whole()
+    return base
 
 
 def _refuse_other_architecture(newest: Measured, base: Measured) -> None:

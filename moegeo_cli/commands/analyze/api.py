@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from moegeo_cli.commands.analyze.lenses import lens_notes
-from moegeo_cli.commands.analyze.opening import add_notes, measure_path
+from moegeo_cli.commands.analyze.opening import add_notes, measure_folder
 from moegeo_cli.commands.check.api import check_files
 from moegeo_cli.commands.check.run import FilesChecked
 from moegeo_cli.commands.compare.measure import pair_losses
@@ -64,27 +64,31 @@ def analyze(
             else "--captures with --baseline init",
             hint="use --fisher categorical, and --baseline STEP, PATH or none",
         )
+    folder = models.open(path)
+    beside = None if reference is None else models.open(reference)
     max_tokens = options["max_tokens"]
-    if max_tokens is None and reference is not None:  # paired: both need the same draw
-        max_tokens = max(default_tokens(models.open(p), models) for p in (path, reference))
+    if max_tokens is None and beside is not None:  # paired: both need the same draw
+        max_tokens = max(default_tokens(run, models) for run in (folder, beside))
     shared: dict[str, Any] = {
         "models": models, "settings": settings, "probe": Source.chosen(options),
         "max_tokens": max_tokens, "progress": progress, "ranks": ranks, **part(Storage, options),
     }  # fmt: skip
     chosen = part(Chosen, options)
     told: list[FilesChecked] = []
-    measured = measure_path(
-        path, baseline=options["baseline"], **chosen, **shared,
+    measured = measure_folder(
+        folder, baseline=options["baseline"], **chosen, **shared,
         before=lambda: told.append(
-            check_files(path, models, limits, progress=progress, **chosen, **part(Storage, options))
+            check_files(
+                folder, models, limits, progress=progress, **chosen, **part(Storage, options)
+            )
         ),
     )  # fmt: skip
     [files] = told
     run = measured.record
     other: RunRecord | None = None
     losses: dict[str, Metric] = {}
-    if reference is not None:
-        healthy = measure_path(reference, baseline=None, **shared)
+    if beside is not None:
+        healthy = measure_folder(beside, baseline=None, **shared)
         other = judge(healthy.record, policy=options["policy"], thresholds=limits)
         losses = pair_losses(measured, healthy, settings)
     settings_said = {

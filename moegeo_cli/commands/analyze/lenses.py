@@ -11,8 +11,7 @@ import dataclasses
 from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.given import Models
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.records.facts import RunFacts
@@ -59,9 +58,9 @@ def _width(record: LensRecord) -> tuple[int, int]:
     return record.coverage.routers_measured, int(record.probe.get("tokens") or 0)
 
 
-def describe_run(checkpoint: CheckpointFolder, architecture: Architecture) -> RunRecord:
+def describe_run(checkpoint: Checkpoint, architecture: Architecture) -> RunRecord:
     """What advice is fitted to, of a checkpoint by itself: its framework and training settings."""
-    trained = read_training(checkpoint)
+    trained = checkpoint.training
     about: RunFacts = {
         "framework": trained.framework,
         "model_type": architecture.model_type,

@@ -1,4 +1,4 @@
-"""A run from its path to what was measured of it, through the store that is kept with it."""
+"""A run and what was measured of it, through the store that is kept with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.commands.analyze.analysis import Analysis, measure_run
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
 
 
-def measure_path(
-    path: Path | str,
+def measure_folder(
+    folder: RunFolder,
     *,
     cache: bool,
     cache_dir: Path | str | None,
@@ -29,10 +30,10 @@ def measure_path(
     models: Models,
     **shared: Any,
 ) -> Analysis:
-    """Open a run and measure it through its store.
+    """Measure a run through its store.
 
     Args:
-        path: the run, or one checkpoint.
+        folder: the run, or one checkpoint.
         cache: read and keep measurements.
         cache_dir: where; None for with the run.
         baseline: as `measure_run` takes it, as are all that follow.
@@ -42,10 +43,9 @@ def measure_path(
         shared: likewise.
 
     Raises:
-        MoegeoError: what opening and measuring raise.
+        MoegeoError: what measuring raises.
     """
     _refuse_together(shared["settings"], models, baseline, shared["ranks"])
-    folder = models.open(path)
     store = open_store(folder, cache, cache_dir, models)
     measured = measure_run(folder, store, baseline=baseline, steps=steps, latest=latest,
                            models=models, **shared)  # fmt: skip

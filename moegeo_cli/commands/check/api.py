@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from moegeo_cli.checkpoints.training import read_training
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.commands.check.run import (
     FilesChecked,
     Hearer,
@@ -34,7 +34,7 @@ CAPTURED = "with captured inputs routers alone are read: `moegeo check` reads th
 
 
 def check_files(
-    path: Path | str,
+    folder: RunFolder,
     models: Models,
     limits: Thresholds,
     *,
@@ -50,7 +50,7 @@ def check_files(
     Where router inputs were captured, nothing but routers may be read: then nothing is checked.
 
     Args:
-        path: the run, or one checkpoint.
+        folder: the run, or one checkpoint.
         models: what model it is of.
         limits: the limits.
         steps: as in `check`, as are all that follow.
@@ -59,10 +59,7 @@ def check_files(
         cache_dir: likewise.
         verify_fingerprint: likewise.
         progress: likewise.
-
-    Raises: what opening the run raises.
     """
-    folder = models.open(path)
     chosen = choose_checkpoints(folder, steps, latest)
     if isinstance(models, CapturedInputs):
         return none_checked(chosen, CAPTURED)
@@ -98,7 +95,7 @@ def check(
     chosen = choose_checkpoints(folder, options["steps"], options["latest"])
     store = open_store(folder, options["cache"], options["cache_dir"], models)
     reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
-    trained = read_training(folder.newest)
+    trained = folder.newest.training
     record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None
     log: list[Mapping[str, Any]] = [dict(entry) for entry in trained.log]

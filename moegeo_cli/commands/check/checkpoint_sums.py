@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.checkpoints.accounting import FLOATS
-from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder, read_config
-from moegeo_cli.checkpoints.effective import EffectiveWeights, open_effective
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.misplaced import layer_path
 from moegeo_cli.checkpoints.routers import (
@@ -21,8 +21,6 @@ from moegeo_cli.checkpoints.routers import (
     check_routers,
     find_router_tensors,
 )
-from moegeo_cli.checkpoints.training import read_training
-from moegeo_cli.checkpoints.uneven import with_own_experts
 from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.reading import MoELayer, digest_names, first_rows, read_layers
 from moegeo_cli.commands.check.summing import sum_layer
@@ -77,7 +75,7 @@ class CheckpointSums:
 
 
 def sum_checkpoint(
-    checkpoint: CheckpointFolder,
+    checkpoint: Checkpoint,
     *,
     quick: bool,
     models: Describer | None = None,
@@ -98,18 +96,15 @@ def sum_checkpoint(
             not merged.
     """
     own = models is not None and models.own
-    trace = None if own or fill is None else partial(fill, checkpoint.config_folder)
-    index = open_effective(checkpoint.path, checkpoint.config_folder, inner=not own, trace=trace)
-    index.resolve()
-    config, architecture = _describe(checkpoint, models)
-    if architecture is not None and not own and index.obstacle is None:
-        architecture = with_own_experts(index, architecture)
+    index, config = checkpoint.weights, checkpoint.config
+    index.resolve(None if own or fill is None else partial(fill, checkpoint))
+    architecture = _describe(checkpoint, models)
+    before = heard = index.bytes_read
     routers, notes = _routers(index, architecture, models if own else None)
     by_layer: dict[str, list[str]] = {}
     for name in index.names():
         by_layer.setdefault(layer_path(name), []).append(name)
     sums, taken, elements = [], set(), {"router": 0, "experts": 0}
-    heard = 0
 
     def tell() -> None:
         nonlocal heard
@@ -145,9 +140,9 @@ def sum_checkpoint(
         elements=elements,
         frozen_by=_frozen_by(config, index),
         scheme=index.record.scheme,
-        bytes_read=index.bytes_read,
+        bytes_read=index.bytes_read - before,
         notes=notes,
-        fraction=read_training(checkpoint).fraction,
+        fraction=checkpoint.training.fraction,
         alignment=alignment,
     )
 
@@ -160,13 +155,12 @@ def _alignment(index: EffectiveWeights, names: Sequence[str]) -> float | None:
     return pool([score for score in scores if score is not None])
 
 
-def _describe(
-    checkpoint: CheckpointFolder, models: Describer | None
-) -> tuple[dict[str, Any], Architecture | None]:
+def _describe(checkpoint: Checkpoint, models: Describer | None) -> Architecture:
     if models is not None and models.own:
-        return models.describe(checkpoint.path)
-    config = read_config(checkpoint.config_folder)
-    return config, describe_architecture(config, refuse=False)
+        return models.describe(checkpoint)
+    if checkpoint.weights.obstacle is not None:
+        return checkpoint.described
+    return checkpoint.architecture
 
 
 def _routers(

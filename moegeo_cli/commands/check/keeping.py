@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
-from moegeo_cli.checkpoints.discover import CheckpointFolder, parse_step
-from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.opening import open_weights
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.step_names import parse_step
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums
 from moegeo_cli.commands.check.layer_sums import STATISTICS
 from moegeo_cli.records import from_dict, to_dict
@@ -33,9 +32,7 @@ class Kept:
     sums: CheckpointSums
 
 
-def key_of(
-    checkpoint: CheckpointFolder, mode: str, quick: bool, model: Mapping[str, Any] | None
-) -> str:
+def key_of(checkpoint: Checkpoint, mode: str, quick: bool, model: Mapping[str, Any] | None) -> str:
     """Where a checkpoint's sums are kept.
 
     Args:
@@ -46,7 +43,7 @@ def key_of(
 
     Raises: what `fingerprint` raises.
     """
-    who: Any = fingerprint(checkpoint, mode) if mode == "full" else list(_files(checkpoint))
+    who: Any = checkpoint.fingerprint(mode) if mode == "full" else list(_files(checkpoint))
     parts = {
         "check": VERSION,
         "checkpoint": who,
@@ -70,7 +67,7 @@ def keep_sums(store: Store, key: str, kept: Kept) -> None:
     store.save_json(key, to_dict(kept))
 
 
-def _files(checkpoint: CheckpointFolder) -> Iterator[list[Any]]:
+def _files(checkpoint: Checkpoint) -> Iterator[list[Any]]:
     """Name, size and times of every file of a checkpoint, and of its config.json elsewhere."""
     if checkpoint.path.is_file():
         yield _signs(checkpoint.path.name, checkpoint.path)
@@ -79,7 +76,7 @@ def _files(checkpoint: CheckpointFolder) -> Iterator[list[Any]]:
     if checkpoint.config_folder != checkpoint.path:
         yield _signs("config", checkpoint.config_folder / "config.json")
     if checkpoint.layout == ADAPTER:
-        for file in open_weights(checkpoint.config_folder).files:
+        for file in checkpoint.stored.files:
             yield _signs(f"base/{file.name}", file)
 
 

@@ -1,6 +1,6 @@
 """A checkpoint's mixture-of-experts layers from its files: routers whole, experts piece by piece.
 
-Values come through `open_effective`, so they are those that the model computes with, quantised or
+Values come through `EffectiveWeights`, so they are those that the model computes with, quantised or
 not; digests are of the stored bytes. No more than one matrix of one expert is held at a time,
 except where a form cannot be read in slices: then one tensor of all experts of a layer.
 

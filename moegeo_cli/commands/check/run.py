@@ -10,9 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from moegeo_cli import __version__
-from moegeo_cli.checkpoints.discover import CheckpointFolder, RunFolder
-from moegeo_cli.checkpoints.effective import open_effective
-from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums, sum_checkpoint
@@ -66,7 +65,7 @@ class Reader:
     progress: Hearer | None = None
     fill: Filler | None = None
 
-    def read(self, name: str, chosen: Sequence[CheckpointFolder]) -> list[Kept]:
+    def read(self, name: str, chosen: Sequence[Checkpoint]) -> list[Kept]:
         """What is kept of some checkpoints; those that are not kept are read.
 
         Args:
@@ -84,25 +83,26 @@ class Reader:
             for checkpoint, kept, key in zip(chosen, found, keys, strict=True)
         ]
 
-    def _take(self, checkpoint: CheckpointFolder, key: str) -> Kept:
-        size = 0 if self.quick else _bytes(checkpoint)
+    def _take(self, checkpoint: Checkpoint, key: str) -> Kept:
+        size = 0 if self.quick else checkpoint.stored.size
         advance = None
         if self.progress:
             words = "routers and biases" if self.quick else f"reading {_size(size)}"
             self.progress.checkpoint(checkpoint.relative, size, words)
             advance = self.progress.advance
-        told = take_fingerprint(checkpoint, self.mode)
+        told = checkpoint.fingerprint(self.mode)
         # What is not finite is told from the values; numpy's own warnings would be for nobody.
         with few_threads(1), np.errstate(all="ignore"):
             sums = sum_checkpoint(
                 checkpoint, quick=self.quick, models=self.models, advance=advance, fill=self.fill
             )
+        checkpoint.unmap()
         kept = Kept(told, sums)
         keep_sums(self.store, key, kept)
         return kept
 
 
-def tell_story(chosen: Sequence[CheckpointFolder], kept: Sequence[Kept]) -> Story:
+def tell_story(chosen: Sequence[Checkpoint], kept: Sequence[Kept]) -> Story:
     """A run's checkpoints as the rules see them."""
     return Story([Entry(c.step, c.relative, k.sums) for c, k in zip(chosen, kept, strict=True)])
 
@@ -119,7 +119,7 @@ class FilesChecked:
 
 
 def find_outcomes(
-    folder: RunFolder, chosen: Sequence[CheckpointFolder], reader: Reader, limits: Thresholds
+    folder: RunFolder, chosen: Sequence[Checkpoint], reader: Reader, limits: Thresholds
 ) -> FilesChecked:
     """What every rule says of some checkpoints of a run.
 
@@ -141,7 +141,7 @@ def find_outcomes(
     )
 
 
-def none_checked(chosen: Sequence[CheckpointFolder], reason: str) -> FilesChecked:
+def none_checked(chosen: Sequence[Checkpoint], reason: str) -> FilesChecked:
     """Files that nothing is told of, and why."""
     outcomes = dict.fromkeys(FILE_RULES, Skipped(reason))
     return FilesChecked({c.relative: outcomes for c in chosen}, {})
@@ -149,7 +149,7 @@ def none_checked(chosen: Sequence[CheckpointFolder], reason: str) -> FilesChecke
 
 def check_run(
     folder: RunFolder,
-    chosen: Sequence[CheckpointFolder],
+    chosen: Sequence[Checkpoint],
     reader: Reader,
     limits: Thresholds,
     trained: TrainingLog,
@@ -225,11 +225,6 @@ def _check(past: Past, fingerprint: str) -> CheckedCheckpoint:
 
 def _why(layer: CheckedLayer) -> str:
     return layer.reasons.get("router", "its values could not be read")
-
-
-def _bytes(checkpoint: CheckpointFolder) -> int:
-    """Bytes of a checkpoint's weights."""
-    return open_effective(checkpoint.path, checkpoint.config_folder).size
 
 
 def _size(count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from moegeo_cli.commands.analyze.opening import measure_path
+from moegeo_cli.commands.analyze.opening import measure_folder
 from moegeo_cli.commands.check.api import check_files
 from moegeo_cli.commands.check.sharing import share
 from moegeo_cli.commands.compare.measure import check_axis, compare_runs
@@ -60,14 +60,13 @@ def compare(
         max_tokens = max(default_tokens(run, models) for run in runs)
     kept = part(Storage, options)
     a, b = (
-        measure_path(path, baseline=options["baseline"], settings=settings,
-                     probe=Source.chosen(options), max_tokens=max_tokens, models=models,
-                     progress=progress, ranks=ranks, **kept)
-        for path in (run_a, run_b)
+        measure_folder(
+            run, baseline=options["baseline"], settings=settings, probe=Source.chosen(options),
+            max_tokens=max_tokens, models=models, progress=progress, ranks=ranks, **kept,
+        )
+        for run in runs
     )  # fmt: skip
-    files = tuple(
-        check_files(path, models, limits, progress=progress, **kept) for path in (run_a, run_b)
-    )
+    files = tuple(check_files(run, models, limits, progress=progress, **kept) for run in runs)
     judged = (
         judge(a.record, policy=options["policy"], thresholds=limits, files=files[0].outcomes),
         judge(b.record, policy=options["policy"], thresholds=limits, files=files[1].outcomes),

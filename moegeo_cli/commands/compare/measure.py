@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.commands.analyze.analysis import Analysis, reached, say_choice_differences
 from moegeo_cli.commands.compare.pairing import (
     choose_axis,
@@ -122,9 +121,7 @@ def check_axis(runs: Iterable[RunFolder], by: str | None) -> None:
 
     Raises: what `choose_axis` raises.
     """
-    choose_axis(
-        [[(c.relative, reached(read_training(c))) for c in run.checkpoints] for run in runs], by
-    )
+    choose_axis([[(c.relative, reached(c.training)) for c in run.checkpoints] for run in runs], by)
 
 
 def _recorded(*runs: Sequence[CheckpointRecord]) -> list[list[tuple[str, Progress]]]:

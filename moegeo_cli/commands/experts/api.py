@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Unpack
 
-from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.global_state import keeps_global_state
@@ -50,11 +49,11 @@ def experts(
     check_framework(options["framework"])
     models = choose_models(captures=options["captures"], **part(Model, options))
     folder = models.open(path)
-    document, architecture = models.describe(folder.newest.path)
+    architecture = models.describe(folder.newest)
     loaded = open_probe(folder, Source.chosen(options), options["max_tokens"], models)
-    models.check(folder.newest.path, architecture)
-    found = fingerprint(folder.newest, options["verify_fingerprint"])
-    record = measure_experts(folder.newest, architecture, document, loaded, settings, models,
+    models.check(folder.newest, architecture)
+    found = folder.newest.fingerprint(options["verify_fingerprint"])
+    record = measure_experts(folder.newest, architecture, loaded, settings, models,
                              progress)  # fmt: skip
     record = dataclasses.replace(record, fingerprint=found)
     store = open_store(folder, options["cache"], options["cache_dir"], models)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.analyze.lenses import STATE_HINT
 from moegeo_cli.commands.experts.candidates import (
     LISTED,
@@ -59,9 +59,8 @@ EMPIRICAL = ("empirical", "position")
 
 
 def measure_experts(
-    checkpoint: CheckpointFolder,
+    checkpoint: Checkpoint,
     architecture: Architecture,
-    config: dict[str, Any],
     probe: Probe,
     settings: ExpertSettings,
     models: Models,
@@ -72,7 +71,6 @@ def measure_experts(
     Args:
         checkpoint: what is measured.
         architecture: what its config says of the routers.
-        config: the parsed config.json.
         probe: the probe, tokenised.
         settings: how to measure.
         models: what model this is.
@@ -85,7 +83,7 @@ def measure_experts(
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     groups = int(groups_S.max(initial=0)) + 1
     measurer = Measurer(
-        architecture, config, probe, groups_S, settings.replay, models,
+        architecture, checkpoint.config, probe, groups_S, settings.replay, models,
         beside=bytes_beside(settings, architecture, groups, probe.tokens),
     )  # fmt: skip
     blocks: dict[str, ExpertBlock | None] = {}
@@ -103,7 +101,7 @@ def measure_experts(
         )
 
     ready, outcome, plan = measurer.replay(
-        checkpoint.path, adapt, listener.advance if listener else None
+        checkpoint, adapt, listener.advance if listener else None
     )
     draws = make_draws(groups_S, settings.seed)
     manner = measurer.manner
@@ -128,7 +126,7 @@ def measure_experts(
             if isinstance(tokens, str):
                 skipped[path] = tokens
                 continue
-            with measurer.source(checkpoint.path).holding(path):
+            with measurer.source(checkpoint).holding(path):
                 layer = measure_layer(tokens, draws, settings, count)
             # Weights that only pass through are not held on to.
             layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)

@@ -40,7 +40,7 @@ def invariance(
 
     models = choose_models(**part(Model, options))
     folder = models.open(path)
-    document, architecture = models.describe(folder.newest.path)
+    architecture = models.describe(folder.newest)
     if options["fisher"] == "adam":
         raise UsageError(
             "an optimizer's state is of the weights as they were saved",
@@ -50,7 +50,7 @@ def invariance(
     tokens = options["max_tokens"] or MINIMUM_TOKENS
     loaded = open_probe(folder, Source.chosen(options), tokens, models)
     settings = settings_of(Settings, {**options, "dtype": "float32"})
-    models.check(folder.newest.path, architecture)
+    models.check(folder.newest, architecture)
     return {
         "name": folder.newest.path.resolve().name,
         "checkpoint": folder.newest.relative,
@@ -58,6 +58,6 @@ def invariance(
         "probe": loaded.describe(),
         "settings": dataclasses.asdict(settings),
         "invariance": measure_invariance(
-            folder.newest, architecture, document, loaded, settings, progress, models
+            folder.newest, architecture, loaded, settings, progress, models
         ),
     }

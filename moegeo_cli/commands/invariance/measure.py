@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.analyze.history import add_history
 from moegeo_cli.commands.invariance.residual import NotApplicable
 from moegeo_cli.commands.invariance.transformations import TRANSFORMATIONS
@@ -42,9 +42,8 @@ SHOWN = (
 
 
 def measure_invariance(
-    checkpoint: CheckpointFolder,
+    checkpoint: Checkpoint,
     architecture: Architecture,
-    config: dict[str, Any],
     probe: Probe,
     settings: Settings,
     listener: Listener | None,
@@ -55,7 +54,6 @@ def measure_invariance(
     Args:
         checkpoint: what is measured.
         architecture: what its config says of the routers.
-        config: the parsed config.json.
         probe: the probe, on which each rewriting is verified.
         settings: how to measure; the dtype is float32 whatever they say.
         listener: hears of progress.
@@ -77,14 +75,12 @@ def measure_invariance(
         )
     settings = dataclasses.replace(settings, dtype="float32")
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(architecture, config, probe, groups_S, settings, models)
+    measurer = Measurer(architecture, checkpoint.config, probe, groups_S, settings, models)
 
     def measure(name: str, model: nn.Module) -> Measured:
         if listener:
             listener.checkpoint(name, probe.tokens, f"{probe.tokens:,} tokens")
-        arrays = measurer.measure_model(
-            model, checkpoint.path, listener.advance if listener else None
-        )
+        arrays = measurer.measure_model(model, checkpoint, listener.advance if listener else None)
         record = checkpoint_record(
             arrays, probe, settings, step=checkpoint.step, path=checkpoint.relative,
             fingerprint="", progress={},
@@ -93,7 +89,7 @@ def measure_invariance(
 
     if listener:
         listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS), "measurement")
-    original = measurer.source(checkpoint.path).load(checkpoint.path)
+    original = measurer.load(checkpoint)
     logits_NV = _output_logits(original, probe)
     base = measure("as it is", original)
     scoring = architecture.scoring or "softmax"

@@ -71,5 +71,5 @@ def routing(
     if store.problem is not None:
         notes = (*record.notes, NOT_KEPT.format(store.problem))
         record = dataclasses.replace(record, notes=notes)
-    about = describe_run(folder.newest, models.describe(folder.newest.path)[1])
+    about = describe_run(folder.newest, models.describe(folder.newest))
     return judge_lens("routing", record, limits, about, options["framework"])

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.analyze.lenses import STATE_HINT
 from moegeo_cli.commands.routing.figures import Figure, mean_figures, trend
 from moegeo_cli.commands.routing.layers import Domains, MeasuredRouter
@@ -32,11 +31,11 @@ LEAST_LAYERS = 3
 
 
 def measure_routing_of(
-    checkpoints: Sequence[CheckpointFolder],
+    checkpoints: Sequence[Checkpoint],
     models: Models,
     probe: Probe,
     settings: RoutingSettings,
-    other: tuple[CheckpointFolder, Probe] | None = None,
+    other: tuple[Checkpoint, Probe] | None = None,
     listener: Listener | None = None,
 ) -> RoutingRecord:
     """Measure what the routing of a checkpoint reflects.
@@ -75,7 +74,7 @@ def measure_routing_of(
     domains = Domains.of([s.domain for s in probe.sequences])
     measured, generated, notes = analysis.measure(found, domains)
     final = analysis.stage(newest, found, found.routers)
-    sides = [] if other is None else analysis.sides(newest.path, found)
+    sides = [] if other is None else analysis.sides(newest, found)
     coverage, routers, batch_size = found.coverage, found.routers, found.batch_size
     notes, kept = (*found.notes, *notes), found.kept
     trajectory = None
@@ -154,7 +153,7 @@ def _domains(
 def _beside(
     sides: Sequence[Side],
     models: Models,
-    checkpoint: CheckpointFolder,
+    checkpoint: Checkpoint,
     probe: Probe,
     settings: RoutingSettings,
     draws: Draws,
@@ -163,14 +162,14 @@ def _beside(
     """A second model's routers held against those of the first."""
     analysis = RoutingReplay(models, checkpoint, probe, settings, listener)
     found = analysis.replay(checkpoint)
-    pairs = pair_sides(sides, analysis.sides(checkpoint.path, found))
+    pairs = pair_sides(sides, analysis.sides(checkpoint, found))
     lineage, words, matches = tell_lineage(pairs)
     return OtherModel(
         name=checkpoint.path.resolve().name,
         checkpoint=checkpoint.relative,
         step=checkpoint.step,
         model_type=analysis.architecture.model_type,
-        fingerprint=take_fingerprint(checkpoint, settings.verify_fingerprint),
+        fingerprint=checkpoint.fingerprint(settings.verify_fingerprint),
         coverage=found.coverage,
         lineage=lineage,
         lineage_reason=words,

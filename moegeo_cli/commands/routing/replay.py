@@ -8,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moegeo_cli.checkpoints.discover import CheckpointFolder
-from moegeo_cli.checkpoints.fingerprint import fingerprint as take_fingerprint
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.routing.figures import Figures
 from moegeo_cli.commands.routing.layers import Domains, MeasuredRouter, measure_router
 from moegeo_cli.commands.routing.models import Side, take_side
@@ -61,33 +59,32 @@ class RoutingReplay:
     def __init__(
         self,
         models: Models,
-        checkpoint: CheckpointFolder,
+        checkpoint: Checkpoint,
         probe: Probe,
         settings: RoutingSettings,
         listener: Listener | None,
     ) -> None:
         self.models, self.probe, self.settings, self.listener = models, probe, settings, listener
-        config, self.architecture = models.describe(checkpoint.path)
+        self.architecture = models.describe(checkpoint)
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
         self.draws: Draws = make_draws(self.groups_S, settings.seed)
         self.measurer = Measurer(
-            self.architecture, config, probe, self.groups_S, settings.replay, models,
+            self.architecture, checkpoint.config, probe, self.groups_S, settings.replay, models,
             beside=settings.kept_bytes if settings.memory is not None else 0,
         )  # fmt: skip
 
-    def replay(self, checkpoint: CheckpointFolder) -> Replayed:
+    def replay(self, checkpoint: Checkpoint) -> Replayed:
         """Load a checkpoint and replay the probe up to its last router.
 
         Raises: what loading and replaying raise.
         """
-        path = checkpoint.path
-        architecture = self.models.describe(path)[1]
+        architecture = self.models.describe(checkpoint)
         if architecture != self.architecture:
             raise UsageError(
                 f"{checkpoint.relative} is of another architecture than the newest checkpoint",
                 hint="choose --steps, or --latest",
             )
-        self.models.check(path, architecture)
+        self.models.check(checkpoint, architecture)
         if self.listener:
             note = f"{self.probe.tokens:,} tokens"
             self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
@@ -98,7 +95,7 @@ class RoutingReplay:
             return dataclasses.replace(plan, fishers=(), sample_rows=rows_N)
 
         ready, outcome, plan = measurer.replay(
-            path, adapt, self.listener.advance if self.listener else None
+            checkpoint, adapt, self.listener.advance if self.listener else None
         )
         rows_N = plan.sample_rows
         assert rows_N is not None
@@ -120,21 +117,21 @@ class RoutingReplay:
         )  # fmt: skip
 
     def stage(
-        self, checkpoint: CheckpointFolder, found: Replayed, final: Sequence[RoutedTokens] | None
+        self, checkpoint: Checkpoint, found: Replayed, final: Sequence[RoutedTokens] | None
     ) -> Stage:
         """A checkpoint's part in the trajectory; `final` are the newest one's routers."""
         last = {t.router: snapshot(t) for t in final or () if t.logits_TE is not None}
         return Stage(
             checkpoint,
-            take_fingerprint(checkpoint, self.settings.verify_fingerprint),
+            checkpoint.fingerprint(self.settings.verify_fingerprint),
             found.coverage,
             {t.router: t.layer for t in found.routers},
             {t.router: stage_figures(t, self.draws, last.get(t.router)) for t in found.routers},
         )
 
-    def sides(self, path: Path, found: Replayed) -> list[Side]:
+    def sides(self, checkpoint: Checkpoint, found: Replayed) -> list[Side]:
         """Its routers, as far as another model is held against them."""
-        source = self.measurer.source(path)
+        source = self.measurer.source(checkpoint)
         return [take_side(t, found.ready, source, self.settings.seed) for t in found.routers]
 
     def measure(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moegeo_cli.checkpoints.discover import CheckpointFolder
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.routing.figures import (
     Figure,
     Figures,
@@ -35,7 +35,7 @@ LEAST_STEPS, LEAST_POINTS = 3, 4
 class Stage:
     """One checkpoint: its coverage, and each router's figures by module path."""
 
-    checkpoint: CheckpointFolder
+    checkpoint: Checkpoint
     fingerprint: str
     coverage: Coverage
     layers: Mapping[str, int]

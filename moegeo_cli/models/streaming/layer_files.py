@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.effective import open_effective
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.models.accounting import account_for
@@ -28,10 +27,9 @@ class LayerFiles:
 
     Args:
         model: the module tree; empty parameters lie on the meta device.
-        path: the checkpoint.
+        checkpoint: the checkpoint.
         device: where parameters go.
         dtype: theirs, but for what the model keeps in float32.
-        config: the folder of config.json; None for the checkpoint's own.
         ahead: read what is announced at once, in a thread: so that an accelerator waits neither
             for the files nor for the copies to it.
 
@@ -41,19 +39,18 @@ class LayerFiles:
     def __init__(
         self,
         model: Any,
-        path: Path,
+        checkpoint: Checkpoint,
         device: torch.device,
         dtype: torch.dtype,
         *,
-        config: Path | None = None,
         ahead: bool = False,
     ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
-        self.index = open_effective(path, config, trace=partial(trace_model, model))
-        self.name = path.name
+        self.index = checkpoint.weights
+        self.name = checkpoint.path.name
         if self.index.obstacle is not None:
             raise self.index.obstacle
-        self.index.resolve()
+        self.index.resolve(partial(trace_model, model))
         self.index.check_type(str(model.config.model_type))
         with quiet_transformers():
             self.sources = trace_sources(model, self.index.names())

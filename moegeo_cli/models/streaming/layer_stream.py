@@ -10,13 +10,13 @@ Embeddings, norms, head and routers are resident: the layers' own parameters com
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from moegeo_cli.checkpoints.bias_names import MODULE_NAMES
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
@@ -38,27 +38,20 @@ class LayerStream:
     """The model of a checkpoint, a layer at a time.
 
     Args:
-        path: the folder of config.json.
+        checkpoint: one of its checkpoints, which describes it.
         device: where it computes.
         dtype: in which dtype.
-        experts: layer -> its number of experts, where layers differ.
 
     Attributes:
         model: the module tree; parameters of layers are without memory until they are loaded.
         layers: the layers that come and go, in the order in which the model runs them.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        device: torch.device,
-        dtype: torch.dtype,
-        experts: Mapping[int, int] | None = None,
-    ) -> None:
-        self.config, self.device, self.dtype = path, device, dtype
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
         self.ahead = device.type != "cpu"  # there, the system's own reading ahead is enough
         with quiet_transformers():
-            self.model = build_skeleton(path, dtype, device, experts)
+            self.model = build_skeleton(checkpoint, dtype, device)
         routers = find_routers(self.model)
         stacks = {r.path[: m.start(1)] for r in routers if (m := LAYER_INDEX.search(r.path))}
         if not stacks or any(LAYER_INDEX.search(r.path) is None for r in routers):
@@ -113,19 +106,12 @@ class LayerStream:
         """The last layer with a router."""
         return max(i for i, p in enumerate(self.paths) if p in self.routed)
 
-    def attach(self, path: Path, config: Path | None = None) -> None:
-        """Take the weights from the files in `path` from now on.
-
-        Args:
-            path: the checkpoint.
-            config: the folder of its config.json; None for the one that the model is of.
+    def attach(self, checkpoint: Checkpoint) -> None:
+        """Take the weights from a checkpoint's files from now on.
 
         Raises: what opening them raises.
         """
-        self.files = LayerFiles(
-            self.model, path, self.device, self.dtype,
-            config=config or self.config, ahead=self.ahead,
-        )  # fmt: skip
+        self.files = LayerFiles(self.model, checkpoint, self.device, self.dtype, ahead=self.ahead)
         self.fused = [chunked_parameters(own, self.files) for own in self._own]
 
     def open(self, chunk_bytes: int | None) -> None:
