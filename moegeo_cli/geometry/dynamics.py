@@ -160,7 +160,7 @@ def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
         return missing("fewer than three experts have a finite bias")
     moved_E, load_E = moved_E[told_E], load_E[told_E]
     if not np.ptp(moved_E):
-        return missing("the bias of no expert moved against the others'")
+        return missing("no expert's bias moved relative to the others")
     if not np.ptp(load_E):
         return missing("all experts have the same load")
     return Estimate(_rank_correlation(moved_E, load_E), n=len(moved_E))
@@ -200,7 +200,7 @@ class Way:
             return missing(self.problem)
         shortest_M = distance(self.first.probabilities_ME, self.newest.probabilities_ME)
         if shortest_M.mean() <= REPEATS * repeat_distance(self.newest):
-            return missing("first and last checkpoint differ no more than repeats of one do")
+            return missing("first and last checkpoint differ no more than two repeats of one would")
         top, bottom = (_mean(v, self.first.group_M, draws) for v in (self.way_M, shortest_M))
         assert top.value is not None
         assert bottom.value is not None

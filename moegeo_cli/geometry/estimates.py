@@ -32,7 +32,7 @@ from moegeo_cli.geometry.sums import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
 from moegeo_cli.records import NOT_FINITE
 
 # A router without a choice of its own has dispatch, and nothing else to measure.
-HASHED = "the router hashes: it dispatches by token id and chooses nothing"
+HASHED = "the router dispatches by token id (hash), so there is no choice to measure"
 NEED_LOGITS = (
     "fsi", "dispersion", "entropy_token", "logit_z", "logit_max", "collapse_soft", "information",
     "margin", "near_ties", "near_ties_centred",
@@ -44,7 +44,7 @@ ROUTING_NAMES = (
     "near_ties_centred", "logit_z", "logit_max",
 )  # fmt: skip
 TIES = ("margin", "near_ties", "near_ties_centred")
-NOT_IN_LOGITS = "the choice follows scores: a common offset of the logits changes it"
+NOT_IN_LOGITS = "experts are chosen by scores, which a common offset of the logits changes"
 VARYING = "the number of experts per token varies"
 ALL_USED = "every token uses every expert"
 
@@ -207,7 +207,7 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
         found |= dict.fromkeys(TIES, missing(reason))
     elif sums.contradicted > CONTRADICTIONS * sums.tokens:
         share = sums.contradicted / sums.tokens
-        reason = f"the selection rule explains all but {share:.1%} of the tokens: not understood"
+        reason = f"the selection rule does not explain {share:.1%} of the tokens: not understood"
         found |= dict.fromkeys(TIES, missing(reason))
     elif found["margin"].value is None:
         found["margin"] = missing("every expert that was eligible is selected")

@@ -175,7 +175,7 @@ def heterogeneity_estimates(sums: FisherSums, draws: Draws) -> dict[str, Estimat
     if sums.tokens <= 0:
         reason = "no token was measured"
     elif not has_E.any():
-        reason = "no expert has a Fisher: nothing was dispatched"
+        reason = "no expert has a Fisher: no token was dispatched"
     elif not np.isfinite(total_ED[has_E]).all():
         reason = "the Fisher is not finite"
     if reason is not None:
@@ -243,7 +243,7 @@ def _score(now: Estimate, bases: Sequence[Estimate | None], noise_B: np.ndarray 
     null = [float(b.null_B.mean()) for b in known if b.null_B is not None]
     values = np.array([b.value for b in known])
     if null and np.exp(np.log(values).mean()) <= np.mean(null):
-        return missing("the baseline's heterogeneity does not stand above its sampling noise",
+        return missing("the baseline's heterogeneity is not above its sampling noise",
                        now.n)  # fmt: skip
     draws = [b.draws_B for b in known if b.draws_B is not None]
     base_B = None

@@ -81,7 +81,7 @@ class Measurer:
             self.dtype = self._source.dtype
             if settings.memory is not None:
                 raise UsageError(
-                    "--memory is a bound for models of transformers: what else takes is not known",
+                    "--memory is for models of transformers: what other models take is not known",
                     found="--memory with a model of your own, or with captures",
                     hint="leave --memory out; --batch-size and --max-tokens take less",
                 )

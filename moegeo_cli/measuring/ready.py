@@ -19,7 +19,7 @@ from moegeo_cli.replay.plan import Replay
 from moegeo_cli.replay.standins import StandIn, describe_choice
 from moegeo_cli.routers.finding import Router, find_other_routers, find_routers
 
-UNPADDED = "layers that carry a state: batches hold sequences of one length, without padding"
+UNPADDED = "layers carry a state, so each batch holds sequences of one length, without padding"
 PAIRS = (
     "each sequence is a source (its first half, or what comes before its labels) and a target: "
     "{:,} tokens for the encoder's routers, {:,} for the decoder's"

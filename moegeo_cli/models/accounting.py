@@ -79,7 +79,7 @@ def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) 
                 f"{index.folder.name}: the adapter changes {name}, which the model uses twice "
                 "(tied embeddings): merged and unmerged it is not the same model",
                 found=", ".join(f"{one} is {other}" for one, other in sorted(tied.items())[:2]),
-                hint="untie the two where it was trained, or train without that target",
+                hint="untie the embeddings before training, or leave out that target module",
             )
 
 

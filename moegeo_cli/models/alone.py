@@ -30,8 +30,8 @@ from moegeo_cli.routers.finding import Router
 
 NO_LOSS = "router inputs alone have no loss"
 NO_EXPERTS = "captured router inputs: no expert was run"
-SAME_INPUT = "experts of this type are given what their routers see: inputs stand for both"
-TAKEN_INPUT = "experts are taken to be given what their routers see, which nothing confirms"
+SAME_INPUT = "experts of this type get the same input as their router"
+TAKEN_INPUT = "assumed, not confirmed: experts get the same input as their router"
 
 
 class LoneRouter(nn.Module):
@@ -169,7 +169,7 @@ class RoutersAlone(StandIn):
         architecture = first.architecture
         if architecture.other_input is not None:
             raise UnsupportedArchitectureError(
-                f"what experts of {architecture.text_type} are given is not what their routers see",
+                f"what experts of {architecture.text_type} are given is not their router's input",
                 found=architecture.other_input,
                 hint="measure the model itself, without --captures",
             )

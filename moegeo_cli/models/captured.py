@@ -41,7 +41,7 @@ class CapturedModels:
         device: where products are computed.
     """
 
-    manner = Manner(form="captured", unplanned="only routers and their captured inputs are held")
+    manner = Manner(form="captured", unplanned="only routers and captured inputs are in memory")
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class CapturedModels:
             UsageError: always.
         """
         raise UsageError(
-            "captured router inputs cannot be had of fresh initialisations",
+            "fresh initialisations have no captured router inputs",
             found="--baseline init with --captures",
             hint="use --baseline STEP, PATH or none",
         )
@@ -188,7 +188,7 @@ def _judge_logits(routers: Sequence[LoneRouter]) -> tuple[bool, str]:
     """By the captured logits, where the capture does not say of which checkpoint it is."""
     known = [r for r in routers if r.captured and "logits" in r.captured.columns]
     if not known:
-        return False, "the capture does not say of which checkpoint it is: an approximation, if not"
+        return False, "the capture names no checkpoint: an approximation, unless it is of this one"
     agree = []
     for router in known:
         assert router.captured is not None

@@ -39,7 +39,7 @@ def why_unidentified(factory: str | Callable[..., Any]) -> str | None:
     module, _, place = name.partition(":")
     if not isinstance(factory, str):
         if isinstance(factory, functools.partial):
-            return f"functools.partial of {name} holds arguments that cannot be told"
+            return f"functools.partial of {name} holds arguments that moegeo cannot identify"
         if "<lambda>" in place:
             return f"{name} is a lambda"
         if "<locals>" in place:

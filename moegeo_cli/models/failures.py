@@ -39,8 +39,8 @@ def explain(path: Path, error: Exception) -> MoegeoError:
         )
     if "`conversion` entries" in low:  # of a report that is not printed
         return IncompleteCheckpointError(
-            f"{path.name}: its tensors cannot be put together as the model holds them",
-            found="experts or matrices whose shapes or numbers do not fit each other",
+            f"{path.name}: its tensors cannot be combined into the model's parameters",
+            found="shapes or numbers of experts or matrices contradict each other",
             hint="save the checkpoint again with model.save_pretrained",
         )
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -111,7 +111,7 @@ def load_model(
     experts = own_experts(checkpoint)
     if experts and placed:
         raise UsageError(
-            "a model whose layers have different numbers of experts is not placed in parts",
+            "--device-map cannot place a model whose layers have different numbers of experts",
             found=f"--device-map, and {say_experts(experts)}",
             hint="leave --device-map out; --stream reads a layer at a time",
         )

@@ -47,7 +47,7 @@ from moegeo_cli.routers.finding import Router, find_routers
 Factory = Callable[[dict[str, Any] | None], nn.Module]
 # Logits of a sample alone and in a batch: share of the largest, in float32 and in half precision.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
-ALONE = "its routers see other numbers in a batch than alone: one sample at a time"
+ALONE = "its routers see other values in a batch than alone, so samples are replayed one at a time"
 
 
 class OwnModel(StandIn):
@@ -111,7 +111,7 @@ class OwnModel(StandIn):
             raise UnsupportedArchitectureError(
                 f"{type(self.inner).__name__} does not return logits of every position",
                 found=f"shape {tuple(logits.shape)} for input_ids {tuple(ids.shape)}",
-                hint="return (batch, positions, vocabulary), also where no labels are given",
+                hint="return (batch, positions, vocabulary), with and without labels",
             )
         return SimpleNamespace(logits=logits)
 
@@ -138,7 +138,7 @@ class OwnModels:
         dtype: in which dtype.
     """
 
-    manner = Manner(form="own", unplanned="what a model of your own takes is not known before")
+    manner = Manner(form="own", unplanned="what a model of your own takes is not known beforehand")
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class OwnModels:
             raise UsageError(
                 f"--model {self.name} fails to build the model",
                 found=f"{type(error).__name__}: {error}"[:300],
-                hint="it is called with the parsed config.json, or None where there is none",
+                hint="moegeo calls it with the parsed config.json, None where there is none",
             ) from error
         if not isinstance(inner, nn.Module):
             raise UsageError(

@@ -28,11 +28,11 @@ CHECKED_TOKENS = 8
 # Two computations of one thing: share of its norm.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
 
-NO_BLOCK = "no block with a parameter an expert was found around the router"
-OTHER_INPUT = "its block is not given what its router sees: what its experts are given is not known"
-NOT_APART = "its experts cannot be told from the rest of their block"
-MIXES = "what its block gives a token depends on the other tokens"
-NO_SUM = "what its block gives is not the sum of its experts by the weights that were read"
+NO_BLOCK = "no block whose parameters have one entry for each expert was found around the router"
+OTHER_INPUT = "the block and its router get different inputs, so the experts' input is not known"
+NOT_APART = "its experts cannot be separated from the rest of their block"
+MIXES = "the block's output for a token depends on other tokens"
+NO_SUM = "the block's output is not the weighted sum of its experts"
 FAILS = "its block cannot be asked for one expert: {}"
 
 

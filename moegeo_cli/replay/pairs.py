@@ -29,7 +29,7 @@ def side_of(model: nn.Module, router: nn.Module) -> str:
     encoder = None if get is None else get()
     if not isinstance(encoder, nn.Module) or encoder is model:
         raise UnsupportedArchitectureError(
-            f"{type(model).__name__} does not say which part of it is the encoder",
+            f"{type(model).__name__} does not say which of its parts is the encoder",
             hint="report this model type",
         )
     return SOURCE if any(module is router for module in encoder.modules()) else TARGET

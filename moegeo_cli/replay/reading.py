@@ -126,7 +126,7 @@ def _first_tensor(router: Router, given: Given) -> torch.Tensor:
             f"the router {router.path} ({type(router.module).__name__}) is given no tensor of "
             "floating-point numbers",
             found=", ".join(type(a).__name__ for a in given) or "no argument",
-            hint="name the module that takes the hidden states, with --router or router=",
+            hint="name the module that takes the hidden states with --router or router=",
         )
     return found
 

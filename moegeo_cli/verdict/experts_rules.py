@@ -40,8 +40,8 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
     among = sum(layer.experts for layer in told)
     return Found(
         unrated(limit),
-        f"{len(twins)} of {among} experts compute nearly what another of their layer does, by the "
-        f"cosine of Jacobians: {'; '.join(shown)}{more}",
+        f"{len(twins)} of {among} experts compute nearly the same as another expert of their layer "
+        f"(cosine of Jacobians): {'; '.join(shown)}{more}",
         tuple(layer.layer for layer, _ in twins),
         tuple(
             Evidence("nearest_alignment", number, layer.layer, layer.router)

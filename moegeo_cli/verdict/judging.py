@@ -188,7 +188,7 @@ def _paper(limit: Limit) -> str:
     words = "[GM] calls a run failing where FHS > 1."
     rate = limit.threshold.false_positive_rate
     if rate is None:
-        return f"{words} Nothing was measured of the limit that is set here"
+        return f"{words} This limit was set by the user, and no rate was measured for it"
     return (
         f"{words} In the evidence study {rate:.0%} of the runs that did not fail were above it "
         "at 10% of training, and FHS predicted nothing that the loss did not "

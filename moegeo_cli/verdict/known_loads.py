@@ -138,7 +138,7 @@ def read_load(
         words = (
             "every token uses every expert"
             if top_k >= experts
-            else "too few tokens: even routing would look unequal too"
+            else "too few tokens: balanced routing would look unequal as well"
         )
         return LoadReading(None, None, None, words)
     surely = reach_of(effective if upper is None else upper, even, experts, top_k)

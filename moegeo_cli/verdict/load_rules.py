@@ -188,7 +188,7 @@ def _why_not_more(situation: Situation, reading: _Reading) -> str:
         )
         return "" if reading.severity != "info" or studied else "; the study had no such E and K"
     if is_early(situation):
-        return "; so early in training healthy runs are so, too"
+        return "; this early in training healthy runs look the same"
     return "; only at this checkpoint so far"
 
 

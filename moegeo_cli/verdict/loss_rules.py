@@ -29,7 +29,9 @@ def loss_behind_reference(situation: Situation) -> Outcome:
     own = situation.now.loss.value
     reference = None if own is None else own - gap.value
     if reference is None or reference <= 0:
-        return Skipped("the reference's loss is not above 0: a gap is no share of it")
+        return Skipped(
+            "the reference's loss is not above 0, so a gap relative to it is not defined"
+        )
     share = gap.value / reference
     if gap.ci_low <= 0:
         return None
@@ -88,7 +90,7 @@ def loss_diverged(situation: Situation) -> Outcome:
         )  # fmt: skip
     unigram = situation.run.probe.get("unigram_loss")
     if unigram is None:
-        return Skipped("the probe has no unigram loss to count gains from")
+        return Skipped("the probe has no unigram loss to compare the model's loss with")
     from_log = _lost(logged.lowest_before, logged.level, unigram, limit.value)
     probe = [c.loss.value for c in situation.history if c.loss.value is not None]
     lowest_probe = min(probe[:-1], default=None)
@@ -140,7 +142,7 @@ def probe_unfit(situation: Situation) -> Outcome:
     if unigram is None or loss.value is None:
         return Skipped("no loss was measured on the probe")
     if situation.now.step == 0 or is_early(situation):
-        return Skipped("a model at the start of training models nothing yet")
+        return Skipped("a model at the start of training has learned nothing yet")
     own = situation.run.probe.get("domain_unigram_loss") or {}
     unfit = [
         name

@@ -55,7 +55,7 @@ class Limit:
 
 
 Thresholds = Mapping[str, Limit]
-FIXED = {"dead-experts": "the test that measures dead experts is built on it"}
+FIXED = {"dead-experts": "the test of dead experts depends on it"}
 
 
 def load_thresholds(overrides: Mapping[str, Any] | Path | str | None = None) -> Thresholds:

@@ -125,8 +125,8 @@ def bias_rounded(situation: Situation) -> Outcome:
     return Found(
         unrated(limit),
         f"the selection bias of {layer_words(layers)} is stored coarsely: {share:.0%} of the "
-        f"sampled tokens choose otherwise in layer {layer_name(worst.layer, worst.router)} for "
-        "what rounding took",
+        f"sampled tokens get other experts in layer {layer_name(worst.layer, worst.router)} by "
+        "that rounding",
         layers,
         tuple(evidence("bias_changes", x) for x in found[:4]),
         limit.threshold,
@@ -223,7 +223,7 @@ def balancing_inactive(situation: Situation) -> Outcome:
         )
         if not _was_trained_here(situation.run.run):
             severity = "info"
-            reason += "; nothing beside the checkpoint says that transformers trained it"
+            reason += "; no file beside the checkpoint says that transformers trained it"
     else:
         return Skipped(f"{framework} has its own switch, which the checkpoint does not record")
     return Found(

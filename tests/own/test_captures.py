@@ -147,7 +147,7 @@ def test_another_checkpoints_inputs_are_said_to_be_an_approximation(
     assert "these routers' own" in mine.replay["notes"][0]
     assert mine.layers == of(here, known).checkpoints[0].layers
     only_inputs(unknown, tmp_path / "bare.safetensors")
-    assert "does not say of which checkpoint" in " ".join(
+    assert "the capture names no checkpoint" in " ".join(
         of(here, tmp_path / "bare.safetensors").checkpoints[0].replay["notes"]
     )
 
@@ -356,7 +356,7 @@ def test_what_does_not_go_with_captures(
         of(here, file)
     with pytest.raises(UsageError, match="need no model"):
         of(here, file, model="a:b")
-    with pytest.raises(UsageError, match="place of a probe"):
+    with pytest.raises(UsageError, match="replace the probe"):
         of(here, file, probe="probe.jsonl")
     with pytest.raises(UsageError, match="fresh initialisations"):
         analyze(here, captures=file, baseline="init")
@@ -511,7 +511,7 @@ def test_captures_measure_what_experts_are_given_and_say_why_nothing_else(
     jsonschema.validate(document, json_report.schema("moegeo.experts", strict=True))
     assert (document["status"], document["loss"]["value"]) == ("partial", None)
     assert "no loss" in document["loss"]["reason"]
-    assert any("given what their routers see" in note for note in document["notes"])
+    assert any("get the same input as their router" in note for note in document["notes"])
     assert any("--verify was left out" in note for note in document["notes"])
     assert document["merge_candidates"] == []
     [check] = document["checks"]
@@ -576,5 +576,5 @@ def test_experts_that_are_given_something_else_are_refused(tmp_path: Path) -> No
     save_tiny("gemma4_text", tmp_path / "m")
     file = tmp_path / "c.safetensors"
     capture(oracle.load_whole(tmp_path / "m"), sequences(), file, checkpoint=tmp_path / "m")
-    with pytest.raises(UnsupportedArchitectureError, match="not what their routers see"):
+    with pytest.raises(UnsupportedArchitectureError, match="not their router's input"):
         experts(tmp_path / "m", captures=file)

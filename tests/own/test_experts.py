@@ -127,8 +127,8 @@ def test_alignments_and_weights_are_those_of_the_written_functions(
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("normed", "not given what its router sees"), ("normed_after", "not the sum of its experts"),
-     ("mixing", "depends on the other tokens"), ("entangled", "cannot be told from the rest"),
+    [("normed", "get different inputs"), ("normed_after", "not the weighted sum of its experts"),
+     ("mixing", "depends on other tokens"), ("entangled", "cannot be separated from the rest"),
      ("boxed", "no tensor of its input's form")],
 )  # fmt: skip
 def test_a_block_that_is_no_sum_of_experts_has_its_reason(

@@ -242,7 +242,7 @@ def test_samples_that_influence_each_other_go_one_at_a_time(
 ) -> None:
     save("batched", tmp_path / "run")
     run = measure("batched", tmp_path / "run", probe[0])
-    assert "one sample at a time" in notes(run)
+    assert "samples are replayed one at a time" in notes(run)
     alone = measure("batched", tmp_path / "run", probe[0], batch_size=1)
     assert run.checkpoints[0].loss == alone.checkpoints[0].loss
 
@@ -255,7 +255,7 @@ def test_patches_before_samples_are_not_misread(tmp_path: Path) -> None:
               "labels": generator.integers(0, 4, 20)}  # fmt: skip
     save_arrays(arrays, file, metadata={"positions": "6"})
     run = measure("positions_first", tmp_path / "run", file, router="block.gate")
-    assert "one sample at a time" in notes(run)
+    assert "samples are replayed one at a time" in notes(run)
     save_arrays(arrays, file, metadata={"positions": "5"})
     with pytest.raises(ProbeError) as caught:
         measure("positions_first", tmp_path / "run", file, router="block.gate")

@@ -58,7 +58,7 @@ def test_a_square_projection_does_not_say_which_side_is_the_input(tmp_path: Path
     metric = check(path).newest.layers[-1].metrics["own_row"]
     assert metric.value is None
     assert metric.reason is not None
-    assert "which of its sides" in metric.reason
+    assert "which side is the input" in metric.reason
 
 
 def test_experts_that_answer_to_their_own_rows_are_counted(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_where_nothing_was_trained_it_is_skipped(tmp_path: Path) -> None:
     [told] = [c for c in record.verdict.checks if c.name == "experts-untrained"]
     assert told.outcome == "skipped"
     assert told.reason is not None
-    assert "random directions" in told.reason
+    assert "fresh experts would not stand out" in told.reason
 
 
 def test_an_expert_with_broken_values_is_left_to_other_rules(tmp_path: Path) -> None:

@@ -186,4 +186,4 @@ def test_what_rounding_of_a_bias_costs_is_told_by_the_probe_s_tokens(
     assert (finding is not None) == holds
     if finding is not None:
         assert finding.severity == "info"
-        assert "of the sampled tokens choose otherwise" in finding.message
+        assert "of the sampled tokens get other experts" in finding.message

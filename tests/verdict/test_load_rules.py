@@ -101,7 +101,7 @@ def test_the_start_of_training_and_a_single_checkpoint_are_facts() -> None:
     early = find(run_of(checkpoint(100, unequal(2.05), fraction=0.2)), "router-collapse")
     assert early is not None
     assert early.severity == "info"
-    assert "so early in training" in early.message
+    assert "this early in training" in early.message
     once = run_of(checkpoint(300, layer(1)), checkpoint(400, unequal(2.05), fraction=0.4))
     assert severity(once) == "info"
     twice = run_of(checkpoint(300, unequal(2.05)), checkpoint(400, unequal(2.05), fraction=0.4))

@@ -222,7 +222,7 @@ def _refuse_mixed(
     raise BaselineError(
         f"{checkpoint.relative} is of another architecture than {newest.relative}",
         found="; ".join(told) or None,
-        hint="analyze the two apart: numbers of different K, E or groups are not one trajectory",
+        hint="analyze them separately: different K, E or groups make no trajectory",
     )
 
 

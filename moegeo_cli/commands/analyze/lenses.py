@@ -19,7 +19,7 @@ from moegeo_cli.records.lenses import LENSES, Lenses, LensRecord, absent, comman
 from moegeo_cli.store.cache import Store, entry_key
 
 # Where a lens can measure nothing of a checkpoint.
-STATE_HINT = "`moegeo analyze` says what state its routers and experts are in"
+STATE_HINT = "`moegeo analyze` names the state of its routers and experts"
 
 
 def lens_key(lens: str, fingerprint: str, models: Models) -> str:

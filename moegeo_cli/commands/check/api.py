@@ -30,7 +30,7 @@ from moegeo_cli.verdict import load_thresholds, recommend
 from moegeo_cli.verdict.interventions import check_framework
 from moegeo_cli.verdict.thresholds import Thresholds
 
-CAPTURED = "with captured inputs routers alone are read: `moegeo check` reads the rest"
+CAPTURED = "with captured inputs only routers are read; `moegeo check` reads the other files"
 
 
 def check_files(

@@ -176,7 +176,7 @@ def _routers(
     obstacle = index.obstacle
     found = [r for r in find_router_tensors(index, architecture) if r.main]
     if obstacle is not None and found:
-        notes.append(f"{obstacle.message}; bytes alone are compared where values are not known")
+        notes.append(f"{obstacle.message}; where values are not known, only bytes are compared")
         return found, tuple(notes)
     try:
         return list(check_routers(index, architecture)), tuple(notes)

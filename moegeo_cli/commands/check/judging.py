@@ -28,7 +28,9 @@ FILE_RULES: Mapping[str, FileRule] = {
     "experts-masked": state_rules.experts_masked,
     "experts-untrained": untrained_rules.experts_untrained,
 }
-HEALTHY = "nothing is wrong in the files; how tokens are routed is not in them: moegeo analyze"
+HEALTHY = (
+    "no fault was found in the files; they do not say how tokens are routed: run moegeo analyze"
+)
 
 
 def outcomes_of(past: Past) -> dict[str, Outcome]:

@@ -32,7 +32,7 @@ def router_frozen(past: Past) -> Outcome:
         past,
         f"the router of {_since(found, looked, lambda x: held[x.router])}",
         found,
-        "The optimizer does not hold it, it has no gradient, or it is frozen on purpose",
+        "The optimizer does not hold it, it gets no gradient, or it was frozen on purpose",
         _count("routers_frozen", len(found)),
     )
 
@@ -67,9 +67,7 @@ def experts_frozen(past: Past) -> Outcome:
         words.append(f"{by_layer(partly, past.layers)} since {first.name}")
     causes = "The optimizer does not hold them, or they are frozen on purpose"
     if partly:
-        causes += (
-            ". An expert that no token reached stays as it is too where there is no weight decay"
-        )
+        causes += ". Without weight decay, an expert that no token reached does not change either"
     count = sum(len(held) for held in since.values())
     return _frozen(past, " and ".join(words), found, causes, _count("experts_frozen", count))
 
@@ -138,8 +136,9 @@ def _reset(
     some = f" ({by_layer(partly, layers)})" if partly else ""
     return Found(
         "failing",
-        f"{what} went back to an earlier checkpoint's bytes after they had moved: {where}{some}. "
-        "They were lost at a resume, or taken from another file",
+        f"{what} went back to the bytes of an earlier checkpoint after they had changed: "
+        f"{where}{some}. "
+        "A resume lost them, or another file was loaded",
         numbers(x for x in layers if x.router in back),
         _count(name, sum(len(held) for held in back.values())),
         EXACT,

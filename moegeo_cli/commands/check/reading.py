@@ -144,7 +144,7 @@ class MoELayer:
                 values = index.tensor(name, rows).float().numpy()
         digest = hashlib.sha256(raw).digest()[:DIGEST_BYTES]
         if values is None:
-            reason = f"stored as {dtype}, and nothing in the files says what values that stands for"
+            reason = f"stored as {dtype}, and no file says which values these bytes stand for"
             return Piece(tensor.expert, tensor.role, name, digest, None, reason)
         values = np.asarray(values, dtype=np.float32).reshape(tensor.shape)
         return Piece(tensor.expert, tensor.role, name, digest, values)

@@ -94,7 +94,7 @@ def experts_identical(past: Past) -> Outcome:
     why = (
         "an upcycled model starts so"
         if first
-        else "a save wrote some experts twice, or they are copies that never parted"
+        else "a save wrote some experts twice, or they are copies that never became different"
     )
     return Found(
         "info" if first else "watch",

@@ -179,7 +179,7 @@ def _own_row(layer: LayerSums, *, quick: bool) -> Metric:
     largest = [None if e in layer.masked else row for e, row in enumerate(held["largest"])]
     share = own_row_share(largest)
     if share is None:
-        return _absent("own_row", "no matrix of an expert tells which of its sides is the input's")
+        return _absent("own_row", "the shapes of its matrices do not tell which side is the input")
     known = sum(row is not None for row in largest)
     return _metric("own_row", share, 1.0 / layer.experts, known)
 

@@ -20,7 +20,7 @@ LIMIT = "experts-untrained"
 CLEAR, CLEAR_EXPERT = 40.0, 12.0
 # Before this share of training an expert that few tokens reach looks so too.
 EARLY = 0.2
-WHY = "a converter or a resume left them out, or no gradient reaches them"
+WHY = "a converter or a resume left them out, or they get no gradient"
 
 
 def experts_untrained(past: Past) -> Outcome:
@@ -44,8 +44,7 @@ def experts_untrained(past: Past) -> Outcome:
             whole = []
             if not single:
                 return Skipped(
-                    "no weights are far from random directions: experts cannot be told from fresh "
-                    "ones"
+                    "no weights differ clearly from random ones: fresh experts would not stand out"
                 )
     if not whole and not single:
         return None
@@ -55,14 +54,14 @@ def experts_untrained(past: Past) -> Outcome:
     fraction = past.now.sums.fraction
     starting = (past.now.step == 0 or past.now.sums.fresh is True) and past.is_first
     early = starting or (fraction is not None and fraction <= EARLY)
-    why = "so early in training, experts that few tokens reached look so too" if early else WHY
+    why = "this early in training, experts that few tokens reached look the same" if early else WHY
     lowest = min(
         [pooled[x.router] for x in whole]
         + [scores[router][e] for router, held in single.items() for e in held]
     )
     return Found(
         "info" if early else "watch",
-        f"{joined(said)} look as before training, while other weights do not: {why}",
+        f"{joined(said)} look untrained, while other weights do not: {why}",
         numbers(found),
         (Evidence("row_alignment", Metric(lowest, unit="standard deviations", null_value=0.0)),),
         limit.threshold,

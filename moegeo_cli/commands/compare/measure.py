@@ -85,7 +85,9 @@ def compare_runs(
     axis = choose_axis(_recorded(a.record.checkpoints, b.record.checkpoints), by)
     matched, alone = match_progress(a.record.checkpoints, b.record.checkpoints, axis)
     if not matched:
-        notes.append(f"no two checkpoints are within 2% of each other in {axis}: no match")
+        notes.append(
+            f"no checkpoint of one run is within 2% of a checkpoint of the other in {axis}"
+        )
     bases = (a.baseline(), b.baseline())
     pairs = tuple(
         dataclasses.replace(

@@ -75,7 +75,7 @@ def choose_axis(runs: Iterable[Sequence[tuple[str, Progress]]], wanted: str | No
         return NEWEST
     raise ComparisonError(
         "the runs have no progress in common",
-        found="neither tokens, step nor fraction are recorded in all checkpoints",
+        found="not all checkpoints record tokens, step or fraction of training",
         hint="name the folders checkpoint-STEP",
     )
 

@@ -50,9 +50,9 @@ from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
 from moegeo_cli.replay.standins import StandIn
 from moegeo_cli.routers.finding import Router
 
-NOT_IN_MEMORY = "--verify needs the whole model in memory, and was left out"
-NOTHING_TO_CHANGE = "--verify was left out: no experts' weights are in a form that can be changed"
-NO_LABELS = "--verify needs labels in the probe, and was left out"
+NOT_IN_MEMORY = "--verify was left out: it needs the whole model in memory"
+NOTHING_TO_CHANGE = "--verify was left out: moegeo cannot change the weights of these experts"
+NO_LABELS = "--verify was left out: it needs labels in the probe"
 NO_FINITE_LOSS = "--verify was left out: the loss is not finite"
 NO_EXPERTS = "no module of experts was found beside the router"
 EMPIRICAL = ("empirical", "position")

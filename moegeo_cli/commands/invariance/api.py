@@ -43,7 +43,7 @@ def invariance(
     architecture = models.describe(folder.newest)
     if options["fisher"] == "adam":
         raise UsageError(
-            "an optimizer's state is of the weights as they were saved",
+            "the optimizer's state belongs to the weights as they were saved",
             found="--fisher adam",
             hint="use --fisher empirical or categorical",
         )

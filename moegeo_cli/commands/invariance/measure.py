@@ -70,7 +70,8 @@ def measure_invariance(
     """
     if architecture.encoder_decoder:
         raise UnsupportedArchitectureError(
-            f"{architecture.model_type} has an encoder and a decoder: no rewriting of it is known",
+            f"{architecture.model_type} has an encoder and a decoder: no rewriting that leaves its "
+            "outputs unchanged is known",
             hint="`moegeo analyze` measures it",
         )
     settings = dataclasses.replace(settings, dtype="float32")

@@ -58,7 +58,7 @@ def measure_routing_of(
         raise ComparisonError(
             "the two models read the probe as different tokens",
             found=f"{probe.tokens:,} tokens against {other[1].tokens:,}",
-            hint="models of one tokenizer compare; or give a --probe of input_ids",
+            hint="compare models with the same tokenizer, or give a --probe of input_ids",
         )
     newest = checkpoints[-1]
     analysis = RoutingReplay(models, newest, probe, settings, listener)

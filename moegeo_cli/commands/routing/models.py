@@ -27,7 +27,7 @@ from moegeo_cli.models.sources import ModelSource
 from moegeo_cli.records.routing import RouterPair
 
 OTHER_TOKENS = "the two routers see different tokens"
-UNTOLD = "the two have no ancestor in common: numbers of experts mean nothing between them"
+UNTOLD = "the two models have no common ancestor, so their expert numbers do not correspond"
 OTHER_SHAPES = "the experts of the two have different shapes"
 
 

@@ -27,11 +27,11 @@ from moegeo_cli.replay.standins import StandIn
 
 MOST_PROMPTS = 64
 CAPTURED = "captured"  # the tokenizer that a probe of captured inputs names
-NO_ORDER = "samples of other tensors than token ids have no continuation"
+NO_ORDER = "samples that are not token ids have no continuation"
 NOTHING_TO_GENERATE = {
-    "pairs": "an encoder reads the source alone: a prompt and its continuation share no router",
+    "pairs": "the encoder reads only the source: a prompt and its continuation share no router",
     "streamed": "--generate needs the whole model in memory",
-    "alone": "--generate needs a model: routers alone go on with nothing",
+    "alone": "--generate needs a model: routers alone cannot continue a text",
     "samples": "the probe is not of token ids: there is no prompt to continue",
     "short": "no sequence of the probe has a prompt that leaves room for new tokens",
 }
