@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from moegeo_cli.commands.experts.api import experts
     from moegeo_cli.commands.inspect.api import inspect
     from moegeo_cli.commands.invariance.api import invariance
+    from moegeo_cli.commands.report.api import report
     from moegeo_cli.commands.routing.api import routing
     from moegeo_cli.session import Session
 
 __all__ = [
     "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
-    "inspect", "invariance", "routing",
+    "inspect", "invariance", "report", "routing",
 ]  # fmt: skip
 # Public name -> the module that it lies in.
 PUBLIC = {
@@ -36,6 +37,7 @@ PUBLIC = {
     "experts": "commands.experts.api",
     "inspect": "commands.inspect.api",
     "invariance": "commands.invariance.api",
+    "report": "commands.report.api",
     "routing": "commands.routing.api",
 }
 

@@ -147,14 +147,19 @@ class Placement(TypedDict, total=False):
     )]  # fmt: skip
 
 
-class Storage(TypedDict, total=False):
+class StorePlace(TypedDict, total=False):
+    """Where measurements are kept."""
+
+    cache_dir: Annotated[Path | str | None, Option(
+        None, "Where measurements are kept. Default: .moegeo in the run.", said=Path,
+    )]  # fmt: skip
+
+
+class Storage(StorePlace, total=False):
     """What is kept of a measurement."""
 
     cache: Annotated[bool, Option(
         True, "Measure again and keep nothing.", flags=("--no-cache",), off=True,
-    )]  # fmt: skip
-    cache_dir: Annotated[Path | str | None, Option(
-        None, "Where measurements are kept. Default: .moegeo in the run.", said=Path,
     )]  # fmt: skip
     verify_fingerprint: Annotated[Literal["sampled", "full"], Option(
         "sampled", "How much of the files is hashed before a stored measurement counts as theirs.",
@@ -268,7 +273,10 @@ class Invariance(ProbeData, Fisher, Compute, Model, total=False):
 OUTPUT_FILE = Option(
     None, "Write the payload to this file instead of stdout.", OUTPUT, flags=("--output", "-o")
 )
-FORMAT = Option("rich", "What stdout carries.", OUTPUT, flags=("--format", "-f"))
+FORMAT = Option(
+    None, "What to write. Default: what the suffix of --output says, else rich.", OUTPUT,
+    flags=("--format", "-f"),
+)  # fmt: skip
 
 
 class Gate(TypedDict, total=False):
@@ -282,7 +290,9 @@ class Gate(TypedDict, total=False):
 class ReportOutput(TypedDict, total=False):
     """The report of a run."""
 
-    format: Annotated[Literal["rich", "json", "markdown", "csv", "junit", "github"], FORMAT]
+    format: Annotated[
+        Literal["rich", "json", "markdown", "csv", "junit", "github", "html"] | None, FORMAT
+    ]
     output: Annotated[Path | None, OUTPUT_FILE]
 
 
@@ -300,7 +310,7 @@ class LensOutput(TypedDict, total=False):
     matrices: Annotated[Path | None, Option(
         None, "Also write the E×E matrices: .safetensors or .csv.", OUTPUT,
     )]  # fmt: skip
-    format: Annotated[Literal["rich", "json", "markdown"], FORMAT]
+    format: Annotated[Literal["rich", "json", "markdown", "html"] | None, FORMAT]
     output: Annotated[Path | None, OUTPUT_FILE]
 
 
@@ -313,5 +323,5 @@ class FileOutput(TypedDict, total=False):
 class FactsOutput(TypedDict, total=False):
     """A table of facts."""
 
-    format: Annotated[Literal["rich", "json"], FORMAT]
+    format: Annotated[Literal["rich", "json"] | None, FORMAT]
     output: Annotated[Path | None, OUTPUT_FILE]

@@ -12,13 +12,24 @@ from moegeo_cli.commands.compare.api import compare
 from moegeo_cli.commands.experts.api import experts
 from moegeo_cli.commands.inspect.api import inspect
 from moegeo_cli.commands.invariance.api import invariance
+from moegeo_cli.commands.report.api import report
 from moegeo_cli.commands.routing.api import routing
 from moegeo_cli.keywords import declared, refuse_unknown
-from moegeo_cli.options import Analyze, Check, Compare, Experts, Invariance, Model, Routing
+from moegeo_cli.options import (
+    Analyze,
+    Check,
+    Compare,
+    Experts,
+    Invariance,
+    Model,
+    Routing,
+    StorePlace,
+)
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.records.formats import AnyRecord
 from moegeo_cli.records.routing import RoutingRecord
 
 
@@ -67,6 +78,10 @@ class Session:
     def experts(self, path: Path | str, **options: Unpack[Experts]) -> ExpertsRecord:
         """As `moegeo.experts`."""
         return experts(path, **self._with(Experts, options))
+
+    def report(self, path: Path | str, **options: Unpack[StorePlace]) -> AnyRecord:
+        """As `moegeo.report`."""
+        return report(path, **self._with(StorePlace, options))
 
     def routing(
         self, path: Path | str, other: Path | str | None = None, **options: Unpack[Routing]

@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import (
+    check_output,
+    say,
+    settle_format,
+    show_progress,
+    stdout_console,
+    write_payload,
+)
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.commands.registry import find_command
 from moegeo_cli.errors import UsageError
 from moegeo_cli.keywords import MEASURING
+from moegeo_cli.options import RunOutput
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
@@ -48,6 +56,7 @@ def analyze(
         raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")
     if exact:
         options["unit"] = "loss_token"
+    settle_format(shown, RunOutput)
     check_output(shown["output"])
     with show_progress() as progress:
         record = measure(path, progress=progress, ranks=context.obj, **options)

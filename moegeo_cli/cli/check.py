@@ -7,10 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import (
+    check_output,
+    say,
+    settle_format,
+    show_progress,
+    stdout_console,
+    write_payload,
+)
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.commands.registry import find_command
+from moegeo_cli.options import ReportOutput
 
 
 @with_options(*find_command("check").groups)
@@ -30,6 +38,7 @@ def check(
     from moegeo_cli.commands.check.api import check as measure
     from moegeo_cli.reports import print_check, render
 
+    settle_format(shown, ReportOutput)
     check_output(shown["output"])
     with show_progress() as progress:
         record = measure(path, progress=progress, **options)

@@ -7,9 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from moegeo_cli.cli.console import check_output, say, show_progress, stdout_console, write_payload
+from moegeo_cli.cli.console import (
+    check_output,
+    say,
+    settle_format,
+    show_progress,
+    stdout_console,
+    write_payload,
+)
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.commands.registry import find_command
+from moegeo_cli.options import ReportOutput
 
 
 @with_options(*find_command("compare").groups)
@@ -27,6 +35,7 @@ def compare(
     """
     from moegeo_cli.commands.compare.api import compare as measure
 
+    settle_format(shown, ReportOutput)
     check_output(shown["output"])
     with show_progress() as progress:
         record = measure(run_a, run_b, progress=progress, ranks=context.obj, **options)

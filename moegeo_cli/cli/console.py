@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.cli.interrupts import raise_pending
-from moegeo_cli.errors import OutputError
+from moegeo_cli.errors import OutputError, UsageError
+from moegeo_cli.keywords import choices, type_of
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.store.files import write_atomic
 
@@ -39,6 +40,37 @@ def stdout_console() -> Console:
             raise BrokenPipeError
 
     return Patient(highlight=False)
+
+
+# What a file's suffix says of its format, where --format says nothing.
+SUFFIXES = {
+    ".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown", ".json": "json",
+    ".csv": "csv", ".xml": "junit",
+}  # fmt: skip
+
+
+def settle_format(shown: dict[str, Any], group: Any) -> None:
+    """Choose the format: the one asked for, else by the suffix of the file, else rich.
+
+    Args:
+        shown: the options of the output, of which `format` is filled in.
+        group: their declaration.
+
+    Raises:
+        UsageError: the suffix says a format that this command does not write.
+    """
+    if shown["format"] is not None:
+        return
+    output = shown["output"]
+    said = "rich" if output is None else SUFFIXES.get(output.suffix.lower(), "rich")
+    words = choices(type_of(group, "format"))
+    if said not in words:
+        raise UsageError(
+            f"this command writes no {said}",
+            found=f"--output {output.name}",
+            hint=f"--format is one of {', '.join(words)}",
+        )
+    shown["format"] = said
 
 
 def write_payload(text: str | bytes, output: Path | None) -> None:

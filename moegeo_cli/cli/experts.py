@@ -31,4 +31,4 @@ def experts(
         record = measure(path, progress=progress, **options)
     from moegeo_cli.reports import experts_report as report
 
-    emit_lens(record, shown, report.print_experts, report.render, report.render_markdown)
+    emit_lens(record, shown, report.print_experts)

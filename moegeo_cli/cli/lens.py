@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from moegeo_cli.cli.console import check_output, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, settle_format, stdout_console, write_payload
+from moegeo_cli.options import LensOutput
 
 
 def check_places(shown: dict[str, Any]) -> None:
@@ -16,29 +17,22 @@ def check_places(shown: dict[str, Any]) -> None:
     """
     from moegeo_cli.reports.matrices import check_name
 
+    settle_format(shown, LensOutput)
     if shown["matrices"] is not None:
         check_name(shown["matrices"])
     check_output(shown["matrices"])
     check_output(shown["output"])
 
 
-def emit_lens(
-    record: Any,
-    shown: dict[str, Any],
-    print_record: Callable[..., None],
-    render: Callable[..., str],
-    render_markdown: Callable[..., str],
-) -> None:
+def emit_lens(record: Any, shown: dict[str, Any], print_record: Callable[..., None]) -> None:
     """The report of a lens, in the format asked for, and its matrices.
 
     Args:
         record: what the lens found.
         shown: options of the output.
         print_record: prints it on a console.
-        render: plain text of it.
-        render_markdown: Markdown of it.
     """
-    from moegeo_cli.reports import json_report
+    from moegeo_cli.reports import render
     from moegeo_cli.reports.matrices import matrices_file
 
     if shown["matrices"] is not None:
@@ -46,5 +40,4 @@ def emit_lens(
     if shown["format"] == "rich" and shown["output"] is None:
         print_record(record, stdout_console())
         return
-    renderers = {"json": json_report.render, "markdown": render_markdown, "rich": render}
-    write_payload(renderers[shown["format"]](record), shown["output"])
+    write_payload(render(record, shown["format"]), shown["output"])

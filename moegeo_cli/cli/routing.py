@@ -40,4 +40,4 @@ def routing(
         record = measure(path, other, progress=progress, **options)
     from moegeo_cli.reports import routing_report as report
 
-    emit_lens(record, shown, report.print_routing, report.render, report.render_markdown)
+    emit_lens(record, shown, report.print_routing)

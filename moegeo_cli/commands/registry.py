@@ -44,6 +44,7 @@ COMMANDS = (
     Command("analyze", o.Analyze, (o.Gate, o.RunOutput)),
     Command("check", o.Check, (o.Gate, o.ReportOutput)),
     Command("compare", o.Compare, (o.ReportOutput,)),
+    Command("report", o.StorePlace, (o.RunOutput,)),
     Command("inspect", o.Model, (o.FactsOutput,)),
     Command("experts", o.Experts, (o.LensOutput,)),
     Command("routing", o.Routing, (o.LensOutput,)),

@@ -20,12 +20,13 @@ if TYPE_CHECKING:
         experts,
         inspect,
         invariance,
+        report,
         routing,
     )
 
 __all__ = [
     "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
-    "inspect", "invariance", "routing",
+    "inspect", "invariance", "report", "routing",
 ]  # fmt: skip
 
 

@@ -12,16 +12,20 @@ if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
     from moegeo_cli.records.comparison import ComparisonRecord
+    from moegeo_cli.records.experts import ExpertsRecord
+    from moegeo_cli.records.formats import AnyRecord
+    from moegeo_cli.records.routing import RoutingRecord
 
 __all__ = [
-    "FORMATS", "print_check", "print_comparison", "print_run", "read", "read_comparison", "render",
+    "FORMATS", "print_check", "print_comparison", "print_record", "print_run", "read",
+    "read_comparison", "render",
     "render_screen", "schema", "step_summary",
 ]  # fmt: skip
 
-FORMATS = ("rich", "json", "markdown", "csv", "junit", "github")
+FORMATS = ("rich", "json", "markdown", "csv", "junit", "github", "html")
 
 
-def render(record: RunRecord | ComparisonRecord | CheckRecord, format: str) -> str:
+def render(record: AnyRecord, format: str) -> str:
     """A report as text; the format "rich" is the full terminal report.
 
     Raises:
@@ -31,12 +35,19 @@ def render(record: RunRecord | ComparisonRecord | CheckRecord, format: str) -> s
         raise UsageError(f"no format {format!r}", found=", ".join(FORMATS))
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
+    from moegeo_cli.records.comparison import ComparisonRecord
 
+    if format == "html":
+        from moegeo_cli.reports.html import render as render_html
+
+        return render_html(record)
     if isinstance(record, CheckRecord):
         return _render_check(record, format)
     if isinstance(record, RunRecord):
         return _render_run(record, format)
-    return _render_comparison(record, format)
+    if isinstance(record, ComparisonRecord):
+        return _render_comparison(record, format)
+    return _render_lens(record, format)
 
 
 def _render_check(record: CheckRecord, format: str) -> str:
@@ -67,6 +78,22 @@ def _render_run(record: RunRecord, format: str) -> str:
     return writers[format](record)
 
 
+def _render_lens(record: ExpertsRecord | RoutingRecord, format: str) -> str:
+    from moegeo_cli.records.experts import ExpertsRecord
+    from moegeo_cli.reports import experts_report, json_report, routing_report
+
+    if format == "json":
+        return json_report.render(record)
+    if format not in ("rich", "markdown"):
+        raise UsageError(f"a lens has no format {format!r}", found="rich, json, markdown, html")
+    if isinstance(record, ExpertsRecord):
+        plain, marked = experts_report.render, experts_report.render_markdown
+        return plain(record) if format == "rich" else marked(record)
+    if format == "rich":
+        return routing_report.render(record)
+    return routing_report.render_markdown(record)
+
+
 def _render_comparison(record: ComparisonRecord, format: str) -> str:
     from moegeo_cli.reports import (
         comparison_terminal,
@@ -93,13 +120,16 @@ def print_run(
     Args:
         record: the run.
         console: where to.
-        path: where it lies, for the commands at the end.
+        path: where it lies, for the commands at the end of the full report.
         full: every table; else one screen.
     """
     from moegeo_cli.reports.first_screen import print_first_screen
     from moegeo_cli.reports.terminal import print_run as print_full
 
-    (print_full if full else print_first_screen)(record, console, path)
+    if full:
+        print_full(record, console, path)
+    else:
+        print_first_screen(record, console)
 
 
 def print_comparison(record: ComparisonRecord, console: Console) -> None:
@@ -114,6 +144,26 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
     from moegeo_cli.reports.check_report import print_check as show
 
     show(record, console, path)
+
+
+def print_record(record: AnyRecord, console: Console) -> None:
+    """Print the terminal report of any record, a run's in full."""
+    from moegeo_cli.records import RunRecord
+    from moegeo_cli.records.check import CheckRecord
+    from moegeo_cli.records.comparison import ComparisonRecord
+    from moegeo_cli.records.experts import ExpertsRecord
+    from moegeo_cli.reports import experts_report, routing_report
+
+    if isinstance(record, RunRecord):
+        print_run(record, console, full=True)
+    elif isinstance(record, CheckRecord):
+        print_check(record, console)
+    elif isinstance(record, ComparisonRecord):
+        print_comparison(record, console)
+    elif isinstance(record, ExpertsRecord):
+        experts_report.print_experts(record, console)
+    else:
+        routing_report.print_routing(record, console)
 
 
 def read(text: str | bytes) -> RunRecord:

@@ -59,7 +59,7 @@ class Part:
     note: str = ""
 
 
-def _parts(record: CheckRecord, most: int | None = None) -> list[Part]:
+def table_parts(record: CheckRecord, most: int | None = None) -> list[Part]:
     """The tables; `most` checkpoints at most."""
     newest = record.newest
     when = figures.step_name(newest.step, clean(newest.path))
@@ -94,13 +94,13 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
     if verdict is not None:
         head.append("   ").append(clean(verdict.status).upper(), STYLES.get(verdict.status, "bold"))
     page.show(head)
-    for line in _head(record):
+    for line in head_lines(record):
         page.line(line, "dim")
     for gap in outline.coverage_gaps(record.newest):
         page.show(page.paragraph(gap, "bold red", sign="!"))
     for skipped in outline.skipped_checkpoints(record):
         page.show(page.paragraph(f"left out {skipped}", "yellow", sign="!"))
-    for note in _notes(record):
+    for note in note_lines(record):
         page.show(page.paragraph(note, sign=page.glyphs.bullet))
     active = judgement.findings(verdict)
     if active:
@@ -110,7 +110,7 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
     for line in _quiet(record):
         page.line(line, "dim")
     print_interventions(page, record.interventions)
-    for part in _parts(record, MOST_CHECKPOINTS):
+    for part in table_parts(record, MOST_CHECKPOINTS):
         _print_part(page, part)
     page.footnotes()
     page.section("NEXT")
@@ -118,7 +118,7 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
 
 
 def _print_part(page: Page, part: Part) -> None:
-    used = _used(part)
+    used = used_columns(part)
     page.section(part.title, part.explanation)
     shown = page.table((part.first, "right"), *((title, "right") for _, title in used))
     for name, row in part.rows:
@@ -153,9 +153,9 @@ def render_markdown(record: CheckRecord, *, layers: bool = True) -> str:
     name = markdown_text(record.run.get("name", "run"))
     lines = [f"# moegeo check: {name} is {markdown_text(status)}", ""]
     lines += [f"> **{markdown_text(gap)}**" for gap in outline.coverage_gaps(record.newest)]
-    lines += [f"{markdown_text(line)}  " for line in _head(record)]
+    lines += [f"{markdown_text(line)}  " for line in head_lines(record)]
     lines += [f"Left out: {markdown_text(s)}." for s in outline.skipped_checkpoints(record)]
-    lines += [f"- {markdown_text(note)}" for note in _notes(record)]
+    lines += [f"- {markdown_text(note)}" for note in note_lines(record)]
     lines += findings_table(judgement.findings(verdict))
     lines += ["", *(f"{markdown_text(line)}  " for line in _quiet(record))]
     if record.interventions:
@@ -163,7 +163,7 @@ def render_markdown(record: CheckRecord, *, layers: bool = True) -> str:
     for place, item in enumerate(outline.to_do(record.interventions), 1):
         lines += intervention_lines(place, item)
     if layers:
-        for part in _parts(record):
+        for part in table_parts(record):
             lines += _markdown_part(part, notes)
         lines += notes.lines()
     lines += ["", markdown_code(_next(None))]
@@ -171,7 +171,7 @@ def render_markdown(record: CheckRecord, *, layers: bool = True) -> str:
 
 
 def _markdown_part(part: Part, notes: Notes) -> list[str]:
-    used = _used(part)
+    used = used_columns(part)
     body = [
         [markdown_text(name), *(
             notes.cell(key, row.metrics.get(key)) + _null(row.metrics.get(key)) for key, _ in used
@@ -183,14 +183,15 @@ def _markdown_part(part: Part, notes: Notes) -> list[str]:
     return [*lines, "", markdown_text(part.note)] if part.note else lines
 
 
-def _used(part: Part) -> list[tuple[str, str]]:
+def used_columns(part: Part) -> list[tuple[str, str]]:
     """Columns that some row has."""
     return [
         (k, title) for k, title in part.columns if any(k in row.metrics for _, row in part.rows)
     ]
 
 
-def _head(record: CheckRecord) -> list[str]:
+def head_lines(record: CheckRecord) -> list[str]:
+    """What was read."""
     newest, run = record.newest, record.run
     facts = [run.get("model_type") or "unknown model", f"{run.get('experts') or '?'} experts"]
     facts += [f"top {run['top_k']}"] if run.get("top_k") else []
@@ -204,7 +205,8 @@ def _head(record: CheckRecord) -> list[str]:
     ]
 
 
-def _notes(record: CheckRecord) -> list[str]:
+def note_lines(record: CheckRecord) -> list[str]:
+    """What must be said of it, each once."""
     notes = [*(record.run.get("notes") or ())]
     for checkpoint in record.checkpoints:
         name = figures.step_name(checkpoint.step, checkpoint.path)

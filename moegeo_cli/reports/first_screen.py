@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
@@ -31,18 +30,17 @@ TREND = 10
 GAP = 3  # characters before a continued line
 
 
-def print_first_screen(record: RunRecord, console: Console, path: str | None = None) -> None:
+def print_first_screen(record: RunRecord, console: Console) -> None:
     """Print the first screen.
 
     Args:
         record: the run, judged or not.
         console: where to; the screen fits its width, colours and encoding.
-        path: where the run lies, for the command at the end.
     """
     page = Page(console)
     page.width = min(page.width, WIDTH)
     head = [*_head(page, record), Text(), *_verdict(page, record)]
-    foot = [*_numbers(page, record), *_strips(page, record), _more(page, record, path)]
+    foot = [*_numbers(page, record), *_strips(page, record), _more(page, record)]
     room = LINES - len(head) - len(foot) - 1
     for line in (*head, *_reasons(page, record, room), Text(), *foot):
         page.show(line)
@@ -260,20 +258,16 @@ def _strip(page: Page, layer: LayerRecord, severity: str | None) -> Text:
     return line
 
 
-def _more(page: Page, record: RunRecord, path: str | None) -> Text:
-    """Where to go from here, as far as a line holds it."""
-    run = "RUN" if path is None else shlex.quote(clean(path))
-    line = Text("more   ", "dim")
-    items = [(f"moegeo analyze {run} --full", "every table")]
+def _more(page: Page, record: RunRecord) -> Text:
+    """What else the same command can do, as far as a line holds it."""
+    items = [("--full", "every table"), ("-o run.html", "charts")]
     if record.verdict is not None and record.verdict.performance == "undetermined":
         items.append(("--reference RUN", "judge the loss"))
-    if cell_len(items[0][0]) > page.width - 26:
-        items[0] = ("--full", "every table")
-    for command, why in items:
-        words = f"{command}  {why}"
-        if line.cell_len + cell_len(words) <= page.width:
-            line.append(page.glyphs.text(command), "cyan").append(f"  {why}   ", "dim")
-    line.rstrip()
+    line = Text("more  ", "dim")
+    for place, (command, why) in enumerate(items):
+        mark = page.glyphs.text(" · ") if place else ""
+        if line.cell_len + len(f"{mark}{command} {why}") <= page.width:
+            line.append(mark, "dim").append(command, "cyan").append(f" {why}", "dim")
     return line
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from moegeo_cli.errors import FormatError
 from moegeo_cli.records import from_dict
 from moegeo_cli.records.fields import WHERE_DUE
-from moegeo_cli.records.formats import NAMES, VERSIONS, AnyRecord
+from moegeo_cli.records.formats import NAMES, RECORDS, VERSIONS, AnyRecord
 from moegeo_cli.records.schema import schema
 from moegeo_cli.reports.validation import find_missing
 
@@ -31,6 +31,24 @@ def render(record: AnyRecord) -> str:
         **_plain(record),
     }
     return _write(payload, 0) + "\n"
+
+
+def read_any(text: str | bytes) -> AnyRecord:
+    """A record of whatever format its JSON names.
+
+    Raises:
+        FormatError: of no format that is known, or as `read`.
+    """
+    data = _parse(text)
+    head = data.get("format") if isinstance(data, dict) else None
+    name = head.get("name") if isinstance(head, dict) else None
+    if not isinstance(name, str) or name not in RECORDS:
+        raise FormatError(
+            "this JSON is no report of moegeo",
+            found=_kind(data) if name is None else f"format {name!r}"[:120],
+            hint="moegeo analyze RUN --format json writes one",
+        )
+    return read(text, RECORDS[name])
 
 
 def read(text: str | bytes, record: type[R]) -> R:

@@ -6,16 +6,17 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from moegeo_cli.records import (
     CheckpointRecord,
     ConfigKey,
+    Coverage,
     Intervention,
     Metric,
     RunRecord,
 )
-from moegeo_cli.records.check import CheckedCheckpoint, CheckRecord
+from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.figures import count, plural, step_name
 
@@ -87,6 +88,11 @@ def checkpoint_words(record: RunRecord) -> str:
     return f"{len(names)} checkpoints, {names[0]} to {names[-1].removeprefix('step ')}"
 
 
+def checkpoint_name(checkpoint: str) -> str:
+    """A checkpoint's path in its run with a comma behind it, "" where it is the run itself."""
+    return f"{clean(checkpoint)}, " if checkpoint not in ("", ".") else ""
+
+
 def probe_words(probe: Mapping[str, Any]) -> str:
     """What was replayed."""
     source = clean(probe.get("source") or probe.get("name") or "unknown probe")
@@ -96,7 +102,15 @@ def probe_words(probe: Mapping[str, Any]) -> str:
     return words + (f", {plural(len(domains), 'domain')}" if domains else "")
 
 
-def coverage_gaps(checkpoint: CheckpointRecord | CheckedCheckpoint) -> list[str]:
+class Covered(Protocol):
+    """What was measured in part or whole."""
+
+    @property
+    def coverage(self) -> Coverage:
+        """Its coverage."""
+
+
+def coverage_gaps(checkpoint: Covered) -> list[str]:
     """What was not measured, grouped by reason; empty where everything was."""
     coverage = checkpoint.coverage
     if coverage.routers_measured >= coverage.routers_found:

@@ -10,7 +10,7 @@ from moegeo_cli.records import Metric, Metrics
 from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.reports.outline import probe_words
+from moegeo_cli.reports.outline import checkpoint_name, coverage_gaps, probe_words
 
 T = TypeVar("T")
 MOST_ROWS = 16  # of a table on a page; spread evenly, and every other format has them all
@@ -38,19 +38,14 @@ class Table:
 
 def head_lines(record: RoutingRecord) -> list[str]:
     """What was measured, and what must be said of it."""
-    words = [
-        f"{clean(record.model_type)}, {clean(record.checkpoint)}, probe {probe_words(record.probe)}"
-    ]
-    return [*words, *(clean(note) for note in record.notes)]
+    name = checkpoint_name(record.checkpoint)
+    words = f"{clean(record.model_type)}, {name}probe {probe_words(record.probe)}"
+    return [words, *(clean(note) for note in record.notes)]
 
 
 def gaps(record: RoutingRecord) -> list[str]:
     """What was not measured; empty where everything was."""
-    coverage = record.coverage
-    if coverage.routers_found == coverage.routers_measured:
-        return []
-    words = [f"Partial coverage: {coverage.routers_measured} of {coverage.routers_found} measured"]
-    return words + [f"{clean(k)}: {clean(v)}" for k, v in coverage.not_measured.items()]
+    return coverage_gaps(record)
 
 
 def sentences(record: RoutingRecord) -> list[str]:
@@ -103,15 +98,15 @@ def sentences(record: RoutingRecord) -> list[str]:
     return found
 
 
-def tables(record: RoutingRecord) -> list[Table]:
-    """All tables that the record has something for."""
-    layers = record.layers
+def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
+    """All tables that the record has something for, of `most` rows each; None for all."""
+    layers = tuple(_spread(record.layers, most))
     found = [
         Table(
             "GEOMETRY AND USAGE",
             "rank correlation of hidden and usage similarity, over pairs",
             ("layer", "same sequence", "two sequences", "visible", "sequences"),
-            tuple((_place(x), _geometry(x)) for x in _spread(layers)),
+            tuple((_place(x), _geometry(x)) for x in layers),
             ("cosine of router inputs against routing distributions, of tokens of one sequence, "
              "of two, and of whole sequences; visible: what the router's rows see, of two",
              "(n) is the mean size where whole sequences trade their usage"),
@@ -166,8 +161,8 @@ def tables(record: RoutingRecord) -> list[Table]:
                     set(),
                 )
             )  # fmt: skip
-    return [table for table in [*found, *_domains(record), *_training(record), *_other(record)]
-            if _says_something(table)]  # fmt: skip
+    found += [*_domains(record), *_training(record), *_other(record, most)]
+    return [table for table in found if _says_something(table)]
 
 
 def checks(record: RoutingRecord) -> list[str]:
@@ -196,8 +191,7 @@ def _of_layers(
     names: tuple[str, ...], notes: tuple[str, ...], with_null: set[str],
 ) -> Table:  # fmt: skip
     rows = tuple(
-        (_place(x), tuple(Cell(n, x.metrics.get(n), n in with_null) for n in names))
-        for x in _spread(layers)
+        (_place(x), tuple(Cell(n, x.metrics.get(n), n in with_null) for n in names)) for x in layers
     )
     return Table(title, explanation, ("layer", *heads), rows, notes)
 
@@ -246,7 +240,7 @@ def _training(record: RoutingRecord) -> list[Table]:
     return [Table("OVER TRAINING", "means over layers", heads, rows, tuple(notes))]
 
 
-def _other(record: RoutingRecord) -> list[Table]:
+def _other(record: RoutingRecord, most: int | None) -> list[Table]:
     other = record.other
     if other is None:
         return []
@@ -257,7 +251,7 @@ def _other(record: RoutingRecord) -> list[Table]:
             f"{figures.layer_name(x.other_layer, x.other_router)}",
             tuple(Cell(n, x.metrics.get(n), n in {"mantel", "expert_match"}) for n in names),
         )
-        for x in _spread(other.layers)
+        for x in _spread(other.layers, most)
     )
     lineage = {
         True: "one lineage", False: "no ancestor in common", None: "lineage could not be told"
@@ -282,11 +276,11 @@ def _place(layer: RoutingLayerRecord) -> str:
     return figures.layer_name(layer.layer, layer.router)
 
 
-def _spread(rows: Sequence[T]) -> Iterable[T]:
-    if len(rows) <= MOST_ROWS:
+def _spread(rows: Sequence[T], most: int | None) -> Iterable[T]:
+    if most is None or len(rows) <= most:
         return rows
     last = len(rows) - 1
-    return [rows[round(i * last / (MOST_ROWS - 1))] for i in range(MOST_ROWS)]
+    return [rows[round(i * last / (most - 1))] for i in range(most)]
 
 
 def _mean_pair(record: RoutingRecord, hidden: str) -> tuple[float | None, float | None]:

@@ -3,7 +3,7 @@
 `python -m tests.reports.large_run FOLDER` makes its checkpoints in FOLDER/narrow-48x128 (150 MB: a
 Qwen3-MoE of width 16, whose routers are sharpened from save to save, not trained), and
 `python -m tests.reports.large_run --record RUN.json` keeps of `moegeo analyze --format json` what
-reports show, rounded, as narrow-48x128.json.gz beside this file.
+reports show, rounded, as recorded/narrow-48x128.json.gz.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from moegeo_cli.records import RunRecord
 from moegeo_cli.reports import read
 
-FILE = Path(__file__).with_name("narrow-48x128.json.gz")
+FILE = Path(__file__).parent / "recorded" / "narrow-48x128.json.gz"
 SAMPLE = Path(__file__).parents[2] / "sample_checkpoints/healthy-qwen3-moe/checkpoint-400"
 METRICS = {
     "fsi", "collapse", "dispersion", "information", "dead_experts", "effective_experts",

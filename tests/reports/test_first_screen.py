@@ -111,5 +111,5 @@ def test_every_finding_has_a_headline_for_one_line() -> None:
 
 def test_the_docs_show_it(large: RunRecord) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "reports.md").read_text()
-    shown = terminal(partial(print_run, path="build/narrow-48x128"), large, 80)
+    shown = terminal(print_run, large, 80)
     assert shown in page

@@ -14,6 +14,7 @@ from moegeo_cli.commands.compare.measure import pair_losses
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
+from moegeo_cli.measuring.keeping import keep_report
 from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import choose_models
@@ -103,4 +104,6 @@ def analyze(
                 paired_losses=losses, lenses=lenses, files=files.outcomes)  # fmt: skip
     assert run.verdict is not None
     advice = recommend(run, run.verdict.findings, options["framework"])
-    return dataclasses.replace(run, interventions=advice)
+    run = dataclasses.replace(run, interventions=advice)
+    keep_report(measured.measurement.store, path, run)
+    return run

@@ -1,0 +1,45 @@
+"""`moegeo report`: the last analysis once more, in any format, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moegeo_cli.cli.analyze import emit
+from moegeo_cli.cli.console import check_output, settle_format, stdout_console, write_payload
+from moegeo_cli.cli.options import with_options
+from moegeo_cli.commands.registry import find_command
+from moegeo_cli.options import RunOutput
+
+
+@with_options(*find_command("report").groups)
+def report(
+    path: Annotated[
+        Path,
+        typer.Argument(help="A run or checkpoint that was analyzed; or JSON of any command."),
+    ],
+    options: dict[str, Any],
+    shown: dict[str, Any],
+) -> None:
+    """Show the last analysis once more, in any format, without loading a model.
+
+    [bold]moegeo report runs/my-moe -o run.html[/bold]
+    [bold]moegeo report experts.json -o experts.html[/bold]
+    """
+    from moegeo_cli.commands.report.api import report as load
+    from moegeo_cli.records import RunRecord
+
+    settle_format(shown, RunOutput)
+    check_output(shown["output"])
+    record = load(path, **options)
+    if isinstance(record, RunRecord):
+        emit(record, path, **shown)
+        return
+    from moegeo_cli.reports import print_record, render
+
+    if shown["format"] == "rich" and shown["output"] is None:
+        print_record(record, stdout_console())
+        return
+    write_payload(render(record, shown["format"]), shown["output"])

@@ -1,0 +1,1 @@
+"""`moegeo report`: a report of what is kept, without a model."""

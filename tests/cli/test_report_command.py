@@ -1,0 +1,104 @@
+"""`moegeo report`, and the format that a file's suffix says."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moegeo_cli.cli.console import settle_format
+from moegeo_cli.errors import UsageError
+from moegeo_cli.measuring.keeping import keep_report, load_report
+from moegeo_cli.options import FactsOutput, LensOutput, RunOutput
+from moegeo_cli.store.cache import Store
+from tests.command import call
+from tests.end_to_end.conftest import random_ids, write_probe
+from tests.reports.html.pages import RECORDED
+from tests.reports.large_run import large_run
+
+
+@pytest.fixture
+def routing_json(tmp_path: Path) -> Path:
+    path = tmp_path / "routing.json"
+    path.write_bytes(gzip.decompress((RECORDED / "healthy-qwen3-moe.routing.json.gz").read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("a.html", "html"), ("a.MD", "markdown"), ("a.json", "json"), ("a.csv", "csv"),
+     ("a.xml", "junit"), ("a.txt", "rich"), ("a", "rich")],
+)  # fmt: skip
+def test_the_suffix_says_the_format(name: str, said: str) -> None:
+    shown = {"format": None, "output": Path(name)}
+    settle_format(shown, RunOutput)
+    assert shown["format"] == said
+    asked = {"format": "github", "output": Path(name)}
+    settle_format(asked, RunOutput)
+    assert asked["format"] == "github", "what is asked for wins"
+
+
+def test_a_suffix_that_a_command_does_not_write_is_refused() -> None:
+    with pytest.raises(UsageError, match="no csv"):
+        settle_format({"format": None, "output": Path("a.csv")}, LensOutput)
+    nothing = {"format": None, "output": None}
+    settle_format(nothing, FactsOutput)
+    assert nothing["format"] == "rich"
+
+
+def test_json_of_any_command_becomes_any_format(
+    routing_json: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "routing.html"
+    assert call(capsys, "report", routing_json, "-o", page).code == 0
+    assert page.read_text().startswith("<!doctype html>")
+    again = call(capsys, "report", routing_json, "-f", "json")
+    assert again.document["metrics"] == json.loads(routing_json.read_text())["metrics"]
+    assert "GEOMETRY AND USAGE" in call(capsys, "report", routing_json).out
+
+
+def test_what_cannot_be_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, text in (("no.json", "{"), ("other.json", '{"format": {"name": "x"}}')):
+        (tmp_path / name).write_text(text)
+        assert call(capsys, "report", tmp_path / name).code == 2
+    assert "does not exist" in call(capsys, "report", tmp_path / "gone").err
+    none = call(capsys, "report", tmp_path)
+    assert none.code == 2
+    assert f"hint: moegeo analyze {tmp_path}" in none.err
+
+
+def test_the_last_analysis_is_kept_with_the_run(tmp_path: Path) -> None:
+    run, record = tmp_path / "run", large_run()
+    (run / "checkpoint-1").mkdir(parents=True)
+    keep_report(Store(run / ".moegeo"), run, record)
+    assert load_report(run, None) == record
+    assert load_report(run / "checkpoint-1", None) is None, "another folder's"
+    keep_report(Store(run / ".moegeo"), run / "checkpoint-1", record)
+    assert load_report(run / "checkpoint-1", None) == record, "a checkpoint's lies with its run"
+    [first, _] = sorted((run / ".moegeo").glob("report-*.json"))
+    first.write_text(first.read_text().replace("narrow", "wide"))
+    kept = [load_report(run, None), load_report(run / "checkpoint-1", None)]
+    assert sorted(k is None for k in kept) == [False, True], "one changed by hand is not believed"
+
+
+def test_an_analysis_can_be_shown_again_without_torch(
+    tiny: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, store = tiny("qwen3_moe"), tmp_path / "store"
+    probe = write_probe(tmp_path / "probe.jsonl", random_ids([20] * 8))
+    measured = call(capsys, "analyze", path, "--cache-dir", store, "--probe", probe,
+                    "--format", "json")  # fmt: skip
+    assert measured.code == 0
+    code = (
+        "import sys; from moegeo_cli.cli.app import run;"
+        f"code = run(['report', {str(path)!r}, '--cache-dir', {str(store)!r}, '-f', 'json']);"
+        "sys.exit(code or ('torch' in sys.modules) * 7)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == measured.out
