@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moegeo_cli.commands.check.api import check
     from moegeo_cli.commands.compare.api import compare
     from moegeo_cli.commands.experts.api import experts
+    from moegeo_cli.commands.explain.api import explain
     from moegeo_cli.commands.inspect.api import inspect
     from moegeo_cli.commands.invariance.api import invariance
     from moegeo_cli.commands.report.api import report
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
-    "inspect", "invariance", "report", "routing",
+    "explain", "inspect", "invariance", "report", "routing",
 ]  # fmt: skip
 # Public name -> the module that it lies in.
 PUBLIC = {
@@ -35,6 +36,7 @@ PUBLIC = {
     "check": "commands.check.api",
     "compare": "commands.compare.api",
     "experts": "commands.experts.api",
+    "explain": "commands.explain.api",
     "inspect": "commands.inspect.api",
     "invariance": "commands.invariance.api",
     "report": "commands.report.api",

@@ -14,6 +14,10 @@ from typing import Annotated, Any, Literal, TypedDict
 from moegeo_cli.keywords import JUDGING, OUTPUT, OWN, Option
 
 
+class NoOptions(TypedDict, total=False):
+    """Of a command that has none."""
+
+
 class Config(TypedDict, total=False):
     """Where a checkpoint's config is."""
 

@@ -10,10 +10,12 @@ from moegeo_cli.commands.analyze.api import analyze
 from moegeo_cli.commands.check.api import check
 from moegeo_cli.commands.compare.api import compare
 from moegeo_cli.commands.experts.api import experts
+from moegeo_cli.commands.explain.api import explain
 from moegeo_cli.commands.inspect.api import inspect
 from moegeo_cli.commands.invariance.api import invariance
 from moegeo_cli.commands.report.api import report
 from moegeo_cli.commands.routing.api import routing
+from moegeo_cli.explanations.lookup import Explanation
 from moegeo_cli.keywords import declared, refuse_unknown
 from moegeo_cli.options import (
     Analyze,
@@ -22,6 +24,7 @@ from moegeo_cli.options import (
     Experts,
     Invariance,
     Model,
+    NoOptions,
     Routing,
     StorePlace,
 )
@@ -92,6 +95,10 @@ class Session:
     def invariance(self, path: Path | str, **options: Unpack[Invariance]) -> dict[str, Any]:
         """As `moegeo.invariance`."""
         return invariance(path, **self._with(Invariance, options))
+
+    def explain(self, name: str, **options: Unpack[NoOptions]) -> Explanation:
+        """As `moegeo.explain`."""
+        return explain(name, **self._with(NoOptions, options))
 
     def inspect(self, path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
         """As `moegeo.inspect`."""

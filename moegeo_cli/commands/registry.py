@@ -45,6 +45,7 @@ COMMANDS = (
     Command("check", o.Check, (o.Gate, o.ReportOutput)),
     Command("compare", o.Compare, (o.ReportOutput,)),
     Command("report", o.StorePlace, (o.RunOutput,)),
+    Command("explain", o.NoOptions, (o.FactsOutput,)),
     Command("inspect", o.Model, (o.FactsOutput,)),
     Command("experts", o.Experts, (o.LensOutput,)),
     Command("routing", o.Routing, (o.LensOutput,)),

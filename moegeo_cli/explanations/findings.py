@@ -23,6 +23,13 @@ class Definition:
     severity: Severity
     headline: str  # for those who do not know the field
     meaning: str
+    holds: str  # when
+    why: str  # it matters
+    known: str = ""  # against it
+    example: str = ""
+    shipped: Severity | None = (
+        None  # the worst severity with the shipped limits, where that is less
+    )
     fact: bool = False
     lens: str | None = None  # the command whose record it reads; None for the run's own
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         check,
         compare,
         experts,
+        explain,
         inspect,
         invariance,
         report,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
-    "inspect", "invariance", "report", "routing",
+    "explain", "inspect", "invariance", "report", "routing",
 ]  # fmt: skip
 
 

@@ -261,13 +261,16 @@ def _strip(page: Page, layer: LayerRecord, severity: str | None) -> Text:
 def _more(page: Page, record: RunRecord) -> Text:
     """What else the same command can do, as far as a line holds it."""
     items = [("--full", "every table"), ("-o run.html", "charts")]
+    findings = judgement.findings(record.verdict)
+    if findings:
+        items.append((f"moegeo explain {clean(findings[0].id)}", ""))
     if record.verdict is not None and record.verdict.performance == "undetermined":
         items.append(("--reference RUN", "judge the loss"))
     line = Text("more  ", "dim")
     for place, (command, why) in enumerate(items):
         mark = page.glyphs.text(" · ") if place else ""
         if line.cell_len + len(f"{mark}{command} {why}") <= page.width:
-            line.append(mark, "dim").append(command, "cyan").append(f" {why}", "dim")
+            line.append(mark, "dim").append(command, "cyan").append(f" {why}".rstrip(), "dim")
     return line
 
 

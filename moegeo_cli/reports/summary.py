@@ -67,6 +67,12 @@ def headline(finding: Finding) -> str:
     return clean(known.headline if known else finding.name.replace("-", " "))
 
 
+def why(finding: Finding) -> str:
+    """Why a finding matters, "" for one that is not known here."""
+    known = definitions().get(finding.name)
+    return known.why if known else ""
+
+
 def main_findings(verdict: Verdict | None) -> tuple[list[Finding], list[Finding]]:
     """Findings that make the verdict, the worst first, and those that are notes."""
     active = judgement.findings(verdict)

@@ -56,6 +56,7 @@ class Card:
     headline: str
     layers: str
     message: str
+    why: str
     evidence: Sequence[str]
     limit: str
 
@@ -126,6 +127,7 @@ def cards(found: Sequence[Finding]) -> list[Card]:
             summary.headline(f),
             judgement.layer_list(f.layers),
             clean(f.message),
+            summary.why(f),
             judgement.evidence_lines(f.evidence),
             judgement.threshold_words(f),
         )

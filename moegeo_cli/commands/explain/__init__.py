@@ -1,0 +1,1 @@
+"""`moegeo explain`: what a name in a report means."""

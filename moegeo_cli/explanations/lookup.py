@@ -1,0 +1,147 @@
+"""Names to explanations: findings, metrics and errors, by id, by name or by label."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.catalogue import SPECS
+from moegeo_cli.errors import UsageError
+from moegeo_cli.explanations.findings import Definition, definitions
+
+FOLDER = Path(__file__).parent
+# Labels of narrow tables.
+SHORT = {"h": "heterogeneity", "h trace": "heterogeneity_trace", "dead": "dead_experts",
+         "h cond.": "heterogeneity_conditional", "entropy": "entropy_load"}  # fmt: skip
+PAGES = {
+    "metrics": "docs/reference/metrics.md", "experts": "docs/reference/experts.md",
+    "routing": "docs/reference/routing.md",
+}  # fmt: skip
+GOOD = {True: "higher is better", False: "lower is better", None: "neither end is good by itself"}
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a name means.
+
+    Attributes:
+        name: as it stands in JSON.
+        title: id and name, as a heading.
+        headline: the meaning in one sentence.
+        parts: headings with their text: what it is, why it matters, what to do, …
+    """
+
+    name: str
+    title: str
+    headline: str
+    parts: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        lines = [self.title, self.headline, ""]
+        return "\n".join([*lines, *(f"{head}: {text}" for head, text in self.parts)])
+
+
+@functools.cache
+def metric_rows() -> Mapping[str, Mapping[str, Any]]:
+    """How each number is computed, by name."""
+    found = tomllib.loads((FOLDER / "metrics.toml").read_text(encoding="utf-8"))
+    return {**{name: {} for name in SPECS}, **found}
+
+
+@functools.cache
+def error_rows() -> Mapping[str, Mapping[str, str]]:
+    """Every error, by code."""
+    return tomllib.loads((FOLDER / "errors.toml").read_text(encoding="utf-8"))
+
+
+def explain_finding(about: Definition) -> Explanation:
+    """A finding; its limits and what to do are the verdict's to add."""
+    parts = [
+        ("what", about.meaning),
+        ("holds when", _plain(about.holds)),
+        ("severity", f"{about.shipped or about.severity} at worst, about {about.axis}"),
+        ("why", about.why),
+        ("example", about.example),
+        ("known limits", about.known),
+        ("found by", f"moegeo {about.lens or 'analyze'}"),
+    ]
+    title = f"{about.id} {about.name}"
+    return Explanation(about.name, title, about.headline, tuple(p for p in parts if p[1]))
+
+
+def explain_metric(name: str) -> Explanation:
+    """A metric, a run's worst one among them."""
+    base = name.removesuffix("_worst")
+    row, spec = metric_rows()[base], SPECS.get(base)
+    label = spec.label if spec else base.replace("_", " ")
+    meaning = spec.meaning if spec else _plain(row["definition"])
+    worst = "the worst router's; the router is named beside it" if base != name else ""
+    unit = spec.unit if spec else row.get("unit", "")
+    parts = [
+        ("why", row.get("why", "")),
+        ("worst", worst),
+        ("computed as", _plain(row.get("definition", "")) if spec else ""),
+        ("range", row.get("range", "")),
+        ("unit", "" if unit == "1" else unit),
+        ("good", GOOD[spec.higher_is_better] if spec else ""),
+        ("null beside it", _plain(row.get("null", ""))),
+        ("invariant under", row.get("invariant", "")),
+        ("more", PAGES[row.get("page", "metrics")]),
+    ]
+    headline = meaning[0].upper() + meaning[1:].rstrip(".") + "."
+    return Explanation(name, f"{label} ({name})", headline, tuple(p for p in parts if p[1]))
+
+
+def explain_error(code: str) -> Explanation:
+    """An error."""
+    row = error_rows()[code]
+    meaning = row["meaning"]
+    parts = (("what to do", row["do"]), ("more", "docs/reference/errors.md"))
+    return Explanation(code, code, meaning[0].upper() + meaning[1:].rstrip(".") + ".", parts)
+
+
+def names() -> dict[str, list[str]]:
+    """Everything that can be asked for, by kind."""
+    found = [f"{d.id} {d.name}" for d in sorted(definitions().values(), key=lambda d: d.id)]
+    return {"findings": found, "metrics": sorted(metric_rows()), "errors": sorted(error_rows())}
+
+
+def find(name: str) -> Explanation:
+    """What a name means.
+
+    Raises:
+        UsageError: nothing is called so.
+    """
+    said = name.strip().lower()
+    for about in definitions().values():
+        if said in (about.id.lower(), about.name):
+            return explain_finding(about)
+    code = said.upper() if said.startswith("mg-") else f"MG-{said.upper()}"
+    if code in error_rows():
+        return explain_error(code)
+    wanted = said.removesuffix(", worst router")
+    wanted = SHORT.get(wanted, wanted)
+    labels = {spec.label.lower(): spec.name for spec in SPECS.values()}
+    wanted = labels.get(wanted, re.sub(r"[\s-]+", "_", wanted))
+    if wanted.removesuffix("_worst") in metric_rows():
+        return explain_metric(wanted)
+    known = [d.id.lower() for d in definitions().values()]
+    known += [*definitions(), *metric_rows(), *labels, *(c.lower() for c in error_rows())]
+    near = difflib.get_close_matches(said, known, 3)
+    raise UsageError(
+        f"nothing in a report is called {name!r}",
+        found=f"did you mean {', '.join(near)}?" if near else None,
+        hint="moegeo explain lists all names",
+    )
+
+
+def _plain(text: str) -> str:
+    """Words without the marks of Markdown."""
+    text = re.sub(r" \(\[(?:below|how it is judged)\]\([^)]*\)\)", "", text)
+    return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("**", "").replace("`", "")

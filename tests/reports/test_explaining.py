@@ -1,0 +1,93 @@
+"""Every id that a report can print has an explanation, and the docs hold the same words."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from moegeo_cli import errors
+from moegeo_cli.catalogue import SPECS
+from moegeo_cli.commands.explain.api import explain
+from moegeo_cli.errors import UsageError
+from moegeo_cli.explanations.findings import definitions
+from moegeo_cli.explanations.lookup import PAGES, error_rows, metric_rows, names
+from moegeo_cli.records import RunRecord
+from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.records.routing import UNITS
+from tests.command import call
+from tests.explain_page import pages
+from tests.reports.html.pages import recorded
+from tests.reports.large_run import large_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_finding_metric_and_error_is_explained() -> None:
+    for kind in names().values():
+        for name in kind:
+            told = explain(name.split(" ")[-1])
+            assert told.headline.endswith(".")
+            assert all(text and "](" not in text for _, text in told.parts), name
+    assert set(SPECS) | set(UNITS) <= set(metric_rows())
+    codes = {k.code for _, k in inspect.getmembers(errors, inspect.isclass) if hasattr(k, "code")}
+    assert codes == set(error_rows())
+
+
+def test_every_metric_of_a_record_is_explained() -> None:
+    run, experts, check = large_run(), recorded("experts"), recorded("check")
+    assert isinstance(run, RunRecord)
+    assert isinstance(experts, ExpertsRecord)
+    seen = set(run.newest.metrics) | set(run.newest.layers[0].metrics)
+    seen |= {n for move in run.dynamics for n in move["metrics"]}
+    for layer in (*experts.layers, *check.newest.layers):  # type: ignore[union-attr]
+        seen |= set(layer.metrics)
+    for name in seen:
+        assert explain(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [("MG101", "router-collapse"), ("mg401", "balancing-inactive"), ("near-ties", "near-ties"),
+     ("near_ties", "near_ties"), ("effective experts", "effective_experts"),
+     ("FSI (dispatch)", "fsi_dispatch"), ("H trace", "heterogeneity_trace"),
+     ("collapse, worst router", "collapse"), ("collapse_worst", "collapse_worst"),
+     ("MG-E011", "MG-E011"), ("e011", "MG-E011"), ("mantel", "mantel")],
+)  # fmt: skip
+def test_a_name_is_found_as_a_report_prints_it(asked: str, name: str) -> None:
+    assert explain(asked).name == name
+
+
+def test_a_finding_has_its_limit_and_what_to_do() -> None:
+    parts = dict(explain("MG101").parts)
+    assert "Raise the balance loss" in parts["what to do"]
+    assert "router-collapse" in parts["limit"]
+    for about in definitions().values():
+        assert "why" in dict(explain(about.id).parts), about.id
+
+
+def test_a_slip_is_answered_with_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match="did you mean"):
+        explain("router-colapse")
+    assert call(capsys, "explain", "nonsense").code == 2
+    listed = call(capsys, "explain").out
+    assert all(d.id in listed for d in definitions().values())
+    document = call(capsys, "explain", "fsi", "-f", "json").document
+    assert document["parts"]["range"] == "0 … 1"
+
+
+def test_the_docs_are_what_is_explained() -> None:
+    for path, text in pages().items():
+        assert path.read_text("utf-8") == text, f"python -m tests.explain_page ({path.name})"
+
+
+def test_tables_of_metrics_hold_the_same_words() -> None:
+    texts = {page: (ROOT / place).read_text("utf-8") for page, place in PAGES.items()}
+    rows = {page: re.findall(r"^\| `.*$", text, re.MULTILINE) for page, text in texts.items()}
+    for name, row in metric_rows().items():
+        if "definition" not in row or name == "asymmetry":
+            continue
+        own = [r for r in rows[row["page"]] if f"`{name}`" in r]
+        assert any(row["definition"] in r for r in own), f"{name}: see explanations/metrics.toml"
