@@ -32,7 +32,6 @@ from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.plan import Plan, Replay
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.session import replay
-from moegeo_cli.replay.standins import StandIn
 from moegeo_cli.routers.finding import Router
 from moegeo_cli.settings import Settings
 
@@ -149,37 +148,70 @@ class Measurer:
 
         Raises: what loading and replaying raise, on any rank.
         """
-        self._replay(give, None)
+        ready = self.prepare(give)
+        self.replay(ready, self.plan(ready))
+
+    def open(self, checkpoint: Checkpoint) -> Ready:
+        """A checkpoint's model, ready to be replayed.
+
+        Raises: what loading raises.
+        """
+        return self.prepare(partial(self.load, checkpoint))
+
+    def prepare(self, give: Callable[[], nn.Module]) -> Ready:
+        """The model that `give` gives, ready to be replayed; on all ranks the same.
+
+        Raises: what `give` raises, and a model without the routers that were asked for.
+        """
+
+        def make() -> Ready:
+            return prepare(give(), self.architecture, self.settings.layers)
+
+        if self.ranks is None:
+            return make()
+        ready = self.ranks.together(make)
+        self.ranks.require_same("the routers' weights", digest(ready.routers))
+        return ready
+
+    def plan(self, ready: Ready) -> Plan:
+        """How a model is replayed for `measure`: what other measurements begin from.
+
+        Raises: what a model's own code raises where it is tried out.
+        """
+        ready.form.prepare(ready.asked, self.inputs)
+        splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
+        assert self.architecture.scoring is not None
+        return Plan(
+            fishers=self.settings.fishers,
+            groups_S=self.groups_S,
+            unselected=self.architecture.unselected_gradient,
+            renormalised=bool(self.architecture.selection.renormalised),
+            scoring=self.architecture.scoring,
+            batch_size=1 if ready.form.alone else self.settings.batch_size,
+            batch_tokens=self.manner.batch_tokens,
+            mixed_lengths=ready.form.mixes_lengths,
+            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
+            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            seed=self.settings.seed,
+        )
 
     def replay(
-        self,
-        checkpoint: Checkpoint,
-        adapt: Callable[[Ready, Plan], Plan],
-        progress: Callable[[int], None] | None = None,
-    ) -> tuple[Ready, Replay, Plan]:
-        """Load a checkpoint's weights and replay the probe for another purpose.
+        self, ready: Ready, plan: Plan, progress: Callable[[int], None] | None = None
+    ) -> Replay:
+        """The probe's pass through a model.
 
         Args:
-            checkpoint: the checkpoint.
-            adapt: the plan of such a pass, from the usual one and what was found ready.
+            ready: the model.
+            plan: what of the pass is kept.
             progress: hears how many tokens were replayed.
-
-        Raises: what loading and replaying raise.
-        """
-        return self._replay(partial(self.load, checkpoint), progress, adapt)
-
-    def replay_model(
-        self, model: nn.Module, adapt: Callable[[Ready, Plan], Plan]
-    ) -> tuple[Ready, Replay, Plan]:
-        """The same through a model as it stands.
-
-        Args:
-            model: the model, whole in memory.
-            adapt: the plan of such a pass.
 
         Raises: what replaying raises.
         """
-        return self._replay(lambda: model, None, adapt)
+        labels = [s.labels for s in self.probe.sequences]
+        return replay(
+            ready.model, ready.asked, self.inputs, labels, plan,
+            progress=progress, kind=self.manner.kind, ranks=self.ranks,
+        )  # fmt: skip
 
     @property
     def inputs(self) -> list[np.ndarray] | list[Sample]:
@@ -194,7 +226,8 @@ class Measurer:
         checkpoint: Checkpoint,
         progress: Callable[[int], None] | None,
     ) -> CheckpointArrays:
-        ready, outcome, _ = self._replay(give, progress)
+        ready = self.prepare(give)
+        outcome = self.replay(ready, self.plan(ready), progress)
         model, routers, asked = ready.model, ready.routers, ready.asked
         tokens, manner = self.probe.tokens, self.manner
         self.memory = manner.say_memory(self.device)
@@ -229,7 +262,7 @@ class Measurer:
                 "unselected_gradient": outcome.unselected,
                 "memory": manner.describe_memory(),
                 "weights": recall(model),
-                **({"no_loss": model.no_loss} if isinstance(model, StandIn) else {}),
+                **({"no_loss": ready.form.no_loss} if ready.form.runs_to_end else {}),
                 "notes": say_notes(ready, manner, outcome, self.probe),
             },
         )
@@ -238,49 +271,6 @@ class Measurer:
     def manner(self) -> Manner:
         """How the models of the source are replayed."""
         return self._source.manner if self._source is not None else Manner()
-
-    def _replay(
-        self,
-        give: Callable[[], nn.Module],
-        progress: Callable[[int], None] | None,
-        adapt: Callable[[Ready, Plan], Plan] | None = None,
-    ) -> tuple[Ready, Replay, Plan]:
-        """The model that `give` gives, and the probe's pass through it."""
-        if self.ranks is None:
-            ready = self._prepare(give)
-        else:
-            ready = self.ranks.together(partial(self._prepare, give))
-            self.ranks.require_same("the routers' weights", digest(ready.routers))
-        sequences, manner, model = self.probe.sequences, self.manner, ready.model
-        own, alone = isinstance(model, StandIn), False
-        if isinstance(model, StandIn):
-            model.prepare(ready.asked, self.inputs)
-            alone = model.alone
-        splits = [s.source for s in sequences if not isinstance(s, Sample)]
-        assert self.architecture.scoring is not None
-        plan = Plan(
-            fishers=self.settings.fishers,
-            groups_S=self.groups_S,
-            unselected=self.architecture.unselected_gradient,
-            renormalised=bool(self.architecture.selection.renormalised),
-            scoring=self.architecture.scoring,
-            batch_size=1 if alone else self.settings.batch_size,
-            batch_tokens=manner.batch_tokens,
-            mixed_lengths=not ready.stateful and not own,
-            splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
-            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
-            seed=self.settings.seed,
-        )
-        if adapt is not None:
-            plan = adapt(ready, plan)
-        outcome = replay(
-            model, ready.asked, self.inputs, [s.labels for s in sequences], plan,
-            progress=progress, kind=manner.kind, ranks=self.ranks,
-        )  # fmt: skip
-        return ready, outcome, plan
-
-    def _prepare(self, give: Callable[[], nn.Module]) -> Ready:
-        return prepare(give(), self.architecture, self.settings.layers)
 
     def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
         width = sum(int(r.weight_ED.shape[1]) for r in routers)

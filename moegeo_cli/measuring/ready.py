@@ -14,9 +14,8 @@ from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.accounting import say_weights
 from moegeo_cli.models.sources import Manner
 from moegeo_cli.probes import Probe, Sample
-from moegeo_cli.replay.batches import carries_state
+from moegeo_cli.replay.forms import ModelForm, describe_choice, form_of
 from moegeo_cli.replay.plan import Replay
-from moegeo_cli.replay.standins import StandIn, describe_choice
 from moegeo_cli.routers.finding import Router, find_other_routers, find_routers
 
 UNPADDED = "layers carry a state, so each batch holds sequences of one length, without padding"
@@ -29,12 +28,12 @@ OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A model with its routers, those asked for among them, and whether padding would change it."""
+    """A model with its form, its routers, and those asked for among them."""
 
     model: nn.Module
+    form: ModelForm
     routers: list[Router]
     asked: list[Router]
-    stateful: bool
     encoder_decoder: bool
 
 
@@ -62,8 +61,7 @@ def prepare(model: nn.Module, architecture: Architecture, layers: Sequence[int] 
             hint="--scoring for a model of your own; else report this model type, with its "
             "config.json",
         )
-    return Ready(model, routers, asked, not isinstance(model, StandIn) and carries_state(model),
-                 architecture.encoder_decoder)  # fmt: skip
+    return Ready(model, form_of(model), routers, asked, architecture.encoder_decoder)
 
 
 def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> list[str]:
@@ -75,10 +73,10 @@ def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> li
         *probe.notes,
         *manner.notes,
         *say_weights(ready.model),
-        *(ready.model.notes if isinstance(ready.model, StandIn) else ()),
+        *ready.form.notes,
         *describe_choice(outcome.traces, held=outcome.loss_S is not None),
         *outcome.notes,
-        *([UNPADDED] if ready.stateful else []),
+        *([UNPADDED] if ready.form.stateful else []),
         *pairs,
         *([OTHERS.format(len(others))] if others else []),
     ]

@@ -8,7 +8,7 @@ Legend: T captured rows, D router input width, E experts, K experts chosen per t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +24,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
 from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.geometry.selection import SelectionRule
-from moegeo_cli.probes import Sample
-from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.replay.forms import Inputs, ModelAdapter
 from moegeo_cli.routers.finding import Router
 
 NO_LOSS = "router inputs alone have no loss"
@@ -141,7 +140,7 @@ class LoneRouter(nn.Module):
         return torch.from_numpy(np.nonzero(mask_NE)[1].reshape(len(mask_NE), self.top_k))
 
 
-class RoutersAlone(StandIn):
+class RoutersAlone(ModelAdapter):
     """All routers of a checkpoint; a call with row numbers calls each with its inputs."""
 
     no_loss = f"{NO_LOSS}: use --fisher categorical"
@@ -150,23 +149,26 @@ class RoutersAlone(StandIn):
     def __init__(self, routers: Sequence[LoneRouter], notes: Sequence[str]) -> None:
         super().__init__()
         self.lone = nn.ModuleList(routers)
-        self.notes = list(notes)
+        self.routers, self.notes = tuple(routers), list(notes)
+
+    @property
+    def body(self) -> None:
+        """See `ModelForm`: no expert is here."""
+        return None
 
     def find_routers(self) -> list[Router]:
-        """See `StandIn`."""
-        return [lone.router for lone in self.lone if isinstance(lone, LoneRouter)]
+        """See `ModelForm`."""
+        return [lone.router for lone in self.routers]
 
     def find_experts(
-        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
-    ) -> dict[str, ExpertBlock]:
-        """See `StandIn`: none of them is here to be asked.
+        self, routers: list[Router], inputs: Inputs
+    ) -> Mapping[str, ExpertBlock | None]:
+        """See `ModelForm`: none of them is here to be asked.
 
         Raises:
             UnsupportedArchitectureError: they are given something else than what routers see.
         """
-        first = routers[0].module
-        assert isinstance(first, LoneRouter)
-        architecture = first.architecture
+        architecture = self.routers[0].architecture
         if architecture.other_input is not None:
             raise UnsupportedArchitectureError(
                 f"what experts of {architecture.text_type} are given is not their router's input",
@@ -177,15 +179,14 @@ class RoutersAlone(StandIn):
         self.notes = [n for n in self.notes if n != note] + [note]
         return {r.path: ExpertBlock(r, r.module, "list", r.experts, NO_EXPERTS) for r in routers}
 
-    def prepare(self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]) -> None:
+    def prepare(self, routers: list[Router], inputs: Inputs) -> None:
         """Nothing to look at: rows do not influence each other."""
 
     @torch.no_grad()
     def forward(self, rows: torch.Tensor, use_cache: bool = False) -> Any:
         """Every router on its captured inputs."""
         rows_N = rows.reshape(-1).cpu().numpy()
-        for lone in self.lone:
-            assert isinstance(lone, LoneRouter)
+        for lone in self.routers:
             x_ND = lone.take("inputs", rows_N)
             if x_ND is not None:
                 lone(x_ND.to(lone.weight.device), rows_N)

@@ -16,7 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,10 +37,9 @@ from moegeo_cli.global_state import seeded
 from moegeo_cli.models.accounting import remember
 from moegeo_cli.models.own_experts import find_own_experts
 from moegeo_cli.models.sources import Manner
-from moegeo_cli.probes import Sample
+from moegeo_cli.replay.forms import Inputs, ModelAdapter, first_two
 from moegeo_cli.replay.reading import RouterCall, RouterTap
 from moegeo_cli.replay.samples import as_batch
-from moegeo_cli.replay.standins import StandIn, first_two
 from moegeo_cli.routers.finding import Router, find_routers
 
 Factory = Callable[[dict[str, Any] | None], nn.Module]
@@ -50,7 +48,7 @@ AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
 ALONE = "its routers see other values in a batch than alone, so samples are replayed one at a time"
 
 
-class OwnModel(StandIn):
+class OwnModel(ModelAdapter):
     """A user's module, `inner`, in the form that a replay calls."""
 
     def __init__(
@@ -65,26 +63,31 @@ class OwnModel(StandIn):
         mask = parameters.get("attention_mask")
         self.masked = mask is not None and mask.default is inspect.Parameter.empty
 
+    @property
+    def body(self) -> nn.Module:
+        """See `ModelForm`."""
+        return self.inner
+
     def find_routers(self) -> list[Router]:
         """Its routers; those that give logits alone have their choice computed."""
         return find_routers(
             self.inner, pattern=self.pattern, top_k=self.top_k, scoring=self.scoring
         )
 
-    def prepare(self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]) -> None:
+    def prepare(self, routers: list[Router], inputs: Inputs) -> None:
         """See whether samples may share a batch."""
         weight = routers[0].weight_ED
-        pair = first_two(ids, weight.device, weight.dtype)
+        pair = first_two(inputs, weight.device, weight.dtype)
         self.alone = bool(pair) and not _batches_agree(self, routers, pair)
         if self.alone and ALONE not in self.notes:
             self.notes.append(ALONE)
 
     def find_experts(
-        self, routers: list[Router], ids: Sequence[np.ndarray] | Sequence[Sample]
-    ) -> dict[str, ExpertBlock]:
-        """See `StandIn`: asked through their blocks, on the first sample."""
+        self, routers: list[Router], inputs: Inputs
+    ) -> Mapping[str, ExpertBlock | None]:
+        """See `ModelForm`: asked through their blocks, on the first sample."""
         weight = routers[0].weight_ED
-        sample = as_batch(ids[0], weight.device, weight.dtype)
+        sample = as_batch(inputs[0], weight.device, weight.dtype)
         return find_own_experts(self.inner, routers, sample, lambda batch: self(**batch))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OwnModel:

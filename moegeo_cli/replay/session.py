@@ -37,6 +37,7 @@ from moegeo_cli.replay.feeding import (
     list_batches,
     take_sides,
 )
+from moegeo_cli.replay.forms import form_of
 from moegeo_cli.replay.gradients import LossGradients
 from moegeo_cli.replay.inputs import KeptInputs
 from moegeo_cli.replay.kernels import compute_experts_by
@@ -45,7 +46,6 @@ from moegeo_cli.replay.plan import CATEGORICAL, BatchRows, Plan, Replay, RouterT
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.reading import RouterCall, RouterTap, verify_call
 from moegeo_cli.replay.sharing import collect, share_batches
-from moegeo_cli.replay.standins import StandIn
 from moegeo_cli.routers.finding import Router
 
 # What the grouped product of experts says of rows that are not 16 bytes wide.
@@ -144,9 +144,9 @@ class Pass:
         progress: Callable[[int], None] | None,
     ) -> None:
         self.model, self.routers, self.plan, self.progress = model, routers, plan, progress
-        # What a user's own model does beyond its last router is not known: it runs to its end.
         self.recomputing = False
-        self.stops_early = not plan.needs_loss and not isinstance(model, StandIn)
+        self.form = form_of(model)
+        self.stops_early = not plan.needs_loss and not self.form.runs_to_end
         self.ids, self.labels, self.batch_size = ids, labels, batch_size
         self.lengths = np.array([len(i) for i in ids], dtype=np.int64)
         self.device = routers[0].weight_ED.device
@@ -180,7 +180,7 @@ class Pass:
             plan = shares[self.ranks.rank]
         self.own_tokens = sum(int(self.lengths[members].sum()) for members in plan)
         with self._hooks(), self._logit_gradients():
-            if plan and not (isinstance(self.model, StandIn) and self.model.recorded):
+            if plan and not self.form.recorded:
                 self._try(make_trial(self.model, self.ids, self.plan, self.device))
             self._batches(list_batches(self.model, self.ids, self.labels, plan, self.device))
         sequence_T = np.repeat(np.arange(len(self.ids)), self.lengths)

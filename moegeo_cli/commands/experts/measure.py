@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from moegeo_cli.commands.experts.settings import KEPT_TOKENS, ExpertSettings
 from moegeo_cli.commands.experts.tokens import gather_tokens
 from moegeo_cli.commands.experts.verification import verify
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.expert_functions.blocks import ExpertBlock, find_experts
+from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
 from moegeo_cli.measuring.measurer import Measurer
@@ -47,7 +47,6 @@ from moegeo_cli.records.experts import ExpertsRecord, Verification
 from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
-from moegeo_cli.replay.standins import StandIn
 from moegeo_cli.routers.finding import Router
 
 NOT_IN_MEMORY = "--verify was left out: it needs the whole model in memory"
@@ -86,23 +85,19 @@ def measure_experts(
         architecture, checkpoint.config, probe, groups_S, settings.replay, models,
         beside=bytes_beside(settings, architecture, groups, probe.tokens),
     )  # fmt: skip
-    blocks: dict[str, ExpertBlock | None] = {}
-
-    def adapt(ready: Ready, plan: Plan) -> Plan:
-        blocks.update(_find_blocks(ready, measurer))
-        if listener:
-            listener.begin(checkpoint.relative, 1 + len(ready.asked), "part")
-            listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
-        return dataclasses.replace(
-            plan,
-            fishers=(CATEGORICAL, EMPIRICAL) if _no_loss(ready.model) is None else (CATEGORICAL,),
-            sample_rows=_kept_rows(ready.asked, probe.tokens, settings),
-            input_modules=_input_modules(blocks),
-        )
-
-    ready, outcome, plan = measurer.replay(
-        checkpoint, adapt, listener.advance if listener else None
+    ready = measurer.open(checkpoint)
+    plan = measurer.plan(ready)
+    blocks = ready.form.find_experts(ready.asked, measurer.inputs)
+    if listener:
+        listener.begin(checkpoint.relative, 1 + len(ready.asked), "part")
+        listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
+    plan = dataclasses.replace(
+        plan,
+        fishers=(CATEGORICAL, EMPIRICAL) if ready.form.no_loss is None else (CATEGORICAL,),
+        sample_rows=_kept_rows(ready.asked, probe.tokens, settings),
+        input_modules=_input_modules(blocks),
     )
+    outcome = measurer.replay(ready, plan, listener.advance if listener else None)
     draws = make_draws(groups_S, settings.seed)
     manner = measurer.manner
     skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
@@ -176,13 +171,6 @@ def measure_experts(
     )  # fmt: skip
 
 
-def _find_blocks(ready: Ready, measurer: Measurer) -> dict[str, ExpertBlock | None]:
-    """The experts of each router that is asked for."""
-    if isinstance(ready.model, StandIn):
-        return dict(ready.model.find_experts(ready.asked, measurer.inputs))
-    return {router.path: find_experts(ready.model, router) for router in ready.asked}
-
-
 def _breadth(probe: Probe) -> list[str]:
     """What to know of the probe before an expert is pruned."""
     names = list(probe.domains)
@@ -195,14 +183,9 @@ def _breadth(probe: Probe) -> list[str]:
     ]
 
 
-def _no_loss(model: nn.Module) -> str | None:
-    """Why there is no loss; None where there is one."""
-    return model.no_loss if isinstance(model, StandIn) else None
-
-
 def _loss(ready: Ready, outcome: Replay, draws: Draws) -> Estimate:
     """The probe's loss a token."""
-    reason = _no_loss(ready.model)
+    reason = ready.form.no_loss
     if reason is not None or outcome.loss_S is None:
         return missing(reason or "no loss was taken", 0)
     return ratio_of_sums(outcome.loss_S, outcome.loss_tokens_S, draws)
@@ -243,7 +226,7 @@ def _kept_rows(routers: Sequence[Router], tokens: int, settings: ExpertSettings)
     return sample_rows(tokens, count, settings.seed)
 
 
-def _input_modules(blocks: dict[str, ExpertBlock | None]) -> dict[str, nn.Module]:
+def _input_modules(blocks: Mapping[str, ExpertBlock | None]) -> dict[str, nn.Module]:
     """Whose inputs to keep, for the routers whose experts do not take the router's own."""
     return {
         path: block.input_module

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.expert_functions.blocks import find_experts
-from moegeo_cli.models.own import OwnModel
-from moegeo_cli.replay.standins import StandIn
+from moegeo_cli.replay.forms import form_of
 from moegeo_cli.routers.finding import Router
 
 SAMPLED_WEIGHTS = 4096
@@ -56,9 +55,10 @@ class ExpertWeights:
 
 def find_expert_weights(model: nn.Module, router: Router) -> ExpertWeights | str:
     """The weights of the experts that a router chooses among; or, in words, why there are none."""
-    if isinstance(model, StandIn) and not isinstance(model, OwnModel):
+    body = form_of(model).body
+    if body is None:
         return NO_MODEL
-    block = find_experts(model.inner if isinstance(model, OwnModel) else model, router)
+    block = find_experts(body, router)
     if block is not None and isinstance(block.module, nn.ModuleList):
         return ExpertWeights(block.experts, block.module, ())
     holder = router.parent if block is None else block.module

@@ -28,7 +28,6 @@ from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
-from moegeo_cli.replay.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,11 @@ class RoutingReplay:
         if self.listener:
             note = f"{self.probe.tokens:,} tokens"
             self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
-        measurer, settings, tokens = self.measurer, self.settings, self.probe.tokens
-
-        def adapt(ready: Ready, plan: Plan) -> Plan:
-            rows_N = kept_rows(ready.asked, tokens, settings.seed, settings.kept_bytes)
-            return dataclasses.replace(plan, fishers=(), sample_rows=rows_N)
-
-        ready, outcome, plan = measurer.replay(
-            checkpoint, adapt, self.listener.advance if self.listener else None
-        )
-        rows_N = plan.sample_rows
-        assert rows_N is not None
+        measurer, settings = self.measurer, self.settings
+        ready = measurer.open(checkpoint)
+        rows_N = kept_rows(ready.asked, self.probe.tokens, settings.seed, settings.kept_bytes)
+        plan = dataclasses.replace(measurer.plan(ready), fishers=(), sample_rows=rows_N)
+        outcome = measurer.replay(ready, plan, self.listener.advance if self.listener else None)
         held = measurer.manner.say_memory(measurer.device)
         if self.listener and held is not None:
             self.listener.note(held)

@@ -20,10 +20,8 @@ from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.measuring.measurer import Measurer
 from moegeo_cli.measuring.probe import context_of
 from moegeo_cli.measuring.ready import Ready
-from moegeo_cli.models.own import OwnModel
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.probes.dataset import IGNORED_LABEL, Sequence
-from moegeo_cli.replay.standins import StandIn
 
 MOST_PROMPTS = 64
 CAPTURED = "captured"  # the tokenizer that a probe of captured inputs names
@@ -94,11 +92,9 @@ def generated_figures(
     groups_S = group_sequences(len(prompts), settings.seed)
     draws, domains = make_draws(groups_S, settings.seed), Domains.of([s.domain for s in prompts])
     rows = np.arange(1)  # inputs of these tokens are not looked at
-    _, outcome, _ = Measurer(
-        architecture, measurer.config, continued, groups_S, settings.replay
-    ).replay_model(
-        ready.model, lambda _, plan: dataclasses.replace(plan, fishers=(), sample_rows=rows)
-    )
+    again = Measurer(architecture, measurer.config, continued, groups_S, settings.replay)
+    plan = dataclasses.replace(again.plan(ready), fishers=(), sample_rows=rows)
+    outcome = again.replay(ready, plan)
     found: dict[str, Figures] = {}
     for trace in outcome.traces:
         tokens = gather_routed(trace, outcome, rows, continued, groups_S, architecture)
@@ -124,7 +120,7 @@ def choose_prompts(probe: Probe, count: int, context: int | None) -> list[Sequen
 
 
 def _problem(ready: Ready, measurer: Measurer, prompts: list[Sequence]) -> str | None:
-    if isinstance(ready.model, StandIn) and not isinstance(ready.model, OwnModel):
+    if ready.form.body is None:
         return "alone"
     if measurer.architecture.encoder_decoder:
         return "pairs"

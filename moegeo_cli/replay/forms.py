@@ -1,0 +1,156 @@
+"""One protocol for what a model is, in whatever form it was given, and what must be said of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from moegeo_cli.expert_functions.blocks import ExpertBlock, find_experts
+from moegeo_cli.probes import Sample
+from moegeo_cli.replay.batches import carries_state
+from moegeo_cli.replay.plan import RouterTrace
+from moegeo_cli.replay.samples import as_batch
+from moegeo_cli.routers.finding import Router
+
+Inputs = Sequence[np.ndarray] | Sequence[Sample]
+
+
+class ModelForm(Protocol):
+    """What a model answers for itself, whatever form it was given in: see `form_of`.
+
+    Attributes:
+        notes: what a report must say.
+        alone: whether sequences must go one at a time.
+        stateful: whether layers carry a state along a sequence, which padding would change.
+        mixes_lengths: whether sequences of different lengths may share a batch, with padding.
+        runs_to_end: whether what it does beyond its last router is not known, so that it must run.
+        no_loss: why there is no loss; None where there is one.
+        recorded: whether it gives back what was recorded, so that nothing can be random.
+        body: the module that holds the experts; None where routers alone are there.
+    """
+
+    notes: list[str]
+    alone: bool
+    stateful: bool
+    mixes_lengths: bool
+    runs_to_end: bool
+    no_loss: str | None
+    recorded: bool
+
+    @property
+    def body(self) -> nn.Module | None:
+        """See above."""
+
+    def find_experts(
+        self, routers: list[Router], inputs: Inputs
+    ) -> Mapping[str, ExpertBlock | None]:
+        """The experts of each router by its path: None where there are none to be seen."""
+
+    def prepare(self, routers: list[Router], inputs: Inputs) -> None:
+        """Look at the probe before it is replayed."""
+
+
+class OfTransformers:
+    """The form of a module of transformers, whose code is known."""
+
+    alone = runs_to_end = recorded = False
+    no_loss: str | None = None
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.notes: list[str] = []
+        self.stateful = carries_state(model)
+        self.mixes_lengths = not self.stateful
+
+    @property
+    def body(self) -> nn.Module | None:
+        """See `ModelForm`."""
+        return self.model
+
+    def find_experts(
+        self, routers: list[Router], inputs: Inputs
+    ) -> Mapping[str, ExpertBlock | None]:
+        """See `ModelForm`: told from the modules."""
+        return {router.path: find_experts(self.model, router) for router in routers}
+
+    def prepare(self, routers: list[Router], inputs: Inputs) -> None:
+        """See `ModelForm`: there is nothing to look at."""
+
+
+class ModelAdapter(nn.Module, ABC):
+    """A module in the place of a model of transformers, and its form: see `ModelForm`."""
+
+    stateful = mixes_lengths = recorded = False
+    runs_to_end = True
+    no_loss: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.notes: list[str] = []
+        self.alone = False
+
+    @property
+    @abstractmethod
+    def body(self) -> nn.Module | None:
+        """See `ModelForm`."""
+
+    @abstractmethod
+    def find_routers(self) -> list[Router]:
+        """Its routers, in the order of their layers."""
+
+    @abstractmethod
+    def find_experts(
+        self, routers: list[Router], inputs: Inputs
+    ) -> Mapping[str, ExpertBlock | None]:
+        """See `ModelForm`; a block has a problem where its experts are no functions."""
+
+    @abstractmethod
+    def prepare(self, routers: list[Router], inputs: Inputs) -> None:
+        """See `ModelForm`."""
+
+
+def form_of(model: nn.Module) -> ModelForm:
+    """The form of a model: its own where it is an adapter, else that of transformers' models."""
+    return model if isinstance(model, ModelAdapter) else OfTransformers(model)
+
+
+def describe_choice(traces: Sequence[RouterTrace], *, held: bool) -> list[str]:
+    """What must be said where choices were computed and not observed.
+
+    Args:
+        traces: of all routers.
+        held: whether a loss's gradient could be held against them.
+    """
+    computed = [trace for trace in traces if not trace.observed and not trace.problem]
+    if not computed:
+        return []
+    router = computed[0].router
+    words = (
+        f"the choice of {len(computed)} of {len(traces)} routers was computed as the top "
+        f"{router.top_k} of their {router.computed} scores, not observed"
+    )
+    if not held:
+        return [f"{words}; no loss was taken that could confirm it"]
+    sure = sum(trace.confirmed for trace in computed)
+    if sure == len(computed):
+        return [f"{words}; the loss's gradient reaches these experts and no others"]
+    return [f"{words}; the loss's gradient confirms it for {sure}"]
+
+
+def first_two(
+    ids: Sequence[np.ndarray] | Sequence[Sample], device: torch.device, dtype: torch.dtype
+) -> list[dict[str, torch.Tensor]]:
+    """The first two sequences or samples of one form, each as a batch of one; [] without."""
+    seen: dict[object, dict[str, torch.Tensor]] = {}
+    for own in ids:
+        batch = as_batch(own, device, dtype)
+        form = tuple((name, tensor.shape) for name, tensor in sorted(batch.items()))
+        if form in seen:
+            return [seen[form], batch]
+        seen[form] = batch
+    return []
