@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from moegeo_cli import analyze, experts
+from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.code_identity import why_unidentified
-from moegeo_cli.models.given import choose_models
 from moegeo_cli.reports import render
 from tests.own import models
 from tests.own.test_factory import ROUTERS

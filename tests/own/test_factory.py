@@ -21,7 +21,7 @@ from moegeo_cli.errors import (
     UnsupportedArchitectureError,
     UsageError,
 )
-from moegeo_cli.models.given import OwnFactory
+from moegeo_cli.models.factory import OwnFactory
 from moegeo_cli.records import LayerRecord, RunRecord
 from tests.command import call
 from tests.own import models
@@ -291,7 +291,7 @@ def test_a_run_of_files_its_baseline_and_its_cache(
 
 
 def test_the_source_of_the_factory_is_part_of_the_key(tmp_path: Path) -> None:
-    from moegeo_cli.models.given import choose_models
+    from moegeo_cli.models.choosing import choose_models
 
     package = tmp_path / "own_package_for_keys"
     package.mkdir()

@@ -17,7 +17,7 @@ from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.keeping import keep_report
 from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.run import Listener
-from moegeo_cli.models.given import choose_models
+from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Analyze, Chosen, Model, Storage
 from moegeo_cli.probes import Source
 from moegeo_cli.records import Metric, RunRecord

@@ -20,7 +20,8 @@ from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.storing import open_store
-from moegeo_cli.models.given import CapturedInputs, Models, choose_models
+from moegeo_cli.models.choosing import choose_models
+from moegeo_cli.models.given import Models
 from moegeo_cli.models.tree import fill_tree
 from moegeo_cli.options import Check, Model
 from moegeo_cli.records import RunRecord
@@ -61,7 +62,7 @@ def check_files(
         progress: likewise.
     """
     chosen = choose_checkpoints(folder, steps, latest)
-    if isinstance(models, CapturedInputs):
+    if not models.whole:
         return none_checked(chosen, CAPTURED)
     store = open_store(folder, cache, cache_dir, models)
     reader = _reader(store, False, verify_fingerprint, models, progress)

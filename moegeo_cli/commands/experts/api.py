@@ -13,7 +13,7 @@ from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import open_probe
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
-from moegeo_cli.models.given import choose_models
+from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Experts, Model
 from moegeo_cli.probes import Source
 from moegeo_cli.records.experts import ExpertsRecord

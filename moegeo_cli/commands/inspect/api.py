@@ -8,7 +8,7 @@ from typing import Any, Unpack
 from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
-from moegeo_cli.models.given import choose_models
+from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.tree import fill_tree
 from moegeo_cli.options import Model
 

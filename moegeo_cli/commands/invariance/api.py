@@ -11,7 +11,7 @@ from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import MINIMUM_TOKENS, open_probe
 from moegeo_cli.measuring.run import Listener
-from moegeo_cli.models.given import choose_models
+from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Invariance, Model
 from moegeo_cli.probes import Source
 from moegeo_cli.settings import Settings, settings_of

@@ -14,7 +14,7 @@ from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.probe import default_tokens, open_probe
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
-from moegeo_cli.models.given import choose_models
+from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Model, Routing
 from moegeo_cli.probes import Source
 from moegeo_cli.records.routing import RoutingRecord

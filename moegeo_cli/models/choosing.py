@@ -1,0 +1,54 @@
+"""The models that options mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.errors import UsageError
+from moegeo_cli.models.captured_inputs import CapturedInputs
+from moegeo_cli.models.factory import CAPTURED, OwnFactory
+from moegeo_cli.models.given import Models
+
+
+def choose_models(
+    model: str | Callable[..., Any] | None = None,
+    router: str | None = None,
+    top_k: int | None = None,
+    scoring: str | None = None,
+    captures: Path | str | None = None,
+    config: Path | str | None = None,
+) -> Models:
+    """The models that the options mean.
+
+    Raises:
+        UsageError: options of an own model without one, or a name of another form.
+    """
+    if captures is not None:
+        if model is not None:
+            raise UsageError(
+                "captured router inputs need no model",
+                found="--captures with --model",
+                hint="leave --model out; --router, --top-k and --scoring still count",
+            )
+        given = router is not None or top_k is not None or scoring is not None
+        base = OwnFactory(CAPTURED, router, top_k, scoring) if given else Models(config)
+        return CapturedInputs(Path(captures), base)
+    if model is None:
+        options = {"--router": router, "--top-k": top_k, "--scoring": scoring}
+        said = [option for option, value in options.items() if value is not None]
+        if said:
+            raise UsageError(
+                f"{said[0]} goes with --model", hint="a known model type says it by its config.json"
+            )
+        return Models(config)
+    if isinstance(model, str):
+        module, _, name = model.partition(":")
+        if not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
+            raise UsageError(
+                "--model is not of the form PACKAGE.MODULE:CALLABLE",
+                found=repr(model)[:200],
+                hint="for instance my_project.models:build",
+            )
+    return OwnFactory(model, router, top_k, scoring)
