@@ -25,8 +25,10 @@ from moegeo_cli import (
     check,
     compare,
     experts,
+    explain,
     inspect,
     invariance,
+    report,
     routing,
 )
 from moegeo_cli.errors import MoegeoError
@@ -153,6 +155,12 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
+def kept(run: Path, probe: Path, store: Path) -> Any:
+    """What an analysis left in its store."""
+    analyze(run, probe=probe, max_tokens=64, cache_dir=store)
+    return report(run, cache_dir=store)
+
+
 CALLS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "analyze": lambda r, p, t: analyze(r, probe=p, **SHORT),
     "analyze init": lambda r, p, t: analyze(r, probe=p, baseline="init", **SHORT),
@@ -170,6 +178,8 @@ CALLS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "routing": lambda r, p, t: routing(r, probe=p, generate=2, **SHORT),
     "routing own": lambda r, p, t: own(routing, t, **SHORT),
     "inspect": lambda r, p, t: inspect(r),
+    "report": lambda r, p, t: kept(r, p, t),
+    "explain": lambda r, p, t: explain("MG101"),
     "invariance": lambda r, p, t: invariance(r, probe=p, max_tokens=64),
     "capture_routers": lambda r, p, t: captured(t),
     "build_probe": lambda r, p, t: build_probe([("prose", text(t))]),

@@ -417,5 +417,5 @@ def test_without_a_command_there_is_help_and_no_error(moegeo: Callable[..., Outc
 def test_the_next_commands_name_the_run(
     checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache")
+    found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache", "--full")
     assert f"moegeo analyze {checkpoint} --baseline init" in found.out.replace("\n", "")

@@ -217,7 +217,7 @@ def test_kin_are_told_by_weights_and_strangers_compared_without_numbers(
         assert (pair.metrics["expert_match"].value or 0) > 0.95
         assert abs(pair.metrics["expert_match"].null_value or 1) < 0.1
     for name, kin, why in (
-        ("stranger", False, "numbers of experts mean nothing"),
+        ("stranger", False, "expert numbers do not correspond"),
         ("other", None, "experts could not be matched"),  # of other shapes
     ):
         found = measure(tmp_path / "one", file, tmp_path / name).other
@@ -338,7 +338,7 @@ def test_odd_architectures(model_type: str, tmp_path: Path, probe: Path) -> None
     document = json.loads(json_report.render(record))
     jsonschema.validate(document, json_report.schema("moegeo.routing", strict=True))
     assert record.coverage.routers_measured == record.coverage.routers_found
-    hashed = [x for x in record.layers if "hashes" in (x.metrics["response"].reason or "")]
+    hashed = [x for x in record.layers if "(hash)" in (x.metrics["response"].reason or "")]
     assert bool(hashed) == (model_type == "deepseek_v4")
     for layer in record.layers:
         assert layer.metrics["overlap_sequence"].value is not None
@@ -355,7 +355,7 @@ def test_an_encoder_and_its_decoder_have_their_own_rows(tmp_path: Path, probe: P
     sides = {x.router.split(".")[0]: x.metrics["constant_share"].n for x in record.layers}
     assert sides["encoder"] == sum((n + 1) // 2 for n in WIDE)
     assert sides["decoder"] == sum(n // 2 for n in WIDE)
-    assert any("an encoder reads the source alone" in note for note in record.notes)
+    assert any("the encoder reads only the source" in note for note in record.notes)
     for layer in record.layers:
         assert layer.metrics["rollout_overlap"].value is not None
         assert layer.metrics["coactivation_excess"].reason == "no token chooses two experts"

@@ -71,7 +71,7 @@ def test_captures_give_what_a_replay_gives_but_for_token_ids(
     assert beside.lineage is None
     assert "no model was built" in beside.lineage_reason
     assert all(p.metrics["mantel"].value == pytest.approx(1) for p in beside.layers)
-    with pytest.raises(UsageError, match="place of a probe"):
+    with pytest.raises(UsageError, match="replace the probe"):
         routing(here, captures=tmp_path / "c.safetensors", probe=tmp_path / "p.jsonl")
 
 
