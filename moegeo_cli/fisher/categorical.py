@@ -36,6 +36,12 @@ def _sqrt_softplus(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return 0.5 * log_softplus, 0.5 * ratio
 
 
+# scoring -> the scores s of logits z
+SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "sqrt_softplus": lambda logits: F.softplus(logits).sqrt(),
+}
 # scoring -> function giving (ln s, d ln s / dz)
 LOG_SCORES: dict[str, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]] = {
     "softmax": _softmax,

@@ -23,6 +23,7 @@ from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
 from moegeo_cli.expert_functions.blocks import ExpertBlock
+from moegeo_cli.fisher.categorical import SCORES
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.replay.forms import Inputs, ModelAdapter
 from moegeo_cli.routers.finding import Router
@@ -120,11 +121,7 @@ class LoneRouter(nn.Module):
             )  # fmt: skip
 
     def _scores(self, logits_NE: torch.Tensor) -> torch.Tensor:
-        if self.architecture.scoring == "softmax":
-            return logits_NE.softmax(-1)
-        if self.architecture.scoring == "sqrt_softplus":
-            return F.softplus(logits_NE).sqrt()
-        return logits_NE.sigmoid()
+        return SCORES[self.architecture.scoring or "sigmoid"](logits_NE)
 
     def _select(self, logits_NE: torch.Tensor) -> torch.Tensor:
         """What the architecture's rule selects, best first."""

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.fisher.categorical import SCORES
 from moegeo_cli.routers.finding import Router
 
 # Two computations of one product differ by rounding: share of the largest logit.
@@ -277,9 +278,7 @@ def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choi
     if router.computed is None or router.top_k is None or len(parts) != 1:
         return None
     logits_NE = logits_NE.detach().float()
-    scores = logits_NE.softmax(-1) if router.computed == "softmax" else logits_NE.sigmoid()
-    if router.computed == "sqrt_softplus":
-        scores = F.softplus(logits_NE).sqrt()
+    scores = SCORES[router.computed](logits_NE)
     bias = router.selection_bias_E
     selected = (scores if bias is None else scores + bias.float()).topk(router.top_k, -1).indices
     return selected, scores.gather(1, selected)
