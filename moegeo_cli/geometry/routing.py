@@ -1,7 +1,8 @@
 r"""What one router did over a probe, as sums by sequence: all that its metrics need.
 
-Two passes over the logits, in pieces that stay in the processor's cache; the second one
-only for the distance to the mean distribution. Everything is float64 from the logits on.
+One pass over the logits, in pieces that stay in the processor's cache. The distance to the mean
+distribution needs that mean first: it is summed afterwards, over tokens that were kept.
+Everything is float64 from the logits on.
 Arrays are laid out by column (Fortran order): NumPy reduces the few entries of a row one row
 after another, but whole columns at once.
 
@@ -11,8 +12,9 @@ M token means.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,15 +24,14 @@ from moegeo_cli.geometry.simplex import distance_from_squared_chord, distance_ma
 from moegeo_cli.geometry.sums import TOKEN_MEANS, RouterTokens, RoutingSums
 
 PIECE = 1 << 16  # entries of a piece: half a megabyte of float64
-KEPT_ROOTS = 1 << 22  # entries of √p that are kept between the passes: 32 MiB
 
 
 def measure_routing(tokens: RouterTokens) -> RoutingSums:
     """Sum what the metrics of section "per router" need, sequence by sequence.
 
     Args:
-        tokens: one router's tokens. Tokens with a non-finite logit or weight are counted
-            and left out of the sums.
+        tokens: one router's tokens, all of the probe. Tokens with a non-finite logit or weight
+            are counted and left out of the sums.
 
     Returns:
         Sums in float64; token means are not averaged yet.
@@ -38,7 +39,61 @@ def measure_routing(tokens: RouterTokens) -> RoutingSums:
     Raises:
         UnsupportedArchitectureError: an unknown scoring.
     """
+    sums = sum_tokens(tokens)
+    if tokens.logits_TE is None:
+        return sums
+    return add_dispersion(
+        sums, tokens.logits_TE, tokens.weights_TK, tokens.sequence_T, tokens.scoring, tokens.masked
+    )
+
+
+def sum_tokens(tokens: RouterTokens) -> RoutingSums:
+    """The same of some whole sequences, but for the dispersion, which stays 0 and uncounted."""
     return _Measuring(tokens).run()
+
+
+def add_dispersion(
+    sums: RoutingSums,
+    logits_ME: np.ndarray,
+    weights_MK: np.ndarray,
+    sequence_M: np.ndarray,
+    scoring: str,
+    masked: Sequence[int] = (),
+) -> RoutingSums:
+    """The sums with the dispersion of some of the tokens about the mean of all.
+
+    Args:
+        sums: of all tokens.
+        logits_ME: raw logits of some of them. Those that are not finite are left out.
+        weights_MK: their combine weights.
+        sequence_M: their sequences.
+        scoring: how logits become a distribution.
+        masked: experts that are switched off.
+    """
+    open_E = np.setdiff1d(np.arange(sums.experts), masked)
+    if len(open_E) < 2 or sums.hashed:
+        return sums
+    rule, furthest = find_scoring(scoring), distance_max(len(open_E))
+    total = max(sums.tokens - sums.nonfinite_tokens, 1)
+    root_mean_E = np.sqrt(sums.probability_SE[:, open_E].sum(axis=0) / total)
+    column = TOKEN_MEANS.index("dispersion")
+    values_SM, counts_SM = sums.values_SM.copy(), sums.counts_SM.copy()
+    rows = max(64, PIECE // sums.experts)
+    finite_M = np.isfinite(weights_MK).all(axis=1)
+    values_M = np.zeros(len(logits_ME))
+    for start in range(0, len(logits_ME), rows):
+        piece = slice(start, start + rows)
+        z_NE = np.asfortranarray(logits_ME[piece][:, open_E]).astype(np.float64)
+        finite_M[piece] &= np.isfinite(z_NE).all(axis=1)
+        if not (own_N := finite_M[piece]).any():
+            continue
+        gap_NE = _roots(rule.log_score(z_NE if own_N.all() else z_NE[own_N]))[0] - root_mean_E
+        chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
+        values_M[start + np.flatnonzero(own_N)] = distance_from_squared_chord(chord_N) / furthest
+    size = len(values_SM)
+    values_SM[:, column] = np.bincount(sequence_M, weights=values_M, minlength=size)
+    counts_SM[:, column] = np.bincount(sequence_M, weights=finite_M, minlength=size)
+    return dataclasses.replace(sums, values_SM=values_SM, counts_SM=counts_SM)
 
 
 class _Measuring:
@@ -135,9 +190,7 @@ class _Measuring:
         return np.asfortranarray(logits_NE[:, self.open_E] if self.masked else logits_NE)
 
     def _measure_logits(self, logits_TE: np.ndarray, scoring: Scoring) -> None:
-        """Everything that rests on the logits, in two passes."""
-        keep = logits_TE.size <= KEPT_ROOTS
-        kept_TE = np.empty((len(logits_TE), self.choices), order="F") if keep else None
+        """Everything that rests on the logits of one token at a time."""
         for piece in self._pieces():
             piece_NE = self._open(logits_TE[piece])
             rows: slice | np.ndarray = piece
@@ -148,33 +201,18 @@ class _Measuring:
                 piece_NE = self._open(logits_TE[rows])
             if not len(piece_NE):
                 continue
-            root_NE = self._measure_piece(rows, piece_NE, scoring)
-            if kept_TE is not None:
-                kept_TE[rows] = root_NE
+            self._measure_piece(rows, piece_NE, scoring)
             if self.rule is not None:
                 if self.masked and self.rule.groups:  # groups are of all experts
                     piece_NE = np.asfortranarray(logits_TE[rows])
                 self._measure_selection(self.rule, rows, piece_NE)
-        total = self.finite_T.sum()
-        root_mean_E = np.sqrt(self.probability_SE[:, self.open_E].sum(axis=0) / max(total, 1))
-        for piece in self._pieces():
-            rows = piece
-            if not self.finite_T[piece].all():
-                rows = piece.start + np.flatnonzero(self.finite_T[piece])
-            if kept_TE is not None:
-                gap_NE = kept_TE[rows] - root_mean_E
-            else:
-                z_NE = self._open(logits_TE[rows]).astype(np.float64)
-                gap_NE = _roots(scoring.log_score(z_NE))[0] - root_mean_E
-            chord_N = np.einsum("ne,ne->n", gap_NE, gap_NE)
-            self.values["dispersion"][rows] = distance_from_squared_chord(chord_N) / self.furthest
-        for name in ("fsi", "dispersion", "entropy_token", "logit_z"):
+        for name in ("fsi", "entropy_token", "logit_z"):
             self.counted[name] = self.finite_T
 
     def _measure_piece(
         self, rows: slice | np.ndarray, logits_NE: np.ndarray, scoring: Scoring
-    ) -> np.ndarray:
-        """The first pass over a piece; gives √p."""
+    ) -> None:
+        """Distributions of a piece."""
         z_NE = logits_NE.astype(np.float64)
         highest_N, lowest_N = z_NE.max(axis=1), z_NE.min(axis=1)
         centre_N = z_NE.mean(axis=1) if scoring.constant_free else 0.0
@@ -198,7 +236,6 @@ class _Measuring:
         self.values["fsi"][rows] = distance_from_squared_chord(chord_N) / self.furthest
         self.values["entropy_token"][rows] = entropy_N / self.log_experts
         self.values["logit_z"][rows] = log_sum_N**2
-        return root_NE
 
     def _measure_selection(
         self, rule: SelectionRule, rows: slice | np.ndarray, logits_NE: np.ndarray

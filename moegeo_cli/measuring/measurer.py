@@ -21,7 +21,8 @@ from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.provenance import running_versions
 from moegeo_cli.measuring.ready import Ready, digest, prepare, say_notes
-from moegeo_cli.measuring.router_arrays import SAMPLE_TOKENS, form_router, sample_rows
+from moegeo_cli.measuring.router_arrays import form_router, sample_rows
+from moegeo_cli.measuring.routing_statistic import make_statistic
 from moegeo_cli.models.accounting import recall
 from moegeo_cli.models.fitting import Request, choose_source
 from moegeo_cli.models.given import Models
@@ -29,7 +30,7 @@ from moegeo_cli.models.loading import resolve_device, resolve_dtype
 from moegeo_cli.models.sources import Manner, ModelSource
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
-from moegeo_cli.replay.plan import Plan, Replay
+from moegeo_cli.replay.plan import SAMPLE_TOKENS, Plan, Replay
 from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.session import replay
 from moegeo_cli.routers.finding import Router
@@ -51,6 +52,7 @@ class Measurer:
         models: what model this is; None for transformers'.
         ranks: who shares the probe; None for this process alone.
         beside: bytes that the command holds beside what a pass holds.
+        every_token: whether the command keeps the logits and choices of every token.
 
     Raises:
         ResourceError: the device is not there.
@@ -67,10 +69,11 @@ class Measurer:
         models: Models | None = None,
         ranks: Ranks | None = None,
         beside: int = 0,
+        every_token: bool = False,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
-        self.beside = beside
+        self.beside, self.every_token = beside, every_token
         self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
         self._source = (
@@ -111,7 +114,7 @@ class Measurer:
             self._source = choose_source(
                 Request(
                     checkpoint, self.architecture, self.probe, self.groups_S, self.settings,
-                    self.device, self.dtype, self.beside,
+                    self.device, self.dtype, self.beside, self.every_token,
                 ),
                 shared=self.ranks is not None,
             )  # fmt: skip
@@ -192,6 +195,12 @@ class Measurer:
             mixed_lengths=ready.form.mixes_lengths,
             splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
             sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            statistic=partial(
+                make_statistic,
+                architecture=self.architecture,
+                sequences=len(self.probe.sequences),
+            ),
+            kept_rows=sample_rows(self.probe.tokens, SAMPLE_TOKENS, self.settings.seed),
             seed=self.settings.seed,
         )
 

@@ -5,24 +5,28 @@ Legend: T real probe positions, S sequences, D router input width, E experts, G 
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
-import torch
 
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.geometry.heterogeneity import FisherSums, grams
-from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.pair_means import sum_by_group
 from moegeo_cli.geometry.rounding import changed_choices, coarseness
-from moegeo_cli.geometry.routing import measure_routing
+from moegeo_cli.geometry.routing import add_dispersion, measure_routing
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.measuring.arrays import RouterArrays
+from moegeo_cli.measuring.routing_statistic import (
+    RoutingStatistic,
+    copied,
+    describe_router,
+    masked_experts,
+)
 from moegeo_cli.models.damage import find_damage
-from moegeo_cli.replay.plan import Replay, RouterTrace
+from moegeo_cli.replay.plan import SAMPLE_TOKENS, Replay, RouterTrace
 
-# Rows of the probe that are kept by value, for distances between checkpoints.
-SAMPLE_TOKENS = 4096
-# Of those, rows whose choice is tried under other biases.
+# Of the rows that are kept by value, those whose choice is tried under other biases.
 ROUNDED_TOKENS = 1024
 
 
@@ -48,31 +52,32 @@ def form_router(
     """
     if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
         return None
-    router, selection = trace.router, architecture.selection
-    weight_ED = _copied(router.weight_ED[: router.experts])
-    hashes = router.layer in architecture.hash_layers
-    seen = slice(None) if trace.rows is None else trace.rows
-    top_k = router.top_k or architecture.top_k
-    bias_E, selection_bias_E = _array(router.bias_E), _array(router.selection_bias_E)
-    selected_TK = trace.selected_TK[seen]
-    masked = () if hashes else find_masked(weight_ED, bias_E, selection_bias_E)
-    off = tuple(e for e in masked if not (selected_TK == e).any())
-    tokens = RouterTokens(
-        logits_TE=None if hashes else trace.logits_TE[seen],
-        selected_TK=selected_TK,
-        weights_TK=trace.weights_TK[seen],
-        sequence_T=outcome.sequence_T[seen],
-        scoring=architecture.scoring or "",
-        selection_bias_E=selection_bias_E,
-        bias_on=selection.bias_on,
-        groups=selection.groups,
-        group_score=selection.group_score or "top2",
-        top_k=top_k,
-        experts=router.experts,
+    router = trace.router
+    facts = describe_router(router, architecture)
+    weight_ED, hashes = (
+        copied(router.weight_ED[: router.experts]), router.layer in architecture.hash_layers
+    )  # fmt: skip
+    kept = np.arange(len(outcome.sequence_T)) if trace.kept is None else trace.kept
+    own = np.arange(len(kept)) if trace.rows is None else np.flatnonzero(np.isin(kept, trace.rows))
+    masked = () if hashes else masked_experts(router)
+    tokens = dataclasses.replace(
+        facts,
+        logits_TE=None if hashes else trace.logits_TE[own],
+        selected_TK=trace.selected_TK[own],
+        weights_TK=trace.weights_TK[own],
+        sequence_T=outcome.sequence_T[kept[own]],
         sequences=len(groups_S),
-        masked=off,
     )
-    sums, groups = measure_routing(tokens), int(groups_S.max()) + 1
+    off: tuple[int, ...] = ()
+    if isinstance(trace.statistic, RoutingStatistic):
+        sums = add_dispersion(
+            trace.statistic.finish(), trace.logits_TE[own], tokens.weights_TK, tokens.sequence_T,
+            tokens.scoring,
+        )  # fmt: skip
+    else:
+        off = tuple(e for e in masked if not (tokens.selected_TK == e).any())
+        sums = measure_routing(dataclasses.replace(tokens, masked=off))
+    groups = int(groups_S.max()) + 1
     dispatched_GE = sum_by_group(sums.dispatch_SE, groups_S, groups)
     probability_GE = sum_by_group(sums.probability_SE, groups_S, groups)
     tokens_G = sum_by_group(sums.sequence_tokens[:, None], groups_S, groups)[:, 0]
@@ -102,7 +107,7 @@ def form_router(
     if adam is not None and not hashes:
         fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
     damage = find_damage(router)
-    rows = sample_rows(len(trace.logits_TE), SAMPLE_TOKENS, seed)
+    rows = sample_rows(len(outcome.sequence_T), SAMPLE_TOKENS, seed)
     inputs_ND, places = trace.sample_x_MD, {}
     if trace.rows is not None:
         rows = np.intersect1d(rows, trace.rows)
@@ -112,26 +117,27 @@ def form_router(
             "sample_rows": np.searchsorted(trace.rows, rows),
             "input_rows": np.searchsorted(trace.rows, input_rows[own_N]),
         }
+    at = np.searchsorted(kept, rows)
     return RouterArrays(
         layer=router.layer,
         path=router.path,
         experts=router.experts,
-        top_k=top_k,
+        top_k=facts.top_k,
         scoring=architecture.scoring or "",
         sums=sums,
         fishers=fishers,
         weight_ED=weight_ED,
-        bias_E=bias_E,
-        sample_logits_ME=trace.logits_TE[rows],
-        sample_selected_MK=trace.selected_TK[rows],
+        bias_E=None if router.bias_E is None else copied(router.bias_E),
+        sample_logits_ME=trace.logits_TE[at],
+        sample_selected_MK=trace.selected_TK[at],
         sample_x_ND=inputs_ND,
         **places,
         experts_nonfinite=None if damage is None else damage.nonfinite,
         experts_zero=None if damage is None else damage.zero,
         experts_identical=None if damage is None else damage.identical,
-        selection_bias_E=selection_bias_E,
+        selection_bias_E=facts.selection_bias_E,
         masked=masked,
-        bias_changes=_bias_changes(tokens, trace.logits_TE[rows], seed),
+        bias_changes=_bias_changes(tokens, trace.logits_TE[at], seed),
     )
 
 
@@ -153,19 +159,6 @@ def _bias_changes(tokens: RouterTokens, logits_ME: np.ndarray, seed: int) -> flo
         return None
     generator = np.random.default_rng([seed, len(bias_E)])
     return changed_choices(rule, rule.score(some_ME), coarse.step_E, generator)
-
-
-def _array(values: torch.Tensor | None) -> np.ndarray | None:
-    return None if values is None else _copied(values)
-
-
-def _copied(values: torch.Tensor) -> np.ndarray:
-    """A parameter as an array of its own.
-
-    A view would become the next checkpoint's where a model is filled in place, and hold the
-    mapped file that the parameter lies in.
-    """
-    return np.array(values.detach().float().cpu().numpy())
 
 
 def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:

@@ -43,7 +43,7 @@ from moegeo_cli.models.sources import (
 )
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
-from moegeo_cli.replay.plan import Plan
+from moegeo_cli.replay.plan import SAMPLE_TOKENS, Plan
 from moegeo_cli.replay.token_losses import logit_bytes
 from moegeo_cli.routers.finding import find_routers
 from moegeo_cli.settings import Settings
@@ -62,7 +62,8 @@ class Request:
     """What is to be replayed, and how.
 
     `checkpoint` is the first one, which tells how large they are. `groups_S` are each sequence's
-    group. `beside` are bytes that the command keeps beyond what a pass does.
+    group. `beside` are bytes that the command keeps beyond what a pass does. `every_token` says
+    that it keeps the logits and choices of every token, and not of a sample.
     """
 
     checkpoint: Checkpoint
@@ -73,6 +74,7 @@ class Request:
     device: torch.device
     dtype: torch.dtype
     beside: int = 0
+    every_token: bool = False
 
     @property
     def lengths(self) -> list[int]:
@@ -93,7 +95,9 @@ class Request:
         kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
         exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
         sums = sum(sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes)
-        return self.beside + sums + kept_bytes(shapes, self.probe.tokens, len(self.lengths))
+        tokens = self.probe.tokens
+        tokens = tokens if self.every_token else min(tokens, SAMPLE_TOKENS)
+        return self.beside + sums + kept_bytes(shapes, tokens, len(self.lengths))
 
     def kept_of(self, model: nn.Module) -> int:
         """The same of a model's routers."""

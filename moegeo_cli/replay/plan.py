@@ -6,8 +6,9 @@ D router input width, E experts, K experts chosen per token, G groups of sequenc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +19,23 @@ from moegeo_cli.replay.pairs import SOURCE, TARGET
 from moegeo_cli.routers.finding import Router
 
 CATEGORICAL = ("categorical", "token")
+SAMPLE_TOKENS = 4096  # rows of the probe whose logits and choices are kept by value
+
+
+class Statistic(Protocol):
+    """Sums over one router's tokens, fed batch by batch."""
+
+    def add(
+        self,
+        sequence_N: np.ndarray,
+        logits_NE: torch.Tensor,
+        selected_NK: torch.Tensor,
+        weights_NK: torch.Tensor,
+    ) -> None:
+        """Add the tokens of some whole sequences, those of one side by side."""
+
+    def parts(self) -> list[torch.Tensor]:
+        """The sums themselves: those of several ranks are added up in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +61,15 @@ class Plan:
     sample_rows: np.ndarray | None = None  # rows of the probe whose router inputs are kept
     # Router path -> the module whose first argument is kept for those rows in their place.
     input_modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    # What sums up a router's tokens while the pass runs, and the rows of the probe that are kept
+    # beside it; where there is none, every row is kept.
+    statistic: Callable[[Router], Statistic | None] | None = None
+    kept_rows: np.ndarray | None = None
     seed: int = 0
+
+    def of_every_token(self, **changes: Any) -> Plan:
+        """The same with other values, and with the logits and choices of every token kept."""
+        return replace(self, statistic=None, kept_rows=None, **changes)
 
     @property
     def needs_loss(self) -> bool:
@@ -55,6 +81,8 @@ class Plan:
 class RouterTrace:
     """What one router did over the probe; rows follow the probe's order of tokens.
 
+    `kept` are the rows of the probe that logits, choices and weights are of; None for all.
+    `statistic` has summed up the others too.
     `side` is the part of every sequence that the router sees, `rows` those tokens; None for all.
     `observed` is false where its choice was computed; `confirmed` says that the loss's gradient
     then reached the computed experts and no others.
@@ -65,10 +93,11 @@ class RouterTrace:
     selected_TK: np.ndarray | None = None
     weights_TK: np.ndarray | None = None
     fishers: dict[tuple[str, str], FisherAccumulator] = field(default_factory=dict)
-    dispatched_GE: np.ndarray | None = None
     sample_x_MD: np.ndarray | None = None
     problem: str | None = None
     calls: int = 0
+    kept: np.ndarray | None = None
+    statistic: Statistic | None = None
     side: str | None = None
     rows: np.ndarray | None = None
     observed: bool = True
@@ -88,11 +117,19 @@ def make_traces(
     """
     shapes = [(int(r.weight_ED.shape[0]), int(r.weight_ED.shape[1])) for r in routers]
     exact = exact_groups_fit(shapes, len(plan.fishers), groups)
+    statistics = [plan.statistic(r) if plan.statistic else None for r in routers]
+    parts = [
+        (router, own, None if own is None else plan.kept_rows)
+        for router, own in zip(routers, statistics, strict=True)
+    ]
     return [
         RouterTrace(
             router=router,
-            logits_TE=np.zeros((tokens, router.experts), dtype=np.float32),
-            dispatched_GE=np.zeros((groups, router.experts)),
+            logits_TE=np.zeros(
+                (tokens if kept is None else len(kept), router.experts), dtype=np.float32
+            ),
+            kept=kept,
+            statistic=statistic,
             fishers={
                 key: FisherAccumulator(
                     router.experts,
@@ -105,7 +142,7 @@ def make_traces(
                 for key in plan.fishers
             },
         )
-        for router in routers
+        for router, statistic, kept in parts
     ]
 
 

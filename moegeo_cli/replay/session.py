@@ -158,6 +158,9 @@ class Pass:
             take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
         self.kept = KeptInputs(plan, tokens)
+        self.kept_place_T: np.ndarray = np.full(tokens, -1)
+        if plan.kept_rows is not None:
+            self.kept_place_T[plan.kept_rows] = np.arange(len(plan.kept_rows))
         self.calls = CallCount(self.traces, tokens)
         self.trial: Trial | None = None  # where the small batch is at work
         self.fault: MoegeoError | None = None  # raised in a hook, within the model's own code
@@ -372,9 +375,16 @@ class Pass:
             shape = (len(trace.logits_TE), selected_NK.shape[1])
             trace.selected_TK = np.zeros(shape, dtype=np.int32)
             trace.weights_TK = np.zeros(shape, dtype=np.float32)
-        trace.logits_TE[rows.probe_N] = logits_NE.cpu().numpy()
-        trace.selected_TK[rows.probe_N] = selected_NK.cpu().numpy()
-        trace.weights_TK[rows.probe_N] = weights_NK.cpu().numpy()
+        if trace.statistic is not None:
+            trace.statistic.add(rows.sequence_N, logits_NE, selected_NK, weights_NK)
+        places, values = rows.probe_N, [logits_NE, selected_NK, weights_NK]
+        if trace.kept is not None:
+            places = self.kept_place_T[rows.probe_N]
+            own = torch.from_numpy(np.flatnonzero(places >= 0)).to(logits_NE.device)
+            places, values = places[places >= 0], [v.index_select(0, own) for v in values]
+        arrays = (trace.logits_TE, trace.selected_TK, trace.weights_TK)
+        for array, some in zip(arrays, values, strict=True):
+            array[places] = some.cpu().numpy()
         self.calls.measured(trace.router, rows.probe_N)
         if trace.router.path not in self.kept.modules:
             self.kept.keep(trace, rows, call.x_ND)

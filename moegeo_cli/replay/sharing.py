@@ -87,6 +87,8 @@ def _sums(outcome: Replay) -> Iterator[torch.Tensor]:
     for trace in outcome.traces:
         for accumulator in trace.fishers.values():
             yield from accumulator.sums()
+        if trace.statistic is not None:
+            yield from trace.statistic.parts()
     if outcome.loss_S is not None:
         yield torch.from_numpy(outcome.loss_S)
 
@@ -100,8 +102,11 @@ def _hand_over(
     ranks: Ranks, trace: RouterTrace, rows: list[np.ndarray], sample_rows: np.ndarray | None
 ) -> None:
     """Put the other ranks' rows into rank 0's arrays."""
+    own = rows
+    if trace.kept is not None:
+        own = [np.flatnonzero(np.isin(trace.kept, r)) for r in rows]
     kept: list[tuple[np.ndarray | None, list[np.ndarray]]] = [
-        (trace.logits_TE, rows), (trace.selected_TK, rows), (trace.weights_TK, rows),
+        (trace.logits_TE, own), (trace.selected_TK, own), (trace.weights_TK, own),
     ]  # fmt: skip
     if sample_rows is not None:
         if trace.sample_x_MD is None:  # none of the sampled tokens was this rank's

@@ -22,7 +22,7 @@ from moegeo_cli.store.files import write_atomic
 
 FOLDER = ".moegeo"
 # Raised whenever the meaning of a stored measurement changes: older entries are measured again.
-STORE_VERSION = 5
+STORE_VERSION = 6
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:

@@ -88,7 +88,6 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = route(logits_of(2, tokens=700), lengths=(100, 350, 250))
     whole = values(measure_routing(tokens))
     monkeypatch.setattr("moegeo_cli.geometry.routing.PIECE", 64 * 6)
-    monkeypatch.setattr("moegeo_cli.geometry.routing.KEPT_ROOTS", 0)
     assert values(measure_routing(tokens)) == pytest.approx(whole, rel=1e-12)
 
 

@@ -83,7 +83,7 @@ def measure_experts(
     groups = int(groups_S.max(initial=0)) + 1
     measurer = Measurer(
         architecture, checkpoint.config, probe, groups_S, settings.replay, models,
-        beside=bytes_beside(settings, architecture, groups, probe.tokens),
+        beside=bytes_beside(settings, architecture, groups, probe.tokens), every_token=True,
     )  # fmt: skip
     ready = measurer.open(checkpoint)
     plan = measurer.plan(ready)
@@ -91,8 +91,7 @@ def measure_experts(
     if listener:
         listener.begin(checkpoint.relative, 1 + len(ready.asked), "part")
         listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
-    plan = dataclasses.replace(
-        plan,
+    plan = plan.of_every_token(
         fishers=(CATEGORICAL, EMPIRICAL) if ready.form.no_loss is None else (CATEGORICAL,),
         sample_rows=_kept_rows(ready.asked, probe.tokens, settings),
         input_modules=_input_modules(blocks),

@@ -5,7 +5,6 @@ Legend: S sequences, N tokens with kept inputs.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +68,7 @@ class RoutingReplay:
         self.draws: Draws = make_draws(self.groups_S, settings.seed)
         self.measurer = Measurer(
             self.architecture, checkpoint.config, probe, self.groups_S, settings.replay, models,
-            beside=settings.kept_bytes if settings.memory is not None else 0,
+            beside=settings.kept_bytes if settings.memory is not None else 0, every_token=True,
         )  # fmt: skip
 
     def replay(self, checkpoint: Checkpoint) -> Replayed:
@@ -90,7 +89,7 @@ class RoutingReplay:
         measurer, settings = self.measurer, self.settings
         ready = measurer.open(checkpoint)
         rows_N = kept_rows(ready.asked, self.probe.tokens, settings.seed, settings.kept_bytes)
-        plan = dataclasses.replace(measurer.plan(ready), fishers=(), sample_rows=rows_N)
+        plan = measurer.plan(ready).of_every_token(fishers=(), sample_rows=rows_N)
         outcome = measurer.replay(ready, plan, self.listener.advance if self.listener else None)
         held = measurer.manner.say_memory(measurer.device)
         if self.listener and held is not None:

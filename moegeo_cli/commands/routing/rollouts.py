@@ -5,7 +5,6 @@ Legend: T tokens, S sequences.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -93,7 +92,7 @@ def generated_figures(
     draws, domains = make_draws(groups_S, settings.seed), Domains.of([s.domain for s in prompts])
     rows = np.arange(1)  # inputs of these tokens are not looked at
     again = Measurer(architecture, measurer.config, continued, groups_S, settings.replay)
-    plan = dataclasses.replace(again.plan(ready), fishers=(), sample_rows=rows)
+    plan = again.plan(ready).of_every_token(fishers=(), sample_rows=rows)
     outcome = again.replay(ready, plan)
     found: dict[str, Figures] = {}
     for trace in outcome.traces:

@@ -98,7 +98,7 @@ def kept_bytes(shapes: Sequence[tuple[int, int, int]], tokens: int, sequences: i
 
     Args:
         shapes: (E, D, K) of each router.
-        tokens: T.
+        tokens: how many have their logits and choices kept.
         sequences: S.
     """
     by_token = sum(tokens * (4 * e + 8 * k) for e, _, k in shapes)

@@ -1,0 +1,1 @@
+"""From a pass to one router's sums."""

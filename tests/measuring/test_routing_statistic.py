@@ -1,0 +1,125 @@
+"""Sums that are fed batch by batch, against all tokens at once and against a slow reference."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moegeo_cli.checkpoints.architecture import describe_architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.geometry.resample import group_sequences
+from moegeo_cli.geometry.routing import measure_routing, sum_tokens
+from moegeo_cli.geometry.scoring import probabilities
+from moegeo_cli.geometry.simplex import distance, distance_max
+from moegeo_cli.geometry.sums import TOKEN_MEANS, RouterTokens
+from moegeo_cli.measuring.arrays import CheckpointArrays
+from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.routing_statistic import ADDED, RoutingStatistic
+from moegeo_cli.probes import Probe, Sequence
+from moegeo_cli.settings import Settings
+from tests.tiny_models import build_tiny
+
+LENGTHS = (7, 31, 18, 44)
+BATCHES = ((2, 0), (3,), (1,))  # sequences in another order than the probe's
+
+
+def tokens_of(scoring: str, top_k: int | None, groups: tuple[int, int] | None) -> RouterTokens:
+    """Random tokens: an empty slot, a token that is not finite, a biased choice among groups."""
+    generator = np.random.default_rng(3)
+    logits_TE = generator.normal(size=(sum(LENGTHS), 8)).astype(np.float32)
+    logits_TE[11, 3] = np.nan
+    selected_TK = np.argsort(-np.nan_to_num(logits_TE), axis=1)[:, :3].astype(np.int32)
+    selected_TK[20, 2] = -1
+    weights_TK = generator.random(selected_TK.shape).astype(np.float32)
+    return RouterTokens(
+        logits_TE=logits_TE,
+        selected_TK=selected_TK,
+        weights_TK=weights_TK,
+        sequence_T=np.repeat(np.arange(len(LENGTHS)), LENGTHS),
+        scoring=scoring,
+        selection_bias_E=generator.normal(size=8) if groups else None,
+        groups=groups,
+        top_k=top_k,
+        experts=8,
+    )
+
+
+@pytest.mark.parametrize(
+    ("scoring", "top_k", "groups"),
+    [("softmax", 3, None), ("softmax", None, None), ("sigmoid", 3, (4, 2))],
+)
+def test_batches_give_the_sums_of_all_tokens(
+    scoring: str, top_k: int | None, groups: tuple[int, int] | None
+) -> None:
+    tokens = tokens_of(scoring, top_k, groups)
+    whole = sum_tokens(tokens)
+    statistic = RoutingStatistic(dataclasses.replace(tokens, logits_TE=None), len(LENGTHS))
+    for members in BATCHES:
+        rows = np.concatenate([np.flatnonzero(tokens.sequence_T == s) for s in members])
+        assert tokens.logits_TE is not None
+        statistic.add(
+            tokens.sequence_T[rows],
+            *(torch.from_numpy(a[rows])
+              for a in (tokens.logits_TE, tokens.selected_TK, tokens.weights_TK)),
+        )  # fmt: skip
+    found = statistic.finish()
+    for name in ADDED:
+        one, other = getattr(whole, name), getattr(found, name)
+        assert one.dtype == other.dtype, name
+        np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-14, err_msg=name)
+    for fact in ("contradicted", "margin_in_logits", "hashed", "top_k", "nonfinite_tokens"):
+        assert getattr(found, fact) == getattr(whole, fact), fact
+
+
+def measure(model_type: str) -> CheckpointArrays:
+    model = build_tiny(model_type).eval().requires_grad_(False)
+    config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    generator = np.random.default_rng(0)
+    probe = Probe.of(
+        tuple(Sequence(generator.integers(0, 48, n), None, None) for n in LENGTHS), name="random"
+    )
+    measurer = Measurer(
+        describe_architecture(config), config, probe, group_sequences(len(LENGTHS)),
+        Settings(fisher="categorical", device="cpu", batch_size=2),
+    )  # fmt: skip
+    return measurer.measure_model(model, Checkpoint(Path("nowhere")))
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_a_sample_of_the_tokens_is_kept_and_only_dispersion_rests_on_it(
+    model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure(model_type)
+    for module in ("measurer", "router_arrays"):
+        monkeypatch.setattr(f"moegeo_cli.measuring.{module}.SAMPLE_TOKENS", 24)
+    sampled = measure(model_type)
+    column = TOKEN_MEANS.index("dispersion")
+    for one, other in zip(whole.routers, sampled.routers, strict=True):
+        assert other.sample_logits_ME.shape[0] == 24 < one.sample_logits_ME.shape[0]
+        np.testing.assert_array_equal(
+            other.sample_logits_ME, one.sample_logits_ME[sampled.sample_rows]
+        )
+        for name in ADDED:
+            a, b = getattr(one.sums, name), getattr(other.sums, name)
+            if a.ndim == 2 and name in ("values_SM", "counts_SM"):
+                a, b = np.delete(a, column, axis=1), np.delete(b, column, axis=1)
+            np.testing.assert_array_equal(b, a, err_msg=name)
+        # The slow way: each sampled token's distance from the mean over all tokens.
+        p_TE = probabilities(one.sample_logits_ME, one.scoring)
+        apart = distance(p_TE[sampled.sample_rows], p_TE.mean(0)) / distance_max(one.experts)
+        assert other.sums.counts_SM[:, column].sum() == 24
+        assert other.sums.values_SM[:, column].sum() == pytest.approx(apart.sum(), rel=1e-6)
+
+
+def test_dispersion_of_all_tokens_is_that_of_the_whole_measurement() -> None:
+    tokens = tokens_of("softmax", 3, None)
+    sums = measure_routing(tokens)
+    assert tokens.logits_TE is not None
+    p_TE = probabilities(np.delete(tokens.logits_TE, 11, axis=0), "softmax")
+    apart = distance(p_TE, p_TE.mean(0)) / distance_max(8)
+    column = TOKEN_MEANS.index("dispersion")
+    assert sums.values_SM[:, column].sum() == pytest.approx(apart.sum(), rel=1e-9)
