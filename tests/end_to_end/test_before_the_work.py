@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moegeo_cli import analyze, compare
+from moegeo_cli.commands.compare.pairing import choose_axis
 from moegeo_cli.errors import ComparisonError, UsageError
 from tests.command import Outcome
 from tests.end_to_end.conftest import random_ids, write_probe
@@ -37,14 +38,17 @@ def test_names_are_checked_first(tiny: Callable[..., Path], probe: Path) -> None
 
 
 @pytest.mark.usefixtures("idle")
-def test_progress_that_is_not_recorded_is_said_first(
-    tiny: Callable[..., Path], probe: Path, tmp_path: Path
-) -> None:
+def test_progress_that_is_not_recorded_is_said_first(probe: Path, tmp_path: Path) -> None:
     run = save_tiny("mixtral", tmp_path / "run" / "checkpoint-1").parent
     with pytest.raises(ComparisonError, match="cannot match by tokens"):
         compare(run, run, probe=probe, by="tokens")
+
+
+def test_runs_without_progress_are_compared_where_one_is_a_single_checkpoint() -> None:
+    several: list[tuple[str, dict[str, float | None]]] = [("one", {}), ("two", {})]
+    assert choose_axis([several, [("base", {})]], None) == "newest"
     with pytest.raises(ComparisonError, match="no progress in common"):
-        compare(tiny("mixtral"), tiny("mixtral"), probe=probe)
+        choose_axis([several, several], None)
 
 
 def test_one_large_probe_for_runs_of_two_sizes(
