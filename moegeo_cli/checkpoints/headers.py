@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
+from moegeo_cli.checkpoints.hub_notes import described_size
 from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedLayoutError
 
 # The reference reader refuses longer headers too; a broken length must not allocate gigabytes.
@@ -96,6 +97,7 @@ def read_header(path: Path) -> Header:
         raise _damaged(path, f"a header that is a {type(document).__name__}, not an object")
     metadata = document.pop("__metadata__", None)
     data_start = 8 + length
+    size = described_size(path, data_start, size)
     tensors = {
         name: _parse_tensor(path, name, entry, data_start, size) for name, entry in document.items()
     }

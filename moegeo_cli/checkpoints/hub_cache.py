@@ -37,13 +37,13 @@ def advise_missing(path: Path) -> str:
     """What to do about a path that does not exist: it may be a model's name on the Hub."""
     name = path.as_posix()
     if not _NAME.fullmatch(name):
-        return "check the path; moegeo downloads nothing"
+        return "check the path; only a path that begins with hf:// is looked for on the Hub"
     snapshot = find_snapshot(_cache() / f"models--{name.replace('/', '--')}")
     if snapshot is not None:
         return f"the Hub's cache on this machine holds {name}: give {snapshot}"
     return (
-        f"check the path; moegeo downloads nothing: for the model of that name on the Hub, "
-        f"hf download {name} --local-dir FOLDER, then give FOLDER"
+        f"check the path; a model of that name on the Hub is hf://{name}, or lies in FOLDER after "
+        f"hf download {name} --local-dir FOLDER"
     )
 
 

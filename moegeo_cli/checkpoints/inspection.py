@@ -16,7 +16,8 @@ from moegeo_cli.checkpoints.accounting import known_unused
 from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.discover import RunFolder, open_run
+from moegeo_cli.checkpoints.discover import RunFolder
+from moegeo_cli.checkpoints.hub import open_path
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
@@ -63,7 +64,7 @@ def inspect_checkpoint(
         PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
             `open_run` does.
     """
-    run = open_run(path, config) if models is None else models.open(path)
+    run = open_path(path, config) if models is None else models.open(path)
     found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
     if not run.is_single:
         found["inspected"] = run.newest.relative

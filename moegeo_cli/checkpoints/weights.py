@@ -200,6 +200,10 @@ class WeightIndex:
         """Bytes of all weight files."""
         total = 0
         for path in self.files:
+            header = self.header(path)
+            if header is not None:  # of the Hub it may be here alone
+                total += header.file_size
+                continue
             with open_regular(path) as (_, size):
                 total += size
         return total

@@ -64,12 +64,18 @@ def analyze(
     return gate(record.verdict, judged["fail_on"])
 
 
+def _named(path: Path) -> str:
+    """A path as a person writes it; pathlib takes one of the slashes of hf://."""
+    text = str(path)
+    return text.replace("hf:/", "hf://", 1) if text.startswith("hf:/") else text
+
+
 def emit(record: RunRecord, path: Path, *, format: str, output: Path | None, full: bool) -> None:
     """The report, in the format asked for."""
     from moegeo_cli.reports import print_run, render, render_screen
 
     if format == "rich" and output is None:
-        print_run(record, stdout_console(), str(path), full=full)
+        print_run(record, stdout_console(), _named(path), full=full)
         return
     screen = format == "rich" and not full
     write_payload(render_screen(record) if screen else render(record, format), output)

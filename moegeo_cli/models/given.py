@@ -14,8 +14,9 @@ from typing import Any
 
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.discover import RunFolder, open_run
+from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.folders import given_config
+from moegeo_cli.checkpoints.hub import open_path
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.probes import Probe
@@ -39,7 +40,7 @@ class Models:
 
         Raises: what opening raises.
         """
-        return open_run(Path(path), self.config)
+        return open_path(path, self.config)
 
     def describe(self, checkpoint: Checkpoint) -> Architecture:
         """What a checkpoint's config and files say of its routers.

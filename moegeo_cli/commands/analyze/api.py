@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from moegeo_cli.commands.analyze.lenses import lens_notes
-from moegeo_cli.commands.analyze.opening import add_notes, measure_folder
-from moegeo_cli.commands.check.api import check_files
-from moegeo_cli.commands.check.run import FilesChecked
+from moegeo_cli.commands.analyze.opening import add_notes
+from moegeo_cli.commands.analyze.revisions import measure_and_check
 from moegeo_cli.commands.compare.measure import pair_losses
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.keeping import keep_report
 from moegeo_cli.measuring.probe import default_tokens
+from moegeo_cli.measuring.revisions import kept_for
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Analyze, Chosen, Model, Storage
@@ -72,38 +72,31 @@ def analyze(
         max_tokens = max(default_tokens(run, models) for run in (folder, beside))
     shared: dict[str, Any] = {
         "models": models, "settings": settings, "probe": Source.chosen(options),
-        "max_tokens": max_tokens, "progress": progress, "ranks": ranks, **part(Storage, options),
+        "max_tokens": max_tokens, "progress": progress, "ranks": ranks,
     }  # fmt: skip
-    chosen = part(Chosen, options)
-    told: list[FilesChecked] = []
-    measured = measure_folder(
-        folder, baseline=options["baseline"], **chosen, **shared,
-        before=lambda: told.append(
-            check_files(
-                folder, models, limits, progress=progress, **chosen, **part(Storage, options)
-            )
-        ),
-    )  # fmt: skip
-    [files] = told
-    run = measured.record
     other: RunRecord | None = None
     losses: dict[str, Metric] = {}
-    if beside is not None:
-        healthy = measure_folder(beside, baseline=None, **shared)
-        other = judge(healthy.record, policy=options["policy"], thresholds=limits)
-        losses = pair_losses(measured, healthy, settings)
-    settings_said = {
-        **run.settings,
-        "policy": options["policy"],
-        "reference": None if reference is None else Path(reference).name,
-    }
-    run = dataclasses.replace(run, settings=settings_said)
-    lenses = measured.lenses()
-    run = add_notes(run, lens_notes(lenses[run.newest.path]))
-    run = judge(run, reference=other, policy=options["policy"], thresholds=limits,
-                paired_losses=losses, lenses=lenses, files=files.outcomes)  # fmt: skip
-    assert run.verdict is not None
-    advice = recommend(run, run.verdict.findings, options["framework"])
-    run = dataclasses.replace(run, interventions=advice)
-    keep_report(measured.measurement.store, path, run)
+    with kept_for((folder, beside), part(Storage, options), ranks) as storage:
+        measured, files = measure_and_check(
+            folder, limits, options["baseline"], shared, storage, **part(Chosen, options)
+        )
+        if beside is not None:
+            healthy, _ = measure_and_check(beside, None, None, shared, storage)
+            other = judge(healthy.record, policy=options["policy"], thresholds=limits)
+            losses = pair_losses(measured, healthy, settings)
+        run = measured.record
+        settings_said = {
+            **run.settings,
+            "policy": options["policy"],
+            "reference": None if reference is None else Path(reference).name,
+        }
+        run = dataclasses.replace(run, settings=settings_said)
+        lenses = measured.lenses()
+        run = add_notes(run, lens_notes(lenses[run.newest.path]))
+        run = judge(run, reference=other, policy=options["policy"], thresholds=limits,
+                    paired_losses=losses, lenses=lenses, files=files)  # fmt: skip
+        assert run.verdict is not None
+        advice = recommend(run, run.verdict.findings, options["framework"])
+        run = dataclasses.replace(run, interventions=advice)
+        keep_report(measured.measurement.store, path, run)
     return run

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.commands.analyze.analysis import Analysis, measure_run
 from moegeo_cli.errors import UsageError
+from moegeo_cli.measuring.probe import open_probe
+from moegeo_cli.measuring.run import RunMeasurement
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.given import Models
 from moegeo_cli.records import RunRecord
@@ -53,6 +55,27 @@ def measure_folder(
         return measured
     run = add_notes(measured.record, [NOT_KEPT.format(store.problem)])
     return dataclasses.replace(measured, record=run)
+
+
+def is_measured(
+    run: RunFolder, models: Models, shared: Mapping[str, Any], storage: Mapping[str, Any]
+) -> bool:
+    """Whether the store holds the measurement of one checkpoint.
+
+    Args:
+        run: of that checkpoint alone.
+        models: what model it is of.
+        shared: how it is measured: `settings`, `probe`, `max_tokens`.
+        storage: the store's options.
+    """
+    loaded = open_probe(run, shared["probe"], shared["max_tokens"], models)
+    store = open_store(run, storage["cache"], storage["cache_dir"], models)
+    measurement = RunMeasurement(
+        models.describe(run.newest), run.newest.config, loaded, shared["settings"], store, None,
+        models,
+    )  # fmt: skip
+    key = measurement.key(run.newest.fingerprint(storage["verify_fingerprint"]))
+    return store.record(key) is not None
 
 
 def add_notes(run: RunRecord, notes: Sequence[str]) -> RunRecord:

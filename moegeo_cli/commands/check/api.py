@@ -19,11 +19,12 @@ from moegeo_cli.commands.check.run import (
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
+from moegeo_cli.measuring.revisions import each_revision, kept_for
 from moegeo_cli.measuring.storing import open_store
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.given import Models
 from moegeo_cli.models.tree import fill_tree
-from moegeo_cli.options import Check, Model
+from moegeo_cli.options import Check, Chosen, Model, Storage
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.store.cache import Store
@@ -69,6 +70,13 @@ def check_files(
     return find_outcomes(folder, chosen, reader, limits)
 
 
+def are_checked(run: RunFolder, models: Models, storage: Mapping[str, Any]) -> bool:
+    """Whether the store holds what `check_files` reads of one checkpoint."""
+    store = open_store(run, storage["cache"], storage["cache_dir"], models)
+    reader = _reader(store, False, storage["verify_fingerprint"], models, None)
+    return reader.keeps(run.newest)
+
+
 @keeps_global_state
 @takes(Check)
 def check(
@@ -93,11 +101,17 @@ def check(
     check_framework(options["framework"])
     models = choose_models(**part(Model, options))
     folder = models.open(path)
-    chosen = choose_checkpoints(folder, options["steps"], options["latest"])
-    store = open_store(folder, options["cache"], options["cache_dir"], models)
-    reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
+    which = part(Chosen, options)
+    chosen = choose_checkpoints(folder, **which)
     trained = folder.newest.training
-    record = check_run(folder, chosen, reader, limits, trained)
+    with kept_for([folder], part(Storage, options)) as storage:
+        store = open_store(folder, storage["cache"], storage["cache_dir"], models)
+        reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
+        each_revision(
+            folder, lambda one: reader.read(one.name, one.checkpoints),
+            lambda one: reader.keeps(one.newest), **which,
+        )  # fmt: skip
+        record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None
     log: list[Mapping[str, Any]] = [dict(entry) for entry in trained.log]
     about = RunRecord.of_facts({**record.run, "training": dict(trained.settings), "log": log})

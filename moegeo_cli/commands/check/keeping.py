@@ -14,6 +14,7 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.hub_notes import note_of
 from moegeo_cli.checkpoints.step_names import parse_step
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums
 from moegeo_cli.commands.check.layer_sums import STATISTICS
@@ -43,7 +44,8 @@ def key_of(checkpoint: Checkpoint, mode: str, quick: bool, model: Mapping[str, A
 
     Raises: what `fingerprint` raises.
     """
-    who: Any = checkpoint.fingerprint(mode) if mode == "full" else list(_files(checkpoint))
+    told = mode == "full" or note_of(checkpoint.path) is not None
+    who: Any = checkpoint.fingerprint(mode) if told else list(_files(checkpoint))
     parts = {
         "check": VERSION,
         "checkpoint": who,

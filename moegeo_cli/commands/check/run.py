@@ -65,6 +65,11 @@ class Reader:
     progress: Hearer | None = None
     fill: Filler | None = None
 
+    def keeps(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint was read before, so that its files need not be."""
+        key = key_of(checkpoint, self.mode, self.quick, self.identity)
+        return load_sums(self.store, key) is not None
+
     def read(self, name: str, chosen: Sequence[Checkpoint]) -> list[Kept]:
         """What is kept of some checkpoints; those that are not kept are read.
 

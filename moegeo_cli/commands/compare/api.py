@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
+from moegeo_cli.commands.analyze.analysis import Analysis
 from moegeo_cli.commands.analyze.opening import measure_folder
+from moegeo_cli.commands.analyze.revisions import bring_revisions
 from moegeo_cli.commands.check.api import check_files
+from moegeo_cli.commands.check.run import FilesChecked
 from moegeo_cli.commands.check.sharing import share
 from moegeo_cli.commands.compare.measure import check_axis, compare_runs
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.probe import default_tokens
+from moegeo_cli.measuring.revisions import kept_for
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Compare, Model, Storage
@@ -19,6 +24,7 @@ from moegeo_cli.probes import Source
 from moegeo_cli.records.comparison import ComparisonRecord, SharedBytes
 from moegeo_cli.settings import Settings, settings_of
 from moegeo_cli.verdict import judge, load_thresholds
+from moegeo_cli.verdict.thresholds import Thresholds
 
 if TYPE_CHECKING:
     from moegeo_cli.replay.ranks import Ranks
@@ -58,15 +64,28 @@ def compare(
     max_tokens = options["max_tokens"]
     if max_tokens is None:  # paired: both need the same draw, of any probe
         max_tokens = max(default_tokens(run, models) for run in runs)
-    kept = part(Storage, options)
-    a, b = (
-        measure_folder(
-            run, baseline=options["baseline"], settings=settings, probe=Source.chosen(options),
-            max_tokens=max_tokens, models=models, progress=progress, ranks=ranks, **kept,
-        )
-        for run in runs
-    )  # fmt: skip
-    files = tuple(check_files(run, models, limits, progress=progress, **kept) for run in runs)
+    how: dict[str, Any] = {
+        "models": models, "settings": settings, "probe": Source.chosen(options),
+        "max_tokens": max_tokens, "progress": progress, "ranks": ranks,
+    }  # fmt: skip
+    baseline = options["baseline"]
+    with kept_for(runs, part(Storage, options), ranks) as kept:
+        for run in runs:
+            bring_revisions(run, limits, baseline, how, kept)
+        a, b = (measure_folder(run, baseline=baseline, **how, **kept) for run in runs)
+        files = tuple(check_files(run, models, limits, progress=progress, **kept) for run in runs)
+        return _compare(a, b, files, limits, settings, options)
+
+
+def _compare(
+    a: Analysis,
+    b: Analysis,
+    files: tuple[FilesChecked, ...],
+    limits: Thresholds,
+    settings: Settings,
+    options: Mapping[str, Any],
+) -> ComparisonRecord:
+    """Two runs as measured, judged and set side by side."""
     judged = (
         judge(a.record, policy=options["policy"], thresholds=limits, files=files[0].outcomes),
         judge(b.record, policy=options["policy"], thresholds=limits, files=files[1].outcomes),

@@ -27,4 +27,4 @@ def inspect(path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
     """
     models = choose_models(**part(Model, options))
     own = None if options["model"] is None else models
-    return inspect_checkpoint(Path(path), own, options["config"], fill_tree)
+    return inspect_checkpoint(path, own, options["config"], fill_tree)

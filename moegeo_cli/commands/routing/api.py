@@ -12,6 +12,7 @@ from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.probe import default_tokens, open_probe
+from moegeo_cli.measuring.revisions import bring
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.choosing import choose_models
@@ -58,6 +59,7 @@ def routing(
     models = choose_models(captures=captures, **part(Model, options))
     folder = models.open(path)
     beside = None if other is None else models.open(other)
+    bring(*(run for run in (folder, beside) if run is not None))
     if beside is not None and max_tokens is None and captures is None:
         max_tokens = max(default_tokens(run, models) for run in (folder, beside))
     loaded = open_probe(folder, Source.chosen(options), max_tokens, models)
