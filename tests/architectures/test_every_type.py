@@ -105,7 +105,7 @@ def test_a_type_is_measured_whole(
     for layer, trace in zip(layers, traces, strict=True):
         if layer.layer in hashed:
             assert layer.fisher_trace is None
-            assert "hashes" in (layer.metrics["fsi"].reason or "")
+            assert "token id (hash)" in (layer.metrics["fsi"].reason or "")
             continue
         assert layer.metrics["fsi"].value is not None
         assert layer.metrics["margin"].value is not None, layer.metrics["margin"].reason

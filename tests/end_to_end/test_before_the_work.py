@@ -23,8 +23,8 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
     def meet(*arguments: object, **named: object) -> None:
         raise AssertionError("measured before the options were checked")
 
-    for name in ("analyze", "compare"):
-        monkeypatch.setattr(f"moegeo_cli.commands.{name}.api.measure_folder", meet)
+    for name in ("analyze.revisions", "compare.api"):
+        monkeypatch.setattr(f"moegeo_cli.commands.{name}.measure_folder", meet)
 
 
 @pytest.mark.usefixtures("idle")

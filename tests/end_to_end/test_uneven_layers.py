@@ -249,5 +249,5 @@ def test_what_cannot_be_measured_is_refused_by_layer(
         given = options if call is analyze else {"probe": probe, "cache": False}
         with pytest.raises(ShapeError, match="numbered 0 to 5"):
             call(gap, **given)
-    with pytest.raises(UsageError, match="not placed in parts"):
+    with pytest.raises(UsageError, match="--device-map cannot place"):
         analyze(pruned("mixtral", name="parts"), **options, device_map="auto")
