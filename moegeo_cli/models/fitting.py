@@ -19,8 +19,10 @@ from torch import nn
 
 from moegeo_cli.checkpoints.architecture import Architecture, text_config
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.errors import UsageError
+from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.errors import MoegeoError, UsageError
 from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
+from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.models.filling import open_skeleton
 from moegeo_cli.models.memory.activations import FLOAT, Activations, estimate_layers
 from moegeo_cli.models.memory.machine import free_bytes
@@ -95,15 +97,39 @@ class Request:
         kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
         exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
         sums = sum(sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes)
+        return self.beside + sums + kept_bytes(shapes, self.tokens_kept, len(self.lengths))
+
+    @property
+    def tokens_kept(self) -> int:
+        """Tokens whose logits and choices are kept: a sample, where sums can do without the rest.
+
+        A router that hashes, and one that switches experts off, needs all of them at the end.
+        """
         tokens = self.probe.tokens
-        tokens = tokens if self.every_token else min(tokens, SAMPLE_TOKENS)
-        return self.beside + sums + kept_bytes(shapes, tokens, len(self.lengths))
+        if tokens <= SAMPLE_TOKENS or self.every_token or self.architecture.hash_layers:
+            return tokens
+        return tokens if _switches_off(self.checkpoint) else SAMPLE_TOKENS
 
     def kept_of(self, model: nn.Module) -> int:
         """The same of a model's routers."""
         return self.kept(
             [(r.experts, int(r.weight_ED.shape[1]), r.top_k or 1) for r in find_routers(model)]
         )
+
+
+def _switches_off(checkpoint: Checkpoint) -> bool:
+    """Whether a router in the files switches experts off; true where they cannot be read."""
+    index = checkpoint.weights
+    try:
+        for router in find_router_tensors(index, checkpoint.described):
+            weight_ED = index.read(router.weight)
+            biases = (None if n is None else index.read(n)
+                      for n in (router.bias, router.selection_bias))  # fmt: skip
+            if find_masked(weight_ED if weight_ED.ndim == 2 else None, *biases):
+                return True
+    except MoegeoError:
+        return True
+    return False
 
 
 def choose_source(request: Request, *, shared: bool = False) -> ModelSource:

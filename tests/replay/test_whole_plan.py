@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from moegeo_cli import analyze, experts, routing
 from moegeo_cli.checkpoints.architecture import describe_architecture
@@ -18,10 +19,13 @@ from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import ResourceError, UsageError
 from moegeo_cli.measuring import provenance
 from moegeo_cli.models.filling import fill_model, open_skeleton
+from moegeo_cli.models.fitting import Request
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.models.memory.machine import cgroup_rooms
 from moegeo_cli.models.memory.whole import WholePlanner, weight_bytes
+from moegeo_cli.probes.loading import load_probe
 from moegeo_cli.replay.plan import Plan
+from moegeo_cli.settings import Settings
 from tests.architectures.zoo import save_tiny
 from tests.end_to_end.conftest import random_ids, write_probe
 
@@ -130,6 +134,33 @@ def test_pairs_of_experts_are_planned_by_their_number() -> None:
     assert found[0] > 48 * 128**2 * 15 * 8, "the matrices of all layers"
     one = bytes_beside(ExpertSettings(layers=(0,)), architecture, 32, 1000)
     assert found[0] - one == 47 * (4 * 64 * 1000 + 15 * 60 * 128**2)
+
+
+def test_a_router_that_switches_experts_off_is_planned_with_every_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its sums need all tokens at the end: whether an expert is off, the choices tell."""
+    monkeypatch.setattr("moegeo_cli.models.fitting.SAMPLE_TOKENS", 8)
+    path = tmp_path / "m"
+    save_tiny("deepseek_v3", path)
+    probe = load_probe(
+        write_probe(tmp_path / "p.jsonl", random_ids([16] * 4)), vocab_size=1000, tokenizer_dir=path
+    )
+
+    def kept(*, every_token: bool = False) -> int:
+        checkpoint = Checkpoint(path)
+        request = Request(
+            checkpoint, checkpoint.architecture, probe, np.zeros(4, int), Settings(), CPU,
+            torch.float32, every_token=every_token,
+        )  # fmt: skip
+        return request.tokens_kept
+
+    assert (kept(), kept(every_token=True)) == (8, 64)
+    state = load_file(path / "model.safetensors")
+    name = next(n for n in state if n.endswith("e_score_correction_bias"))
+    state[name][1] = -torch.inf
+    save_file(state, path / "model.safetensors", {"format": "pt"})
+    assert kept() == 64
 
 
 @pytest.mark.parametrize("command", [experts, routing])
