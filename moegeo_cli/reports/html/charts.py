@@ -70,7 +70,8 @@ def chart(
         return None
     low, high = min(ends), max(ends)
     if low == high:
-        low, high = low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1)
+        around = 0.5 * (abs(low) or 1)  # a count of 0 has no axis below 0
+        low, high = (low - around if low else 0.0), high + around
     width, height = (120.0, 32.0) if bare else (WIDTH, HEIGHT)
     left, right, top, bottom = (2.0, 2.0, 3.0, 3.0) if bare else (LEFT, RIGHT, TOP, BOTTOM)
     span = (xs[-1] - xs[0]) or 1.0
