@@ -124,7 +124,16 @@ class Compute(TypedDict, total=False):
     )]  # fmt: skip
 
 
-class Loading(TypedDict, total=False):
+class Memory(TypedDict, total=False):
+    """How much memory there is."""
+
+    memory: Annotated[str | int | None, Option(
+        None, "Stay within so much memory: 8GB. Takes smaller batches, then streams (invariance "
+        "cannot), else refuses.", said=str,
+    )]  # fmt: skip
+
+
+class Loading(Memory, total=False):
     """How much of a model is loaded, and how."""
 
     layers: Annotated[str | Sequence[int] | None, Option(
@@ -135,10 +144,6 @@ class Loading(TypedDict, total=False):
     )]  # fmt: skip
     stream: Annotated[bool, Option(
         False, "Read layers from the files while they compute, even where the model would fit.",
-    )]  # fmt: skip
-    memory: Annotated[str | int | None, Option(
-        None, "Stay within so much memory: 8GB. Takes smaller batches, then streams, else "
-        "refuses.", said=str,
     )]  # fmt: skip
 
 
@@ -270,7 +275,7 @@ class Routing(Replay, Captures, Chosen, Storage, Framework, Limits, Model, total
     )]  # fmt: skip
 
 
-class Invariance(ProbeData, Fisher, Compute, Model, total=False):
+class Invariance(ProbeData, Fisher, Compute, Memory, Model, total=False):
     """Options of `invariance`."""
 
 

@@ -53,6 +53,8 @@ class Measurer:
         ranks: who shares the probe; None for this process alone.
         beside: bytes that the command holds beside what a pass holds.
         every_token: whether the command keeps the logits and choices of every token.
+        verified: of a command that rewrites copies of the model: how many tokens' output logits
+            are compared, before and after.
 
     Raises:
         ResourceError: the device is not there.
@@ -70,10 +72,11 @@ class Measurer:
         ranks: Ranks | None = None,
         beside: int = 0,
         every_token: bool = False,
+        verified: int = 0,
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
-        self.beside, self.every_token = beside, every_token
+        self.beside, self.every_token, self.verified = beside, every_token, verified
         self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
         self._source = (
@@ -114,7 +117,7 @@ class Measurer:
             self._source = choose_source(
                 Request(
                     checkpoint, self.architecture, self.probe, self.groups_S, self.settings,
-                    self.device, self.dtype, self.beside, self.every_token,
+                    self.device, self.dtype, self.beside, self.every_token, self.verified,
                 ),
                 shared=self.ranks is not None,
             )  # fmt: skip

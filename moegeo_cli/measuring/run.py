@@ -168,6 +168,24 @@ class RunMeasurement:
         return self._keep(self.key(fingerprint), arrays, checkpoint.step, checkpoint.relative,
                           fingerprint, progress)  # fmt: skip
 
+    def require_memory(self, checkpoints: Sequence[Checkpoint], verify_fingerprint: str) -> None:
+        """See that the bound of memory holds the model, before anything reads its weights.
+
+        Args:
+            checkpoints: what is to be measured, unless it is stored.
+            verify_fingerprint: "sampled" or "full".
+
+        Raises:
+            ResourceError: it does not.
+        """
+        if self.settings.memory is None or self.ranks is not None:
+            return
+        for checkpoint in checkpoints:
+            key = self.key(checkpoint.fingerprint(verify_fingerprint))
+            if self.store.record(key) is None:
+                self._ready().source(checkpoint)
+                return
+
     def initial(self, checkpoint: Checkpoint, fingerprint: str) -> list[Measured]:
         """Fresh initialisations of a checkpoint's config, measured or from the store."""
         draws = []

@@ -26,7 +26,13 @@ from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.models.filling import open_skeleton
 from moegeo_cli.models.memory.activations import FLOAT, Activations, estimate_layers
 from moegeo_cli.models.memory.machine import free_bytes
-from moegeo_cli.models.memory.streamed import SMALL_BLOCKS, held_bytes, return_freed_blocks, warm_up
+from moegeo_cli.models.memory.streamed import (
+    SMALL_BLOCKS,
+    held_bytes,
+    return_freed_blocks,
+    too_little,
+    warm_up,
+)
 from moegeo_cli.models.memory.whole import (
     WholePlan,
     WholePlanner,
@@ -34,6 +40,7 @@ from moegeo_cli.models.memory.whole import (
     halves_on_cpu,
     kept_bytes,
     make_terms,
+    rewriting_bytes,
 )
 from moegeo_cli.models.offloading import PartedModels
 from moegeo_cli.models.sources import (
@@ -54,6 +61,8 @@ from moegeo_cli.settings import Settings
 SMALL = 512 * 2**20
 # transformers' loader holds the files' pages, the model before and what it has read ahead.
 USUAL_LOADER = 3
+# A copy that is rewritten, and its largest tensor in float64.
+ROUGH_COPIES = 3
 # Layers that carry a state hold more than their widths tell.
 STATEFUL_KEY = re.compile(r"mamba|ssm|linear_|conv|recurr|state|chunk|lightning")
 FEWER = "batches of {:,} positions: larger ones do not fit the memory"
@@ -65,7 +74,9 @@ class Request:
 
     `checkpoint` is the first one, which tells how large they are. `groups_S` are each sequence's
     group. `beside` are bytes that the command keeps beyond what a pass does. `every_token` says
-    that it keeps the logits and choices of every token, and not of a sample.
+    that it keeps the logits and choices of every token, and not of a sample. `verified` is
+    of a command that rewrites copies of the model, one at a time, and measures each: how many
+    tokens' output logits tell that a copy is the same function. Such a model is held whole.
     """
 
     checkpoint: Checkpoint
@@ -77,6 +88,7 @@ class Request:
     dtype: torch.dtype
     beside: int = 0
     every_token: bool = False
+    verified: int = 0
 
     @property
     def lengths(self) -> list[int]:
@@ -97,7 +109,8 @@ class Request:
         kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
         exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
         sums = sum(sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes)
-        return self.beside + sums + kept_bytes(shapes, self.tokens_kept, len(self.lengths))
+        once = sums + kept_bytes(shapes, self.tokens_kept, len(self.lengths))
+        return self.beside + (2 if self.verified else 1) * once  # what is compared stays
 
     @property
     def tokens_kept(self) -> int:
@@ -111,10 +124,9 @@ class Request:
         return tokens if _switches_off(self.checkpoint) else SAMPLE_TOKENS
 
     def kept_of(self, model: nn.Module) -> int:
-        """The same of a model's routers."""
-        return self.kept(
-            [(r.experts, int(r.weight_ED.shape[1]), r.top_k or 1) for r in find_routers(model)]
-        )
+        """The same of a model's routers, and of the copy of it that the command rewrites."""
+        shapes = [(r.experts, int(r.weight_ED.shape[1]), r.top_k or 1) for r in find_routers(model)]
+        return self.kept(shapes) + (rewriting_bytes(model, self.verified) if self.verified else 0)
 
 
 def _switches_off(checkpoint: Checkpoint) -> bool:
@@ -142,7 +154,8 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
 
     Raises:
         UsageError: streaming was asked for, and ranks share the probe.
-        ResourceError: parts were asked for, and accelerate is not installed; or nothing fits.
+        ResourceError: parts were asked for, and accelerate is not installed; or the model does not
+            fit. No weights were read.
     """
     settings, device, dtype = request.settings, request.device, request.dtype
     if settings.device_map is not None:
@@ -156,10 +169,13 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
     if shared:
         return WholeModels(device, dtype, _rough_manner(request))
     whole = None if settings.stream else _whole(request)
-    return whole or StreamedModels(
-        device, dtype, request.lengths, settings.memory, request.kept_of,
-        settings.batch_size,
-    )  # fmt: skip
+    if whole is not None:
+        return whole
+    streamed = StreamedModels(
+        device, dtype, request.lengths, settings.memory, request.kept_of, settings.batch_size
+    )
+    streamed.plan(request.checkpoint)
+    return streamed
 
 
 def _whole(request: Request) -> ModelSource | None:
@@ -179,6 +195,10 @@ def _whole(request: Request) -> ModelSource | None:
     process = held_bytes(device) + SMALL_BLOCKS
     room = settings.memory or process + free_bytes(device)
     found = planner.fit(process, room)
+    if found is None and request.verified:
+        least = planner.least(process)
+        terms = {"process": least.process, **least.terms}
+        raise too_little(room, least.bound, terms, asked=settings.memory is not None, halves=False)
     if found is None:
         return None
     return WholeModels(device, dtype, _manner(found), by_groups=True)
@@ -209,6 +229,7 @@ def _rough_terms(request: Request) -> dict[str, int] | None:
     if any(STATEFUL_KEY.search(key) for key in text) or not (width and depth and vocabulary):
         return None
     weights = request.checkpoint.weights.parameters * request.dtype.itemsize
+    copies = weights * ROUGH_COPIES if request.verified else 0
     sizes = [text.get(key) for key in ("moe_intermediate_size", "intermediate_size")]
     inner = max([size for size in sizes if isinstance(size, int)], default=4 * width)
     top_k = max([architecture.top_k or 1, *(architecture.top_k_by_layer or ())])
@@ -224,6 +245,6 @@ def _rough_terms(request: Request) -> dict[str, int] | None:
     logits = logit_bytes(positions, vocabulary, request.dtype.itemsize) if graph else 0
     return make_terms(
         weights, USUAL_LOADER * weights, Activations(layers + scores, logits, False),
-        request.kept([(architecture.experts, width, top_k)] * depth),
+        request.kept([(architecture.experts, width, top_k)] * depth) + copies,
         half=halves_on_cpu(request.device, request.dtype),
     )  # fmt: skip

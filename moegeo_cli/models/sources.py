@@ -194,8 +194,8 @@ class StreamedModels:
         self._stream: LayerStream | None = None
         self._held = 0
 
-    def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """See `ModelSource`.
+    def plan(self, checkpoint: Checkpoint) -> tuple[LayerStream, StreamPlan]:
+        """The model without its weights, and how a checkpoint of it is streamed.
 
         Raises:
             ResourceError: the bound is too low.
@@ -207,7 +207,15 @@ class StreamedModels:
             self._held = held_bytes(self.device) + SMALL_BLOCKS
         stream = self._stream
         stream.attach(checkpoint)
-        plan = self._plan(stream.sizes(self.sums(stream.model), max(self.lengths)))
+        return stream, self._plan(stream.sizes(self.sums(stream.model), max(self.lengths)))
+
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """See `ModelSource`.
+
+        Raises:
+            ResourceError: the bound is too low.
+        """
+        stream, plan = self.plan(checkpoint)
         stream.open(plan.chunk_bytes)
         experts = "some experts at a time, by the eager kernel" if plan.chunk_bytes else "whole"
         self.manner = Manner(

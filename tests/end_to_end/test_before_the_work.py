@@ -44,6 +44,27 @@ def test_progress_that_is_not_recorded_is_said_first(probe: Path, tmp_path: Path
         compare(run, run, probe=probe, by="tokens")
 
 
+@pytest.mark.parametrize("command", ["analyze", "compare", "experts", "routing", "invariance"])
+def test_too_little_memory_is_refused_before_weights_are_read(
+    command: str, tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def meet(*arguments: object, **named: object) -> None:
+        raise AssertionError("weights were read")
+
+    for name in ("weights.read_tensor", "weights.read_raw", "tensors.read_stored"):
+        monkeypatch.setattr(f"moegeo_cli.checkpoints.{name}", meet)
+    monkeypatch.setattr("safetensors.safe_open", meet)
+    paths = [tiny("mixtral")] * (2 if command == "compare" else 1)
+    found = moegeo(command, *paths, "--probe", probe, "--memory", "64MB", "-f", "json")
+    assert found.code == 2
+    assert found.out == ""
+    assert "MG-E050" in found.err
+    assert "--memory is too low for this model: it needs" in found.err
+    assert "64 MiB; the largest terms: process" in found.err
+    assert "raise --memory to that" in found.err
+
+
 def test_runs_without_progress_are_compared_where_one_is_a_single_checkpoint() -> None:
     several: list[tuple[str, dict[str, float | None]]] = [("one", {}), ("two", {})]
     assert choose_axis([several, [("base", {})]], None) == "newest"

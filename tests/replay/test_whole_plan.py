@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moegeo_cli import analyze, experts, routing
+from moegeo_cli import analyze
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.experts.memory import bytes_beside
@@ -161,15 +161,6 @@ def test_a_router_that_switches_experts_off_is_planned_with_every_token(
     state[name][1] = -torch.inf
     save_file(state, path / "model.safetensors", {"format": "pt"})
     assert kept() == 64
-
-
-@pytest.mark.parametrize("command", [experts, routing])
-def test_a_lens_is_refused_by_the_bound_that_was_given(command: Any, tmp_path: Path) -> None:
-    save_tiny("qwen3_moe", tmp_path)
-    probe = write_probe(tmp_path / "probe.jsonl", random_ids([16] * 4))
-    with pytest.raises(ResourceError, match="--memory is too low") as error:
-        command(tmp_path, probe=probe, cache=False, memory="64MB")
-    assert str(error.value.found).startswith("64 MiB;")
 
 
 @pytest.mark.parametrize(("line", "mount", "names"), [

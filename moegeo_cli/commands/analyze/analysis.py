@@ -127,6 +127,7 @@ def measure_run(
         wanted.insert(0, base_folder)
     for checkpoint in wanted:  # whether or not its measurement is stored
         _refuse_mixed(checkpoint, models.describe(checkpoint), newest, architecture)
+    measurement.require_memory(wanted, verify_fingerprint)
     if before is not None:
         before()
     prints = {c.path: c.fingerprint(verify_fingerprint) for c in wanted}

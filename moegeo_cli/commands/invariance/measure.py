@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+import gc
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,7 +77,10 @@ def measure_invariance(
         )
     settings = dataclasses.replace(settings, dtype="float32")
     groups_S = group_sequences(len(probe.sequences), settings.seed)
-    measurer = Measurer(architecture, checkpoint.config, probe, groups_S, settings, models)
+    measurer = Measurer(
+        architecture, checkpoint.config, probe, groups_S, settings, models,
+        verified=VERIFIED_TOKENS,
+    )  # fmt: skip
 
     def measure(name: str, model: nn.Module) -> Measured:
         if listener:
@@ -91,45 +95,62 @@ def measure_invariance(
     if listener:
         listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS), "measurement")
     original = measurer.load(checkpoint)
-    logits_NV = _output_logits(original, probe)
+    logits = list(_output_logits(original, probe))
     base = measure("as it is", original)
     scoring = architecture.scoring or "softmax"
-    entries = []
-    for name, transform in TRANSFORMATIONS.items():
+
+    def rewrite(name: str) -> dict[str, Any]:
         model = copy.deepcopy(original)
         try:
             with torch.no_grad():
-                transform(model, find_routers(model), scoring, architecture.selection.groups,
-                          settings.seed)  # fmt: skip
+                TRANSFORMATIONS[name](model, find_routers(model), scoring,
+                                      architecture.selection.groups, settings.seed)  # fmt: skip
         except NotApplicable as reason:
-            entries.append(_not_applicable(name, str(reason), None))
-            continue
-        changed_NV = _output_logits(model, probe)
-        deviation = float((changed_NV - logits_NV).abs().max() / logits_NV.abs().max())
+            return _not_applicable(name, str(reason), None)
+        deviation = _deviation(logits, _output_logits(model, probe))
         if not deviation <= TOLERANCE:
             words = f"the output logits change by {deviation:.1e} of their scale"
-            entries.append(_not_applicable(name, words, deviation))
-            continue
-        after = measure(name, model)
-        entries.append(_compare(name, deviation, base, after, settings, probe))
+            return _not_applicable(name, words, deviation)
+        return _compare(name, deviation, base, measure(name, model), settings, probe)
+
+    entries = []
+    for name in TRANSFORMATIONS:
+        entries.append(rewrite(name))
+        gc.collect()  # modules refer to each other: one copy goes before the next one is made
+    held = measurer.manner.say_memory(measurer.device)
+    if listener and held is not None:
+        listener.note(held)
     return entries
 
 
-def _output_logits(model: nn.Module, probe: Probe) -> torch.Tensor:
-    """Logits of the first few hundred tokens, one sequence or sample at a time."""
-    parts: list[torch.Tensor] = []
+def _deviation(before: Sequence[torch.Tensor], after: Iterator[torch.Tensor]) -> float:
+    """The largest change of an output logit, over the largest logit.
+
+    Args:
+        before: (N, V) logits of each sequence.
+        after: the same of the rewritten model.
+    """
+    changes, sizes = [], []
+    for old_NV, new_NV in zip(before, after, strict=True):
+        for old, new in zip(old_NV, new_NV, strict=True):  # a row at a time is little memory
+            changes.append((new.double() - old.double()).abs().max())
+            sizes.append(old.double().abs().max())
+    return float(torch.stack(changes).max() / torch.stack(sizes).max())
+
+
+def _output_logits(model: nn.Module, probe: Probe) -> Iterator[torch.Tensor]:
+    """(N, V) logits of the first few hundred tokens, one sequence or sample at a time."""
     left = VERIFIED_TOKENS
     weight = next(p for p in model.parameters() if p.is_floating_point())
-    with torch.inference_mode():
-        for sequence in probe.sequences:
-            own = sequence if isinstance(sequence, Sample) else sequence.input_ids[:left]
-            inputs = as_batch(own, weight.device, weight.dtype)
-            logits = model(**inputs, use_cache=False).logits[0].double().cpu()
-            parts.append(logits.reshape(-1, logits.shape[-1]))
-            left -= len(own)
-            if left <= 0:
-                break
-    return torch.cat(parts)
+    for sequence in probe.sequences:
+        own = sequence if isinstance(sequence, Sample) else sequence.input_ids[:left]
+        inputs = as_batch(own, weight.device, weight.dtype)
+        with torch.inference_mode():
+            logits = model(**inputs, use_cache=False).logits[0].cpu()
+        yield logits.reshape(-1, logits.shape[-1])
+        left -= len(own)
+        if left <= 0:
+            return
 
 
 def describe(name: str) -> str:

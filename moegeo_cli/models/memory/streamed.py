@@ -166,7 +166,9 @@ def plan_stream(
                  boundaries, process)  # fmt: skip
 
 
-def too_little(memory: int, least: int, terms: dict[str, int], *, asked: bool) -> ResourceError:
+def too_little(
+    memory: int, least: int, terms: dict[str, int], *, asked: bool, halves: bool = True
+) -> ResourceError:
     """What is said where a model does not fit, before it is loaded.
 
     Args:
@@ -174,6 +176,7 @@ def too_little(memory: int, least: int, terms: dict[str, int], *, asked: bool) -
         least: bytes that would do.
         terms: what takes them.
         asked: whether --memory said so; else the machine has no more.
+        halves: whether the command can compute in half precision.
     """
     return ResourceError(
         f"--memory is too low for this model: it needs {say_bytes(least)} with the smallest batch"
@@ -182,7 +185,12 @@ def too_little(memory: int, least: int, terms: dict[str, int], *, asked: bool) -
         "batch, and nothing was loaded",
         found=f"{say_bytes(memory)}; the largest terms: {say_terms(terms)}",
         hint=("raise --memory to that" if asked else "use a machine with so much")
-        + ", or use a probe of shorter sequences, a smaller --batch-size or --dtype bfloat16",
+        + ", or use a probe of shorter sequences"
+        + (
+            ", a smaller --batch-size or --dtype bfloat16"
+            if halves
+            else " or a smaller --batch-size"
+        ),
     )
 
 

@@ -28,6 +28,9 @@ from moegeo_cli.replay.plan import Plan
 # CPU, those of half precision compute in float32, and oneDNN keeps what it compiled.
 KERNELS, KERNELS_HALF, COMPILED = 0.1, 0.5, 32 * 2**20
 READERS = 4  # tensors that transformers reads at a time
+# Bytes of a number that is rewritten: in float64 itself, its copy in the order of a product and the
+# result, then the result as float32. Bytes of a number of a rotation of the residual stream.
+REWRITING, ROTATION = 3 * 8 + 4, 4 * 8
 TERMS = ("weights", "loading", "activations", "logits", "kept")
 
 
@@ -91,6 +94,20 @@ def loading_bytes(files: LayerFiles) -> int:
     largest = max((files.index.info(n).elements for n in files.index.names()), default=0)
     groups = [sum(files.elements(t) for t in group) * size for group in files.groups(GROUP_BYTES)]
     return max(groups, default=0) + READERS * largest * max(size, FLOAT)
+
+
+def rewriting_bytes(model: nn.Module, tokens: int) -> int:
+    """What rewriting a copy of a model takes: the copy, one of its tensors in float64, and logits.
+
+    Args:
+        model: the module tree, with or without memory.
+        tokens: how many have their output logits compared, before and after.
+    """
+    vocabulary, width = model.get_input_embeddings().weight.shape  # type: ignore[operator]
+    largest = max(t.numel() for t in model.parameters())
+    work = REWRITING * largest + ROTATION * width**2
+    head = FLOAT * vocabulary * width  # a tied one gets weights of its own
+    return weight_bytes(model) + head + work + 2 * FLOAT * vocabulary * tokens
 
 
 def kept_bytes(shapes: Sequence[tuple[int, int, int]], tokens: int, sequences: int) -> int:
