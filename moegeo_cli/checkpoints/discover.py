@@ -19,8 +19,10 @@ from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
 from moegeo_cli.checkpoints.nesting import (
+    find_models,
     find_runs,
     inner_folder,
+    models_below,
     several_models,
     several_runs,
     several_stages,
@@ -32,6 +34,7 @@ from moegeo_cli.checkpoints.step_names import (
     is_checkpoint_name,
     parse_step,
     read_name,
+    tells_order,
 )
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -114,12 +117,13 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
         relative = inner.relative_to(folder).as_posix()
         return _open_single(Checkpoint(inner, relative, given=given), name)
     if own_layout is None and not _has_steps(children):
-        members = [child.path for child in children]
-        runs = [run for run in find_runs(folder) if run.path not in members]
-        if len(runs) == 1 and not children:
+        runs = find_runs(folder)
+        known = [run.path for run in runs]
+        others = [child.relative for child in children if child.path not in known]
+        if len(runs) == 1 and not others:
             return open_run(runs[0].path, config)
         if runs:
-            raise several_runs(folder, runs)
+            raise several_runs(folder, runs, others)
     if not children:
         raise _no_checkpoint(root, entries)
     kept, skipped, errors = _judge(folder, children)
@@ -135,7 +139,7 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
 
 
 def _has_steps(children: Sequence[Checkpoint]) -> bool:
-    return any(parse_step(child.relative) is not None for child in children)
+    return any(tells_order(child.relative) for child in children)
 
 
 def _candidate(entry: Path, given: Path | None) -> Checkpoint | None:
@@ -152,7 +156,7 @@ def _candidate(entry: Path, given: Path | None) -> Checkpoint | None:
             layout is not None
             or is_checkpoint_name(entry.name)
             or TEMPORARY.fullmatch(entry.name) is not None
-            or (named and inner_folder(entry) is not None)
+            or (tells_order(entry.name) and inner_folder(entry) is not None)
         )
     except OSError:
         return None
@@ -217,7 +221,7 @@ def _judge(
             kept[-1].let_go()
     if all(checkpoint.step is None for checkpoint in kept):
         for checkpoint in kept:  # an epoch orders too
-            checkpoint.step = read_name(checkpoint.relative).epoch
+            checkpoint.step = read_name(checkpoint.relative.partition("/")[0]).epoch
     unordered = [checkpoint for checkpoint in kept if checkpoint.step is None]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     if not numbered and len(unordered) > 1:
@@ -300,6 +304,9 @@ def _no_checkpoint(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
             found=", ".join(list_names(folder / "snapshots")[:4]),
             hint=f"give {snapshot}",
         )
+    models = find_models(folder)
+    if models:
+        return models_below(folder, models)
     names = [entry.name for entry in entries]
     if "config.json" in names or any("-of-" in name for name in names):
         try:
@@ -318,6 +325,9 @@ def _none_usable(folder: Path, errors: Sequence[MoegeoError]) -> MoegeoError:
     foreign = next((error for error in errors if isinstance(error, UnsupportedLayoutError)), None)
     if foreign is not None and all(isinstance(error, UnsupportedLayoutError) for error in errors):
         return foreign
+    models = [place for place in find_models(folder) if place.parent != folder]
+    if models and all(isinstance(error, IncompleteCheckpointError) for error in errors):
+        return models_below(folder, models)
     return IncompleteCheckpointError(
         f"none of the {len(errors)} checkpoints in {folder} is complete",
         found="; ".join(error.message for error in errors[:4]),

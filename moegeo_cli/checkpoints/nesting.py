@@ -16,7 +16,7 @@ from moegeo_cli.checkpoints.folders import list_folder
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.opening import LAYOUT_FILES, detect_layout
-from moegeo_cli.checkpoints.step_names import parse_step
+from moegeo_cli.checkpoints.step_names import parse_step, tells_order
 from moegeo_cli.errors import MoegeoError, NoCheckpointError
 
 # Where below a step's folder trainers put a model in transformers' layout, the likeliest first.
@@ -26,6 +26,9 @@ INNER = (
     "huggingface", "hf",   # what exporters name their output
     "model/consolidated",  # NeMo AutoModel
     "policy/weights",      # NeMo-RL
+    "policy",              # SkyRL
+    "merged_hf_model",     # verl's documents
+    "hf_ckpt",             # VeOmni
     "consolidated", "weights", "hf_model", "model",
 )  # fmt: skip
 DEPTH = 3
@@ -50,7 +53,7 @@ def step_folder(folder: Path) -> Path:
     for name in INNER:
         parts = len(Path(name).parts)
         above = place.parents[min(parts, len(place.parents)) - 1]
-        if place.as_posix().endswith(f"/{name}") and parse_step(above.name) is not None:
+        if place.as_posix().endswith(f"/{name}") and tells_order(above.name):
             return above
     return place
 
@@ -66,8 +69,7 @@ class Nested:
         """In words: where it is, and what is in it."""
         steps = [parse_step(name) for name in self.members]
         known = [step for step in steps if step is not None]
-        count = len(self.members)
-        words = f"{count} checkpoint{'s' if count != 1 else ''}"
+        words = _count(len(self.members), "checkpoint")
         if known:
             words += f", step {min(known)}" + (f" to {max(known)}" if len(known) > 1 else "")
         return f"{self.path.relative_to(top)} ({words})"
@@ -95,7 +97,7 @@ def find_runs(folder: Path, is_member: Callable[[Path], bool] | None = None) -> 
                 members = tuple(e.name for e in _entries(entry) if is_member(e))
                 if members:
                     found.append(Nested(entry, tuple(sorted(members, key=_order))))
-                elif detect_layout(entry) is None and parse_step(entry.name) is None:
+                elif detect_layout(entry) is None and not tells_order(entry.name):
                     deeper.append(entry)
         level = deeper
     return found
@@ -109,9 +111,27 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_member(entry: Path) -> bool:
-    if parse_step(entry.name) is None or not entry.is_dir():
+    if not tells_order(entry.name) or not entry.is_dir():
         return False
     return detect_layout(entry) is not None or inner_folder(entry) is not None
+
+
+def find_models(folder: Path) -> list[Path]:
+    """The models in transformers' layout below a folder, by path; links are not followed."""
+    level, left = [folder], MOST_ENTRIES
+    found: list[Path] = []
+    for _ in range(DEPTH):
+        level = [e for place in level for e in _entries(place) if not e.is_symlink() and e.is_dir()]
+        left -= len(level)
+        if left < 0:
+            break
+        found += [e for e in level if _is_model(e)]
+        level = [e for e in level if not _is_model(e)]
+    return sorted(found)
+
+
+def _is_model(folder: Path) -> bool:
+    return is_there(folder / "config.json") and detect_layout(folder) in LAYOUT_FILES.values()
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -119,13 +139,23 @@ def _order(name: str) -> tuple[int, str]:
     return (-1 if step is None else step, name)
 
 
-def several_runs(folder: Path, runs: Sequence[Nested]) -> NoCheckpointError:
-    """The error for a folder of several runs: what each is, and what to run next."""
+def several_runs(
+    folder: Path, runs: Sequence[Nested], models: Sequence[str] = ()
+) -> NoCheckpointError:
+    """The error for a folder of several runs: what each is, and what to run next.
+
+    Args:
+        folder: that was given.
+        runs: below it.
+        models: names of further models in it.
+    """
     newest = runs[-1].path
-    more = f"; and {len(runs) - SHOWN} more" if len(runs) > SHOWN else ""
+    said = [run.describe(folder) for run in runs] + list(_say_models(folder, models))
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    words = _count(len(runs), "run") + (f" and {_count(len(models), 'model')}" if models else "")
     return NoCheckpointError(
-        f"{folder} holds {len(runs)} runs",
-        found="; ".join(run.describe(folder) for run in runs[:SHOWN]) + more,
+        f"{folder} holds {words}",
+        found="; ".join(said[:SHOWN]) + more,
         hint=f"give one of them: moegeo analyze {shlex.quote(str(newest))}",
         context={"runs": [str(run.path) for run in runs]},
     )
@@ -143,10 +173,32 @@ def several_models(folder: Path, names: Sequence[str]) -> NoCheckpointError:
     )
 
 
+def models_below(folder: Path, models: Sequence[Path]) -> NoCheckpointError:
+    """The error for models that lie deeper in places of no known meaning: where they are."""
+    names = [model.relative_to(folder).as_posix() for model in models]
+    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    words = "a model lies" if len(names) == 1 else f"{len(names)} models lie"
+    return NoCheckpointError(
+        f"{folder} holds no checkpoint; {words} deeper in it",
+        found="; ".join(_say_models(folder, names[:SHOWN])) + more,
+        hint=f"give {'it' if len(names) == 1 else 'one of them'}: "
+        f"moegeo analyze {shlex.quote(str(models[-1]))}",
+        context={"models": [str(model) for model in models[:64]]},
+    )
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def several_stages(folder: Path, stages: Sequence[tuple[str, Sequence[str]]]) -> NoCheckpointError:
     """The error for stages of a training in one folder, each with steps of its own."""
     name, members = stages[-1]
-    said = [f"{stage} ({len(held)} checkpoints, {held[0]} to {held[-1]})" for stage, held in stages]
+    said = [
+        f"{stage} ({_count(len(held), 'checkpoint')}, "
+        f"{' to '.join(dict.fromkeys((held[0], held[-1])))})"
+        for stage, held in stages
+    ]
     place = shlex.quote(str(folder))
     link = f"mkdir {name} && ln -s ../{members[-1]} {name}/"
     return NoCheckpointError(

@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_NUMBER = r"[-_=]?(\d{1,15})(?![\dA-Za-z])(?!\.\d)"
+# The number behind a word. What goes on as 1_000, 1,000 or 1.5 does is none: it can be meant in
+# more than one way.
+_NUMBER = r"[-_=]?(\d{1,15})(?![\dA-Za-z])(?!\.\d)(?![_,]\d{3}(?!\d))"
 _STEP = re.compile(
     rf"(?<![A-Za-z])(?:global[-_]?steps?|steps?|iter(?:ation)?s?|updates?|batch|ba){_NUMBER}", re.I
 )
 # Words that other things are counted by as well: a step where no word of the first kind is there.
 _SAVE = re.compile(rf"(?<![A-Za-z])(?:(?:checkpoint|chkpt|ckpt){_NUMBER}|model[-_](0\d{{3,14}})$)",
                    re.I)  # fmt: skip
+# fairseq's files: checkpoint_EPOCH_UPDATES
+_FAIRSEQ = re.compile(r"checkpoint_(\d{1,6})_([1-9]\d{0,14})(?:-shard\d+)?")
 _EPOCH = re.compile(rf"(?<![A-Za-z])(?:epochs?|ep){_NUMBER}", re.I)
 _TOKENS = re.compile(
     r"(?<![A-Za-z])tok(?:en)?s?[-_=]?(\d+(?:\.\d+)?)([KMBT]?)(?![\dA-Za-z])"
@@ -55,6 +59,9 @@ def read_name(name: str) -> Told:
     """What the name of a folder, or of a file without its suffix, tells."""
     if TEMPORARY.fullmatch(name):
         return Told()
+    fairseq = _FAIRSEQ.fullmatch(name)
+    if fairseq is not None:
+        return Told(int(fairseq[2]), int(fairseq[1]))
     epoch = _one(_EPOCH, name)
     step = _one(_STEP, name)
     if step is None and not _STEP.search(name):
@@ -71,6 +78,12 @@ def read_name(name: str) -> Told:
 def parse_step(name: str) -> int | None:
     """The step that a name tells, as in checkpoint-500, stage1-step500-tokens2B or ep2-ba160."""
     return read_name(name).step
+
+
+def tells_order(name: str) -> bool:
+    """Whether a name tells a step or an epoch."""
+    told = read_name(name)
+    return told.step is not None or told.epoch is not None
 
 
 def is_checkpoint_name(name: str) -> bool:
