@@ -287,6 +287,12 @@ FORMAT = Option(
     flags=("--format", "-f"),
 )  # fmt: skip
 
+LOG = Option(
+    (), "Also write at most 30 scalars a checkpoint to SINK:WHERE, once each; repeat it for more: "
+    "tensorboard:DIR, wandb[:PROJECT], mlflow[:URI], trackio[:PROJECT], prometheus:FILE or "
+    "jsonl:FILE (docs/how-to/dashboards.md).", OUTPUT, said=list[str],
+)  # fmt: skip
+
 
 class Gate(TypedDict, total=False):
     """A script's question."""
@@ -311,6 +317,7 @@ class RunOutput(ReportOutput, total=False):
     full: Annotated[bool, Option(
         False, "Every table on the terminal, in place of the first screen.", OUTPUT,
     )]  # fmt: skip
+    log: Annotated[Sequence[str], LOG]
 
 
 class LensOutput(TypedDict, total=False):

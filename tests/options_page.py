@@ -69,9 +69,9 @@ def _row(name: str, option: k.Option) -> str:
         f"`{f}`" for f in option.flags or (k.flag(name, option),)
     )  # fmt: skip
     least = "" if option.least is None else f", at least {option.least}"
-    known = option.default is not None and not isinstance(option.default, bool)
+    known = option.default not in (None, ()) and not isinstance(option.default, bool)
     default = f"`{str(option.default).removesuffix('.0')}`" if known else ""
-    in_python = "" if name in ("fail_on", "format", "output", "matrices") else f"`{name}`"
+    in_python = "" if name in ("fail_on", "format", "output", "matrices", "log") else f"`{name}`"
     cells = (flags, in_python, max(kinds, key=len) + least, default, option.help, ", ".join(users))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
@@ -82,6 +82,8 @@ def _kind(kind: Any) -> str:
         return ", ".join(f"`{word}`" for word in inside)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_kind(k) for k in inside if k is not types.NoneType)
+    if inside == (str,):
+        return "list of text"
     name = getattr(origin or kind, "__name__", str(kind))
     return {"Path": "path", "str": "text", "bool": "yes or no", "int": "whole number",
             "float": "number", **SHORT}.get(name, name)  # fmt: skip

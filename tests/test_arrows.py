@@ -21,8 +21,10 @@ FLOORS = (
     ("replay",),
     ("expert_functions",),
     ("routers",),
+    ("sinks",),
     ("checkpoints", "verdict", "reports", "store", "probes", "fisher", "geometry"),
     ("settings",),
+    ("scalars",),
     ("options", "records", "explanations"),
     ("keywords",),
     ("catalogue", "errors", "global_state", "process", "threads", "__init__"),
@@ -39,6 +41,8 @@ NO_TORCH = {
     "keywords",
     "settings",
     "explanations",
+    "scalars",
+    "sinks",
 }
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from moegeo_cli.commands.registry import find_command
 from moegeo_cli.errors import UsageError
 from moegeo_cli.keywords import MEASURING
 from moegeo_cli.options import RunOutput
+from moegeo_cli.sinks import Place, log_run, open_places
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
@@ -58,6 +60,7 @@ def analyze(
         options["unit"] = "loss_token"
     settle_format(shown, RunOutput)
     check_output(shown["output"])
+    shown["log"] = open_places(shown["log"])
     with show_progress() as progress:
         record = measure(path, progress=progress, ranks=context.obj, **options)
     emit(record, path, **shown)
@@ -70,8 +73,22 @@ def _named(path: Path) -> str:
     return text.replace("hf:/", "hf://", 1) if text.startswith("hf:/") else text
 
 
-def emit(record: RunRecord, path: Path, *, format: str, output: Path | None, full: bool) -> None:
-    """The report, in the format asked for."""
+def emit(
+    record: RunRecord,
+    path: Path,
+    *,
+    format: str,
+    output: Path | None,
+    full: bool,
+    log: Sequence[Place],
+) -> None:
+    """The report, in the format asked for, and the run's scalars."""
+    _write(record, path, format, output, full)
+    for line in log_run(record, log):
+        say(line)
+
+
+def _write(record: RunRecord, path: Path, format: str, output: Path | None, full: bool) -> None:
     from moegeo_cli.reports import print_run, render, render_screen
 
     if format == "rich" and output is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from moegeo_cli.cli.interrupts import raise_pending
 from moegeo_cli.errors import OutputError, UsageError
 from moegeo_cli.keywords import choices, type_of
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.store.files import write_atomic
+from moegeo_cli.store.files import check_writable, write_atomic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -148,21 +147,9 @@ def check_output(path: Path | None) -> None:
     if path is None:
         return
     target = path.resolve()
-    if target.is_dir():
-        raise OutputError(f"{path} is a folder", hint="name a file in it")
-    if target.exists() and not target.is_file():
-        return  # a device or a pipe
-    _spare_checkpoints(target)
-    folder = next(parent for parent in target.parents if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return
-    except OSError as error:
-        raise OutputError(
-            f"{path} cannot be written",
-            found=error.strerror or str(error),
-            hint="choose another --output",
-        ) from error
+    if target.is_file():
+        _spare_checkpoints(target)
+    check_writable(path)
 
 
 def say(text: str) -> None:

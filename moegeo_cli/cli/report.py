@@ -11,7 +11,9 @@ from moegeo_cli.cli.analyze import emit
 from moegeo_cli.cli.console import check_output, settle_format, stdout_console, write_payload
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.commands.registry import find_command
+from moegeo_cli.errors import UsageError
 from moegeo_cli.options import RunOutput
+from moegeo_cli.sinks import open_places
 
 
 @with_options(*find_command("report").groups)
@@ -33,10 +35,15 @@ def report(
 
     settle_format(shown, RunOutput)
     check_output(shown["output"])
+    shown["log"] = open_places(shown["log"])
     record = load(path, **options)
     if isinstance(record, RunRecord):
         emit(record, path, **shown)
         return
+    if shown["log"]:
+        raise UsageError(
+            "--log takes the scalars of an analysis", found=f"{path}: of another command"
+        )
     from moegeo_cli.reports import print_record, render
 
     if shown["format"] == "rich" and shown["output"] is None:

@@ -99,10 +99,16 @@ def _defaults(
         }
     # Text, as on the command line: so that 1.5 is no whole number here either.
     return {
-        option.name: value if isinstance(value, bool) else str(value)
+        option.name: _as_given(value, getattr(option, "multiple", False))
         for option in _options(command)
         if (value := values.get(_setting(option))) is not None
     }
+
+
+def _as_given(value: Any, several: bool) -> Any:
+    if several:
+        return value if isinstance(value, list) else [str(value)]
+    return value if isinstance(value, bool) else str(value)
 
 
 def _normalised(table: Table, without: set[str]) -> dict[str, Any]:
@@ -134,6 +140,7 @@ def _check(path: Path, values: Table, options: list[Any]) -> None:
     """
     flags = {_setting(option) for option in options if option.is_bool_flag}
     others = {_setting(option) for option in options if not option.is_bool_flag}
+    several = {_setting(option) for option in options if getattr(option, "multiple", False)}
     unknown = sorted(set(values) - flags - others - {"thresholds"})
     if unknown:
         raise UsageError(
@@ -143,6 +150,8 @@ def _check(path: Path, values: Table, options: list[Any]) -> None:
         )
     for name, value in values.items():
         said = name.replace("_", "-")
+        if name in several and isinstance(value, list) and all(type(v) is str for v in value):
+            continue
         if isinstance(value, dict | list):
             raise UsageError(
                 f"{said} in {path.name} is not one value",

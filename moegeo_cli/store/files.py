@@ -52,6 +52,29 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
         ) from error
 
 
+def check_writable(path: Path) -> None:
+    """See before the work that a file can be written there; devices and pipes are taken as such.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    target = path.resolve()
+    if target.is_dir():
+        raise OutputError(f"{path} is a folder", hint="name a file in it")
+    if target.exists() and not target.is_file():
+        return
+    folder = next(parent for parent in target.parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written",
+            found=error.strerror or str(error),
+            hint="choose another place",
+        ) from error
+
+
 def _mode(path: Path) -> int:
     """The permissions of the file that is replaced; of a new file, as the umask allows."""
     try:

@@ -1,0 +1,85 @@
+"""Prometheus' text format: a file that the node exporter's textfile collector reads.
+
+It holds the newest checkpoint of each run: the collector adds the time itself, and takes no past.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from moegeo_cli.errors import OutputError
+from moegeo_cli.scalars import Point, describe
+from moegeo_cli.store.files import check_writable, write_atomic
+
+WHERE = None
+EXTRA = "prometheus"
+SAID = "prometheus:FILE"
+STEP = "moegeo_step"
+Gauges = dict[str, dict[str, float]]  # by name, then by run
+
+
+def prepare(where: str) -> None:
+    """See that the library is there, and that the file is ours."""
+    _read(Path(where))
+    check_writable(Path(where))
+
+
+def write(where: str, run: str, points: Sequence[Point]) -> int:
+    """Put the newest point in the place of the run's last one; other runs stay."""
+    path = Path(where)
+    held = _read(path)
+    if not points or held.get(STEP, {}).get(run) == points[-1].step:
+        return 0
+    for values in held.values():
+        values.pop(run, None)
+    newest = points[-1]
+    for name, value in {"moegeo/step": float(newest.step), **newest.values}.items():
+        held.setdefault(name.replace("/", "_"), {})[run] = value
+    write_atomic(path, _text(held))
+    return 1
+
+
+def _read(path: Path) -> Gauges:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    held: Gauges = {}
+    if not path.is_file():
+        return held
+    try:
+        for family in text_string_to_metric_families(path.read_text(encoding="utf-8")):
+            for sample in family.samples:
+                held.setdefault(sample.name, {})[sample.labels["run"]] = sample.value
+    except (OSError, ValueError, KeyError) as error:
+        raise OutputError(
+            f"{path} is not a Prometheus file that --log wrote", found=str(error)[:200],
+            hint="choose another file: one of its own, ending in .prom",
+        ) from error  # fmt: skip
+    if any(not re.fullmatch(r"moegeo_\w+", name) for name in held):
+        raise OutputError(
+            f"{path} holds metrics of others", found=", ".join(sorted(held)[:5]),
+            hint="choose another file: one of its own, ending in .prom",
+        )  # fmt: skip
+    return held
+
+
+def _text(held: Mapping[str, Mapping[str, float]]) -> bytes:
+    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client.core import GaugeMetricFamily
+
+    class Held:
+        def collect(self) -> Iterator[GaugeMetricFamily]:
+            for name, values in sorted(held.items()):
+                own = "moegeo/" + name.removeprefix("moegeo_")
+                about = "step of the newest checkpoint" if name == STEP else describe(own)
+                family = GaugeMetricFamily(name, about, labels=["run"])
+                for run, value in sorted(values.items()):
+                    family.add_metric([run], value)
+                if values:
+                    yield family
+
+    registry = CollectorRegistry()
+    registry.register(Held())
+    text: bytes = generate_latest(registry)
+    return text

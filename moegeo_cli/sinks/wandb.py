@@ -1,0 +1,71 @@
+"""Weights & Biases, offline: what was written is sent by its own command, `wandb sync`.
+
+An offline run cannot be read or continued. A small file beside it says which steps are in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moegeo_cli.scalars import PREFIX, Point
+from moegeo_cli.store.files import check_writable, write_atomic
+
+WHERE = "moegeo"
+EXTRA = "wandb"
+SAID = "wandb[:PROJECT]"
+FOLDER = Path("wandb")  # its own name for it, in the current folder
+
+
+def prepare(where: str) -> None:
+    """See that the library is there, and that the folder can be written."""
+    import wandb  # noqa: F401
+
+    check_writable(_ledger(where, ""))
+
+
+def write(where: str, run: str, points: Sequence[Point]) -> int:
+    """Log a row a point into an offline run; further ones of a run have the same id."""
+    ledger = _ledger(where, run)
+    there = _steps(ledger)
+    new = [p for p in points if p.step not in there]
+    if new:
+        _log(where, run, new)
+        write_atomic(ledger, json.dumps(sorted(there | {p.step for p in new})))
+    return len(new)
+
+
+def _log(project: str, run: str, points: Sequence[Point]) -> None:
+    import wandb
+
+    # A run of the training itself, in the same process, goes on as it was.
+    own: Any = wandb.init(
+        project=project, name=run, id=_identity(project, run), mode="offline",
+        reinit="create_new",
+        settings=wandb.Settings(
+            silent=True, console="off", disable_git=True, disable_code=True,
+            x_disable_stats=True, x_disable_meta=True,
+        ),
+    )  # fmt: skip
+    try:
+        own.define_metric(f"{PREFIX}step", hidden=True)
+        own.define_metric(f"{PREFIX}*", step_metric=f"{PREFIX}step")
+        for point in points:
+            own.log({f"{PREFIX}step": point.step, **point.values}, step=point.step)
+    finally:
+        own.finish()
+
+
+def _identity(project: str, run: str) -> str:
+    return hashlib.sha256(f"{project}/{run}".encode()).hexdigest()[:12]
+
+
+def _ledger(project: str, run: str) -> Path:
+    return FOLDER / f"moegeo-{_identity(project, run)}.json"
+
+
+def _steps(ledger: Path) -> set[int]:
+    return set(json.loads(ledger.read_text(encoding="utf-8"))) if ledger.is_file() else set()
