@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from moegeo_cli.probes.rows import Wanted
 from tests.probes.conftest import save_tokenizer
 from tests.probes.table import END as TABLE_END
 from tests.probes.table import PAGE, START, table
-from tests.probes.writers import END, SAME, lines, sequences, tokens, write_megatron
+from tests.probes.writers import END, FILES, SAME, lines, sequences, tokens
 
 Load = Callable[..., Probe]
 
@@ -317,7 +318,7 @@ def test_damaged_files_are_named(
 
 
 def test_a_megatron_index_that_lies_is_refused(tmp_path: Path, load: Load) -> None:
-    path = write_megatron(sequences(), tmp_path / "a.bin")
+    path = SAME["Megatron"][1](sequences(), tmp_path / "a.bin")
     index = (tmp_path / "a.idx").read_bytes()
     for changed in (index[:60], index[:9] + b"\x02" + index[10:], index[:-8] + b"\xff" * 8,
                     index[:34] + b"\xff\xff\xff\x7f" + index[38:]):  # fmt: skip
@@ -341,9 +342,19 @@ def test_a_folder_names_what_to_give(tmp_path: Path, load: Load) -> None:
     SAME["Parquet"][1](sequences(), tmp_path / "data" / "train.parquet")
     with pytest.raises(ProbeError, match=r"--probe .*train\.parquet"):
         load(tmp_path)
-    splits = tmp_path / "splits"
-    splits.mkdir()
-    (splits / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    SAME["data set of datasets"][1](sequences(), splits / "train")
-    with pytest.raises(ProbeError, match=r"several splits[\s\S]*--probe .*train"):
-        load(splits)
+    with pytest.raises(ProbeError, match=r"several splits[\s\S]*test, train[\s\S]*--probe"):
+        load(FILES / "splits")
+
+
+def test_a_cache_of_datasets_with_several_splits_names_them(tmp_path: Path, load: Load) -> None:
+    cache = SAME["datasets: its cache"][1](sequences(), tmp_path / "cache")
+    shutil.copy(cache / "json-train.arrow", cache / "cache-0123456789abcdef.arrow")  # of map()
+    assert len(load(cache).sequences) == len(sequences())
+    shutil.copy(cache / "json-train.arrow", cache / "json-validation.arrow")
+    with pytest.raises(ProbeError, match=r"several splits[\s\S]*json-train, json-validation"):
+        load(cache)
+    for place in range(2):
+        shutil.copy(cache / "json-train.arrow", cache / f"json-train-0000{place}-of-00002.arrow")
+    (cache / "json-validation.arrow").unlink()
+    (cache / "json-train.arrow").unlink()
+    assert len(load(cache).sequences) == 2 * len(sequences())

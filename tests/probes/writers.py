@@ -6,7 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
-import struct
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow
 from pyarrow import feather, parquet
 from safetensors.numpy import save_file
 
+FILES = Path(__file__).parent / "files"
 END = 63  # the id that ends every sequence, and occurs nowhere else in it
 Sequences = list[list[int]]
 
@@ -85,30 +86,20 @@ def write_feather(ids: Sequences, path: Path) -> Path:
     return path
 
 
-def write_saved(ids: Sequences, path: Path) -> Path:
-    """As `Dataset.save_to_disk` of datasets lays its folder out."""
-    path.mkdir()
-    names = ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
-    for name, part in zip(names, (ids[:3], ids[3:]), strict=True):
-        write_stream(part, path / name)
-    state = {"_data_files": [{"filename": name} for name in names], "_indices_data_files": None,
-             "_fingerprint": "0", "_split": "train"}  # fmt: skip
-    (path / "state.json").write_text(json.dumps(state))
-    (path / "dataset_info.json").write_text("{}")
-    return path
+def kept(name: str) -> Callable[[Sequences, Path], Path]:
+    """What the form's own writer made of the same sequences: see `write`."""
 
+    def copy(ids: Sequences, path: Path) -> Path:
+        assert ids == sequences()
+        source = FILES / name
+        if source.is_dir():
+            shutil.copytree(source, path)
+            return path
+        for file in FILES.glob(f"{source.stem}.*"):  # Megatron's two go together
+            shutil.copy(file, path.with_suffix(file.suffix))
+        return path
 
-def write_megatron(ids: Sequences, path: Path) -> Path:
-    """As Megatron-LM's IndexedDatasetBuilder lays .bin and .idx out."""
-    sizes = [len(own) for own in ids]
-    pointers = [2 * sum(sizes[:place]) for place in range(len(sizes))]
-    path.with_suffix(".bin").write_bytes(np.concatenate(ids).astype("<u2").tobytes())
-    path.with_suffix(".idx").write_bytes(
-        b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, len(ids), len(ids) + 1)
-        + np.array(sizes, "<i4").tobytes() + np.array(pointers, "<i8").tobytes()
-        + np.arange(len(ids) + 1, dtype="<i8").tobytes()
-    )  # fmt: skip
-    return path
+    return copy
 
 
 def tokens(ids: Sequences, path: Path, kind: str) -> Path:
@@ -124,8 +115,8 @@ def llm_c(ids: Sequences, path: Path) -> Path:
     return path
 
 
-def saved_array(ids: Sequences, path: Path) -> Path:
-    np.save(path, np.concatenate(ids).astype(np.uint16))
+def saved_array(ids: Sequences, path: Path, kind: str = "<u2") -> Path:
+    np.save(path, np.concatenate(ids).astype(kind))
     return path
 
 
@@ -195,11 +186,20 @@ SAME: Mapping[str, tuple[str, Callable[[Sequences, Path], Path]]] = {
     "Parquet": ("a.parquet", write_parquet),
     "Arrow stream": ("a.arrow", write_stream),
     "Feather": ("a.feather", write_feather),
-    "data set of datasets": ("saved", write_saved),
-    "Megatron": ("a.bin", write_megatron),
+    "datasets: save_to_disk": ("saved", kept("saved")),
+    "datasets: save_to_disk in shards": ("saved", kept("saved-in-shards")),
+    "datasets: a saved selection": ("saved", kept("saved-selection")),
+    "datasets: one of several splits": ("train", kept("splits/train")),
+    "datasets: its cache": ("cache", kept("cache")),
+    "datasets: to_parquet": ("a.parquet", kept("rows.parquet")),
+    "Megatron": ("a.bin", kept("megatron-uint16.bin")),
+    "Megatron, the index given": ("a.idx", kept("megatron-uint16.bin")),
+    "Megatron, int32": ("a.bin", kept("megatron-int32.bin")),
+    "Megatron, documents of sentences": ("a.bin", kept("megatron-sentences.bin")),
     "uint16 tokens": ("a.bin", lambda ids, path: tokens(ids, path, "<u2")),
     "uint32 tokens": ("a.bin", lambda ids, path: tokens(ids, path, "<u4")),
     "tokens as OLMo writes them": ("a.npy", lambda ids, path: tokens(ids, path, "<u2")),
     "llm.c tokens": ("a.bin", llm_c),
     "NumPy array": ("a.npy", saved_array),
+    "NumPy array of int64": ("a.npy", lambda ids, path: saved_array(ids, path, "<i8")),
 }  # fmt: skip

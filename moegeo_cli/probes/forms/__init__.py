@@ -80,7 +80,9 @@ FORMS: tuple[Form, ...] = (
     Form("Parquet", "`.parquet`", _named(".parquet", ".pq"), RECORDS, parquet.read),
     Form("Arrow, Feather", "`.arrow`, `.feather`, `.ipc`",
          _named(".arrow", ".feather", ".ipc"), RECORDS, arrow.read),
-    Form("data set of datasets", "a folder with `state.json`", arrow.is_saved, RECORDS, arrow.read),
+    Form("data set of datasets", "a folder with `state.json`, as `save_to_disk` writes it; or with "
+         "`dataset_info.json` and one split's `.arrow` files, as its cache is",
+         arrow.is_saved, RECORDS, arrow.read),
     Form("safetensors", "`.safetensors`", _named(".safetensors"),
          "`input_ids` with masks and labels; or other inputs of a model", tensors.read),
     Form("NumPy array", "`.npy`", _named(".npy"),

@@ -1,4 +1,4 @@
-"""Arrow: a file or a stream of record batches, and the folder that `datasets` saves.
+"""Arrow: a file or a stream of record batches, and the folders that `datasets` saves and caches.
 
 The file is mapped into memory; a batch that is not taken is not read.
 """
@@ -6,6 +6,7 @@ The file is mapped into memory; a batch that is not taken is not read.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,27 @@ from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.forms.tables import arrow_of, columns_wanted, read_records, records_of
 from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, Wanted, printable, spread_over
 
-STATE, SPLITS = "state.json", "dataset_dict.json"
+STATE, SPLITS, CACHED = "state.json", "dataset_dict.json", "dataset_info.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 PART = "{name}: {read} of its {total} batches are read, evenly spread"
 
 
 def is_saved(path: Path) -> bool:
-    """Whether this is a folder that `save_to_disk` wrote."""
-    return path.is_dir() and ((path / STATE).is_file() or (path / SPLITS).is_file())
+    """Whether this is a folder that `save_to_disk` wrote, or one of the cache of `datasets`."""
+    if not path.is_dir():
+        return False
+    if (path / STATE).is_file() or (path / SPLITS).is_file():
+        return True
+    return (path / CACHED).is_file() and bool(_cached(path))
+
+
+def _cached(folder: Path) -> dict[str, list[Path]]:
+    """The splits of a folder of the cache, each with its files in order."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(folder.glob("*.arrow")):
+        if not file.name.startswith(("cache-", "tmp")):  # what map() and filter() kept
+            found.setdefault(_SHARD.sub("", file.stem), []).append(file)
+    return found
 
 
 def read(path: Path, wanted: Wanted) -> ProbeFile:
@@ -52,14 +67,13 @@ def read(path: Path, wanted: Wanted) -> ProbeFile:
 
 def _files(folder: Path, name: str) -> list[Path]:
     if (folder / SPLITS).is_file():
-        splits = sorted(p.name for p in folder.iterdir() if (p / STATE).is_file())
-        raise ProbeError(
-            f"the probe {name} is a data set of several splits",
-            found=", ".join(map(printable, splits))[:200],
-            hint=f"give one of them: --probe {printable(str(folder / splits[0]))}"
-            if splits
-            else "save it again",
-        )
+        splits = [p.name for p in sorted(folder.iterdir()) if (p / STATE).is_file()]
+        raise _several(name, splits, folder / splits[0] if splits else None)
+    if not (folder / STATE).is_file():
+        cached = _cached(folder)
+        if len(cached) > 1:
+            raise _several(name, list(cached), next(iter(cached.values()))[0])
+        return next(iter(cached.values()))
     try:
         state = json.loads((folder / STATE).read_bytes())
         files = [folder / Path(entry["filename"]).name for entry in state["_data_files"]]
@@ -72,6 +86,16 @@ def _files(folder: Path, name: str) -> list[Path]:
             hint="dataset.flatten_indices().save_to_disk(…) writes the rows themselves",
         )  # fmt: skip
     return files
+
+
+def _several(name: str, splits: list[str], first: Path | None) -> ProbeError:
+    return ProbeError(
+        f"the probe {name} is a data set of several splits",
+        found=", ".join(map(printable, splits))[:200],
+        hint="save it again"
+        if first is None
+        else f"give one of them: --probe {printable(str(first))}",
+    )
 
 
 def _open(arrow: Any, path: Path) -> list[Any]:
