@@ -46,9 +46,14 @@ PUBLIC = {
 
 def __getattr__(name: str) -> Any:
     """A public name, loaded on first use."""
-    if name not in PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
+    if name in PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
+    if not name.startswith("_"):
+        from moegeo_cli.registry import commands  # one that lies beside moegeo's own
+
+        if name in commands():
+            return commands()[name].function
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

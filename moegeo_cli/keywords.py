@@ -34,6 +34,7 @@ class Option:
         least: the least number that it takes; None for any.
         off: its flag on the command line turns it off.
         setting: it is a table of the settings file, and no flag.
+        words: gives the words that it takes, where its type does not name them.
     """
 
     default: Any
@@ -44,6 +45,7 @@ class Option:
     least: int | None = None
     off: bool = False
     setting: bool = False
+    words: Callable[[], tuple[str, ...]] | None = None
 
 
 @functools.cache
@@ -72,6 +74,12 @@ def choices(kind: Any) -> tuple[str, ...]:
     return ()
 
 
+def words_of(group: Any, name: str) -> tuple[str, ...]:
+    """The words that an option of a group takes; none where it takes any."""
+    kind, option = _fields(group)[name]
+    return choices(kind) if option.words is None else option.words()
+
+
 def flag(name: str, option: Option) -> str:
     """An option's long name on the command line."""
     return (option.flags or (f"--{name.replace('_', '-')}",))[0]
@@ -84,8 +92,7 @@ def complete(group: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: a word that an option does not take, or a number below its least.
     """
     for name, value in given.items():
-        kind, option = _fields(group)[name]
-        known = choices(kind)
+        option, known = declared(group)[name], words_of(group, name)
         if known and value is not None and value not in known:
             raise UsageError(
                 f"{flag(name, option)} is not one of {', '.join(known)}", found=repr(value)

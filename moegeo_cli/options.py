@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
 
 from moegeo_cli.keywords import JUDGING, OUTPUT, OWN, Option
+from moegeo_cli.registry import formats_of_lenses, formats_of_reports
 
 
 class NoOptions(TypedDict, total=False):
@@ -282,10 +283,13 @@ class Invariance(ProbeData, Fisher, Compute, Memory, Model, total=False):
 OUTPUT_FILE = Option(
     None, "Write the payload to this file instead of stdout.", OUTPUT, flags=("--output", "-o")
 )
-FORMAT = Option(
-    None, "What to write. Default: what the suffix of --output says, else rich.", OUTPUT,
-    flags=("--format", "-f"),
-)  # fmt: skip
+
+
+def _format(words: Callable[[], tuple[str, ...]]) -> Option:
+    return Option(
+        None, "What to write. Default: what the suffix of --output says, else rich.", OUTPUT,
+        flags=("--format", "-f"), words=words,
+    )  # fmt: skip
 
 LOG = Option(
     (), "Also write at most 30 scalars a checkpoint to SINK:WHERE, once each; repeat it for more: "
@@ -305,9 +309,7 @@ class Gate(TypedDict, total=False):
 class ReportOutput(TypedDict, total=False):
     """The report of a run."""
 
-    format: Annotated[
-        Literal["rich", "json", "markdown", "csv", "junit", "github", "html"] | None, FORMAT
-    ]
+    format: Annotated[str | None, _format(formats_of_reports)]
     output: Annotated[Path | None, OUTPUT_FILE]
 
 
@@ -326,7 +328,7 @@ class LensOutput(TypedDict, total=False):
     matrices: Annotated[Path | None, Option(
         None, "Also write the E×E matrices: .safetensors or .csv.", OUTPUT,
     )]  # fmt: skip
-    format: Annotated[Literal["rich", "json", "markdown", "html"] | None, FORMAT]
+    format: Annotated[str | None, _format(formats_of_lenses)]
     output: Annotated[Path | None, OUTPUT_FILE]
 
 
@@ -339,5 +341,5 @@ class FileOutput(TypedDict, total=False):
 class FactsOutput(TypedDict, total=False):
     """A table of facts."""
 
-    format: Annotated[Literal["rich", "json"] | None, FORMAT]
+    format: Annotated[str | None, _format(lambda: ("rich", "json"))]
     output: Annotated[Path | None, OUTPUT_FILE]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -10,11 +10,13 @@ from moegeo_cli.commands.analyze.api import analyze
 from moegeo_cli.commands.check.api import check
 from moegeo_cli.commands.compare.api import compare
 from moegeo_cli.commands.experts.api import experts
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.explain.api import explain
 from moegeo_cli.commands.inspect.api import inspect
 from moegeo_cli.commands.invariance.api import invariance
 from moegeo_cli.commands.report.api import report
 from moegeo_cli.commands.routing.api import routing
+from moegeo_cli.commands.routing.record import RoutingRecord
 from moegeo_cli.explanations.lookup import Explanation
 from moegeo_cli.keywords import declared, refuse_unknown
 from moegeo_cli.options import (
@@ -31,9 +33,8 @@ from moegeo_cli.options import (
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.records.comparison import ComparisonRecord
-from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.records.formats import AnyRecord
-from moegeo_cli.records.routing import RoutingRecord
+from moegeo_cli.registry import commands
 
 
 class SessionOptions(Analyze, Compare, Check, Experts, Routing, Invariance, total=False):
@@ -103,6 +104,17 @@ class Session:
     def inspect(self, path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
         """As `moegeo.inspect`."""
         return inspect(path, **self._with(Model, options))
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A command that is not moegeo's own, with the session's options."""
+        if name.startswith("_") or name not in commands():
+            raise AttributeError(f"Session has no command {name!r}")
+        command = commands()[name]
+
+        def call(*paths: Path | str, **options: Any) -> Any:
+            return command.function(*paths, **self._with(command.options, options))
+
+        return call
 
     def _with(self, group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
         """The session's options that a group has, and those of the call."""

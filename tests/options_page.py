@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 import moegeo_cli
 from moegeo_cli import keywords as k
-from moegeo_cli.commands import registry
+from moegeo_cli import registry
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
-COMMANDS = {command.name: command.groups for command in registry.COMMANDS}
+COMMANDS = {command.name: command.groups for command in registry.commands().values()}
 SHORT = {"Callable": "callable", "Mapping": "table", "Sequence": "list of int"}
 HEAD = """# Options
 
@@ -60,7 +60,7 @@ def page() -> str:
 def _row(name: str, option: k.Option) -> str:
     users = [c for c, groups in COMMANDS.items() if any(name in k.declared(g) for g in groups)]
     kinds = [
-        _kind(k.type_of(group, name))
+        _takes(group, name)
         for groups in COMMANDS.values()
         for group in groups
         if name in k.declared(group)
@@ -74,6 +74,11 @@ def _row(name: str, option: k.Option) -> str:
     in_python = "" if name in ("fail_on", "format", "output", "matrices", "log") else f"`{name}`"
     cells = (flags, in_python, max(kinds, key=len) + least, default, option.help, ", ".join(users))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _takes(group: Any, name: str) -> str:
+    words = k.words_of(group, name)
+    return ", ".join(f"`{word}`" for word in words) or _kind(k.type_of(group, name))
 
 
 def _kind(kind: Any) -> str:

@@ -12,9 +12,7 @@ import pytest
 
 from moegeo_cli import errors, experts
 from moegeo_cli.catalogue import SPECS
-from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
-from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
-from moegeo_cli.records.experts import (
+from moegeo_cli.commands.experts.record import (
     ExpertLayerRecord,
     ExpertRecord,
     ExpertsRecord,
@@ -23,7 +21,7 @@ from moegeo_cli.records.experts import (
     Trial,
     Verification,
 )
-from moegeo_cli.records.routing import (
+from moegeo_cli.commands.routing.record import (
     UNITS,
     DomainRecord,
     GeometryRecord,
@@ -35,6 +33,8 @@ from moegeo_cli.records.routing import (
     RoutingStep,
     Trajectory,
 )
+from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRecord, RunRecord
+from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.verdict.interventions import catalogue
 from moegeo_cli.verdict.thresholds import load_thresholds
 

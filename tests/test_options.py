@@ -14,15 +14,15 @@ import moegeo_cli
 from moegeo_cli import Session, keywords, options
 from moegeo_cli.cli.app import app
 from moegeo_cli.commands.experts.settings import ExpertSettings
-from moegeo_cli.commands.registry import COMMANDS, find_command
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import UsageError
+from moegeo_cli.registry import commands, find_command
 from moegeo_cli.session import SessionOptions
 from moegeo_cli.settings import Settings, settings_of
 from tests.options_page import PAGE, page
 
 CLI = Path(moegeo_cli.__file__).parent / "cli"
-GROUPS = {command.name: command.options for command in COMMANDS}
+GROUPS = {command.name: command.options for command in commands().values()}
 
 
 def test_the_reference_page_is_up_to_date() -> None:
@@ -120,10 +120,10 @@ def test_a_session_gives_each_call_the_options_that_it_knows(
 
 
 def test_every_command_is_a_public_function_and_a_method_of_the_session() -> None:
-    for command in COMMANDS:
+    for command in commands().values():
         assert getattr(moegeo_cli, command.name) is command.function
         assert callable(getattr(Session, command.name))
-    assert set(moegeo_cli.PUBLIC) - {c.name for c in COMMANDS} == {"Session", "capture_routers"}
+    assert set(moegeo_cli.PUBLIC) - set(commands()) == {"Session", "capture_routers"}
 
 
 def test_help_in_python_names_every_option() -> None:

@@ -18,10 +18,10 @@ from moegeo_cli.cli.console import (
 )
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.commands.registry import find_command
 from moegeo_cli.errors import UsageError
 from moegeo_cli.keywords import MEASURING
 from moegeo_cli.options import RunOutput
+from moegeo_cli.registry import find_command
 from moegeo_cli.sinks import Place, log_run, open_places
 
 if TYPE_CHECKING:

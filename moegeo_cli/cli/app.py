@@ -6,7 +6,6 @@ was asked for, 70 a bug of ours, 130 interrupted, 141 stdout was closed.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
@@ -18,11 +17,12 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from moegeo_cli import __version__
 from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
+from moegeo_cli.cli.lens import lens_command
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
 from moegeo_cli.cli.settings import load_defaults, settings_source
-from moegeo_cli.commands.registry import COMMANDS
 from moegeo_cli.errors import MoegeoError
+from moegeo_cli.registry import commands, load
 from moegeo_cli.reports.escaping import clean
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in COMMANDS:
-    module = importlib.import_module(f"moegeo_cli.cli.{command.name}")
-    app.command()(getattr(module, command.name))
+for command in commands().values():
+    own = f"moegeo_cli.cli.{command.name}:{command.name}"
+    app.command(command.name)(lens_command(command) if command.lens else load(own))
 app.add_typer(probe_app, name="probe", help="Make and describe a probe dataset.")
 
 

@@ -17,8 +17,8 @@ from moegeo_cli.cli.console import (
 )
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.commands.registry import find_command
 from moegeo_cli.options import ReportOutput
+from moegeo_cli.registry import find_command
 
 
 @with_options(*find_command("check").groups)

@@ -16,8 +16,8 @@ from moegeo_cli.cli.console import (
     write_payload,
 )
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.commands.registry import find_command
 from moegeo_cli.options import ReportOutput
+from moegeo_cli.registry import find_command
 
 
 @with_options(*find_command("compare").groups)

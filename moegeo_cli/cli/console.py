@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.cli.interrupts import raise_pending
 from moegeo_cli.errors import OutputError, UsageError
-from moegeo_cli.keywords import choices, type_of
+from moegeo_cli.keywords import words_of
+from moegeo_cli.registry import formats
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.store.files import check_writable, write_atomic
 
@@ -41,13 +42,6 @@ def stdout_console() -> Console:
     return Patient(highlight=False)
 
 
-# What a file's suffix says of its format, where --format says nothing.
-SUFFIXES = {
-    ".html": "html", ".htm": "html", ".md": "markdown", ".markdown": "markdown", ".json": "json",
-    ".csv": "csv", ".xml": "junit",
-}  # fmt: skip
-
-
 def settle_format(shown: dict[str, Any], group: Any) -> None:
     """Choose the format: the one asked for, else by the suffix of the file, else rich.
 
@@ -61,8 +55,9 @@ def settle_format(shown: dict[str, Any], group: Any) -> None:
     if shown["format"] is not None:
         return
     output = shown["output"]
-    said = "rich" if output is None else SUFFIXES.get(output.suffix.lower(), "rich")
-    words = choices(type_of(group, "format"))
+    suffix = "" if output is None else output.suffix.lower()
+    said = next((name for name, found in formats().items() if suffix in found.suffixes), "rich")
+    words = words_of(group, "format")
     if said not in words:
         raise UsageError(
             f"this command writes no {said}",

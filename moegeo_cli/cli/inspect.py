@@ -9,7 +9,7 @@ import typer
 
 from moegeo_cli.cli.console import stdout_console, write_document
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.commands.registry import find_command
+from moegeo_cli.registry import find_command
 
 
 @with_options(*find_command("inspect").groups)

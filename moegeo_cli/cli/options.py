@@ -14,7 +14,7 @@ import typer
 
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
-from moegeo_cli.keywords import PANELS, Option, choices, declared, flag, type_of
+from moegeo_cli.keywords import PANELS, Option, declared, flag, type_of, words_of
 
 Command = Callable[..., Any]
 
@@ -61,7 +61,7 @@ def _parameters(group: Any) -> Iterator[tuple[int, inspect.Parameter]]:
             *(option.flags or (flag(name, option),)), help=option.help,
             min=option.least, rich_help_panel=option.panel,
         )  # fmt: skip
-        kind = _said(name, type_of(group, name), option)
+        kind = _said(group, name, option)
         yield (
             PANELS.index(option.panel),
             inspect.Parameter(
@@ -73,10 +73,10 @@ def _parameters(group: Any) -> Iterator[tuple[int, inspect.Parameter]]:
         )
 
 
-def _said(name: str, kind: Any, option: Option) -> Any:
+def _said(group: Any, name: str, option: Option) -> Any:
     """An option's type on the command line: one form, and an enumeration for a choice of words."""
+    kind, words = type_of(group, name), words_of(group, name)
     optional = type(None) in typing.get_args(kind)
-    words = choices(kind)
     enumeration: Any = StrEnum
     found: Any = kind
     if words:

@@ -10,9 +10,9 @@ import typer
 from moegeo_cli.cli.analyze import emit
 from moegeo_cli.cli.console import check_output, settle_format, stdout_console, write_payload
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.commands.registry import find_command
 from moegeo_cli.errors import UsageError
 from moegeo_cli.options import RunOutput
+from moegeo_cli.registry import find_command
 from moegeo_cli.sinks import open_places
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.geometry.simplex import distance_from_roots
-from moegeo_cli.records.routing import Hidden, Usage
+from moegeo_cli.records.similarities import Hidden, Usage
 
 PIECE = 1 << 21  # entries of a piece of gathered rows: 16 MiB
 NULL_DEALS = 20

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import moegeo_cli
 from moegeo_cli import PUBLIC, __version__
+from moegeo_cli.registry import commands
 
 if TYPE_CHECKING:
     from moegeo_cli import (
@@ -33,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """A public name, loaded on first use."""
-    if name in PUBLIC:
+    if name in PUBLIC or name in commands():
         return getattr(moegeo_cli, name)
     raise AttributeError(f"module 'moegeo' has no attribute {name!r}")
 

@@ -7,14 +7,59 @@ whenever asked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
-from moegeo_cli.records.experts import ExpertsRecord
-from moegeo_cli.records.routing import RoutingRecord
+from moegeo_cli.records.metric import Coverage
+from moegeo_cli.records.verdict import Check, Finding, Intervention
 
-LensRecord: TypeAlias = ExpertsRecord | RoutingRecord
-LENSES: Mapping[str, type[LensRecord]] = {"experts": ExpertsRecord, "routing": RoutingRecord}
+
+class LensLayer(Protocol):
+    """What every lens says of a router: where it stands, and E × E matrices by name."""
+
+    @property
+    def layer(self) -> int: ...  # noqa: D102
+
+    @property
+    def router(self) -> str: ...  # noqa: D102
+
+    @property
+    def matrices(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+
+class LensRecord(Protocol):
+    """What the records of all lenses have: frozen dataclasses with at least these fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def step(self) -> int | None: ...  # noqa: D102
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def probe(self) -> Any: ...  # noqa: D102
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+
+    @property
+    def coverage(self) -> Coverage: ...  # noqa: D102
+
+    @property
+    def layers(self) -> Sequence[Any]: ...  # noqa: D102
+
+    @property
+    def findings(self) -> tuple[Finding, ...]: ...  # noqa: D102
+
+    @property
+    def interventions(self) -> tuple[Intervention, ...]: ...  # noqa: D102
+
+    @property
+    def checks(self) -> tuple[Check, ...]: ...  # noqa: D102
+
+
 # What is there of each lens: its record, or why there is none.
 Lenses = Mapping[str, LensRecord | str]
 

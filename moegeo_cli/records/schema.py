@@ -7,8 +7,9 @@ from typing import Any, get_args, get_type_hints, is_typeddict
 
 import msgspec
 
-from moegeo_cli.records.formats import RECORDS, VERSIONS
+from moegeo_cli.records.formats import VERSION
 from moegeo_cli.records.metric import NULL_HAS_REASON, Metric
+from moegeo_cli.registry import records
 
 
 def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
@@ -19,12 +20,13 @@ def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
         strict: refuse keys that this version does not write. Without it a file of the same
             version may hold keys that were added later, as the format promises.
     """
-    record, version = RECORDS[name], VERSIONS[name]
+    record, version = records()[name], VERSION
     _, parts = msgspec.json.schema_components([record], ref_template="#/$defs/{name}")
-    records = _records(record)
+    own = _records(record)
     for part_name, part in parts.items():
-        _finish(part, part_name in records, strict)
-    parts[Metric.__name__] |= NULL_HAS_REASON
+        _finish(part, part_name in own, strict)
+    if Metric.__name__ in parts:
+        parts[Metric.__name__] |= NULL_HAS_REASON
     root = parts.pop(record.__name__)
     head: dict[str, Any] = {
         "type": "object",

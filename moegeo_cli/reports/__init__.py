@@ -1,10 +1,12 @@
-"""One formatter per format: records in, text out (or onto a rich console)."""
+"""Records in, text out (or onto a rich console); `formats/` lists what can be written."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.errors import UsageError
+from moegeo_cli.registry import command_of, load, writer
+from moegeo_cli.registry import formats as known_formats
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -12,53 +14,29 @@ if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
     from moegeo_cli.records.comparison import ComparisonRecord
-    from moegeo_cli.records.experts import ExpertsRecord
     from moegeo_cli.records.formats import AnyRecord
-    from moegeo_cli.records.routing import RoutingRecord
 
 __all__ = [
-    "FORMATS", "print_check", "print_comparison", "print_record", "print_run", "read",
-    "read_comparison", "render",
-    "render_screen", "schema", "step_summary",
+    "print_check", "print_comparison", "print_record", "print_run", "read", "read_comparison",
+    "render", "render_screen", "schema", "step_summary",
 ]  # fmt: skip
-
-FORMATS = ("rich", "json", "markdown", "csv", "junit", "github", "html")
 
 
 def render(record: AnyRecord, format: str) -> str:
     """A report as text; the format "rich" is the full terminal report.
 
     Raises:
-        UsageError: a format that is not in `FORMATS`.
+        UsageError: a format that does not exist, or that has no form for such a record.
     """
-    if format not in FORMATS:
-        raise UsageError(f"no format {format!r}", found=", ".join(FORMATS))
-    from moegeo_cli.records import RunRecord
-    from moegeo_cli.records.check import CheckRecord
-    from moegeo_cli.records.comparison import ComparisonRecord
-
-    if format == "html":
-        from moegeo_cli.reports.html import render as render_html
-
-        return render_html(record)
-    if isinstance(record, CheckRecord):
-        return _render_check(record, format)
-    if isinstance(record, RunRecord):
-        return _render_run(record, format)
-    if isinstance(record, ComparisonRecord):
-        return _render_comparison(record, format)
-    return _render_lens(record, format)
-
-
-def _render_check(record: CheckRecord, format: str) -> str:
-    from moegeo_cli.reports import check_report, csv_report, github, json_report, junit
-
-    writers = {
-        "rich": check_report.render, "json": json_report.render,
-        "markdown": check_report.render_markdown, "csv": csv_report.render_check,
-        "junit": junit.render_check, "github": github.render_check,
-    }  # fmt: skip
-    return writers[format](record)
+    if format not in known_formats():
+        raise UsageError(f"no format {format!r}", found=", ".join(known_formats()))
+    write = writer(type(record), format)
+    if write is None:
+        name = command_of(type(record)).name
+        known = ", ".join(known for known in known_formats() if writer(type(record), known))
+        raise UsageError(f"`moegeo {name}` has no format {format!r}", found=known)
+    text: str = write(record)
+    return text
 
 
 def render_screen(record: RunRecord) -> str:
@@ -66,50 +44,6 @@ def render_screen(record: RunRecord) -> str:
     from moegeo_cli.reports.first_screen import render as render_first
 
     return render_first(record)
-
-
-def _render_run(record: RunRecord, format: str) -> str:
-    from moegeo_cli.reports import csv_report, github, json_report, junit, markdown, terminal
-
-    writers = {
-        "rich": terminal.render, "json": json_report.render, "markdown": markdown.render,
-        "csv": csv_report.render, "junit": junit.render, "github": github.render,
-    }  # fmt: skip
-    return writers[format](record)
-
-
-def _render_lens(record: ExpertsRecord | RoutingRecord, format: str) -> str:
-    from moegeo_cli.records.experts import ExpertsRecord
-    from moegeo_cli.reports import experts_report, json_report, routing_report
-
-    if format == "json":
-        return json_report.render(record)
-    if format not in ("rich", "markdown"):
-        raise UsageError(f"a lens has no format {format!r}", found="rich, json, markdown, html")
-    if isinstance(record, ExpertsRecord):
-        plain, marked = experts_report.render, experts_report.render_markdown
-        return plain(record) if format == "rich" else marked(record)
-    if format == "rich":
-        return routing_report.render(record)
-    return routing_report.render_markdown(record)
-
-
-def _render_comparison(record: ComparisonRecord, format: str) -> str:
-    from moegeo_cli.reports import (
-        comparison_terminal,
-        comparison_text,
-        csv_report,
-        github,
-        json_report,
-        junit,
-    )
-
-    writers = {
-        "rich": comparison_terminal.render, "json": json_report.render,
-        "markdown": comparison_text.render_markdown, "csv": csv_report.render_comparison,
-        "junit": junit.render_comparison, "github": github.render_comparison,
-    }  # fmt: skip
-    return writers[format](record)
 
 
 def print_run(
@@ -151,8 +85,6 @@ def print_record(record: AnyRecord, console: Console) -> None:
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
     from moegeo_cli.records.comparison import ComparisonRecord
-    from moegeo_cli.records.experts import ExpertsRecord
-    from moegeo_cli.reports import experts_report, routing_report
 
     if isinstance(record, RunRecord):
         print_run(record, console, full=True)
@@ -160,10 +92,10 @@ def print_record(record: AnyRecord, console: Console) -> None:
         print_check(record, console)
     elif isinstance(record, ComparisonRecord):
         print_comparison(record, console)
-    elif isinstance(record, ExpertsRecord):
-        experts_report.print_experts(record, console)
     else:
-        routing_report.print_routing(record, console)
+        lens = command_of(type(record)).lens
+        assert lens is not None
+        load(f"{lens.report}:print_record")(record, console)
 
 
 def read(text: str | bytes) -> RunRecord:

@@ -15,8 +15,9 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from moegeo_cli.errors import FormatError
 from moegeo_cli.records import from_dict
 from moegeo_cli.records.fields import WHERE_DUE
-from moegeo_cli.records.formats import NAMES, RECORDS, VERSIONS, AnyRecord
+from moegeo_cli.records.formats import VERSION, AnyRecord, format_of
 from moegeo_cli.records.schema import schema
+from moegeo_cli.registry import records
 from moegeo_cli.reports.validation import find_missing
 
 R = TypeVar("R", bound=AnyRecord)
@@ -25,9 +26,9 @@ _LINE = 160  # objects longer than this are broken over lines
 
 def render(record: AnyRecord) -> str:
     """The record as JSON text that ends with a line break."""
-    name = NAMES[type(record)]
+    name = format_of(type(record))
     payload = {
-        "format": {"name": name, "version": VERSIONS[name]},
+        "format": {"name": name, "version": VERSION},
         **_plain(record),
     }
     return _write(payload, 0) + "\n"
@@ -42,13 +43,13 @@ def read_any(text: str | bytes) -> AnyRecord:
     data = _parse(text)
     head = data.get("format") if isinstance(data, dict) else None
     name = head.get("name") if isinstance(head, dict) else None
-    if not isinstance(name, str) or name not in RECORDS:
+    if not isinstance(name, str) or name not in records():
         raise FormatError(
             "this JSON is no report of moegeo",
             found=_kind(data) if name is None else f"format {name!r}"[:120],
             hint="moegeo analyze RUN --format json writes one",
         )
-    return read(text, RECORDS[name])
+    return read(text, records()[name])
 
 
 def read(text: str | bytes, record: type[R]) -> R:
@@ -57,7 +58,7 @@ def read(text: str | bytes, record: type[R]) -> R:
     Raises:
         FormatError: not JSON, not of the record's format, of a newer version, or damaged.
     """
-    name = NAMES[record]
+    name = format_of(record)
     data = _parse(text)
     head = data.get("format") if isinstance(data, dict) else None
     if not isinstance(head, dict) or "name" not in head:
@@ -71,10 +72,10 @@ def read(text: str | bytes, record: type[R]) -> R:
     version = head.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise FormatError("the format's version is not a number", found=repr(version)[:120])
-    if version > VERSIONS[name]:
+    if version > VERSION:
         raise FormatError(
             "the file was written by a newer moegeo",
-            found=f"{name} version {version}; this moegeo reads up to {VERSIONS[name]}",
+            found=f"{name} version {version}; this moegeo reads up to {VERSION}",
             hint="pip install --upgrade moegeo",
         )
     try:

@@ -7,8 +7,7 @@ import io
 from pathlib import Path
 
 from moegeo_cli.errors import UsageError
-from moegeo_cli.records.experts import ExpertsRecord
-from moegeo_cli.records.routing import RoutingRecord
+from moegeo_cli.records.lenses import LensRecord
 
 SUFFIXES = (".safetensors", ".csv")
 # Both halves of these say different things; of the others one is enough.
@@ -29,7 +28,7 @@ def check_name(path: Path) -> None:
         )
 
 
-def matrices_file(record: ExpertsRecord | RoutingRecord, path: Path) -> bytes | str:
+def matrices_file(record: LensRecord, path: Path) -> bytes | str:
     """The matrices of all layers in the format that the name asks for.
 
     safetensors: `<router>.<matrix>`, float64, NaN where a pair was not measured. CSV: layer,
@@ -50,7 +49,7 @@ def matrices_file(record: ExpertsRecord | RoutingRecord, path: Path) -> bytes | 
     return data
 
 
-def _csv(record: ExpertsRecord | RoutingRecord) -> str:
+def _csv(record: LensRecord) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["layer", "router", "matrix", "a", "b", "value"])

@@ -14,8 +14,9 @@ from moegeo_cli.records import (
     RunRecord,
     Verdict,
 )
-from moegeo_cli.records.lenses import LENSES, Lenses, absent
+from moegeo_cli.records.lenses import Lenses, absent
 from moegeo_cli.records.verdict import Axis, Health, Performance, Severity
+from moegeo_cli.registry import lenses as find_lenses
 from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
 from moegeo_cli.verdict.files import FileOutcomes, with_files
 from moegeo_cli.verdict.lenses import judge_lenses
@@ -86,7 +87,7 @@ def judge(
     judged: list[CheckpointRecord] = []
     for place, checkpoint in enumerate(run.checkpoints):
         situation = Situation(run, run.checkpoints[: place + 1], limits, losses, figures)
-        nothing: Lenses = {lens: absent(lens) for lens in LENSES}
+        nothing: Lenses = {lens: absent(lens) for lens in find_lenses()}
         of_it = (lenses or {}).get(checkpoint.path, nothing)
         told = (files or {}).get(checkpoint.path, {})
         verdict = _verdict(situation, of_it, told, policy, reference)

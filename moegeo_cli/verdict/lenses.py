@@ -7,26 +7,30 @@ other limits and without a model, by the command itself and by `moegeo analyze`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Check, Finding, RunRecord
-from moegeo_cli.records.experts import ExpertsRecord
-from moegeo_cli.records.lenses import Lenses, command
-from moegeo_cli.records.routing import RoutingRecord
-from moegeo_cli.verdict import experts_rules, routing_lens_rules
+from moegeo_cli.records.lenses import Lenses, LensRecord, command
+from moegeo_cli.registry import lenses as find_lenses
+from moegeo_cli.registry import load
 from moegeo_cli.verdict.interventions import recommend
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, settle
 from moegeo_cli.verdict.thresholds import Thresholds
 
-R = TypeVar("R", ExpertsRecord, RoutingRecord)
-# By the name of the finding; findings.toml says whose record each one reads.
-LENS_RULES: dict[str, Callable[[Any, Thresholds], Outcome]] = {
-    "redundant-experts": experts_rules.redundant_experts,
-    "shared-direction": routing_lens_rules.shared_direction,
-    "routing-ignores-input": routing_lens_rules.routing_ignores_input,
-}
+L = TypeVar("L", bound=LensRecord)
+
+
+@functools.cache
+def lens_rules() -> Mapping[str, tuple[str, Callable[[Any, Thresholds], Outcome]]]:
+    """The lens whose record it reads, and the rule, by the name of the finding."""
+    found = {}
+    for name, lens in find_lenses().items():
+        assert lens.lens is not None
+        if lens.lens.rules:
+            found.update({f: (name, rule) for f, rule in load(lens.lens.rules).items()})
+    return found
 
 
 def judge_lenses(
@@ -41,9 +45,8 @@ def judge_lenses(
         steps: of the checkpoint.
     """
     findings, checks = [], []
-    for name, rule in LENS_RULES.items():
-        lens = definitions()[name].lens
-        if lens is None or lens not in lenses:
+    for name, (lens, rule) in lens_rules().items():
+        if lens not in lenses:
             continue
         record = lenses[lens]
         outcome = Skipped(record) if isinstance(record, str) else rule(record, limits)
@@ -57,8 +60,8 @@ def judge_lenses(
 
 
 def judge_lens(
-    lens: str, record: R, limits: Thresholds, about: RunRecord, framework: str | None
-) -> R:
+    lens: str, record: L, limits: Thresholds, about: RunRecord, framework: str | None
+) -> L:
     """A lens's record with its findings, the rules that were tried, and what to do.
 
     Args:
@@ -74,9 +77,9 @@ def judge_lens(
     """
     steps = () if record.step is None else (record.step,)
     findings, checks = judge_lenses({lens: record}, limits, steps)
-    return dataclasses.replace(
-        record,
-        findings=tuple(findings),
-        interventions=recommend(about, findings, framework, facts=True),
-        checks=tuple(checks),
-    )
+    changes: dict[str, Any] = {
+        "findings": tuple(findings),
+        "interventions": recommend(about, findings, framework, facts=True),
+        "checks": tuple(checks),
+    }
+    return dataclasses.replace(record, **changes)

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from moegeo_cli import experts
+from moegeo_cli.commands.experts import report
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.records import from_dict
-from moegeo_cli.records.experts import ExpertsRecord
-from moegeo_cli.reports import experts_report, json_report
+from moegeo_cli.reports import json_report
 from tests.architectures import oracle
 from tests.architectures.test_encoder_decoder import call, watch
 from tests.architectures.zoo import save_tiny
@@ -68,7 +69,7 @@ def test_a_permuted_copy_of_a_side_ranks_first_and_reaches_the_verdict(
     [finding] = [f for f in run["verdict"]["findings"] if f["name"] == "redundant-experts"]
     assert f"layer 1 {side}: {TWIN} + {COPY}" in finding["message"]
     assert finding["evidence"][0]["router"] == f"{BLOCKS[side]}.router"
-    shown = experts_report.render(from_dict(ExpertsRecord, document))
+    shown = report.render(from_dict(ExpertsRecord, document))
     assert f"layer 1 {side}: {TWIN} + {COPY}" in shown
 
 

@@ -15,8 +15,8 @@ import torch
 from scipy.stats import rankdata
 
 from moegeo_cli import experts
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.records.experts import ExpertsRecord
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 from tests.tiny_models import build_tiny
 

@@ -13,9 +13,9 @@ from typing import Any
 import jsonschema
 import pytest
 
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.measuring import provenance
 from moegeo_cli.measuring import run as measuring
-from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.reports import json_report
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
 from tests.end_to_end.test_experts import COPY, LAYER, LENGTHS, TWIN, plant

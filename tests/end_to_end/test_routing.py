@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from moegeo_cli import routing
-from moegeo_cli.records.routing import UNITS, RoutingRecord
+from moegeo_cli.commands.routing.record import UNITS, RoutingRecord
 from moegeo_cli.reports import json_report
 from tests.architectures.test_every_type import PAIRS, TOWERS, TYPES
 from tests.architectures.zoo import save_tiny as save_zoo

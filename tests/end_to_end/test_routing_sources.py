@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 
 from moegeo_cli import capture_routers, routing
+from moegeo_cli.commands.routing.record import RoutingRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.records import Metric
-from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.reports import json_report
 from tests.command import call
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe

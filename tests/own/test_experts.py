@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from moegeo_cli import experts
-from moegeo_cli.records.experts import ExpertsRecord
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.reports import json_report
 from tests.command import call
 from tests.own import models

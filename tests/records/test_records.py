@@ -15,8 +15,8 @@ import pytest
 from moegeo_cli.errors import FormatError
 from moegeo_cli.records import Metric, RunRecord, from_dict, to_dict
 from moegeo_cli.records.comparison import ComparisonRecord
-from moegeo_cli.records.formats import RECORDS
 from moegeo_cli.records.schema import schema
+from moegeo_cli.registry import records
 from moegeo_cli.reports.json_report import read
 
 GOLDEN = Path(__file__).parents[1] / "reports" / "golden"
@@ -112,7 +112,7 @@ def test_what_came_later_within_the_version_may_be_absent(name: str) -> None:
     assert read(json.dumps(document), RunRecord).checkpoints[0].layers[0].masked == ()
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", records())
 def test_a_file_has_every_field_of_its_record_that_is_not_marked(name: str) -> None:
     found, strict = schema(name), schema(name, strict=True)
     jsonschema.Draft202012Validator.check_schema(found)
@@ -120,7 +120,7 @@ def test_a_file_has_every_field_of_its_record_that_is_not_marked(name: str) -> N
     assert found["required"][0] == "format"
     marked = ("later", "where_due", "x-", "default")
     assert not any(f'"{word}' in json.dumps(found) for word in marked)
-    fields = {f.name for f in dataclasses.fields(RECORDS[name])}
+    fields = {f.name for f in dataclasses.fields(records()[name])}
     assert fields | {"format"} == set(found["properties"])
     late = {"fingerprint", "findings", "interventions", "checks"} if "experts" in name else set()
     assert fields - late == set(found["required"]) - {"format"}

@@ -10,13 +10,13 @@ import pytest
 
 from moegeo_cli import errors
 from moegeo_cli.catalogue import SPECS
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.explain.api import explain
+from moegeo_cli.commands.routing.record import UNITS
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.explanations.lookup import PAGES, error_rows, metric_rows, names
 from moegeo_cli.records import RunRecord
-from moegeo_cli.records.experts import ExpertsRecord
-from moegeo_cli.records.routing import UNITS
 from tests.command import call
 from tests.explain_page import pages
 from tests.reports.html.pages import recorded

@@ -20,8 +20,8 @@ from rich.console import Console
 from moegeo_cli.errors import UsageError
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.comparison import ComparisonRecord
+from moegeo_cli.registry import formats
 from moegeo_cli.reports import (
-    FORMATS,
     print_comparison,
     print_run,
     render,
@@ -81,7 +81,7 @@ def test_step_summaries(run: RunRecord, comparison: ComparisonRecord) -> None:
     assert text == golden("comparison-summary.md", text)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", formats())
 def test_no_control_character_of_a_checkpoint_gets_out(
     format: str, run: RunRecord, comparison: ComparisonRecord
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 from moegeo_cli.errors import FormatError
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.comparison import ComparisonRecord
-from moegeo_cli.records.formats import VERSIONS
+from moegeo_cli.records.formats import VERSION
 from moegeo_cli.reports import read, read_comparison, render, schema
 
 
@@ -72,7 +72,7 @@ def change(document: Any, *path: Any, to: Any) -> Any:
 @pytest.mark.parametrize(
     ("path", "to", "words"),
     [
-        (("format", "version"), VERSIONS["moegeo.run"] + 1, "newer moegeo"),
+        (("format", "version"), VERSION + 1, "newer moegeo"),
         (("format", "version"), "one", "not a number"),
         (("format", "name"), "moegeo.compare", "not a moegeo.run"),
         (("format",), None, "which format"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from moegeo_cli import routing
-from moegeo_cli.records.routing import RoutingRecord
+from moegeo_cli.commands.routing.record import RoutingRecord
 
 SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from moegeo_cli.commands.experts.record import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Coverage, Metric, RunRecord
-from moegeo_cli.records.experts import ExpertLayerRecord, ExpertRecord, ExpertsRecord
-from moegeo_cli.records.lenses import LENSES
+from moegeo_cli.registry import lenses as known_lenses
 from moegeo_cli.verdict import judge, load_thresholds, recommend
-from moegeo_cli.verdict.lenses import LENS_RULES, judge_lens
+from moegeo_cli.verdict.lenses import judge_lens, lens_rules
 from tests.verdict.conftest import checkpoint, metric, run_of
 
 
@@ -127,9 +127,9 @@ def test_without_the_command_its_rules_are_skipped_and_the_status_is_as_it_was()
     for run in (alone, told):
         assert run.verdict is not None
         assert run.verdict.status == "healthy"
-        own = {c.name: c for c in run.verdict.checks if c.name in LENS_RULES}
-        lenses = LENSES if run is alone else ("experts",)
-        assert set(own) == {n for n in LENS_RULES if definitions()[n].lens in lenses}
+        own = {c.name: c for c in run.verdict.checks if c.name in lens_rules()}
+        lenses = known_lenses() if run is alone else ("experts",)
+        assert set(own) == {n for n in lens_rules() if definitions()[n].lens in lenses}
         assert all(c.outcome == "skipped" for c in own.values())
         for name, check in own.items():
             assert f"`moegeo {definitions()[name].lens}`" in (check.reason or "")
@@ -146,10 +146,10 @@ def test_what_nobody_looked_at_again_is_not_resolved() -> None:
 
 
 def test_every_rule_names_a_lens_that_there_is() -> None:
-    for name in LENS_RULES:
-        assert definitions()[name].lens in LENSES
+    for name in lens_rules():
+        assert definitions()[name].lens in known_lenses()
     of_lenses = {n for n, d in definitions().items() if d.lens not in (None, "check")}
-    assert of_lenses == set(LENS_RULES)
+    assert of_lenses == set(lens_rules())
 
 
 def test_a_metric_without_a_value_finds_nothing() -> None:

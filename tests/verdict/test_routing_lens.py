@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from moegeo_cli.commands.routing.record import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.records import Coverage, Metric
-from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.verdict import judge, load_thresholds, recommend
 from moegeo_cli.verdict.lenses import judge_lens
 from tests.verdict.conftest import checkpoint, metric, run_of

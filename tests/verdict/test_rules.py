@@ -10,7 +10,7 @@ from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Coverage, Metric, RunRecord
 from moegeo_cli.verdict import judge, load_thresholds
 from moegeo_cli.verdict.judging import RULES
-from moegeo_cli.verdict.lenses import LENS_RULES
+from moegeo_cli.verdict.lenses import lens_rules
 from tests.verdict.conftest import checkpoint, find, layer, metric, run_of, verdict_of
 
 
@@ -21,7 +21,7 @@ def test_a_healthy_run_has_no_finding_and_every_rule_was_tried(healthy: RunRecor
     assert verdict.findings == ()
     of_files = {name for name, about in definitions().items() if about.lens == "check"}
     assert {c.name for c in verdict.checks} == set(definitions())
-    assert {*RULES, *LENS_RULES, *of_files} == set(definitions())
+    assert {*RULES, *lens_rules(), *of_files} == set(definitions())
     assert all(c.reason for c in verdict.checks if c.outcome == "skipped")
 
 

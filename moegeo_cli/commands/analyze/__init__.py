@@ -1,1 +1,14 @@
 """`analyze`: a run's checkpoints measured, with their history and baseline, and judged."""
+
+from moegeo_cli.options import Analyze, Gate, RunOutput
+from moegeo_cli.registry import Command
+
+COMMAND = Command(
+    "analyze",
+    Analyze,
+    (Gate, RunOutput),
+    place=0,
+    record="moegeo_cli.records.run:RunRecord",
+    format="moegeo.run",
+    page="moegeo_cli.reports.html.run:run_page",
+)

@@ -15,7 +15,8 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.given import Models
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.records.facts import RunFacts
-from moegeo_cli.records.lenses import LENSES, Lenses, LensRecord, absent, command, damaged
+from moegeo_cli.records.lenses import Lenses, LensRecord, absent, command, damaged
+from moegeo_cli.registry import lenses, records
 from moegeo_cli.store.cache import Store, entry_key
 
 # Where a lens can measure nothing of a checkpoint.
@@ -30,8 +31,9 @@ def lens_key(lens: str, fingerprint: str, models: Models) -> str:
 
 def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> None:
     """Keep what a lens measured of the checkpoint that its record names by its fingerprint."""
-    layers: Any = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
-    bare = dataclasses.replace(record, layers=layers, findings=(), interventions=(), checks=())
+    layers = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
+    judged: dict[str, Any] = {"findings": (), "interventions": (), "checks": ()}
+    bare = dataclasses.replace(record, layers=layers, **judged)
     alike = entry_key({"settings": dict(record.settings), "probe": record.probe.get("sha256")})
     store.save_json(f"{lens_key(lens, record.fingerprint, models)}-{alike[:12]}", to_dict(bare))
 
@@ -39,16 +41,17 @@ def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> No
 def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
     """What is kept of a checkpoint, by lens; in its place why there is nothing that counts."""
     found: dict[str, LensRecord | str] = {}
-    for lens, kind in LENSES.items():
+    for lens, found_by in lenses().items():
+        kind = records()[found_by.format]
         names = store.list_json(lens_key(lens, fingerprint, models))
-        records: list[LensRecord] = []
+        measured: list[LensRecord] = []
         for name in names:  # the earliest first: of two that are as wide, the later counts
             try:
                 document = store.load_json(name)
-                records += [] if document is None else [from_dict(kind, document)]
+                measured += [] if document is None else [from_dict(kind, document)]
             except ValueError:
                 continue
-        widest = max(reversed(records), key=_width, default=None)
+        widest = max(reversed(measured), key=_width, default=None)
         found[lens] = widest or (damaged if names else absent)(lens)
     return found
 
@@ -71,10 +74,10 @@ def describe_run(checkpoint: Checkpoint, architecture: Architecture) -> RunRecor
     return RunRecord.of_facts(about)
 
 
-def lens_notes(lenses: Lenses) -> list[str]:
+def lens_notes(measured: Lenses) -> list[str]:
     """What a run's report says of the records that its verdict rests on."""
     notes = []
-    for lens, record in lenses.items():
+    for lens, record in measured.items():
         if isinstance(record, str):
             notes += [record] if record == damaged(lens) else []
             continue

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
@@ -17,7 +18,6 @@ from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Experts, Model
 from moegeo_cli.probes import Source
-from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.settings import settings_of
 from moegeo_cli.verdict import load_thresholds
 from moegeo_cli.verdict.interventions import check_framework

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from moegeo_cli.commands.experts.layers import MeasuredLayer
+from moegeo_cli.commands.experts.record import MergeCandidate, PruneCandidate
 from moegeo_cli.records import layer_name
-from moegeo_cli.records.experts import MergeCandidate, PruneCandidate
 
 LISTED = 10
 NO_FUNCTIONS = "the experts were not measured as functions"

@@ -15,6 +15,7 @@ from scipy.special import ndtri
 from moegeo_cli.commands.experts.alignment import Functions, measure_functions, output_rows
 from moegeo_cli.commands.experts.merging import best_merges, disagreements
 from moegeo_cli.commands.experts.metrics import describe_expert, layer_metrics, list_matrices
+from moegeo_cli.commands.experts.record import ExpertLayerRecord, MergeCandidate
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.commands.experts.subspaces import (
     BLAS_THREADS,
@@ -26,7 +27,6 @@ from moegeo_cli.commands.experts.tokens import LayerTokens
 from moegeo_cli.expert_functions.functions import Experts, open_experts
 from moegeo_cli.geometry.resample import Draws
 from moegeo_cli.records import Metric
-from moegeo_cli.records.experts import ExpertLayerRecord, MergeCandidate
 from moegeo_cli.threads import few_threads
 
 POOL_TOKENS = 4096  # of the layer's rows that a null draws from

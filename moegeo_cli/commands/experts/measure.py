@@ -28,6 +28,7 @@ from moegeo_cli.commands.experts.candidates import (
 )
 from moegeo_cli.commands.experts.layers import MeasuredLayer, measure_layer
 from moegeo_cli.commands.experts.memory import bytes_beside
+from moegeo_cli.commands.experts.record import ExpertsRecord, Verification
 from moegeo_cli.commands.experts.settings import KEPT_TOKENS, ExpertSettings
 from moegeo_cli.commands.experts.tokens import gather_tokens
 from moegeo_cli.commands.experts.verification import verify
@@ -43,7 +44,6 @@ from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import Coverage
-from moegeo_cli.records.experts import ExpertsRecord, Verification
 from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay

@@ -13,10 +13,10 @@ from scipy.stats import rankdata
 
 from moegeo_cli.commands.experts.alignment import Functions
 from moegeo_cli.commands.experts.metrics import OVERLAP, metric, pair_alignment
+from moegeo_cli.commands.experts.record import ExpertLayerRecord, MergeCandidate
 from moegeo_cli.commands.experts.subspaces import Subspaces
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.records import Metric
-from moegeo_cli.records.experts import ExpertLayerRecord, MergeCandidate
 
 # Overlap and alignment disagree on a pair whose ranks lie further apart than this share of them.
 DISAGREEMENT, LEAST_PAIRS = 0.5, 6

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moegeo_cli.commands.experts.alignment import Functions
+from moegeo_cli.commands.experts.record import ExpertRecord
 from moegeo_cli.commands.experts.subspaces import Subspaces
 from moegeo_cli.commands.experts.tokens import LayerTokens
 from moegeo_cli.geometry.jacobian import rotation_null
@@ -21,7 +22,6 @@ from moegeo_cli.geometry.resample import (
     missing,
 )
 from moegeo_cli.records import Metric
-from moegeo_cli.records.experts import ExpertRecord
 from moegeo_cli.records.fields import Matrix
 
 DIGITS = 6  # of the entries of matrices and lists, which are many

@@ -22,12 +22,12 @@ from moegeo_cli.commands.experts.candidates import (
 )
 from moegeo_cli.commands.experts.layers import MeasuredLayer
 from moegeo_cli.commands.experts.metrics import metric
+from moegeo_cli.commands.experts.record import Action, Choice, Trial, Verification
 from moegeo_cli.expert_functions.functions import Experts
 from moegeo_cli.expert_functions.surgery import merge, restored, silence
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate
 from moegeo_cli.records import Metric, layer_name
-from moegeo_cli.records.experts import Action, Choice, Trial, Verification
 
 C = TypeVar("C", Pair, Single)
 RANDOM_TRIALS = 5

@@ -1,1 +1,6 @@
 """`moegeo explain`: what a name in a report means."""
+
+from moegeo_cli.options import FactsOutput, NoOptions
+from moegeo_cli.registry import Command
+
+COMMAND = Command("explain", NoOptions, (FactsOutput,), place=4)

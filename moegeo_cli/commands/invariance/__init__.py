@@ -1,1 +1,6 @@
 """`invariance`: which numbers survive rewritings that leave the outputs unchanged."""
+
+from moegeo_cli.options import FactsOutput, Invariance
+from moegeo_cli.registry import Command
+
+COMMAND = Command("invariance", Invariance, (FactsOutput,), place=8)

@@ -1,1 +1,28 @@
 """`routing`: what routing depends on."""
+
+from moegeo_cli.options import LensOutput, Routing
+from moegeo_cli.registry import Argument, Command, Lens
+
+COMMAND = Command(
+    "routing",
+    Routing,
+    (LensOutput,),
+    place=7,
+    record="moegeo_cli.commands.routing.record:RoutingRecord",
+    format="moegeo.routing",
+    page="moegeo_cli.commands.routing.html:routing_page",
+    lens=Lens(
+        report="moegeo_cli.commands.routing.report", rules="moegeo_cli.commands.routing.rules:RULES"
+    ),
+    arguments=(
+        Argument("path", "A checkpoint; or a run: its newest one, and how it came there."),
+        Argument("other", "Another model's checkpoint or run, on the same tokens.", optional=True),
+    ),
+    help="""
+    What does routing reflect: hidden geometry, a shared direction, domains, depth, the prompt?
+
+    [bold]moegeo routing runs/my-moe[/bold]
+    [bold]moegeo routing runs/my-moe/checkpoint-1000 --generate 32 --format json[/bold]
+    [bold]moegeo routing runs/base runs/tuned[/bold]
+    """,
+)

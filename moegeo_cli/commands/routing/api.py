@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
+from moegeo_cli.commands.routing.record import RoutingRecord
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
@@ -18,7 +19,6 @@ from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Model, Routing
 from moegeo_cli.probes import Source
-from moegeo_cli.records.routing import RoutingRecord
 from moegeo_cli.settings import settings_of
 from moegeo_cli.verdict import load_thresholds
 from moegeo_cli.verdict.interventions import check_framework

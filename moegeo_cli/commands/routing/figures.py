@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from moegeo_cli.commands.experts.metrics import metric
+from moegeo_cli.commands.routing.record import UNITS
 from moegeo_cli.commands.routing.tokens import NO_IDS, RoutedTokens
 from moegeo_cli.geometry.coactivation import excess_estimate
 from moegeo_cli.geometry.estimates import HASHED, routing_estimates
@@ -29,7 +30,6 @@ from moegeo_cli.geometry.specialisation import (
 from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.records import Metric
-from moegeo_cli.records.routing import UNITS
 
 PRINCIPAL_ROWS = 1024  # tokens that are decomposed: a decomposition costs the cube of their number
 DEALS = 4

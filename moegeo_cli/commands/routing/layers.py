@@ -19,6 +19,12 @@ from moegeo_cli.commands.routing.figures import (
     rollout_figures,
     row_space_figures,
 )
+from moegeo_cli.commands.routing.record import (
+    CORRELATION,
+    GeometryRecord,
+    Pairs,
+    RoutingLayerRecord,
+)
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.commands.routing.tokens import RoutedTokens
 from moegeo_cli.geometry.coactivation import conditional, expected_counts, pair_counts
@@ -38,7 +44,6 @@ from moegeo_cli.geometry.resample import Draws, Estimate
 from moegeo_cli.geometry.specialisation import domain_table
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.records.fields import Matrix
-from moegeo_cli.records.routing import CORRELATION, GeometryRecord, Pairs, RoutingLayerRecord
 
 LEAST_KEPT = 4  # tokens with kept inputs that a sequence's mean needs
 

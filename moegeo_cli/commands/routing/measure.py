@@ -16,6 +16,7 @@ from moegeo_cli.commands.analyze.lenses import STATE_HINT
 from moegeo_cli.commands.routing.figures import Figure, mean_figures, trend
 from moegeo_cli.commands.routing.layers import Domains, MeasuredRouter
 from moegeo_cli.commands.routing.models import Side, compare_pair, pair_sides, tell_lineage
+from moegeo_cli.commands.routing.record import DomainRecord, OtherModel, RoutingRecord
 from moegeo_cli.commands.routing.replay import RoutingReplay
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.commands.routing.trajectory import trace_run
@@ -25,7 +26,6 @@ from moegeo_cli.measuring.provenance import running_versions
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
-from moegeo_cli.records.routing import DomainRecord, OtherModel, RoutingRecord
 
 LEAST_LAYERS = 3
 

@@ -16,6 +16,7 @@ from moegeo_cli.commands.routing.expert_samples import (
     sample_weights,
 )
 from moegeo_cli.commands.routing.figures import Figure, Figures
+from moegeo_cli.commands.routing.record import RouterPair
 from moegeo_cli.commands.routing.tokens import RoutedTokens
 from moegeo_cli.geometry.mantel import PERMUTATIONS, even_rows, mantel
 from moegeo_cli.geometry.matching import Match, match_experts
@@ -24,7 +25,6 @@ from moegeo_cli.geometry.resample import Draws, Estimate, missing
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.measuring.ready import Ready
 from moegeo_cli.models.sources import ModelSource
-from moegeo_cli.records.routing import RouterPair
 
 OTHER_TOKENS = "the two routers see different tokens"
 UNTOLD = "the two models have no common ancestor, so their expert numbers do not correspond"

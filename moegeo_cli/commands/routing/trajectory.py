@@ -19,12 +19,12 @@ from moegeo_cli.commands.routing.figures import (
     mean_figures,
     trend,
 )
+from moegeo_cli.commands.routing.record import RouterMetrics, RoutingStep, Trajectory
 from moegeo_cli.commands.routing.tokens import RoutedTokens
 from moegeo_cli.geometry.dynamics import Snapshot, saturation
 from moegeo_cli.geometry.estimates import HASHED
 from moegeo_cli.geometry.resample import Draws, mean_of, missing
 from moegeo_cli.records import Coverage
-from moegeo_cli.records.routing import RouterMetrics, RoutingStep, Trajectory
 
 FOLLOWED = ("shared_energy", "response", "response_relative", "constant_share", "collapse",
             "overlap_unrelated")  # fmt: skip

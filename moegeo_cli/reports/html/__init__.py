@@ -14,13 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from moegeo_cli import __version__
-from moegeo_cli.records.check import CheckRecord
-from moegeo_cli.records.comparison import ComparisonRecord
-from moegeo_cli.records.experts import ExpertsRecord
 from moegeo_cli.records.formats import AnyRecord
-from moegeo_cli.records.routing import RoutingRecord
+from moegeo_cli.registry import command_of, load
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.reports.html.parts import Page
 
 LONGEST = 20_000  # characters of one text
 
@@ -28,33 +24,12 @@ LONGEST = 20_000  # characters of one text
 def render(record: AnyRecord) -> str:
     """A record's report as an HTML document."""
     environment = _environment()
+    page = load(command_of(type(record)).page)
     style, script = (_text(name) for name in ("style.css", "script.js"))
     return environment.get_template("page.html").render(
-        page=_page(record), style=style, script=script, version=__version__,
+        page=page(record), style=style, script=script, version=__version__,
         style_hash=_hash(style), script_hash=_hash(script),
     )  # fmt: skip
-
-
-def _page(record: AnyRecord) -> Page:
-    if isinstance(record, ComparisonRecord):
-        from moegeo_cli.reports.html.comparison import comparison_page
-
-        return comparison_page(record)
-    if isinstance(record, ExpertsRecord):
-        from moegeo_cli.reports.html.experts import experts_page
-
-        return experts_page(record)
-    if isinstance(record, RoutingRecord):
-        from moegeo_cli.reports.html.routing import routing_page
-
-        return routing_page(record)
-    if isinstance(record, CheckRecord):
-        from moegeo_cli.reports.html.check import check_page
-
-        return check_page(record)
-    from moegeo_cli.reports.html.run import run_page
-
-    return run_page(record)
 
 
 @functools.cache

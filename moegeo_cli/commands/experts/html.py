@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moegeo_cli.records.experts import ExpertLayerRecord, ExpertsRecord
-from moegeo_cli.reports import experts_outline as outline
+from moegeo_cli.commands.experts import outline
+from moegeo_cli.commands.experts.record import ExpertLayerRecord, ExpertsRecord
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.html.charts import Chart, Series, chart

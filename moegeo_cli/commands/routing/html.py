@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
+from moegeo_cli.commands.routing import outline
+from moegeo_cli.commands.routing.record import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.reports import figures
-from moegeo_cli.reports import routing_outline as outline
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.html.packing import pack, ratio_level
 from moegeo_cli.reports.html.parts import (

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from moegeo_cli.records.facts import ProbeFacts, Step
 from moegeo_cli.records.fields import Count, Matrix, Values, about
 from moegeo_cli.records.metric import Coverage, Metric, Metrics
+from moegeo_cli.records.similarities import Hidden, Usage
 from moegeo_cli.records.verdict import Check, Finding, Intervention
 
 CORRELATION, ABOVE, SHARE = "correlation", "share of experts in common, above chance", "share"
@@ -60,8 +61,6 @@ UNITS: Mapping[str, str] = {
 }
 
 Pairs = Literal["within", "across", "sequences"]
-Hidden = Literal["cosine", "visible"]
-Usage = Literal["distribution", "chosen"]
 
 
 @dataclass(frozen=True, slots=True)

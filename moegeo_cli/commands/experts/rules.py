@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+from moegeo_cli.commands.experts.record import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.records import Evidence, Metric, layer_name
-from moegeo_cli.records.experts import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, low, unrated
 from moegeo_cli.verdict.thresholds import Thresholds
 
@@ -63,3 +65,9 @@ def _pairs(twins: list[tuple[ExpertLayerRecord, ExpertRecord]]) -> list[tuple[Pl
         a, b = sorted((expert.expert, expert.nearest))
         found.setdefault((layer.router, a, b), ((layer, a, b), expert.nearest_alignment))
     return sorted(found.values(), key=lambda pair: -low(pair[1]))
+
+
+# By the name of the finding.
+RULES: Mapping[str, Callable[[ExpertsRecord, Thresholds], Outcome]] = {
+    "redundant-experts": redundant_experts,
+}

@@ -7,19 +7,19 @@ import io
 from rich.console import Console
 from rich.text import Text
 
-from moegeo_cli.records.routing import RoutingRecord
-from moegeo_cli.reports import routing_outline as outline
+from moegeo_cli.commands.routing import outline
+from moegeo_cli.commands.routing.outline import Cell, Table
+from moegeo_cli.commands.routing.record import RoutingRecord
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
 from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines
 from moegeo_cli.reports.markdown import table as markdown_table
 from moegeo_cli.reports.page import Page
-from moegeo_cli.reports.routing_outline import Cell, Table
 
 TEXT_WIDTH, ROOMY = 150, 140  # from the latter on there is room for intervals beside the nulls
 
 
-def print_routing(record: RoutingRecord, console: Console) -> None:
+def print_record(record: RoutingRecord, console: Console) -> None:
     """Print the report.
 
     Args:
@@ -78,7 +78,7 @@ def _null(cell: Cell) -> str:
 def render(record: RoutingRecord) -> str:
     """The terminal report as plain text, for files."""
     file = io.StringIO()
-    print_routing(
+    print_record(
         record, Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False)
     )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from moegeo_cli.commands.routing.record import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.records import Metric, Metrics
-from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.outline import checkpoint_name, coverage_gaps, probe_words

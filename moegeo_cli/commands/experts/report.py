@@ -6,8 +6,8 @@ import io
 
 from rich.console import Console
 
-from moegeo_cli.records.experts import ExpertsRecord
-from moegeo_cli.reports import experts_outline as outline
+from moegeo_cli.commands.experts import outline
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
 from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines, table
@@ -16,7 +16,7 @@ from moegeo_cli.reports.page import Page
 TEXT_WIDTH, ROOMY = 130, 125  # from the latter on there is room for intervals beside the nulls
 
 
-def print_experts(record: ExpertsRecord, console: Console) -> None:
+def print_record(record: ExpertsRecord, console: Console) -> None:
     """Print the report.
 
     Args:
@@ -86,7 +86,7 @@ def _print_trials(page: Page, record: ExpertsRecord) -> None:
 def render(record: ExpertsRecord) -> str:
     """The terminal report as plain text, for files."""
     file = io.StringIO()
-    print_experts(
+    print_record(
         record, Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False)
     )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"

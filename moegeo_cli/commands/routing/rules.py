@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
+from moegeo_cli.commands.routing.record import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.records import Evidence
-from moegeo_cli.records.routing import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped, layer_words, low, unrated
 from moegeo_cli.verdict.thresholds import Thresholds
 
@@ -90,3 +92,10 @@ def _value(layer: RoutingLayerRecord, name: str) -> float:
 
 def _evidence(layers: list[RoutingLayerRecord], names: tuple[str, ...]) -> tuple[Evidence, ...]:
     return tuple(Evidence(n, x.metrics[n], x.layer, x.router) for x in layers for n in names)
+
+
+# By the name of the finding.
+RULES: Mapping[str, Callable[[RoutingRecord, Thresholds], Outcome]] = {
+    "shared-direction": shared_direction,
+    "routing-ignores-input": routing_ignores_input,
+}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moegeo_cli.records import Metric
-from moegeo_cli.records.experts import (
+from moegeo_cli.commands.experts.record import (
     ExpertLayerRecord,
     ExpertsRecord,
     MergeCandidate,
     PruneCandidate,
     Trial,
 )
+from moegeo_cli.records import Metric
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.outline import checkpoint_name, coverage_gaps, probe_words
