@@ -291,6 +291,7 @@ def _format(words: Callable[[], tuple[str, ...]]) -> Option:
         flags=("--format", "-f"), words=words,
     )  # fmt: skip
 
+
 LOG = Option(
     (), "Also write at most 30 scalars a checkpoint to SINK:WHERE, once each; repeat it for more: "
     "tensorboard:DIR, wandb[:PROJECT], mlflow[:URI], trackio[:PROJECT], prometheus:FILE or "

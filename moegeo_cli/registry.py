@@ -1,8 +1,9 @@
-"""What moegeo is made of: its commands, its lenses and its output formats, each found by its file.
+"""What moegeo is made of: commands, lenses, output formats, metrics: each is found by its file.
 
 A command is `COMMAND` in `moegeo_cli/commands/NAME/__init__.py`, a format is `FORMAT` in
-`moegeo_cli/reports/formats/NAME.py`. Both are found by looking into their folder, so that a new one
-is one more file. What they are made of is named here as "MODULE:NAME" and imported when it is
+`moegeo_cli/reports/formats/NAME.py`, a metric of a router is `estimate` in
+`moegeo_cli/measuring/metrics/NAME.py`. They are found by looking into their folder, so that a new
+one is one more file. What they are made of is named here as "MODULE:NAME" and imported when it is
 needed: importing the registry imports no torch.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COMMANDS, FORMATS = "moegeo_cli.commands", "moegeo_cli.reports.formats"
+ROUTER_METRICS = "moegeo_cli.measuring.metrics"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,13 @@ def formats() -> Mapping[str, Format]:
     return {found.name: found for found in _found(FORMATS, "FORMAT")}
 
 
+@functools.cache
+def router_metrics() -> Mapping[str, str]:
+    """The modules of the metrics that rest on what is kept of one router, by the metric's name."""
+    modules = pkgutil.iter_modules(importlib.import_module(ROUTER_METRICS).__path__)
+    return {module.name: f"{ROUTER_METRICS}.{module.name}" for module in modules}
+
+
 def find_command(name: str) -> Command:
     """The command of a name."""
     return commands()[name]
@@ -191,5 +200,5 @@ def writer(record: type, name: str) -> Callable[[Any], Any] | None:
 
 def forget() -> None:
     """Look into the folders again at the next question: after a file was added."""
-    for known in (commands, formats, lenses, records, _commands_of_records):
+    for known in (commands, formats, lenses, records, _commands_of_records, router_metrics):
         known.cache_clear()

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import CheckpointRecord, RunRecord
 from moegeo_cli.records.facts import Move
 
@@ -67,7 +67,7 @@ def describe(name: str) -> str:
     own = name.removeprefix(PREFIX)
     if own in OWN:
         return OWN[own]
-    spec = SPECS[own.removesuffix("_worst")]
+    spec = specs()[own.removesuffix("_worst")]
     worst = ", at the worst router" if own.endswith("_worst") else ""
     return f"{spec.meaning}{worst} ({spec.unit})"
 

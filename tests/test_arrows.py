@@ -27,7 +27,7 @@ FLOORS = (
     ("scalars",),
     ("options", "records", "explanations"),
     ("keywords",),
-    ("catalogue", "errors", "registry", "global_state", "process", "threads", "__init__"),
+    ("errors", "registry", "global_state", "process", "threads", "__init__"),
 )
 # Rooms of one floor that know nothing of each other.
 APART = {"checkpoints", "verdict", "reports", "store", "probes", "fisher", "geometry"}

@@ -1,20 +1,26 @@
-"""A lens and an output format are each added by one file, and are there on every way in."""
+"""A lens, an output format, a metric: each is one file, and is then there on every way in."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 import moegeo_cli
 from moegeo_cli import Session, commands, registry
 from moegeo_cli.cli.lens import lens_command
 from moegeo_cli.errors import UsageError
+from moegeo_cli.explanations.metrics import all_metrics, specs
+from moegeo_cli.measuring import metrics as metrics_folder
+from moegeo_cli.measuring.layers import own_metrics
 from moegeo_cli.records.schema import schema
 from moegeo_cli.reports import formats as formats_folder
 from moegeo_cli.reports import render
@@ -113,20 +119,51 @@ def write(record):
 '''
 
 
+# The entropy of a router's weights, row by row.
+METRIC = """
+import numpy as np
+
+from moegeo_cli.explanations.metrics import MetricSpec
+from moegeo_cli.geometry.resample import Estimate
+
+METRIC = MetricSpec(
+    "row_entropy", meaning="mean entropy of the squared entries of a router's rows", unit="nats",
+    label="row entropy", definition="mean over rows of the entropy of w² / Σ w²", worst="min",
+)
+
+
+def estimate(router):
+    share_ED = router.weight_ED.astype(float) ** 2
+    share_ED /= share_ED.sum(1, keepdims=True)
+    return Estimate(float(-(share_ED * np.log(share_ED)).sum(1).mean()), n=len(share_ED))
+"""
+
+
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The two files, in folders that are looked into beside moegeo's own."""
-    for package, name, text in ((commands, "width", LENS), (formats_folder, "brief", FORMAT)):
+    files = (
+        (commands, "width", LENS),
+        (formats_folder, "brief", FORMAT),
+        (metrics_folder, "row_entropy", METRIC),
+    )
+    for package, name, text in files:
         folder = tmp_path / name
         folder.mkdir()
         (folder / f"{name}.py").write_text(text)
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
-    registry.forget()
+    forget()
     yield
-    for name in ("moegeo_cli.commands.width", "moegeo_cli.reports.formats.brief"):
-        sys.modules.pop(name, None)
+    for name in ("commands.width", "reports.formats.brief", "measuring.metrics.row_entropy"):
+        sys.modules.pop(f"moegeo_cli.{name}", None)
     monkeypatch.undo()
+    forget()
+
+
+def forget() -> None:
     registry.forget()
+    for known in (all_metrics, specs, own_metrics):
+        known.cache_clear()
 
 
 def test_a_lens_is_one_file(added: None, tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -165,9 +202,47 @@ def test_a_format_is_one_file(added: None, tiny: Callable[..., Path], tmp_path: 
     assert "brief" in told
 
 
+def settings_of(folder: Path) -> dict[str, Any]:
+    rows = [[(7 * i + s) % 60 for i in range(12 + 9 * s)] for s in range(6)]
+    probe = folder / "probe.jsonl"
+    probe.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    return {"probe": probe, "fisher": "categorical", "baseline": "none", "device": "cpu"}
+
+
+def test_a_metric_is_one_file(added: None, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    path, store = tiny("mixtral"), tmp_path / "store"
+    settings = settings_of(tmp_path)
+    record = moegeo_cli.analyze(path, cache_dir=store, **settings)
+    wanted = []
+    for layer in record.newest.layers:
+        stored = f"model.layers.{layer.layer}.block_sparse_moe.gate.weight"
+        weight_ED = load_file(path / "model.safetensors")[stored].astype(float)
+        rows = [row**2 / sum(row**2) for row in weight_ED]
+        wanted.append(-sum(float(p * math.log(p)) for row in rows for p in row) / len(rows))
+        assert layer.metrics["row_entropy"].value == pytest.approx(wanted[-1], rel=1e-6)
+    assert record.newest.metrics["row_entropy"].value == pytest.approx(sum(wanted) / len(wanted))
+    assert record.newest.metrics["row_entropy_worst"].value == pytest.approx(min(wanted))
+    assert moegeo_cli.analyze(path, cache_dir=store, **settings).newest == record.newest
+    assert read_any(render(record, "json")) == record
+    assert ",row_entropy," in render(record, "csv")
+    assert str(moegeo_cli.explain("row entropy")).startswith("row entropy (row_entropy)")
+
+
+def test_a_metric_that_is_added_is_measured_although_a_measurement_is_kept(
+    request: pytest.FixtureRequest, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    settings = settings_of(tmp_path)
+    before = moegeo_cli.analyze(tiny("mixtral"), cache_dir=tmp_path / "store", **settings)
+    assert "row_entropy" not in before.newest.metrics
+    request.getfixturevalue("added")
+    after = moegeo_cli.analyze(tiny("mixtral"), cache_dir=tmp_path / "store", **settings)
+    assert after.newest.metrics["row_entropy"].value is not None
+
+
 def test_what_was_added_is_gone_afterwards() -> None:
     assert "width" not in registry.commands()
     assert "brief" not in registry.formats()
+    assert "row_entropy" not in all_metrics()
     with pytest.raises(AttributeError, match="no attribute 'width'"):
         _ = moegeo_cli.width
     with pytest.raises(AttributeError, match="Session has no command 'width'"):

@@ -9,11 +9,10 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from moegeo_cli.catalogue import SPECS
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.findings import Definition, definitions
+from moegeo_cli.explanations.metrics import all_metrics, specs
 
 FOLDER = Path(__file__).parent
 # Labels of narrow tables.
@@ -48,13 +47,6 @@ class Explanation:
 
 
 @functools.cache
-def metric_rows() -> Mapping[str, Mapping[str, Any]]:
-    """How each number is computed, by name."""
-    found = tomllib.loads((FOLDER / "metrics.toml").read_text(encoding="utf-8"))
-    return {**{name: {} for name in SPECS}, **found}
-
-
-@functools.cache
 def error_rows() -> Mapping[str, Mapping[str, str]]:
     """Every error, by code."""
     return tomllib.loads((FOLDER / "errors.toml").read_text(encoding="utf-8"))
@@ -78,21 +70,21 @@ def explain_finding(about: Definition) -> Explanation:
 def explain_metric(name: str) -> Explanation:
     """A metric, a run's worst one among them."""
     base = name.removesuffix("_worst")
-    row, spec = metric_rows()[base], SPECS.get(base)
-    label = spec.label if spec else base.replace("_", " ")
-    meaning = spec.meaning if spec else _plain(row["definition"])
+    spec = all_metrics()[base]
+    label = spec.label or base.replace("_", " ")
+    definition = _plain(spec.definition)
+    meaning = spec.meaning or definition
     worst = "the worst router's; the router is named beside it" if base != name else ""
-    unit = spec.unit if spec else row.get("unit", "")
     parts = [
-        ("why", row.get("why", "")),
+        ("why", spec.why),
         ("worst", worst),
-        ("computed as", _plain(row.get("definition", "")) if spec else ""),
-        ("range", row.get("range", "")),
-        ("unit", "" if unit == "1" else unit),
-        ("good", GOOD[spec.higher_is_better] if spec else ""),
-        ("null beside it", _plain(row.get("null", ""))),
-        ("invariant under", row.get("invariant", "")),
-        ("more", PAGES[row.get("page", "metrics")]),
+        ("computed as", definition if spec.meaning else ""),
+        ("range", spec.range),
+        ("unit", "" if spec.unit == "1" else spec.unit),
+        ("good", GOOD[spec.higher_is_better] if spec.label else ""),
+        ("null beside it", _plain(spec.null)),
+        ("invariant under", spec.invariant),
+        ("more", PAGES[spec.page]),
     ]
     headline = meaning[0].upper() + meaning[1:].rstrip(".") + "."
     return Explanation(name, f"{label} ({name})", headline, tuple(p for p in parts if p[1]))
@@ -109,7 +101,7 @@ def explain_error(code: str) -> Explanation:
 def names() -> dict[str, list[str]]:
     """Everything that can be asked for, by kind."""
     found = [f"{d.id} {d.name}" for d in sorted(definitions().values(), key=lambda d: d.id)]
-    return {"findings": found, "metrics": sorted(metric_rows()), "errors": sorted(error_rows())}
+    return {"findings": found, "metrics": sorted(all_metrics()), "errors": sorted(error_rows())}
 
 
 def find(name: str) -> Explanation:
@@ -127,12 +119,12 @@ def find(name: str) -> Explanation:
         return explain_error(code)
     wanted = said.removesuffix(", worst router")
     wanted = SHORT.get(wanted, wanted)
-    labels = {spec.label.lower(): spec.name for spec in SPECS.values()}
+    labels = {spec.label.lower(): spec.name for spec in specs().values()}
     wanted = labels.get(wanted, re.sub(r"[\s-]+", "_", wanted))
-    if wanted.removesuffix("_worst") in metric_rows():
+    if wanted.removesuffix("_worst") in all_metrics():
         return explain_metric(wanted)
     known = [d.id.lower() for d in definitions().values()]
-    known += [*definitions(), *metric_rows(), *labels, *(c.lower() for c in error_rows())]
+    known += [*definitions(), *all_metrics(), *labels, *(c.lower() for c in error_rows())]
     near = difflib.get_close_matches(said, known, 3)
     raise UsageError(
         f"nothing in a report is called {name!r}",

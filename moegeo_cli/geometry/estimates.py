@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.geometry.dead import DeadTest
 from moegeo_cli.geometry.resample import (
     Draws,
@@ -60,7 +60,7 @@ def routing_estimates(
         dead: the outcome of the dead-expert test, which runs over all routers at once.
 
     Returns:
-        By catalogue name; what could not be measured has its reason.
+        By name; what could not be measured has its reason.
     """
     found = dict.fromkeys(ROUTING_NAMES, missing("no token was measured"))
     finite = sums.tokens - sums.nonfinite_tokens
@@ -90,49 +90,6 @@ def routing_estimates(
             for name, e in found.items()
         }
     return {name: found[name] for name in ROUTING_NAMES}
-
-
-def router_cosine(weight_ED: np.ndarray) -> Estimate:
-    """Mean absolute cosine between the rows of a router; without draws, as it needs no probe.
-
-    Args:
-        weight_ED: the router's rows.
-    """
-    if not np.isfinite(weight_ED).all():
-        return missing("the router's weights are not finite")
-    norms_E = np.linalg.norm(weight_ED.astype(np.float64), axis=1)
-    if len(norms_E) < 2 or not norms_E.all():
-        return missing("a row of the router is zero" if len(norms_E) > 1 else "one row alone")
-    rows_ED = weight_ED / norms_E[:, None]
-    cosine_EE = np.abs(rows_ED @ rows_ED.T)
-    return Estimate(float(cosine_EE[np.triu_indices(len(norms_E), 1)].mean()), n=len(norms_E))
-
-
-def bias_spread(bias_E: np.ndarray | None) -> Estimate:
-    """Largest minus smallest entry of a selection bias; without draws, as it needs no probe.
-
-    Args:
-        bias_E: the bias that acts on the selection alone; None where the router has none.
-    """
-    if bias_E is None:
-        return missing("the router has no selection bias")
-    if not np.isfinite(bias_E).all():
-        return missing("the selection bias is not finite")
-    return Estimate(float(bias_E.max() - bias_E.min()), n=len(bias_E))
-
-
-def bias_changes(share: float | None, bias_E: np.ndarray | None) -> Estimate:
-    """Share of tokens that rounding of a selection bias sends elsewhere; without draws.
-
-    Args:
-        share: as measured; None where it was not.
-        bias_E: the bias; None where the router has none.
-    """
-    if bias_E is None:
-        return missing("the router has no selection bias")
-    if share is None:
-        return missing("the selection bias is the same for all experts, or choices are not known")
-    return Estimate(share)
 
 
 def ratio_of_sums(values_S: np.ndarray, counts_S: np.ndarray, draws: Draws) -> Estimate:
@@ -167,7 +124,7 @@ def over_routers(
         names: which metrics.
 
     Returns:
-        By catalogue name, with `<name>_worst` where the catalogue names an extreme.
+        By name, with `<name>_worst` where the names an extreme.
     """
     combine: dict[str, Callable[[list[Estimate]], Estimate]] = {
         "mean": mean_of, "sum": sum_of, "geometric": geometric_mean_of,
@@ -177,7 +134,7 @@ def over_routers(
         estimates = [r[name] for r in by_router if name in r]
         if not estimates:
             continue
-        spec = SPECS[name]
+        spec = specs()[name]
         units = {e.unit for e in estimates}
         unit = units.pop() if len(units) == 1 else None
         found[name] = dataclasses.replace(combine[spec.over_routers](estimates), unit=unit)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import Metric
 
 GROUPS = 32
@@ -143,7 +143,7 @@ class Estimate:
 
     def metric(self, name: str) -> Metric:
         """The record of it, with the unit and direction of `name` in the catalogue."""
-        spec = SPECS[name.removesuffix("_worst")]
+        spec = specs()[name.removesuffix("_worst")]
         low, high = interval(self.draws_B, self.value)
         null = None if self.null_B is None or self.value is None else _finite_mean(self.null_B)
         return Metric(

@@ -6,21 +6,20 @@ Legend: S sequences, E experts, B draws.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from moegeo_cli.explanations.metrics import all_metrics
 from moegeo_cli.geometry.dead import DeadTest, find_dead
 from moegeo_cli.geometry.estimates import (
     HASHED,
     ROUTING_NAMES,
-    bias_changes,
-    bias_spread,
     over_routers,
     ratio_of_sums,
-    router_cosine,
     routing_estimates,
 )
 from moegeo_cli.geometry.heterogeneity import FORMS, heterogeneity_estimates
@@ -28,12 +27,20 @@ from moegeo_cli.geometry.resample import Draws, Estimate, make_draws, missing
 from moegeo_cli.measuring.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord, Coverage, LayerRecord, Metrics
+from moegeo_cli.registry import load, router_metrics
 from moegeo_cli.settings import Settings
 
 Estimates = Mapping[str, Estimate]
 NO_LOSS = "the probe has no loss token: its sequences are too short, or all labels are left out"
 Kind = tuple[str, str]
 FISHER_NAMES = (*FORMS, "low_sample_experts")
+
+
+@functools.cache
+def own_metrics() -> Mapping[str, Callable[[RouterArrays], Estimate]]:
+    """The metrics of `measuring/metrics/` by name, each with its function."""
+    places = router_metrics()
+    return {n: load(f"{places[n]}:estimate") for n in all_metrics() if n in places}
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class CheckpointEstimates:
         return over_routers(
             self.routing,
             self.paths,
-            (*ROUTING_NAMES, "router_cosine", "bias_spread", "bias_changes"),
+            (*ROUTING_NAMES, *own_metrics()),
         )
 
 
@@ -76,13 +83,7 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
     routing = []
     for router, test in zip(arrays.routers, dead, strict=True):
         found = routing_estimates(router.open_sums, draws, test)
-        found["router_cosine"] = (
-            missing(HASHED)
-            if router.sums.hashed
-            else router_cosine(np.delete(router.weight_ED, router.off, axis=0))
-        )
-        found["bias_spread"] = bias_spread(_open(router.selection_bias_E, router))
-        found["bias_changes"] = bias_changes(router.bias_changes, router.selection_bias_E)
+        found |= {name: estimate(router) for name, estimate in own_metrics().items()}
         routing.append(found)
     no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
@@ -242,11 +243,6 @@ def _own_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
         return test
     open_E = np.setdiff1d(np.arange(router.experts), router.off)
     return dataclasses.replace(test, dead=tuple(int(open_E[e]) for e in test.dead))
-
-
-def _open(values_E: np.ndarray | None, router: RouterArrays) -> np.ndarray | None:
-    """Entries of the experts that can be chosen."""
-    return None if values_E is None else np.delete(values_E, router.off, axis=0)
 
 
 def _plain(values_E: np.ndarray | None) -> tuple[float | None, ...] | None:

@@ -17,6 +17,7 @@ import numpy as np
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import FormatError
+from moegeo_cli.explanations.metrics import added_metrics
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.layers import checkpoint_record
@@ -115,6 +116,7 @@ class RunMeasurement:
                 },
                 "versions": deciding_versions(),
                 **({"model": self.models.identity} if self.models.identity else {}),
+                **({"metrics": added_metrics()} if added_metrics() else {}),
             }
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import Metric, layer_name
 
 __all__ = [
@@ -17,21 +17,21 @@ _LABELS = {"loss": "loss", "fsi_rate": "FSI change", "fsi_rate_share": "share of
 def label(name: str) -> str:
     """A metric's name for people: `collapse_worst` is "collapse, worst router"."""
     base = name.removesuffix(_WORST)
-    spec = SPECS.get(base)
+    spec = specs().get(base)
     text = spec.label if spec else _LABELS.get(base, base.replace("_", " "))
     return f"{text}, worst router" if name.endswith(_WORST) else text
 
 
 def unit(name: str, metric: Metric | None = None) -> str:
     """The unit of a metric, "" for a pure number."""
-    spec = SPECS.get(name.removesuffix(_WORST))
+    spec = specs().get(name.removesuffix(_WORST))
     found = metric.unit if metric is not None else spec.unit if spec else ""
     return "" if found == "1" else found
 
 
 def decimals(name: str) -> int:
     """Digits after the point that the catalogue asks for."""
-    spec = SPECS.get(name.removesuffix(_WORST))
+    spec = specs().get(name.removesuffix(_WORST))
     return spec.decimals if spec else 3
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from rich.text import Text
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import LayerRecord, Metric, RunRecord
 from moegeo_cli.reports import figures, judgement, outline
 from moegeo_cli.reports.charts import sparkline
@@ -59,7 +59,7 @@ def _print_glance(page: Page, found: Sequence[Track]) -> None:
     for track in found:
         metric = track.points[-1]
         null = metric.null_value if metric is not None else None
-        spec = SPECS.get(track.name.removesuffix("_worst"))
+        spec = specs().get(track.name.removesuffix("_worst"))
         row = [
             _name(page, track.name),
             page.value(track.name, metric),

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.geometry.estimates import router_cosine, routing_estimates
+from moegeo_cli.geometry.estimates import routing_estimates
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.geometry.routing import measure_routing
 from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.geometry.sums import RouterTokens, RoutingSums
+from moegeo_cli.measuring.metrics.router_cosine import mean_absolute_cosine
 
 
 def route(
@@ -178,5 +179,5 @@ def test_row_cosine_against_a_loop() -> None:
             for a, b in pairs
         ]
     )
-    assert router_cosine(rows).value == pytest.approx(float(expected))
-    assert router_cosine(np.zeros((3, 4))).value is None
+    assert mean_absolute_cosine(rows).value == pytest.approx(float(expected))
+    assert mean_absolute_cosine(np.zeros((3, 4))).value is None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import (
     Check,
     CheckpointRecord,
@@ -44,7 +44,7 @@ NO_BASELINE = "no baseline was asked for"
 
 def metric(name: str, value: float | None, width: float = 0.02, **more: Any) -> Metric:
     """A metric as measurement makes it: interval, unit and direction from the catalogue."""
-    spec = SPECS.get(name.removesuffix("_worst"))
+    spec = specs().get(name.removesuffix("_worst"))
     known = value is not None and width > 0
     return Metric(
         value,

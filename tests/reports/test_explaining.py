@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from moegeo_cli import errors
-from moegeo_cli.catalogue import SPECS
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.explain.api import explain
 from moegeo_cli.commands.routing.record import UNITS
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.findings import definitions
-from moegeo_cli.explanations.lookup import PAGES, error_rows, metric_rows, names
+from moegeo_cli.explanations.lookup import PAGES, error_rows, names
+from moegeo_cli.explanations.metrics import all_metrics, specs
 from moegeo_cli.records import RunRecord
 from tests.command import call
 from tests.explain_page import pages
@@ -31,7 +31,7 @@ def test_every_finding_metric_and_error_is_explained() -> None:
             told = explain(name.split(" ")[-1])
             assert told.headline.endswith(".")
             assert all(text and "](" not in text for _, text in told.parts), name
-    assert set(SPECS) | set(UNITS) <= set(metric_rows())
+    assert set(specs()) | set(UNITS) <= set(all_metrics())
     codes = {k.code for _, k in inspect.getmembers(errors, inspect.isclass) if hasattr(k, "code")}
     assert codes == set(error_rows())
 
@@ -86,8 +86,8 @@ def test_the_docs_are_what_is_explained() -> None:
 def test_tables_of_metrics_hold_the_same_words() -> None:
     texts = {page: (ROOT / place).read_text("utf-8") for page, place in PAGES.items()}
     rows = {page: re.findall(r"^\| `.*$", text, re.MULTILINE) for page, text in texts.items()}
-    for name, row in metric_rows().items():
-        if "definition" not in row or name == "asymmetry":
+    for name, spec in all_metrics().items():
+        if not spec.definition or name == "asymmetry":
             continue
-        own = [r for r in rows[row["page"]] if f"`{name}`" in r]
-        assert any(row["definition"] in r for r in own), f"{name}: see explanations/metrics.toml"
+        own = [r for r in rows[spec.page] if f"`{name}`" in r]
+        assert any(spec.definition in r for r in own), f"{name}: see explanations/metrics.toml"

@@ -18,12 +18,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from moegeo_cli.catalogue import SPECS
 from moegeo_cli.commands.check.coupling import NAME as COUPLING
 from moegeo_cli.commands.check.history import Past
 from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.sketches import unpack
 from moegeo_cli.commands.check.state_rules import identical_groups
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.geometry.coupling import own_row_share
 from moegeo_cli.records import Metric, Metrics
 from moegeo_cli.records.check import CheckedLayer
@@ -247,10 +247,10 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def _metric(name: str, value: float, null: float | None = None, n: int | None = None) -> Metric:
-    spec = SPECS[name]
+    spec = specs()[name]
     return Metric(value, None, None, n, spec.unit, spec.higher_is_better, null)
 
 
 def _absent(name: str, reason: str | None) -> Metric:
-    spec = SPECS[name]
+    spec = specs()[name]
     return Metric(None, None, None, 0, spec.unit, spec.higher_is_better, None, reason)

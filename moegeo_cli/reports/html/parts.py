@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moegeo_cli.catalogue import SPECS
+from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import Check, Finding, Intervention, Metric
 from moegeo_cli.reports import figures, judgement, outline, summary
 from moegeo_cli.reports.escaping import clean, clean_lines
@@ -182,5 +182,6 @@ def check_table(checks: Sequence[Check]) -> Table:
 
 def glossary(names: Sequence[str]) -> list[tuple[str, str]]:
     """Metrics with their meanings, each once."""
-    known = [SPECS[n] for n in dict.fromkeys(x.removesuffix("_worst") for x in names) if n in SPECS]
+    bases = dict.fromkeys(name.removesuffix("_worst") for name in names)
+    known = [specs()[base] for base in bases if base in specs()]
     return [(spec.label, spec.meaning) for spec in known]
