@@ -6,6 +6,8 @@ Legend: S sequences, G groups.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +22,7 @@ from moegeo_cli.errors import FormatError
 from moegeo_cli.explanations.metrics import added_metrics
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays
+from moegeo_cli.measuring.aside import Aside
 from moegeo_cli.measuring.layers import checkpoint_record
 from moegeo_cli.measuring.provenance import deciding_device, deciding_versions
 from moegeo_cli.models.given import Models
@@ -103,6 +106,7 @@ class RunMeasurement:
         self.settings, self.store, self.listener = settings, store, listener
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
         self._measurer: Any = None
+        self._aside = Aside()
 
     def key(self, fingerprint: str) -> str:
         """What decides the numbers: two runs with one key give the same bytes."""
@@ -189,10 +193,15 @@ class RunMeasurement:
                 return
 
     def initial(self, checkpoint: Checkpoint, fingerprint: str) -> list[Measured]:
-        """Fresh initialisations of a checkpoint's config, measured or from the store."""
+        """Fresh initialisations of a checkpoint's config, measured or from the store.
+
+        They rest on the config alone, so every checkpoint of a run has the same ones: a run that
+        grows measures them once. Adam's moments are the checkpoint's own.
+        """
         draws = []
+        of = fingerprint if self.settings.fisher == "adam" else self._config_digest(checkpoint)
         for seed in range(FRESH_INITIALISATIONS):
-            name = f"init:{seed}:{fingerprint}"
+            name = f"init:{seed}:{of}"
             key = self.key(name)
             found = self._stored(key)
             if found is not None:
@@ -207,6 +216,12 @@ class RunMeasurement:
             )
             draws.append(self._keep(key, arrays, None, f"init-{seed}", name, {}))
         return draws
+
+    def _config_digest(self, checkpoint: Checkpoint) -> str:
+        """A hash of what a fresh model of a checkpoint's config rests on."""
+        config = {k: v for k, v in checkpoint.config.items() if k != "_name_or_path"}
+        stated = json.dumps([config, repr(self.architecture)], sort_keys=True, default=str)
+        return hashlib.sha256(stated.encode()).hexdigest()
 
     def _ready(self) -> Any:
         """The measurer, made when the first model is needed: a rerun imports no torch."""
@@ -242,11 +257,13 @@ class RunMeasurement:
             arrays, self.probe, self.settings, step=step, path=relative, fingerprint=fingerprint,
             progress=progress,
         )  # fmt: skip
-        record = self.store.save(key, record, arrays.to_arrays())
+        values = arrays.to_arrays()
+        record = self.store.save(key, record, values)
         kept = self._stored(key)
-        if kept is None:  # nothing can be kept: hold it
-            return Measured(key, record, lambda: arrays)
-        return dataclasses.replace(kept, record=record)
+        if kept is not None:
+            return dataclasses.replace(kept, record=record)
+        own, read = record, self._aside.keep(key, values)
+        return Measured(key, record, lambda: _rebuild(own, read()))
 
 
 def _vanished() -> FormatError:
