@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moegeo_cli.commands.analyze.api import analyze
     from moegeo_cli.commands.check.api import check
     from moegeo_cli.commands.compare.api import compare
+    from moegeo_cli.commands.demo.api import demo
     from moegeo_cli.commands.experts.api import experts
     from moegeo_cli.commands.explain.api import explain
     from moegeo_cli.commands.inspect.api import inspect
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from moegeo_cli.session import Session
 
 __all__ = [
-    "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
-    "explain", "inspect", "invariance", "report", "routing",
+    "Session", "__version__", "analyze", "capture_routers", "check", "compare", "demo",
+    "experts", "explain", "inspect", "invariance", "report", "routing",
 ]  # fmt: skip
 # Public name -> the module that it lies in.
 PUBLIC = {
@@ -35,6 +36,7 @@ PUBLIC = {
     "capture_routers": "captures.recorder",
     "check": "commands.check.api",
     "compare": "commands.compare.api",
+    "demo": "commands.demo.api",
     "experts": "commands.experts.api",
     "explain": "commands.explain.api",
     "inspect": "commands.inspect.api",

@@ -221,6 +221,10 @@ class Analyze(
     )]  # fmt: skip
 
 
+class Demo(Replay, StorePlace, total=False):
+    """Options of `demo`."""
+
+
 class Compare(
     Replay, Baseline, Fisher, Placement, Storage, Policy, Limits, Model, total=False
 ):  # fmt: skip

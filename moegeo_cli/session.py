@@ -9,6 +9,7 @@ from typing import Any, Unpack
 from moegeo_cli.commands.analyze.api import analyze
 from moegeo_cli.commands.check.api import check
 from moegeo_cli.commands.compare.api import compare
+from moegeo_cli.commands.demo.api import demo
 from moegeo_cli.commands.experts.api import experts
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.explain.api import explain
@@ -23,6 +24,7 @@ from moegeo_cli.options import (
     Analyze,
     Check,
     Compare,
+    Demo,
     Experts,
     Invariance,
     Model,
@@ -78,6 +80,10 @@ class Session:
     ) -> ComparisonRecord:
         """As `moegeo.compare`."""
         return compare(run_a, run_b, **self._with(Compare, options))
+
+    def demo(self, **options: Unpack[Demo]) -> RunRecord:
+        """As `moegeo.demo`."""
+        return demo(**self._with(Demo, options))
 
     def experts(self, path: Path | str, **options: Unpack[Experts]) -> ExpertsRecord:
         """As `moegeo.experts`."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         capture_routers,
         check,
         compare,
+        demo,
         experts,
         explain,
         inspect,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Session", "__version__", "analyze", "capture_routers", "check", "compare", "experts",
-    "explain", "inspect", "invariance", "report", "routing",
+    "Session", "__version__", "analyze", "capture_routers", "check", "compare", "demo",
+    "experts", "explain", "inspect", "invariance", "report", "routing",
 ]  # fmt: skip
 
 
