@@ -88,6 +88,7 @@ def test_the_shell_gate_judges_the_run(
         env=with_moegeo(), capture_output=True, text=True,
     )  # fmt: skip
     assert missing.returncode == 2
+    assert "nowhere does not exist" in missing.stderr
 
 
 def test_the_shell_gate_works_at_every_save_with_a_config_in_the_runs_folder(

@@ -214,13 +214,24 @@ def test_bad_options(checkpoint: Path, probe: Path, moegeo: Callable[..., Outcom
 def test_different_probes_are_not_compared(
     checkpoint: Path, tiny: Callable[..., Path], tmp_path: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    other = tmp_path / "wide"
+    """The second model's context is shorter: its sequences are cut."""
     from tests.tiny_models import save_tiny
 
+    one, other = tmp_path / "a" / "checkpoint-5", tmp_path / "b" / "checkpoint-5"
+    shutil.copytree(checkpoint, one)
     save_tiny("mixtral", other, vocab_size=32, max_position_embeddings=16)
     probe = write_probe(tmp_path / "p.jsonl", random_ids([20] * 8, vocabulary=32))
-    found = moegeo("compare", checkpoint, other, "--probe", probe, "--by", "step")
+    found = moegeo("compare", one.parent, other.parent, "--probe", probe, "--by", "step")
     assert found.code == 2
+    assert "the runs were not measured with the same probe" in found.err
+
+
+def test_a_checkpoint_without_a_step_is_not_matched_by_it(
+    checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
+    found = moegeo("compare", checkpoint, checkpoint, "--probe", probe, "--by", "step")
+    assert found.code == 2
+    assert "cannot match by step\n  found: not recorded in model\n" in found.err
 
 
 @pytest.mark.parametrize(
@@ -242,17 +253,20 @@ def test_a_config_that_asks_for_the_impossible(
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
-    [('[tool.moegeo\nfail-on = "failing"\n', 2), ("[tool]\nmoegeo = 5\n", 2),
-     ("[broken\n", 0), ("tool = 5\n", 0)],
+    ("text", "words"),
+    [('[tool.moegeo\nfail-on = "failing"\n', "pyproject.toml cannot be read as TOML"),
+     ("[tool]\nmoegeo = 5\n", "pyproject.toml is not a table"),
+     ("[broken\n", ""), ("tool = 5\n", "")],
 )  # fmt: skip
 def test_a_settings_file_that_cannot_be_read(
-    text: str, code: int, tiny: Callable[..., Path], tmp_path: Path,
+    text: str, words: str, tiny: Callable[..., Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, moegeo: Callable[..., Outcome],
 ) -> None:  # fmt: skip
     (tmp_path / "pyproject.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
-    assert moegeo("inspect", tiny("mixtral", 0)).code == code
+    found = moegeo("inspect", tiny("mixtral", 0))
+    assert found.code == (2 if words else 0)
+    assert words in found.err
 
 
 def test_settings_of_a_file_take_effect(

@@ -115,7 +115,9 @@ def test_a_file_that_changed_in_place_is_read_again(moegeo: Run, tmp_path: Path)
     state = load_file(path / "model.safetensors")
     state["model.layers.1.mlp.experts.0.down_proj.weight"][0, 0] = float("nan")
     save_file(state, path / "model.safetensors", {"format": "pt"})
-    assert moegeo("check", path, "--fail-on", "failing").code == 1
+    found = moegeo("check", path, "--fail-on", "failing")
+    assert found.code == 1
+    assert "experts-damaged" in found.out
 
 
 def test_steps_and_latest_choose_checkpoints(moegeo: Run, lost: Path) -> None:

@@ -123,7 +123,12 @@ def check_axis(runs: Iterable[RunFolder], by: str | None) -> None:
 
     Raises: what `choose_axis` raises.
     """
-    choose_axis([[(c.relative, reached(c.training)) for c in run.checkpoints] for run in runs], by)
+
+    def progress_of(run: RunFolder) -> list[tuple[str, Progress]]:
+        names = [run.name if c.relative == "." else c.relative for c in run.checkpoints]
+        return [(n, reached(c.training)) for n, c in zip(names, run.checkpoints, strict=True)]
+
+    choose_axis([progress_of(run) for run in runs], by)
 
 
 def _recorded(*runs: Sequence[CheckpointRecord]) -> list[list[tuple[str, Progress]]]:
