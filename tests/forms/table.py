@@ -15,7 +15,9 @@ from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.headers import TensorInfo
 from moegeo_cli.checkpoints.layouts import FOREIGN_LAYOUTS
 from moegeo_cli.checkpoints.opening import open_weights
-from moegeo_cli.checkpoints.quantised.plan import UNREAD, Files, Plan, plan_quantised
+from moegeo_cli.checkpoints.quantised.files import Files
+from moegeo_cli.checkpoints.quantised.forms.unread import UNREAD
+from moegeo_cli.checkpoints.quantised.plan import Plan, plan_quantised
 from moegeo_cli.checkpoints.quantised.settings import read_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "reference" / "layouts.md"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moegeo_cli.checkpoints.quantised.plan import UNREAD
+from moegeo_cli.checkpoints.quantised.forms.unread import UNREAD
 from moegeo_cli.checkpoints.quantised.values import FORMULAS
 from tests.forms.table import END, PAGE, START, rows, table
 
