@@ -124,7 +124,15 @@ class Checkpoint:
 
         Raises: what `open_weights` raises.
         """
-        return open_weights(self.path)
+        return open_weights(self.path, self._known_config)
+
+    @property
+    def _known_config(self) -> dict[str, Any]:
+        """config.json; {} where there is none, or a broken one: whoever needs it says so."""
+        try:
+            return self.config
+        except MoegeoError:
+            return {}
 
     @cached_property
     def adapter(self) -> WeightIndex | None:
@@ -143,7 +151,9 @@ class Checkpoint:
 
         Raises: what `open_weights` raises; PathError where that base model is not there.
         """
-        return open_weights(self.config_folder) if self.layout == ADAPTER else self.files
+        if self.layout == ADAPTER:
+            return open_weights(self.config_folder, self._known_config)
+        return self.files
 
     @cached_property
     def weights(self) -> EffectiveWeights:
@@ -165,13 +175,9 @@ class Checkpoint:
         return self._make(inner=inner, merge=merge)
 
     def _make(self, *, inner: bool | None = None, merge: bool = True) -> EffectiveWeights:
-        try:
-            config = self.config
-        except MoegeoError:
-            config = {}  # whoever needs it says what is wrong with it
         return EffectiveWeights(
             self.stored,
-            read_settings(config, self.stored.folder),
+            read_settings(self._known_config, self.stored.folder),
             inner=not self.own if inner is None else inner,
             folder=self.path.parent if self.path.is_file() else self.path,
             beside=self.adapter,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -21,10 +22,12 @@ from moegeo_cli.checkpoints.headers import (
     open_regular,
     read_exactly,
 )
+from moegeo_cli.checkpoints.key_maps import Source, refuse_other_type
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
 from moegeo_cli.checkpoints.metadata import Piece, SavedState, SavedTensor, read_metadata
-from moegeo_cli.checkpoints.names import Naming, name_tensors, refuse_other_type
+from moegeo_cli.checkpoints.names import Naming, name_tensors
 from moegeo_cli.checkpoints.pickles import ALL_DTYPES, describe_tensor, load_weights_only
+from moegeo_cli.checkpoints.tensor_parts import Sizes, part_shape, take_part
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError, UnsupportedLayoutError
 
@@ -39,11 +42,12 @@ class DistributedWeights(WeightIndex):
         naming: which saved tensors are the model's, and what was left out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
         """Read the `.metadata` and check that every file it names is there and whole.
 
         Args:
             folder: the checkpoint's folder.
+            config: the parsed config.json, where there is one: names of Megatron-core's need it.
 
         Raises:
             NoCheckpointError: no torch.distributed checkpoint, or none of a model.
@@ -57,7 +61,9 @@ class DistributedWeights(WeightIndex):
             raise NoCheckpointError(f"{folder} holds no torch.distributed checkpoint")
         self.place = place
         self._state = _read_state(place)
-        self.naming: Naming = name_tensors(self._state, folder)
+        config = config or {}
+        self._sizes = Sizes.of(config)
+        self.naming: Naming = name_tensors(self._state, folder, config.get("model_type"))
         self.obstacle, self.left_out = self.naming.obstacle, self.naming.left_out
         self.files = (place / METADATA, *(place / name for name in self._state.spans))
         self._entries = {name: self._describe(name) for name in self.naming.sources}
@@ -83,7 +89,7 @@ class DistributedWeights(WeightIndex):
         import torch
 
         self._entry(name)
-        parts = [self._assemble(saved) for saved in self.naming.sources[name]]
+        parts = [self._part(source) for source in self.naming.sources[name]]
         whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return whole[slice(*rows)].clone() if rows and whole.ndim else whole
 
@@ -92,8 +98,8 @@ class DistributedWeights(WeightIndex):
         self._entry(name)
         return b"".join(
             _read_piece(self.place / piece.file, piece)
-            for saved in self.naming.sources[name]
-            for piece in self._state.tensors[saved].pieces
+            for source in self.naming.sources[name]
+            for piece in self._pieces(source)
         )
 
     def check_type(self, model_type: str) -> None:
@@ -111,12 +117,13 @@ class DistributedWeights(WeightIndex):
         if other is not None:
             raise other
         for saved in self.naming.zero:
-            if self._assemble(saved).any():
+            if self._assemble(Source(saved)).any():
                 raise UnsupportedLayoutError(
-                    f"torchtitan trained {self.folder.name} with a selection bias, and "
-                    f"transformers' {model_type} has none: it would route otherwise than trained",
-                    found=f"{saved} is not zero; torchtitan's own conversion drops it",
-                    hint="train with load_balance_coeff unset to measure such a model",
+                    f"{self.folder.name} was trained with a selection bias, and transformers' "
+                    f"{model_type} has none: it would route otherwise than trained",
+                    found=f"{saved} is not zero",
+                    hint="train without it to measure such a model: load_balance_coeff unset in "
+                    "torchtitan, moe_router_enable_expert_bias in Megatron-core",
                 )
 
     def _tensor(self, path: Path, name: str) -> Any:
@@ -124,38 +131,69 @@ class DistributedWeights(WeightIndex):
 
     def _describe(self, name: str) -> tuple[Path, TensorInfo]:
         """The file of a tensor's first piece, and its shape and dtype."""
-        parts = [self._state.tensors[saved] for saved in self.naming.sources[name]]
-        first = parts[0]
-        shape = first.shape
-        if len(parts) > 1:
-            if any(
-                part.dtype != first.dtype
-                or len(part.shape) < 2
-                or (part.shape[0], *part.shape[2:]) != (shape[0], *shape[2:])
-                for part in parts
+        sources = self.naming.sources[name]
+        saved = [self._state.tensors[source.saved] for source in sources]
+        shapes = [self._shape(name, source) for source in sources]
+        shape, dtype = shapes[0], saved[0].dtype
+        if len(shapes) > 1:
+            if any(tensor.dtype != dtype for tensor in saved) or any(
+                len(part) < 2 or (part[0], *part[2:]) != (shape[0], *shape[2:]) for part in shapes
             ):
                 raise IncompleteCheckpointError(
                     f"{name} cannot be joined from tensors of different shapes",
-                    found=", ".join(f"{part.dtype} {list(part.shape)}" for part in parts),
+                    found=", ".join(
+                        f"{tensor.dtype} {list(part)}"
+                        for tensor, part in zip(saved, shapes, strict=True)
+                    ),
                 )
-            shape = (shape[0], sum(part.shape[1] for part in parts), *shape[2:])
-        info = TensorInfo(first.dtype, shape, 0, 0)
+            shape = (shape[0], sum(part[1] for part in shapes), *shape[2:])
+        info = TensorInfo(dtype, shape, 0, 0)
         size = -(-info.elements * DTYPE_BITS[info.dtype] // 8)
-        file = first.pieces[0].file if first.pieces else METADATA
-        return self.place / file, TensorInfo(first.dtype, shape, 0, size)
+        file = saved[0].pieces[0].file if saved[0].pieces else METADATA
+        return self.place / file, TensorInfo(dtype, shape, 0, size)
 
-    def _assemble(self, saved: str) -> Any:
-        """One saved tensor: its only piece as it is, or its pieces side by side."""
+    def _shape(self, name: str, source: Source) -> tuple[int, ...]:
+        """The shape of what is taken of a saved tensor."""
+        whole = self._state.tensors[source.saved].shape
+        try:
+            return part_shape(
+                source.part, whole if source.layer is None else whole[1:], self._sizes
+            )
+        except ValueError as error:
+            raise IncompleteCheckpointError(
+                f"config.json and {source.saved} do not fit each other: {error}",
+                found=f"{source.saved} {list(whole)}",
+                hint="give the config.json that the model was trained with, with --config",
+                context={"tensor": name},
+            ) from None
+
+    def _pieces(self, source: Source) -> list[Piece]:
+        """The pieces of a saved tensor that hold something of a source."""
+        pieces = [p for p in self._state.tensors[source.saved].pieces if 0 not in p.shape]
+        if source.layer is None:
+            return pieces
+        return [p for p in pieces if p.offsets[0] <= source.layer < p.offsets[0] + p.shape[0]]
+
+    def _part(self, source: Source) -> Any:
+        """The rows of a saved tensor that a source is."""
+        return take_part(source.part, self._assemble(source), self._sizes).contiguous()
+
+    def _assemble(self, source: Source) -> Any:
+        """One saved tensor, or one layer of it: its only piece, or its pieces side by side."""
         import torch
 
-        tensor = self._state.tensors[saved]
-        pieces = [piece for piece in tensor.pieces if 0 not in piece.shape]
+        tensor = self._state.tensors[source.saved]
+        pieces, layer = self._pieces(source), source.layer
         if len(pieces) == 1:
-            return _load_piece(self.place / pieces[0].file, pieces[0], tensor).contiguous()
-        whole = torch.empty(tensor.shape, dtype=_torch_dtype(tensor.dtype))
+            piece = pieces[0]
+            whole = _load_piece(self.place / piece.file, piece, tensor)
+            return (whole if layer is None else whole[layer - piece.offsets[0]]).contiguous()
+        start = 0 if layer is None else 1
+        whole = torch.empty(tensor.shape[start:], dtype=_torch_dtype(tensor.dtype))
         for piece in pieces:
             box = tuple(slice(o, o + s) for o, s in zip(piece.offsets, piece.shape, strict=True))
-            whole[box] = _load_piece(self.place / piece.file, piece, tensor)
+            values = _load_piece(self.place / piece.file, piece, tensor)
+            whole[box[start:]] = values if layer is None else values[layer - piece.offsets[0]]
         return whole
 
 

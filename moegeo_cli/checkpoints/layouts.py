@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.errors import UnsupportedLayoutError
@@ -14,8 +16,9 @@ from moegeo_cli.errors import UnsupportedLayoutError
 # What `distributed` reads: torch.distributed.checkpoint, as FSDP and torchtitan write it.
 DISTRIBUTED = "torch-distributed"
 FSDP_PART = "pytorch_model_fsdp_0"  # in which accelerate, and with it the Trainer, saves a model
-# Megatron's and NeMo's own layouts hold a `.metadata` too, with names that need their converters.
-_OTHERS_WITH_METADATA = ("metadata.json", "common.pt", "run_config.yaml")
+# Megatron-core notes here which backend wrote a checkpoint: torch's own, or another.
+_BACKEND, _TORCH = "metadata.json", "torch_dist"
+_MOST_BACKEND_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +65,9 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
             ("mp_rank_*/model_rng.pt",),
             ("metadata.json", "common.pt"),
             ("metadata.json", ".metadata"),
-            ("run_config.yaml", ".metadata"),
             ("latest_checkpointed_iteration.txt",),
         ),
+        "save it with --ckpt-format torch_dist, which moegeo reads of some families; or "
         'export it with Megatron-Bridge: python -c "from megatron.bridge import AutoBridge; '
         "AutoBridge.from_hf_pretrained('HF_MODEL').export_ckpt('{path}', 'OUT')\"",
     ),
@@ -126,12 +129,21 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
 
 def find_distributed(folder: Path) -> Path | None:
     """Where in a checkpoint's folder a torch.distributed checkpoint of a model lies, by names."""
-    if any(is_there(folder / name) for name in _OTHERS_WITH_METADATA):
+    if is_there(folder / _BACKEND) and _backend(folder / _BACKEND) != _TORCH:
         return None
     for place in (folder, folder / FSDP_PART):
         if is_there(place / ".metadata") or any(n.endswith(".distcp") for n in list_names(place)):
             return place
     return folder / FSDP_PART if is_there(folder / FSDP_PART) else None
+
+
+def _backend(path: Path) -> Any:
+    """What Megatron-core says that a checkpoint was written by; None where it does not."""
+    try:
+        document = json.loads(path.read_bytes()[:_MOST_BACKEND_BYTES])
+    except (OSError, ValueError, RecursionError):
+        return None
+    return document.get("sharded_backend") if isinstance(document, dict) else None
 
 
 def recognise_foreign(folder: Path) -> ForeignLayout | None:

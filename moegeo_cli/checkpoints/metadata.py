@@ -27,6 +27,7 @@ MAX_METADATA_BYTES = 256 * 2**20
 MAX_CUT_DIMENSIONS = 6
 
 _MODULE = "torch.distributed.checkpoint.metadata"
+_PLANNER = "torch.distributed.checkpoint.planner"
 _OLD_MODULE = "torch.distributed._shard.sharded_tensor.metadata"  # of older versions of torch
 _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
@@ -256,7 +257,7 @@ def _text(arguments: tuple[Any, ...]) -> None:
 
 
 def _memory_format(arguments: tuple[Any, ...]) -> None:
-    """A member of torch's enumeration of memory formats: by number."""
+    """A member of an enumeration, of memory formats for instance: by number."""
     if len(arguments) != 1 or type(arguments[0]) is not int:
         raise ValueError
 
@@ -284,13 +285,18 @@ ALLOWED = Allowed(
             ),
             Name(_OLD_MODULE, "TensorProperties"),
             Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            # Megatron-core adds every rank's plan, which says nothing more
+            *(Name(_PLANNER, name) for name in ("SavePlan", "WriteItem", "TensorWriteData",
+                                                "BytesIOWriteData")),
+            Name("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),
+            Name("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
         }
     ),
     constants={Name(*text.split(".")): code for text, code in ALL_DTYPES.items()},
     calls={
         Name("torch", "Size"): _size,
         Name("torch.serialization", "_get_layout"): _text,
-        **dict.fromkeys(_FORMATS, _memory_format),
+        **dict.fromkeys((*_FORMATS, Name(_PLANNER, "WriteItemType")), _memory_format),
         Name("builtins", "getattr"): _member,
         **{Name(m, name): _text for m in ("pathlib", "pathlib._local") for name in _PATHS},
     },

@@ -7,73 +7,57 @@ torch notes each tensor's place there, so nothing is guessed:
 2. The model is what lies below the key `model` (or another of `MODEL_KEYS`), whatever lies
    above that key. Where no such key is, it is what lies at the top of the state dict.
 3. A wrapper's prefix (`_orig_mod.`, `module.`, ...) goes where every name of the model has it.
-4. torchtitan's names become those of transformers where its own key map is known
-   (`[torchtitan]` of families/*.toml) and covers every name.
+4. The names of torchtitan and Megatron-core become those of transformers where a family's key map
+   (`key_maps`) covers every name.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moegeo_cli.checkpoints.families import read_families
+from moegeo_cli.checkpoints.key_maps import Family, Saved, Source, plain, split_name, translate
 from moegeo_cli.checkpoints.metadata import SavedState
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, UnsupportedLayoutError
 
 MODEL_KEYS = ("model", "module", "model_state_dict", "state_dict", "model_state")
 OPTIMIZER = re.compile(r"(?:optim|optimizer|optimizers|opt|optimizer_state_dict)(?:_\d+)?")
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "module.")
-# By these two torchtitan's models are told from all others.
+# By these two torchtitan's models are told from all others,
 _TITAN_MARKS = ("tok_embeddings.weight", "attention_norm.weight")
-_TITAN_HINT = (
-    "convert it with torchtitan's scripts/checkpoint_conversion/convert_to_hf.py, or train with "
-    "checkpoint.last_save_in_hf, and give that folder"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Names of one family of torchtitan's models.
-
-    `names` maps a name of theirs to that of transformers and, where several become one, to the
-    place among them; `{}` stands for a layer. `ignored` are prefixes that transformers leaves
-    out as well. `zero` are names that have no place there and change nothing only while they
-    are zero. `model_types` are those of the config.
-    """
-
-    model_types: tuple[str, ...]
-    ignored: tuple[str, ...]
-    zero: tuple[str, ...]
-    names: Mapping[str, tuple[str, int]]
+# and by this one Megatron-core's. That saves each tensor of all layers in one, or layer by layer.
+_MEGATRON_MARK = "embedding.word_embeddings.weight"
+_LAYERS = "decoder.layers."
+_STACKED = re.compile(re.escape(_LAYERS) + r"(?!\d+\.)")
 
 
 @dataclass(frozen=True, slots=True)
 class Naming:
-    """The model's tensors: its name -> the names that they were saved under.
+    """The model's tensors: its name -> what they are made of.
 
-    Several saved tensors are joined along their second dimension, as transformers keeps two
-    matrices of each expert in one. `left_out` counts what else was saved, by its first key.
-    `obstacle` is why no model can be given these names; `family` is torchtitan's, where it is,
-    and `zero` are saved names whose values must be zero for that.
+    Several are joined along their second dimension, as transformers keeps two matrices of each
+    expert in one. `left_out` counts what else was saved, by its first key. `obstacle` is why no
+    model can be given these names; `family` is whose key map it was, where there was one, and
+    `zero` are saved names whose values must be zero for that.
     """
 
-    sources: Mapping[str, tuple[str, ...]]
+    sources: Mapping[str, tuple[Source, ...]]
     left_out: Mapping[str, int]
     family: Family | None = None
     zero: tuple[str, ...] = ()
     obstacle: MoegeoError | None = None
 
 
-def name_tensors(state: SavedState, folder: Path) -> Naming:
+def name_tensors(state: SavedState, folder: Path, model_type: str | None = None) -> Naming:
     """Apply the rules above.
 
     Args:
         state: what was saved.
         folder: where, for errors.
+        model_type: of the config, where it is known.
 
     Raises:
         NoCheckpointError: no model in it, an optimizer's state for instance.
@@ -104,7 +88,7 @@ def name_tensors(state: SavedState, folder: Path) -> Naming:
             hint="give the folder of the model, which lies beside the optimizer's",
         )
     left_out.update({key: len(found) for key, found in _tops(models, below).items()})
-    return _translate(_unwrap(chosen), dict(sorted(left_out.items())), folder)
+    return _translate(_unwrap(chosen), dict(sorted(left_out.items())), state, model_type, folder)
 
 
 def _place(keys: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -138,78 +122,32 @@ def _unwrap(names: dict[str, str]) -> dict[str, str]:
         names = {name.removeprefix(shared): saved for name, saved in names.items()}
 
 
-def _translate(names: dict[str, str], left_out: dict[str, int], folder: Path) -> Naming:
-    """Give torchtitan's tensors the names of transformers; leave all others as they are."""
-    plain = {name: (saved,) for name, saved in sorted(names.items())}
-    if not all(any(name.endswith(mark) for name in names) for mark in _TITAN_MARKS):
-        return Naming(plain, left_out)
-    unknown: dict[int, str] = {}
-    for family in torchtitan_families():
-        parts: dict[str, dict[int, str]] = {}
-        strangers, zero = [], []
-        for name in names:
-            pattern, layer = _pattern(name)
-            if pattern in family.names:
-                target, part = family.names[pattern]
-                parts.setdefault(target.replace("{}", layer), {})[part] = names[name]
-            elif pattern in family.zero:
-                zero.append(names[name])
-            elif not name.startswith(family.ignored):
-                strangers.append(name)
-        if not strangers:
-            sources = {
-                name: tuple(saved for _, saved in sorted(joined.items()))
-                for name, joined in sorted(parts.items())
-            }
-            return Naming(sources, left_out, family, tuple(zero))
-        unknown.setdefault(len(strangers), strangers[0])
-    error = UnsupportedLayoutError(
-        f"{folder.name} holds a model of torchtitan's of whose names moegeo has no map",
-        found=f"for instance {unknown[min(unknown)]}; mapped are {_mapped()}",
-        hint=_TITAN_HINT,
-    )
-    return Naming(plain, left_out, obstacle=error)
+def _translate(
+    names: dict[str, str],
+    left_out: dict[str, int],
+    state: SavedState,
+    model_type: str | None,
+    folder: Path,
+) -> Naming:
+    """Give the tensors of other frameworks transformers' names; leave all others as they are."""
+    as_saved = {name: (Source(saved),) for name, saved in sorted(names.items())}
+    if all(any(name.endswith(mark) for name in names) for mark in _TITAN_MARKS):
+        found = translate(plain(names), "torchtitan", model_type, folder)
+    elif _MEGATRON_MARK in names:
+        found = translate(_single_layers(names, state), "megatron", model_type, folder)
+    else:
+        return Naming(as_saved, left_out)
+    if isinstance(found, MoegeoError):
+        return Naming(as_saved, left_out, obstacle=found)
+    return Naming(found.sources, left_out, found.family, found.zero)
 
 
-def refuse_other_type(family: Family, model_type: str, folder: Path) -> MoegeoError | None:
-    """The error for a config of another model than torchtitan's names are of."""
-    if model_type in family.model_types:
-        return None
-    types = " or ".join(family.model_types)
-    return UnsupportedLayoutError(
-        f"the config is of a {model_type}, and {folder.name} of a {types}",
-        found="torchtitan's names of that model",
-        hint="give that model's config.json with --config",
-    )
-
-
-@functools.cache
-def torchtitan_families() -> tuple[Family, ...]:
-    """The key maps of the families that torchtitan has."""
-    families = []
-    for entry in (f["torchtitan"] for f in read_families() if "torchtitan" in f):
-        names: dict[str, tuple[str, int]] = {}
-        for target, alternatives in entry["names"].items():
-            for alternative in alternatives:
-                for place, part in enumerate(alternative.split(" + ")):
-                    names[part] = (target, place)
-        families.append(
-            Family(
-                model_types=tuple(entry["model_types"]),
-                ignored=tuple(entry["ignored"]),
-                zero=tuple(entry["zero"]),
-                names=names,
-            )
-        )
-    return tuple(families)
-
-
-def _pattern(name: str) -> tuple[str, str]:
-    """A name of torchtitan's with its layer as `{}`, and that layer."""
-    match = re.match(r"layers\.(\d+)(?=\.)", name)
-    return (f"layers.{{}}{name[match.end() :]}", match[1]) if match else (name, "")
-
-
-def _mapped() -> str:
-    found: Iterable[str] = (t for family in torchtitan_families() for t in family.model_types)
-    return ", ".join(sorted(found))
+def _single_layers(names: dict[str, str], state: SavedState) -> list[Saved]:
+    """Megatron's tensors, those of all layers in one as one of each layer."""
+    found = plain({n: saved for n, saved in names.items() if not _STACKED.match(n)})
+    for name, saved in names.items():
+        match = _STACKED.match(name)
+        for layer in range(state.tensors[saved].shape[0] if match else 0):
+            single = f"{_LAYERS}{layer}.{name.removeprefix(_LAYERS)}"
+            found.append(Saved(name, *split_name(single), Source(saved, layer)))
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER, adapter_file, has_adapter
 from moegeo_cli.checkpoints.distributed import DistributedWeights
@@ -32,12 +33,13 @@ def detect_layout(folder: Path) -> str | None:
     return ADAPTER if has_adapter(folder) else None
 
 
-def open_weights(folder: Path) -> WeightIndex:
+def open_weights(folder: Path, config: Mapping[str, Any] | None = None) -> WeightIndex:
     """Open a checkpoint's weights; for safetensors this reads every header and nothing else.
 
     Args:
         folder: a folder in transformers' layout, or one file that holds a state dict. Of an
             adapter that lies alone, the adapter's own tensors.
+        config: the parsed config.json, where there is one: names of other frameworks need it.
 
     Raises:
         NoCheckpointError: no weights in the folder.
@@ -62,7 +64,7 @@ def open_weights(folder: Path) -> WeightIndex:
             hint="give a folder with model.safetensors or its shards and index",
         )
     if layout == DISTRIBUTED:
-        return DistributedWeights(folder)
+        return DistributedWeights(folder, config)
     if layout == ADAPTER:
         found = open_adapter(folder)
         if found is None:

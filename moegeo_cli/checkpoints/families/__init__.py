@@ -33,16 +33,18 @@ other_input   why experts are given something else than what their router's weig
 refused       why moegeo cannot measure it rightly
 note          what else to know
 
-[torchtitan] maps the names that torchtitan saves a model under to those of transformers' module
-tree. Source: torchtitan 0.2.0, 0.2.1, 0.2.2 and 0.3.0, state_dict_adapter.py of each model. No
-other transformation is done there; rotary embeddings are stored alike.
+[torchtitan], [megatron] and [gguf] map the names that other frameworks save a model under to those
+of transformers' module tree (read by key_maps.py). Sources: torchtitan 0.2.0, 0.2.1, 0.2.2 and
+0.3.0, state_dict_adapter.py of each model; megatron-core 0.16.1, sharded_state_dict of each module;
+gguf 0.19.0, tensor_mapping.py.
 
-model_types   the types of the family that torchtitan has
+model_types   the types of the family that the framework has
 ignored       prefixes of layers that transformers leaves out of the model too
-zero          tensors that torchtitan's adapter drops: that changes nothing while they are zero
-names         transformers' name -> torchtitan's, a list where versions differ. `{}` is the layer.
-              `a + b` are two tensors that transformers keeps as one, joined along the second
-              dimension: gate and up of every expert.
+zero          tensors that have no place there: that changes nothing while they are zero
+names         transformers' name -> the framework's, a list where versions differ. `{}` is a number:
+              a layer's, then an expert's. `a + b` are two tensors that transformers keeps as one,
+              joined along the second dimension: gate and up of every expert. `a @ part` is a part
+              of a tensor: see PARTS of tensor_parts.py.
 """
 
 from __future__ import annotations
