@@ -14,7 +14,9 @@ from moegeo_cli.commands.experts.api import experts
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.explain.api import explain
 from moegeo_cli.commands.inspect.api import inspect
+from moegeo_cli.commands.inspect.record import InspectionRecord
 from moegeo_cli.commands.invariance.api import invariance
+from moegeo_cli.commands.invariance.record import InvarianceRecord
 from moegeo_cli.commands.report.api import report
 from moegeo_cli.commands.routing.api import routing
 from moegeo_cli.commands.routing.record import RoutingRecord
@@ -99,7 +101,7 @@ class Session:
         """As `moegeo.routing`."""
         return routing(path, other, **self._with(Routing, options))
 
-    def invariance(self, path: Path | str, **options: Unpack[Invariance]) -> dict[str, Any]:
+    def invariance(self, path: Path | str, **options: Unpack[Invariance]) -> InvarianceRecord:
         """As `moegeo.invariance`."""
         return invariance(path, **self._with(Invariance, options))
 
@@ -107,7 +109,7 @@ class Session:
         """As `moegeo.explain`."""
         return explain(name, **self._with(NoOptions, options))
 
-    def inspect(self, path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
+    def inspect(self, path: Path | str, **options: Unpack[Model]) -> InspectionRecord:
         """As `moegeo.inspect`."""
         return inspect(path, **self._with(Model, options))
 

@@ -20,10 +20,11 @@ def inspect(
 ) -> None:
     """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
     from moegeo_cli.commands.inspect.api import inspect as measure
+    from moegeo_cli.reports.json_report import plain
 
     found = measure(path, **options)
-    if write_document("moegeo.inspect", found, shown):
+    if write_document("moegeo.inspect", plain(found), shown):
         return
-    from moegeo_cli.reports.inspection import print_inspection
+    from moegeo_cli.commands.inspect.report import print_inspection
 
     print_inspection(found, stdout_console())

@@ -23,12 +23,13 @@ def invariance(
     [bold]moegeo invariance runs/my-moe/checkpoint-1000[/bold]
     """
     from moegeo_cli.commands.invariance.api import invariance as measure
+    from moegeo_cli.reports.json_report import plain
 
     check_output(shown["output"])
     with show_progress() as progress:
         found = measure(path, progress=progress, **options)
-    if write_document("moegeo.invariance", found, shown):
+    if write_document("moegeo.invariance", plain(found), shown):
         return
-    from moegeo_cli.reports.inspection import print_invariance
+    from moegeo_cli.commands.invariance.report import print_invariance
 
     print_invariance(found, stdout_console())

@@ -29,7 +29,7 @@ def render(record: AnyRecord) -> str:
     name = format_of(type(record))
     payload = {
         "format": {"name": name, "version": VERSION},
-        **_plain(record),
+        **plain(record),
     }
     return _write(payload, 0) + "\n"
 
@@ -87,17 +87,17 @@ def read(text: str | bytes, record: type[R]) -> R:
     return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain values, without fields that are not due, and with text that a file can hold."""
     if isinstance(value, str):
         return value if value.isascii() else _text(value)
     if isinstance(value, Mapping):
-        return {_text(str(key)): _plain(entry) for key, entry in value.items()}
+        return {_text(str(key)): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         own = ((name, due, getattr(value, name)) for name, due in _fields(type(value)))
-        return {name: _plain(entry) for name, due, entry in own if entry is not None or not due}
+        return {name: plain(entry) for name, due, entry in own if entry is not None or not due}
     return value
 
 

@@ -22,6 +22,7 @@ from moegeo_cli import analyze, check, compare, inspect
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.fingerprint import fingerprint
+from moegeo_cli.commands.inspect.report import print_inspection
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -32,7 +33,6 @@ from moegeo_cli.errors import (
 )
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.records import RunRecord
-from moegeo_cli.reports.inspection import print_inspection
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, run_of, write
 from tests.tiny_models import save_tiny
 
@@ -256,11 +256,11 @@ def test_a_base_model_that_is_not_there(written: Writer, probe: Path, tmp_path: 
 def test_inspect_and_fingerprint(written: Writer, tmp_path: Path) -> None:
     files = written("qwen3_moe", "experts")
     found = inspect(files.adapter)
-    assert found["problem"] is None
-    assert found["layout"] == "adapter"
+    assert found.problem is None
+    assert found.layout == "adapter"
     merged = "a LoRA adapter of rank 4 merged into 4 weights"
-    assert found["weights"]["adapter"]["merged"] == merged
-    assert found["routers_found"] == 2
+    assert found.weights["adapter"]["merged"] == merged
+    assert found.routers_found == 2
     both = beside(files, tmp_path / "both")
     prints = {fingerprint(open_run(path).newest) for path in (files.base, files.adapter)}
     assert fingerprint(open_run(both).newest) in prints  # the same model in other folders
@@ -278,7 +278,7 @@ def test_inspect_and_fingerprint(written: Writer, tmp_path: Path) -> None:
 def test_which_routers_and_experts_it_moves(kind: str, written: Writer, tmp_path: Path) -> None:
     files = written("qwen3_moe", kind)
     found = inspect(files.adapter)
-    moves = found["weights"]["adapter"]["moves"]
+    moves = found.weights["adapter"]["moves"]
     before, after = (load_file(p / "model.safetensors") for p in (files.base, files.merged))
     part = {"routers": "router", "experts": "experts", "attention": None}[kind]
     assert [(m["part"], m["layer"]) for m in moves] == [(part, n) for n in (1, 2) if part]
@@ -321,7 +321,7 @@ def refused(path: Path, kind: type[MoegeoError], words: str) -> MoegeoError:
         index.resolve()
     with pytest.raises(MoegeoError):
         index.tensor(index.names()[0])  # never without the adapter
-    problem = inspect(path)["problem"]
+    problem = inspect(path).problem
     assert problem is not None
     assert caught.value.message in problem
     return caught.value

@@ -131,8 +131,8 @@ def test_layers_with_different_numbers_of_experts(model_type: str, tmp_path: Pat
     for name, values in want.items():
         torch.testing.assert_close(have[name], values, rtol=1e-5, atol=1e-6)
     found = inspect(adapter)
-    assert found["problem"] is None
-    moves = [m for m in found["weights"]["adapter"]["moves"] if m["part"] == "experts"]
+    assert found.problem is None
+    moves = [m for m in found.weights["adapter"]["moves"] if m["part"] == "experts"]
     assert [m["of"] for m in moves][-2:] == [4, 5]
     quick = check(adapter, cache=False)
     assert quick.checkpoints[0].coverage.routers_found == len(quick.checkpoints[0].layers)

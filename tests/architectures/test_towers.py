@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from moegeo_cli import analyze
-from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.commands.inspect.describe import inspect_checkpoint
 from tests.architectures import oracle
 from tests.architectures.table import write_probe
 from tests.architectures.zoo import save_tiny
@@ -26,7 +26,7 @@ def test_ernie_stores_its_routers_transposed_and_two_a_layer(tmp_path: Path) -> 
             on_disk = stored[f"model.layers.{layer}.mlp.gate.{name}"]
             assert on_disk.shape == (32, 8)
             np.testing.assert_array_equal(on_disk.T, block.gate.weight.numpy())
-    assert inspect_checkpoint(tmp_path)["routers_found"] == 3
+    assert inspect_checkpoint(tmp_path).routers_found == 3
     write_probe(tmp_path / "probe.jsonl")
     [checkpoint] = analyze(
         tmp_path, probe=tmp_path / "probe.jsonl", baseline="none", cache=False

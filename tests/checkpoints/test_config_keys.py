@@ -8,9 +8,9 @@ import torch
 
 from moegeo_cli import analyze
 from moegeo_cli.checkpoints.architecture import describe_architecture
-from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.commands.inspect.describe import inspect_checkpoint
 from moegeo_cli.errors import ShapeError
 
 
@@ -51,7 +51,7 @@ def test_another_key_beside_the_own_changes_no_number(tiny, tmp_path, probe, mod
     for key, value in CASES[model_type].items():
         assert f"{key} = {value}" in notes
         assert f"{key} = {value}" not in " ".join(one.run["notes"])
-    assert any(f"{key} = " in note for note in inspect_checkpoint(both)["notes"])
+    assert any(f"{key} = " in note for note in inspect_checkpoint(both).notes)
 
 
 def test_a_key_that_the_family_does_not_read_decides_nothing(tiny, tmp_path, probe):

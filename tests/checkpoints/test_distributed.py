@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.fingerprint import fingerprint
-from moegeo_cli.checkpoints.inspection import inspect_checkpoint
 from moegeo_cli.checkpoints.metadata import read_metadata, tiles
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.commands.inspect.describe import inspect_checkpoint
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     NoCheckpointError,
@@ -106,12 +106,12 @@ def test_a_dtype_without_numbers_is_told_and_not_read(tmp_path: Path) -> None:
 
 def test_inspecting_and_fingerprinting_import_no_torch(saved: Path) -> None:
     code = (
-        "import sys; from moegeo_cli.checkpoints.inspection import inspect_checkpoint;"
+        "import sys; from moegeo_cli.commands.inspect.describe import inspect_checkpoint;"
         "from moegeo_cli.checkpoints.fingerprint import fingerprint;"
         "from moegeo_cli.checkpoints.discover import open_run;"
         f"found = inspect_checkpoint({str(saved)!r});"
         f"fingerprint(open_run({str(saved)!r}).newest);"
-        "assert found['routers_found'] == found['routers_expected'] == 3, found;"
+        "assert found.routers_found == found.routers_expected == 3, found;"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
@@ -129,9 +129,9 @@ def test_a_run_of_them_is_discovered_with_its_config_above(run: Path) -> None:
     inner = open_run(run / "checkpoint-10" / "pytorch_model_fsdp_0")
     assert inner.is_single
     described = inspect_checkpoint(run)
-    assert described["layout"] == "torch-distributed"
-    assert described["config"] == "../config.json"
-    assert described["problem"] is None
+    assert described.layout == "torch-distributed"
+    assert described.config == "../config.json"
+    assert described.problem is None
 
 
 def test_torchtitan_saves_into_the_step_itself(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_torchtitan_saves_into_the_step_itself(tmp_path: Path) -> None:
         assert found.newest.step == 7
         assert found.newest.config_folder == tmp_path / "base"
     described = inspect_checkpoint(tmp_path / "run", config=tmp_path / "base")
-    assert described["routers_found"] == 3
-    assert set(described["left_out"]) == {"optimizer", "train_state"}
+    assert described.routers_found == 3
+    assert set(described.left_out) == {"optimizer", "train_state"}
 
 
 def test_a_config_that_is_not_there(run: Path) -> None:

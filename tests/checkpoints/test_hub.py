@@ -119,9 +119,9 @@ def test_inspect_reads_headers_alone(
     monkeypatch.setattr("moegeo_cli.checkpoints.hub.FIRST_BYTES", first)
     found = inspect("hf://lab/moe@step200-tokens2B")
     here = inspect(models / "step200-tokens2B")
-    assert found["routers"] == here["routers"]
-    assert found["parameters"] == here["parameters"]
-    assert found["bytes"] > 20_000
+    assert found.routers == here.routers
+    assert found.parameters == here.parameters
+    assert found.bytes > 20_000
     weights = [r for _, path, r in hub.asked if path.endswith(".safetensors")]
     assert weights
     assert all(r is not None for r in weights)

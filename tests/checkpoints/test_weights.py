@@ -231,8 +231,8 @@ def test_a_pickle_of_something_else(checkpoint):
 def test_torch_stays_out_until_a_pickle_is_opened(masters):
     code = (
         "import sys\n"
-        "from moegeo_cli.checkpoints import inspection\n"
-        f"inspection.inspect_checkpoint({str(masters / 'mixtral')!r})\n"
+        "from moegeo_cli.commands.inspect import describe\n"
+        f"describe.inspect_checkpoint({str(masters / 'mixtral')!r})\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from moegeo_cli import analyze, experts, routing
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.commands.inspect.describe import inspect_checkpoint
 from moegeo_cli.errors import MoegeoError, ShapeError, UsageError
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.models.uneven_loading import load_uneven
@@ -159,8 +159,8 @@ def test_every_metric_is_that_of_the_model_written_out(
         )
     note = "layers have different numbers of experts: 6 in layer 0; 5 in layer 2; 4 in layer 1"
     assert note in run.run["notes"]
-    assert note in inspect_checkpoint(folder)["notes"]
-    assert [r["shape"][0] for r in inspect_checkpoint(folder)["routers"]] == [6, 4, 5]
+    assert note in inspect_checkpoint(folder).notes
+    assert [r.shape[0] for r in inspect_checkpoint(folder).routers] == [6, 4, 5]
 
 
 SLOW = ("olmoe", "granitemoe", "qwen3_moe")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from moegeo_cli import analyze
 from moegeo_cli.checkpoints.discover import open_run
-from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.commands.inspect.describe import inspect_checkpoint
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -143,7 +143,7 @@ def test_olmo_core_is_named_beside_its_own_config(base: Path, tmp_path: Path) ->
     with pytest.raises(UnsupportedArchitectureError, match="no model_type") as caught:
         analyze(step / "model_and_optim")
     assert "OLMo-core" in str(caught.value)
-    assert inspect_checkpoint(step / "model_and_optim", config=base)["problem"] is None
+    assert inspect_checkpoint(step / "model_and_optim", config=base).problem is None
 
 
 @pytest.mark.parametrize("place", ["epoch=1-step=10.ckpt", "version_0/checkpoints/last.ckpt"])
@@ -175,7 +175,7 @@ def test_tensors_that_zero3_did_not_gather_are_named(part: str, base: Path, prob
     rewrite(base, empty)
     with pytest.raises(IncompleteCheckpointError, match="ZeRO-3"):
         analyze(base, probe=probe, cache=False)
-    assert "ZeRO-3" in inspect_checkpoint(base)["problem"]
+    assert "ZeRO-3" in inspect_checkpoint(base).problem
 
 
 def test_a_run_that_can_keep_nothing_says_so(base: Path, probe: Path) -> None:

@@ -339,8 +339,8 @@ def test_the_command_line_finds_a_module_in_the_current_folder(
 def test_the_functions_take_a_callable(tmp_path: Path, probe: tuple[Path, list[list[int]]]) -> None:
     save("sigmoid", tmp_path / "run")
     seen = inspect(tmp_path / "run", model=models.sigmoid, router=ROUTERS)
-    assert seen["model_type"] == "tests.own.models:sigmoid"
+    assert seen.model_type == "tests.own.models:sigmoid"
     entries = invariance(tmp_path / "run", model=models.sigmoid, router=ROUTERS, top_k=2,
-                         scoring="sigmoid", probe=probe[0])["invariance"]  # fmt: skip
-    assert {e["name"] for e in entries if e["applicable"]} == {"expert-permutation"}
-    assert all(e["held"] for e in entries if e["applicable"])
+                         scoring="sigmoid", probe=probe[0]).invariance  # fmt: skip
+    assert {e.name for e in entries if e.applicable} == {"expert-permutation"}
+    assert all(e.held for e in entries if e.applicable)

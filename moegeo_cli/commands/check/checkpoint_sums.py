@@ -13,8 +13,8 @@ import numpy as np
 from moegeo_cli.checkpoints.accounting import FLOATS
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.describing import Describer, Filler
 from moegeo_cli.checkpoints.effective import EffectiveWeights
-from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.misplaced import layer_path
 from moegeo_cli.checkpoints.routers import (
     RouterTensors,

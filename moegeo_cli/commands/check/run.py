@@ -11,8 +11,8 @@ import numpy as np
 
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.describing import Describer, Filler
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.inspection import Describer, Filler
 from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums, sum_checkpoint
 from moegeo_cli.commands.check.history import Entry, Past, Story

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
-from moegeo_cli.checkpoints.inspection import inspect_checkpoint
+from moegeo_cli.commands.inspect.describe import inspect_checkpoint
+from moegeo_cli.commands.inspect.record import InspectionRecord
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
 from moegeo_cli.models.choosing import choose_models
@@ -15,7 +16,7 @@ from moegeo_cli.options import Model
 
 @keeps_global_state
 @takes(Model)
-def inspect(path: Path | str, **options: Unpack[Model]) -> dict[str, Any]:
+def inspect(path: Path | str, **options: Unpack[Model]) -> InspectionRecord:
     """What a checkpoint or a run is, from headers alone; loads no model and imports no torch.
 
     Args:

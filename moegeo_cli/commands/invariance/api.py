@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
+from moegeo_cli.commands.invariance.record import InvarianceRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import part, takes
@@ -22,7 +23,7 @@ from moegeo_cli.settings import Settings, settings_of
 @takes(Invariance)
 def invariance(
     path: Path | str, *, progress: Listener | None = None, **options: Unpack[Invariance]
-) -> dict[str, Any]:
+) -> InvarianceRecord:
     """Which numbers of a checkpoint survive rewritings that leave its outputs unchanged.
 
     Args:
@@ -31,8 +32,7 @@ def invariance(
         options: see below. `max_tokens` None takes 8,192; `seed` is also of the rewritings.
 
     Returns:
-        `name`, `checkpoint`, `model_type`, `probe`, `settings`, and `invariance`: one entry a
-        transformation.
+        The checkpoint, the probe and the settings; in `invariance` one entry a rewriting.
 
     Raises:
         MoegeoError: bad input.
@@ -53,13 +53,13 @@ def invariance(
     loaded = open_probe(folder, Source.chosen(options), tokens, models)
     settings = settings_of(Settings, {**options, "dtype": "float32"})
     models.check(folder.newest, architecture)
-    return {
-        "name": folder.newest.path.resolve().name,
-        "checkpoint": folder.newest.relative,
-        "model_type": architecture.model_type,
-        "probe": loaded.describe(),
-        "settings": dataclasses.asdict(settings),
-        "invariance": measure_invariance(
+    return InvarianceRecord(
+        name=folder.newest.path.resolve().name,
+        checkpoint=folder.newest.relative,
+        model_type=architecture.model_type,
+        probe=loaded.describe(),
+        settings=dataclasses.asdict(settings),
+        invariance=measure_invariance(
             folder.newest, architecture, loaded, settings, progress, models
         ),
-    }
+    )

@@ -17,6 +17,12 @@ from torch import nn
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.analyze.history import add_history
+from moegeo_cli.commands.invariance.record import (
+    FindingsChange,
+    MetricChange,
+    PaperChange,
+    Rewriting,
+)
 from moegeo_cli.commands.invariance.residual import NotApplicable
 from moegeo_cli.commands.invariance.transformations import TRANSFORMATIONS
 from moegeo_cli.errors import UnsupportedArchitectureError
@@ -49,7 +55,7 @@ def measure_invariance(
     settings: Settings,
     listener: Listener | None,
     models: Models,
-) -> list[dict[str, Any]]:
+) -> tuple[Rewriting, ...]:
     """Measure a checkpoint as it is, and rewritten in each way that its model allows.
 
     Args:
@@ -61,9 +67,7 @@ def measure_invariance(
         models: what model this is.
 
     Returns:
-        One entry a transformation: name, description, applicable, reason, logits_deviation (largest
-        change of an output logit over the largest logit), held, metrics {name: before,
-        after, change}, findings and paper, each {before, after}.
+        One entry a rewriting.
 
     Raises:
         UnsupportedArchitectureError: an encoder with a decoder.
@@ -99,7 +103,7 @@ def measure_invariance(
     base = measure("as it is", original)
     scoring = architecture.scoring or "softmax"
 
-    def rewrite(name: str) -> dict[str, Any]:
+    def rewrite(name: str) -> Rewriting:
         model = copy.deepcopy(original)
         try:
             with torch.no_grad():
@@ -120,7 +124,7 @@ def measure_invariance(
     held = measurer.manner.say_memory(measurer.device)
     if listener and held is not None:
         listener.note(held)
-    return entries
+    return tuple(entries)
 
 
 def _deviation(before: Sequence[torch.Tensor], after: Iterator[torch.Tensor]) -> float:
@@ -159,12 +163,11 @@ def describe(name: str) -> str:
     return lines[0].rstrip(".") if lines else name
 
 
-def _not_applicable(name: str, reason: str, deviation: float | None) -> dict[str, Any]:
-    return {
-        "name": name, "description": describe(name), "applicable": False,
-        "reason": reason, "logits_deviation": deviation,
-        "held": None, "metrics": {}, "findings": None, "paper": None,
-    }  # fmt: skip
+def _not_applicable(name: str, reason: str, deviation: float | None) -> Rewriting:
+    return Rewriting(
+        name=name, description=describe(name), applicable=False, reason=reason,
+        logits_deviation=deviation, held=None, metrics={}, findings=None, paper=None,
+    )  # fmt: skip
 
 
 def _compare(
@@ -174,7 +177,7 @@ def _compare(
     after: Measured,
     settings: Settings,
     probe: Probe,
-) -> dict[str, Any]:
+) -> Rewriting:
     """Both measurements side by side; FHS is over the checkpoint as it is."""
     runs = [_run(m, base, settings, probe) for m in (base, after)]
     one, other = (r.checkpoints[0] for r in runs)
@@ -182,23 +185,20 @@ def _compare(
     for metric in SHOWN:
         a, b = one.metrics[metric].value, other.metrics[metric].value
         relative = (b - a) / abs(a) if a and b is not None else None
-        metrics[metric] = {"before": a, "after": b, "relative_change": relative}
-    findings = {"before": _findings(runs[0]), "after": _findings(runs[1])}
+        metrics[metric] = MetricChange(a, b, relative)
+    findings = FindingsChange(*(_findings(run) for run in runs))
     verdicts = [judge(r, policy="paper").verdict for r in runs]
-    return {
-        "name": name,
-        "description": describe(name),
-        "applicable": True,
-        "reason": None,
-        "logits_deviation": deviation,
-        "held": _holds(one, other) and findings["before"] == findings["after"],
-        "metrics": metrics,
-        "findings": findings,
-        "paper": {
-            side: v.status if v else None
-            for side, v in zip(("before", "after"), verdicts, strict=True)
-        },
-    }
+    return Rewriting(
+        name=name,
+        description=describe(name),
+        applicable=True,
+        reason=None,
+        logits_deviation=deviation,
+        held=_holds(one, other) and findings.before == findings.after,
+        metrics=metrics,
+        findings=findings,
+        paper=PaperChange(*(v.status if v else None for v in verdicts)),
+    )
 
 
 def _holds(one: CheckpointRecord, other: CheckpointRecord) -> bool:
@@ -220,8 +220,8 @@ def _run(measured: Measured, base: Measured, settings: Settings, probe: Probe) -
     return judge(dataclasses.replace(history, probe=probe.describe()))
 
 
-def _findings(run: RunRecord) -> Sequence[list[str]]:
-    """Names and severities of findings above info."""
+def _findings(run: RunRecord) -> tuple[tuple[str, str], ...]:
+    """Ids and severities of findings above info."""
     assert run.verdict is not None
-    found = [[f.name, f.severity] for f in run.verdict.findings if f.severity != "info"]
-    return sorted(found)
+    found = [(f.name, f.severity) for f in run.verdict.findings if f.severity != "info"]
+    return tuple(sorted(found))

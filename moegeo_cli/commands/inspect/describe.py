@@ -1,4 +1,4 @@
-"""What a checkpoint is, as plain JSON values: the payload of `moegeo inspect`.
+"""What a checkpoint or a run is.
 
 Everything comes from headers, names and config; torch is imported only where the weights are
 pickled files, which have no header.
@@ -7,40 +7,20 @@ pickled files, which have no header.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from moegeo_cli.checkpoints.accounting import known_unused
-from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.describing import Describer, Filler
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.hub import open_path
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
+from moegeo_cli.commands.inspect.record import InspectionRecord, ListedCheckpoint, RouterFacts
 from moegeo_cli.errors import MoegeoError
-
-Filler = Callable[[Checkpoint, WeightIndex], Mapping[str, Filling]]
-
-
-class Describer(Protocol):
-    """Who says what a model is that its config.json does not describe.
-
-    `own`: a user's own model, whose names may hold what a wrapper's look like.
-    """
-
-    own: bool
-
-    def open(self, path: Path | str) -> RunFolder:
-        """The run under a path."""
-
-    def describe(self, checkpoint: Checkpoint) -> Architecture:
-        """What is known of a checkpoint's routers."""
-
-    def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
-        """The routers among a checkpoint's tensors."""
 
 
 def inspect_checkpoint(
@@ -48,7 +28,7 @@ def inspect_checkpoint(
     models: Describer | None = None,
     config: Path | str | None = None,
     fill: Filler | None = None,
-) -> dict[str, Any]:
+) -> InspectionRecord:
     """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
 
     Args:
@@ -65,22 +45,22 @@ def inspect_checkpoint(
             `open_run` does.
     """
     run = open_path(path, config) if models is None else models.open(path)
-    found: dict[str, Any] = {"kind": "checkpoint" if run.is_single else "run", "name": run.name}
-    if not run.is_single:
-        found["inspected"] = run.newest.relative
-    found |= _describe_checkpoint(run.newest, models, fill)
-    if not run.is_single:
-        found |= _list_run(run)
-    return found
+    return InspectionRecord(
+        kind="checkpoint" if run.is_single else "run",
+        name=run.name,
+        **_describe_checkpoint(run.newest, models, fill),
+        **({} if run.is_single else _list_run(run)),
+    )
 
 
 def _list_run(run: RunFolder) -> dict[str, Any]:
-    """A run's checkpoints by step, and what was left out of it."""
+    """A run's checkpoints by step, what was left out of it, and which is described."""
     return {
-        "checkpoints": [
-            {"step": c.step, "path": c.relative, "layout": c.layout} for c in run.checkpoints
-        ],
-        "skipped": [{"path": item.path, "reason": item.reason} for item in run.skipped],
+        "inspected": run.newest.relative,
+        "checkpoints": tuple(
+            ListedCheckpoint(c.step, c.relative, c.layout) for c in run.checkpoints
+        ),
+        "skipped": tuple({"path": item.path, "reason": item.reason} for item in run.skipped),
     }
 
 
@@ -110,7 +90,7 @@ def _describe_checkpoint(
         "step": training.step,
         "layout": checkpoint.layout,
         "complete": True,
-        "files": [path.name for path in stored.files],
+        "files": tuple(path.name for path in stored.files),
         "bytes": stored.size,
         "left_out": dict(index.left_out),
         "config": _config_place(checkpoint),
@@ -123,18 +103,18 @@ def _describe_checkpoint(
         "tokens": training.tokens,
         "settings": dict(training.settings),
         "problem": problem,
-        "routers": [
-            {
-                "layer": router.layer,
-                "router": router.weight,
-                "shape": list(router.shape),
-                "dtype": index.dtype(router.weight),
-                "bias": router.bias,
-                "selection_bias": router.selection_bias,
-                "main": router.main,
-            }
+        "routers": tuple(
+            RouterFacts(
+                layer=router.layer,
+                router=router.weight,
+                shape=tuple(router.shape),
+                dtype=index.dtype(router.weight),
+                bias=router.bias,
+                selection_bias=router.selection_bias,
+                main=router.main,
+            )
             for router in routers
-        ],
+        ),
     }
 
 
@@ -171,14 +151,14 @@ def _describe_model(
         "known": a.known if a else None,
         "layers": a.layers if a else None,
         "experts": a.experts if a else None,
-        "top_k": (a.top_k if a.top_k_by_layer is None else list(a.top_k_by_layer)) if a else None,
+        "top_k": (a.top_k if a.top_k_by_layer is None else tuple(a.top_k_by_layer)) if a else None,
         "scoring": a.scoring if a else None,
         "renormalised": selection.renormalised if selection else None,
         "selection_bias": selection.bias if selection else None,
-        "groups": list(selection.groups) if selection and selection.groups else None,
+        "groups": tuple(selection.groups) if selection and selection.groups else None,
         "unselected_gradient": a.unselected_gradient if a else None,
         "balance_loss_key": a.balance_key if a else None,
         "routers_expected": len(expected) if expected is not None else None,
         "routers_found": sum(router.main for router in routers),
-        "notes": list(a.notes) if a else [],
+        "notes": tuple(a.notes) if a else (),
     }
