@@ -63,7 +63,9 @@ class Command:
         api: its function in Python; "" for NAME in `moegeo_cli.commands.NAME.api`.
         record: the class of what it finds; "" where that has no format of its own.
         format: the name of its JSON format; "" for none.
-        page: the function from a record to the page of its HTML report.
+        page: the function from a record to the page of its HTML report; "" for none.
+        printer: the function that prints a record on a terminal, of a command that gives facts:
+            its formats are this one and JSON. "" for other commands.
         place: where it stands in lists; commands of one place are in order of the alphabet.
         lens: what it has as a lens; None where it is none.
         help: its help page, of a lens.
@@ -77,6 +79,7 @@ class Command:
     record: str = ""
     format: str = ""
     page: str = ""
+    printer: str = ""
     place: int = 99
     lens: Lens | None = None
     help: str = ""
@@ -105,6 +108,7 @@ class Format:
         writers: the function that writes a record, by the name of the record's JSON format.
         lens: the function of a lens's report module that writes the lens's record; "" for none.
         every: the function that writes a record of any kind; "" for none.
+        page: the function that writes a record whose command has a page; "" for none.
     """
 
     name: str
@@ -113,6 +117,7 @@ class Format:
     writers: Mapping[str, str] = field(default_factory=dict)
     lens: str = ""
     every: str = ""
+    page: str = ""
 
 
 def load(place: str) -> Any:
@@ -185,7 +190,7 @@ def formats_of_reports() -> tuple[str, ...]:
 
 def formats_of_lenses() -> tuple[str, ...]:
     """The formats of a lens's report."""
-    return tuple(name for name, found in formats().items() if found.every or found.lens)
+    return tuple(n for n, found in formats().items() if found.every or found.lens or found.page)
 
 
 def writer(record: type, name: str) -> Callable[[Any], Any] | None:
@@ -194,7 +199,7 @@ def writer(record: type, name: str) -> Callable[[Any], Any] | None:
     if command.lens is not None and found.lens:
         function: Callable[[Any], Any] = load(f"{command.lens.report}:{found.lens}")
         return function
-    place = found.writers.get(command.format, found.every)
+    place = found.writers.get(command.format, found.every) or (found.page if command.page else "")
     return load(place) if place else None
 
 

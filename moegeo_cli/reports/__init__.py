@@ -93,9 +93,9 @@ def print_record(record: AnyRecord, console: Console) -> None:
     elif isinstance(record, ComparisonRecord):
         print_comparison(record, console)
     else:
-        lens = command_of(type(record)).lens
-        assert lens is not None
-        load(f"{lens.report}:print_record")(record, console)
+        command = command_of(type(record))
+        lens = command.lens
+        load(command.printer if lens is None else f"{lens.report}:print_record")(record, console)
 
 
 def read(text: str | bytes) -> RunRecord:

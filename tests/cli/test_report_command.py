@@ -9,17 +9,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from moegeo_cli.cli.console import settle_format
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measuring.keeping import keep_report, load_report
 from moegeo_cli.options import FactsOutput, LensOutput, RunOutput
+from moegeo_cli.reports import schema
 from moegeo_cli.store.cache import Store
 from tests.command import call
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.reports.html.pages import RECORDED
 from tests.reports.large_run import large_run
+
+SAMPLE = Path(__file__).parents[2] / "sample_checkpoints" / "unbalanced-mixtral"
 
 
 @pytest.fixture
@@ -49,6 +53,19 @@ def test_a_suffix_that_a_command_does_not_write_is_refused() -> None:
     nothing = {"format": None, "output": None}
     settle_format(nothing, FactsOutput)
     assert nothing["format"] == "rich"
+
+
+def test_json_of_facts_prints_as_their_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample, kept = SAMPLE, tmp_path / "facts.json"
+    shown = call(capsys, "inspect", sample).out
+    assert call(capsys, "inspect", sample, "-o", kept).code == 0
+    jsonschema.validate(json.loads(kept.read_text()), schema("moegeo.inspect", strict=True))
+    assert call(capsys, "report", kept).out == shown
+    refused = call(capsys, "report", kept, "-f", "html")
+    assert refused.code == 2
+    assert "`moegeo inspect` has no format 'html'" in refused.err
 
 
 def test_json_of_any_command_becomes_any_format(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,7 @@ from moegeo_cli.errors import (
 )
 from moegeo_cli.models.factory import OwnFactory
 from moegeo_cli.records import LayerRecord, RunRecord
+from moegeo_cli.reports import schema
 from tests.command import call
 from tests.own import models
 
@@ -332,6 +334,8 @@ def test_the_command_line_finds_a_module_in_the_current_folder(
     assert seen["routers_found"] == 2
     assert seen["experts"] == models.EXPERTS
     moved = call(capsys, "invariance", "run", *own, "--probe", probe[0], "-f", "json").document
+    for name, facts in (("moegeo.inspect", seen), ("moegeo.invariance", moved)):
+        jsonschema.validate(facts, schema(name, strict=True))
     found = {entry["name"]: entry["held"] for entry in moved["invariance"]}
     assert found["logit-constant"] is True
 

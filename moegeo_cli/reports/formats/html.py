@@ -2,4 +2,4 @@
 
 from moegeo_cli.registry import Format
 
-FORMAT = Format("html", place=6, suffixes=(".html", ".htm"), every="moegeo_cli.reports.html:render")
+FORMAT = Format("html", place=6, suffixes=(".html", ".htm"), page="moegeo_cli.reports.html:render")
