@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from moegeo_cli.geometry.heterogeneity import FisherSums
+from moegeo_cli.geometry.fisher_sums import FisherSums
 from moegeo_cli.geometry.sums import RoutingSums
 from moegeo_cli.records.facts import ReplayFacts
 from moegeo_cli.records.run import RouterState

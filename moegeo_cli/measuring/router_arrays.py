@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from moegeo_cli.checkpoints.architecture import Architecture
-from moegeo_cli.geometry.heterogeneity import FisherSums, grams
+from moegeo_cli.geometry.fisher_sums import FisherSums, grams
 from moegeo_cli.geometry.pair_means import sum_by_group
 from moegeo_cli.geometry.rounding import changed_choices, coarseness
 from moegeo_cli.geometry.routing import add_dispersion, measure_routing

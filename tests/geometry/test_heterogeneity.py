@@ -7,15 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.geometry.heterogeneity import (
-    FEW_TOKENS,
-    FHS_OF,
-    FORMS,
-    FisherSums,
-    fhs_estimates,
-    grams,
-    heterogeneity_estimates,
-)
+from moegeo_cli.geometry.baseline_scores import FHS_OF, fhs_estimates
+from moegeo_cli.geometry.fisher_sums import FEW_TOKENS, FisherSums, grams
+from moegeo_cli.geometry.heterogeneity import FORMS, heterogeneity_estimates
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws
 
 GROUPS, EXPERTS, WIDTH = 20, 5, 12

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moegeo_cli.geometry.heterogeneity import FHS_OF, fhs_estimates, heterogeneity_estimates
+from moegeo_cli.geometry.baseline_scores import FHS_OF, fhs_estimates
+from moegeo_cli.geometry.heterogeneity import heterogeneity_estimates
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 from moegeo_cli.measuring.arrays import CheckpointArrays, RouterArrays
 from moegeo_cli.measuring.layers import Kind

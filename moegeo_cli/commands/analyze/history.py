@@ -12,9 +12,9 @@ from typing import Literal
 import numpy as np
 
 from moegeo_cli.commands.analyze.baseline import Baseline
+from moegeo_cli.geometry.baseline_scores import FHS_OF
 from moegeo_cli.geometry.dynamics import Snapshot, Way, bias_response, saturation, step_estimates
 from moegeo_cli.geometry.estimates import over_routers
-from moegeo_cli.geometry.heterogeneity import FHS_OF
 from moegeo_cli.geometry.resample import Draws, make_draws, missing
 from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.layers import Kind, as_metrics

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from moegeo_cli.commands.analyze.baseline import Baseline
 from moegeo_cli.errors import ComparisonError, UsageError
+from moegeo_cli.geometry.baseline_scores import FHS_OF
 from moegeo_cli.geometry.estimates import over_routers
-from moegeo_cli.geometry.heterogeneity import FHS_OF
 from moegeo_cli.geometry.resample import Estimate, difference, missing
 from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.layers import (
