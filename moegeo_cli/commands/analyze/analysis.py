@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moegeo_cli import __version__
-from moegeo_cli.checkpoints.adapters.files import ADAPTER
-from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.training import TrainingLog
+from moegeo_cli.commands.analyze.architectures import refuse_mixed
 from moegeo_cli.commands.analyze.baseline import Baseline
+from moegeo_cli.commands.analyze.choosing_baseline import choose_baseline, refuse_other_routers
+from moegeo_cli.commands.analyze.facts import fill_facts, reached
 from moegeo_cli.commands.analyze.history import add_history
 from moegeo_cli.commands.analyze.lenses import find_lenses
-from moegeo_cli.errors import BaselineError, MoegeoError
+from moegeo_cli.errors import MoegeoError
 from moegeo_cli.geometry.resample import make_draws
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.probe import open_probe
-from moegeo_cli.measuring.provenance import measured_versions
 from moegeo_cli.measuring.run import (
     FRESH_INITIALISATIONS,
     Listener,
@@ -30,10 +28,8 @@ from moegeo_cli.measuring.run import (
     RunMeasurement,
 )
 from moegeo_cli.models.given import Models
-from moegeo_cli.probes import Probe, Source
-from moegeo_cli.probes.unigram import unigram_losses
+from moegeo_cli.probes import Source
 from moegeo_cli.records import RunRecord, from_dict, to_dict
-from moegeo_cli.records.facts import ProbeFacts
 from moegeo_cli.records.lenses import Lenses
 from moegeo_cli.settings import Settings
 from moegeo_cli.store.cache import Store, entry_key
@@ -118,7 +114,7 @@ def measure_run(
     config, architecture = newest.config, models.describe(newest)
     loaded = open_probe(folder, probe, max_tokens, models)
     chosen = choose_checkpoints(folder, steps, latest)
-    base_folder, base_reason = _baseline_folder(folder, baseline, models)
+    base_folder, base_reason = choose_baseline(folder, baseline, models)
     measurement = RunMeasurement(
         architecture, config, loaded, settings, store, progress, models, ranks
     )
@@ -126,7 +122,7 @@ def measure_run(
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
     for checkpoint in wanted:  # whether or not its measurement is stored
-        _refuse_mixed(checkpoint, models.describe(checkpoint), newest, architecture)
+        refuse_mixed(checkpoint, models.describe(checkpoint), newest, architecture)
     measurement.require_memory(wanted, verify_fingerprint)
     if before is not None:
         before()
@@ -160,7 +156,7 @@ def measure_run(
             draws = measurement.initial(chosen[-1], prints[chosen[-1].path])
         elif base_folder is not None:
             draws = [measured[base_folder.path]]
-            _refuse_other_architecture(measured[chosen[-1].path], draws[0])
+            refuse_other_routers(measured[chosen[-1].path], draws[0])
         history = add_history(
             [measured[c.path] for c in chosen], draws, settings=settings, reason=base_reason,
             kind="init" if initial else "checkpoint",
@@ -173,7 +169,7 @@ def measure_run(
             to_dict(_KeptHistory(tuple(keys), baseline_keys, history)),
         )
     return Analysis(
-        record=_fill(history, folder, architecture, loaded, settings, baseline),
+        record=fill_facts(history, folder, architecture, loaded, settings, baseline),
         measurement=measurement,
         keys={c.relative: measurement.key(prints[c.path]) for c in wanted},
         baseline_keys=baseline_keys,
@@ -213,32 +209,12 @@ def _measure_all(
     return measured
 
 
-def _refuse_mixed(
-    checkpoint: Checkpoint, own: Architecture, newest: Checkpoint, of: Architecture
-) -> None:
-    """Checkpoints that choose otherwise are not one run, whatever is stored of them."""
-    if own == of:
-        return
-    told = say_choice_differences(own, of)
-    raise BaselineError(
-        f"{checkpoint.relative} is of another architecture than {newest.relative}",
-        found="; ".join(told) or None,
-        hint="analyze them separately: different K, E or groups make no trajectory",
-    )
-
-
 def _files(upcoming: list[Checkpoint]) -> list[Path]:
     """The weight files of the next checkpoint; damage is met when it is its turn."""
     try:
         return list(upcoming[0].files.files) if upcoming else []
     except MoegeoError:
         return []
-
-
-def reached(log: TrainingLog) -> Progress:
-    """How far a checkpoint is, by each count that its run kept."""
-    counts = {"step": log.step, "tokens": log.tokens, "fraction": log.fraction}
-    return {name: None if n is None else float(n) for name, n in counts.items()}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -257,116 +233,3 @@ def _load_history(store: Store, name: str) -> _KeptHistory | None:
     except ValueError:
         return None
     return kept if all(store.record(key) is not None for key in kept.keys) else None
-
-
-def _fill(
-    history: RunRecord,
-    folder: RunFolder,
-    architecture: Architecture,
-    probe: Probe,
-    settings: Settings,
-    baseline: str | None,
-) -> RunRecord:
-    """What is known of the run without measuring."""
-    trained = folder.newest.training
-    coverage = [c.coverage for c in history.checkpoints]
-    versions, version_notes = measured_versions(history.checkpoints)
-    whole = not folder.missed and all(c.routers_found == c.routers_measured for c in coverage)
-    return dataclasses.replace(
-        history,
-        status="complete" if whole else "partial",
-        versions=versions,
-        run={
-            "name": folder.name,
-            "layout": folder.newest.layout,
-            "model_type": architecture.model_type,
-            "architecture": _first_class(folder.newest.config),
-            "framework": trained.framework,
-            "experts": architecture.experts or None,
-            "top_k": architecture.top_k,
-            "scoring": architecture.scoring,
-            "checkpoints_found": len(folder.checkpoints),
-            "skipped": [{"path": s.path, "reason": s.reason} for s in folder.skipped],
-            "training": dict(trained.settings),
-            "log": [dict(entry) for entry in trained.log],
-            "notes": [*architecture.notes, *version_notes],
-        },
-        probe={**probe.describe(), **_unigram(probe)},
-        settings={
-            **dataclasses.asdict(settings),
-            "fisher": {"kind": settings.named[0], "unit": settings.named[1]},
-            "unit": settings.named[1],
-            "max_tokens": probe.tokens,
-            "baseline": baseline or "auto",
-        },
-    )
-
-
-def _unigram(probe: Probe) -> ProbeFacts:
-    whole, by_domain = unigram_losses(probe)
-    return {"unigram_loss": whole, "domain_unigram_loss": by_domain}
-
-
-def _first_class(config: Mapping[str, Any]) -> str | None:
-    names = config.get("architectures")
-    return str(names[0]) if isinstance(names, list) and names else None
-
-
-def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
-    """What two architectures choose otherwise: E, K, groups, scoring; "a against b"."""
-    facts = (
-        ("experts (E)", a.experts, b.experts),
-        ("experts by layer", a.experts_by_layer, b.experts_by_layer),
-        ("chosen experts a token (K)", a.top_k, b.top_k),
-        ("chosen experts by layer", a.top_k_by_layer, b.top_k_by_layer),
-        ("groups of experts", a.selection.groups, b.selection.groups),
-        ("renormalised weights", a.selection.renormalised, b.selection.renormalised),
-        ("scoring", a.scoring, b.scoring),
-    )
-    return [f"{name}: {one} against {other}" for name, one, other in facts if one != other]
-
-
-def _baseline_folder(
-    folder: RunFolder, baseline: str | None, models: Models
-) -> tuple[Checkpoint | None, str | None]:
-    """The checkpoint that FHS compares with, or why there is none."""
-    if baseline in ("none", "init"):
-        return None, "no baseline was asked for" if baseline == "none" else None
-    if baseline is None or re.fullmatch(r"\d{1,15}", baseline):
-        step = int(baseline or 0)
-        found = [c for c in folder.checkpoints if c.step == step]
-        if found:
-            return found[0], None
-        started = _started_from(folder) if baseline is None else None
-        if started is not None:
-            return started, None
-        if baseline is None:
-            return None, "the run has no step-0 checkpoint; use --baseline init, STEP or PATH"
-        have = ", ".join(str(c.step) for c in folder.checkpoints)
-        raise BaselineError(f"the run has no checkpoint of step {step}", found=f"steps {have}")
-    other = models.open(Path(baseline))
-    start = other.checkpoints[0]
-    name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
-    return start.named(f"baseline:{name}"), None
-
-
-def _started_from(folder: RunFolder) -> Checkpoint | None:
-    """The base model of a run of adapters, which is its step 0; None for any other run."""
-    bases = {c.config_folder for c in folder.checkpoints if c.layout == ADAPTER}
-    if folder.is_single or len(bases) != 1 or any(c.layout != ADAPTER for c in folder.checkpoints):
-        return None
-    [path] = bases
-    base = Checkpoint(path, f"baseline:{path.resolve().name}", step=0)
-    base.require_whole()
-    return base
-
-
-def _refuse_other_architecture(newest: Measured, base: Measured) -> None:
-    ours = [(r.path, r.weight_ED.shape) for r in newest.arrays.routers]
-    theirs = [(r.path, r.weight_ED.shape) for r in base.arrays.routers]
-    if ours != theirs:
-        raise BaselineError(
-            "the baseline has other routers than the run",
-            found=f"{len(theirs)} routers against {len(ours)}",
-            hint="choose a baseline of the same architecture, or --baseline init",
-        )

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.commands.analyze.analysis import Analysis, reached, say_choice_differences
+from moegeo_cli.commands.analyze.analysis import Analysis
+from moegeo_cli.commands.analyze.architectures import say_choice_differences
+from moegeo_cli.commands.analyze.facts import reached
 from moegeo_cli.commands.compare.pairing import (
     choose_axis,
     compare_checkpoints,

@@ -1,0 +1,35 @@
+"""Checkpoints that choose otherwise are not one run."""
+
+from __future__ import annotations
+
+from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.errors import BaselineError
+
+
+def refuse_mixed(
+    checkpoint: Checkpoint, own: Architecture, newest: Checkpoint, of: Architecture
+) -> None:
+    """Checkpoints that choose otherwise are not one run, whatever is stored of them."""
+    if own == of:
+        return
+    told = say_choice_differences(own, of)
+    raise BaselineError(
+        f"{checkpoint.relative} is of another architecture than {newest.relative}",
+        found="; ".join(told) or None,
+        hint="analyze them separately: different K, E or groups make no trajectory",
+    )
+
+
+def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
+    """What two architectures choose otherwise: E, K, groups, scoring; "a against b"."""
+    facts = (
+        ("experts (E)", a.experts, b.experts),
+        ("experts by layer", a.experts_by_layer, b.experts_by_layer),
+        ("chosen experts a token (K)", a.top_k, b.top_k),
+        ("chosen experts by layer", a.top_k_by_layer, b.top_k_by_layer),
+        ("groups of experts", a.selection.groups, b.selection.groups),
+        ("renormalised weights", a.selection.renormalised, b.selection.renormalised),
+        ("scoring", a.scoring, b.scoring),
+    )
+    return [f"{name}: {one} against {other}" for name, one, other in facts if one != other]
