@@ -23,11 +23,12 @@ if TYPE_CHECKING:
     from moegeo_cli.commands.invariance.api import invariance
     from moegeo_cli.commands.report.api import report
     from moegeo_cli.commands.routing.api import routing
+    from moegeo_cli.commands.watch.api import watch
     from moegeo_cli.session import Session
 
 __all__ = [
     "Session", "__version__", "analyze", "capture_routers", "check", "compare", "demo",
-    "experts", "explain", "inspect", "invariance", "report", "routing",
+    "experts", "explain", "inspect", "invariance", "report", "routing", "watch",
 ]  # fmt: skip
 # Public name -> the module that it lies in.
 PUBLIC = {
@@ -43,6 +44,7 @@ PUBLIC = {
     "invariance": "commands.invariance.api",
     "report": "commands.report.api",
     "routing": "commands.routing.api",
+    "watch": "commands.watch.api",
 }
 
 

@@ -210,15 +210,28 @@ class Replay(ProbeData, Compute, Loading, total=False):
     """One pass of the probe through a model."""
 
 
-class Analyze(
-    Replay, Captures, Baseline, Fisher, Chosen, Placement, Storage, Policy, Framework, Limits,
-    Model, total=False,
-):  # fmt: skip
-    """Options of `analyze`."""
+class Reference(TypedDict, total=False):
+    """What the loss is held against."""
 
     reference: Annotated[Path | str | None, Option(
         None, "A healthy run to judge the loss against.", JUDGING, said=Path,
     )]  # fmt: skip
+
+
+class Analyze(
+    Replay, Captures, Baseline, Fisher, Chosen, Placement, Storage, Policy, Framework, Limits,
+    Model, Reference, total=False,
+):  # fmt: skip
+    """Options of `analyze`."""
+
+
+class Watch(
+    Replay, Baseline, Fisher, Placement, Storage, Policy, Framework, Limits, Model, Reference,
+    total=False,
+):  # fmt: skip
+    """Options of `watch`."""
+
+    interval: Annotated[float, Option(30.0, "Seconds between two looks at the run.", least=0)]
 
 
 class Demo(Replay, StorePlace, total=False):
@@ -323,6 +336,16 @@ class RunOutput(ReportOutput, total=False):
 
     full: Annotated[bool, Option(
         False, "Every table on the terminal, in place of the first screen.", OUTPUT,
+    )]  # fmt: skip
+    log: Annotated[Sequence[str], LOG]
+
+
+class WatchOutput(TypedDict, total=False):
+    """What `watch` does beside its lines."""
+
+    on_change: Annotated[str | None, Option(
+        None, "A shell command to run when the verdict changes. Its environment has MOEGEO_RUN, "
+        "MOEGEO_STEP, MOEGEO_VERDICT and MOEGEO_BEFORE.", OUTPUT,
     )]  # fmt: skip
     log: Annotated[Sequence[str], LOG]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -20,6 +20,7 @@ from moegeo_cli.commands.invariance.record import InvarianceRecord
 from moegeo_cli.commands.report.api import report
 from moegeo_cli.commands.routing.api import routing
 from moegeo_cli.commands.routing.record import RoutingRecord
+from moegeo_cli.commands.watch.api import Sighting, watch
 from moegeo_cli.explanations.lookup import Explanation
 from moegeo_cli.keywords import declared, refuse_unknown
 from moegeo_cli.options import (
@@ -33,6 +34,7 @@ from moegeo_cli.options import (
     NoOptions,
     Routing,
     StorePlace,
+    Watch,
 )
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
@@ -41,7 +43,7 @@ from moegeo_cli.records.formats import AnyRecord
 from moegeo_cli.registry import commands
 
 
-class SessionOptions(Analyze, Compare, Check, Experts, Routing, Invariance, total=False):
+class SessionOptions(Analyze, Watch, Compare, Check, Experts, Routing, Invariance, total=False):
     """The options of all commands."""
 
 
@@ -72,6 +74,10 @@ class Session:
     def analyze(self, path: Path | str, **options: Unpack[Analyze]) -> RunRecord:
         """As `moegeo.analyze`."""
         return analyze(path, **self._with(Analyze, options))
+
+    def watch(self, path: Path | str, **options: Unpack[Watch]) -> Iterator[Sighting]:
+        """As `moegeo.watch`."""
+        return watch(path, **self._with(Watch, options))
 
     def check(self, path: Path | str, **options: Unpack[Check]) -> CheckRecord:
         """As `moegeo.check`."""

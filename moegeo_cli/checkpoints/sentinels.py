@@ -45,6 +45,11 @@ def why_unfinished(folder: Path, step: int | None, siblings: Iterable[Path]) -> 
     return None
 
 
+def is_sealed(folder: Path) -> bool:
+    """Whether a checkpoint has what its trainer writes last."""
+    return any(is_there(folder / seal) for seal in SEALS)
+
+
 def _count(path: Path) -> int | None:
     try:
         text = path.read_text("ascii")[:32].strip() if is_there(path) else ""
