@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import io
-
 from rich.console import Console
 
 from moegeo_cli.commands.experts import outline
 from moegeo_cli.commands.experts.record import ExpertsRecord
-from moegeo_cli.reports.advice import print_finding, print_interventions
-from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
-from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines, table
+from moegeo_cli.reports.advice import print_interventions
+from moegeo_cli.reports.escaping import markdown_code, markdown_text
+from moegeo_cli.reports.lens_report import (
+    Head,
+    markdown_actions,
+    markdown_head,
+    print_head,
+    render_plain,
+)
+from moegeo_cli.reports.markdown import Notes, table
 from moegeo_cli.reports.page import Page
 
 TEXT_WIDTH, ROOMY = 130, 125  # from the latter on there is room for intervals beside the nulls
@@ -24,17 +29,7 @@ def print_record(record: ExpertsRecord, console: Console) -> None:
         console: where to.
     """
     page = Page(console)
-    page.line(f"moegeo experts {clean(record.name)}", "bold")
-    for line in outline.head(record):
-        page.line(line, "dim")
-    for line in outline.gaps(record):
-        page.line(line, "bold red")
-    if record.findings:
-        page.section("FINDINGS")
-    for finding in record.findings:
-        print_finding(page, finding)
-    for line in outline.checks(record):
-        page.line(line, "dim")
+    print_head(page, _head(record), record)
     roomy = page.width >= ROOMY
     page.section("LAYERS", "means over pairs of experts" + (", 95%" if roomy else ""))
     shown = page.table(("layer", "right"), *((title, "right") for _, title in outline.COLUMNS))
@@ -83,25 +78,25 @@ def _print_trials(page: Page, record: ExpertsRecord) -> None:
         page.line(note, "dim")
 
 
+def _head(record: ExpertsRecord) -> Head:
+    return Head(
+        "moegeo experts",
+        record.name,
+        outline.head(record),
+        outline.gaps(record),
+        outline.checks(record),
+    )
+
+
 def render(record: ExpertsRecord) -> str:
     """The terminal report as plain text, for files."""
-    file = io.StringIO()
-    print_record(
-        record, Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False)
-    )
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    return render_plain(record, print_record, TEXT_WIDTH)
 
 
 def render_markdown(record: ExpertsRecord) -> str:
     """The report as GitHub-flavoured markdown."""
     notes = Notes()
-    lines = [f"# moegeo experts: {markdown_text(record.name)}", ""]
-    gaps = [markdown_text(line) for line in outline.gaps(record)]
-    lines += [f"> **{gap}**" for gap in gaps] + ([""] if gaps else [])
-    lines += [
-        f"{markdown_text(line)}  " for line in (*outline.head(record), *outline.checks(record))
-    ]
-    lines += findings_table(record.findings)
+    lines = markdown_head(_head(record), record)
     rows = []
     for layer in record.layers:
         row = [markdown_text(outline.place(layer))]
@@ -138,10 +133,7 @@ def render_markdown(record: ExpertsRecord) -> str:
         ]
         lines += table(("", "chosen by", "nats a token", "experts"), trials, (2,))
         lines += [f"- {markdown_text(note)}" for note in found.notes]
-    if record.interventions:
-        lines += ["", "## What to do", ""]
-    for place, item in enumerate(record.interventions, 1):
-        lines += intervention_lines(place, item)
+    lines += markdown_actions(record)
     lines += notes.lines()
     lines += ["", f"Settings: {markdown_code(outline.settings(record))}"]
     return "\n".join(lines).rstrip() + "\n"

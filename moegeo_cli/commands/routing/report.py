@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import io
-
 from rich.console import Console
 from rich.text import Text
 
 from moegeo_cli.commands.routing import outline
 from moegeo_cli.commands.routing.outline import Cell, Table
 from moegeo_cli.commands.routing.record import RoutingRecord
-from moegeo_cli.reports.advice import print_finding, print_interventions
-from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
-from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines
+from moegeo_cli.reports.advice import print_interventions
+from moegeo_cli.reports.escaping import markdown_code, markdown_text
+from moegeo_cli.reports.lens_report import (
+    Head,
+    markdown_actions,
+    markdown_head,
+    print_head,
+    render_plain,
+)
+from moegeo_cli.reports.markdown import Notes
 from moegeo_cli.reports.markdown import table as markdown_table
 from moegeo_cli.reports.page import Page
 
@@ -27,17 +32,7 @@ def print_record(record: RoutingRecord, console: Console) -> None:
         console: where to.
     """
     page = Page(console)
-    page.line(f"moegeo routing {clean(record.name)}", "bold")
-    for line in outline.head_lines(record):
-        page.line(line, "dim")
-    for line in outline.gaps(record):
-        page.line(line, "bold red")
-    if record.findings:
-        page.section("FINDINGS")
-    for finding in record.findings:
-        print_finding(page, finding)
-    for line in outline.checks(record):
-        page.line(line, "dim")
+    print_head(page, _head(record), record)
     page.section("AT A GLANCE", "means over layers")
     for line in outline.sentences(record):
         page.show(page.paragraph(line, indent=2))
@@ -75,24 +70,25 @@ def _null(cell: Cell) -> str:
     return f" ({metric.null_value:.2f})"
 
 
+def _head(record: RoutingRecord) -> Head:
+    return Head(
+        "moegeo routing",
+        record.name,
+        outline.head_lines(record),
+        outline.gaps(record),
+        outline.checks(record),
+    )
+
+
 def render(record: RoutingRecord) -> str:
     """The terminal report as plain text, for files."""
-    file = io.StringIO()
-    print_record(
-        record, Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False)
-    )
-    return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
+    return render_plain(record, print_record, TEXT_WIDTH)
 
 
 def render_markdown(record: RoutingRecord) -> str:
     """The report as GitHub-flavoured markdown."""
     notes = Notes()
-    lines = [f"# moegeo routing: {markdown_text(record.name)}", ""]
-    missing = [markdown_text(line) for line in outline.gaps(record)]
-    lines += [f"> **{gap}**" for gap in missing] + ([""] if missing else [])
-    head = (*outline.head_lines(record), *outline.checks(record))
-    lines += [f"{markdown_text(line)}  " for line in head]
-    lines += findings_table(record.findings)
+    lines = markdown_head(_head(record), record)
     lines += ["", *(f"- {markdown_text(line)}" for line in outline.sentences(record))]
     for table in outline.tables(record):
         rows = [
@@ -106,10 +102,7 @@ def render_markdown(record: RoutingRecord) -> str:
         lines += ["", *(f"- {markdown_text(words)}" for words in table.notes)]
     if outline.left_out(record):
         lines += ["", markdown_text(outline.left_out(record))]
-    if record.interventions:
-        lines += ["", "## What to do", ""]
-    for place, item in enumerate(record.interventions, 1):
-        lines += intervention_lines(place, item)
+    lines += markdown_actions(record)
     lines += notes.lines()
     lines += ["", f"Settings: {markdown_code(outline.settings_words(record))}"]
     return "\n".join(lines).rstrip() + "\n"
