@@ -109,8 +109,8 @@ class EffectiveWeights(WeightIndex):
             file = stored.file_of(self._names[recipe.parts["weight"]])
             self._entries[name] = (file, TensorInfo("F32", recipe.shape, 0, 0))
         self.record = WeightsRecord(
-            scheme=tuple(sorted({recipe.scheme for recipe in plan.recipes.values()})),
-            dequantised=len(plan.recipes),
+            scheme=tuple(sorted({*stored.schemes, *(r.scheme for r in plan.recipes.values())})),
+            dequantised=stored.dequantised + len(plan.recipes),
             unwrapped=unwrapped.wrappers,
         )
         self.obstacle = self.obstacle or _empty(self.folder, kept)
@@ -234,8 +234,10 @@ class EffectiveWeights(WeightIndex):
         return all(self.stored.slices_cheaply(part) for part in self._sources(name))
 
     def is_stored(self, name: str) -> bool:
-        """Whether a tensor is one of the files' own, and not made from others."""
-        return name not in self._recipes and not self._is_changed(name)
+        """See `WeightIndex`."""
+        if name in self._recipes or self._is_changed(name):
+            return False
+        return self.stored.is_stored(self._names[name])
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.headers import is_there, list_names, parse_json
 from moegeo_cli.checkpoints.hub_cache import advise_missing
 from moegeo_cli.checkpoints.indexes import read_json, read_whole
-from moegeo_cli.checkpoints.layouts import DISTRIBUTED, FSDP_PART
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED, FSDP_PART, find_gguf
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -92,9 +92,12 @@ def config_bytes(folder: Path) -> bytes | None:
         return read_whole(path, MAX_CONFIG_BYTES)
     if folder.is_file():
         return None
+    hint = "copy the model's config.json beside the weights, or give one with --config"
+    if find_gguf(folder) is not None:
+        hint = "give config.json and tokenizer of the model that the GGUF was made from: --config"
     raise IncompleteCheckpointError(
         f"{folder.name} has no config.json",
-        hint="copy the model's config.json beside the weights, or give one with --config",
+        hint=hint,
         context={"path": str(folder)},
     )
 
@@ -149,8 +152,9 @@ def _not_a_folder(path: Path) -> MoegeoError:
     """The error for a path that is absent or a file."""
     if path.suffix == ".gguf" and is_there(path):
         return UnsupportedLayoutError(
-            f"{path} is a GGUF file, which moegeo does not read",
-            hint="give the Hugging Face checkpoint that it was made from",
+            f"{path} is a GGUF file, and moegeo takes folders",
+            hint=f"give its folder, {path.absolute().parent}, with the config.json and the "
+            "tokenizer of the model that it was made from, there or with --config",
         )
     if is_there(path):
         return PathError(

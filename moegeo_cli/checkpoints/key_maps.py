@@ -62,6 +62,7 @@ class Family:
     ignored: tuple[str, ...]
     zero: tuple[str, ...]
     names: Mapping[str, tuple[Target, ...]]
+    architecture: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,12 @@ def plain(names: Mapping[str, str]) -> list[Saved]:
 
 
 def translate(
-    tensors: Sequence[Saved], framework: str, model_type: str | None, folder: Path
+    tensors: Sequence[Saved],
+    framework: str,
+    model_type: str | None,
+    folder: Path,
+    *,
+    architecture: str | None = None,
 ) -> Translation | MoegeoError:
     """The tensors of transformers' model, by the map of the family that has every name.
 
@@ -123,13 +129,15 @@ def translate(
         framework: whose names these are.
         model_type: of the config, where it is known: its family is asked first.
         folder: for errors.
+        architecture: what the file itself says of the family, where it does.
 
     Returns:
         The translation, or the error where no map has every name.
     """
-    found = [f for f in families() if f.framework == framework]
+    known = [f for f in families() if f.framework == framework]
+    found = [f for f in known if f.architecture == architecture]
     found.sort(key=lambda family: model_type not in family.model_types)
-    unknown: dict[int, str] = {}
+    unknown = {} if found else {0: f"the architecture {architecture}"}
     for family in found:
         parts: dict[str, dict[int, Source]] = {}
         strangers, zero = [], []
@@ -149,7 +157,7 @@ def translate(
             return Translation(sources, family, tuple(dict.fromkeys(zero)))
         unknown.setdefault(len(strangers), strangers[0])
     words = FRAMEWORKS[framework]
-    mapped = ", ".join(sorted({t for family in found for t in family.model_types}))
+    mapped = ", ".join(sorted({t for family in known for t in family.model_types}))
     return UnsupportedLayoutError(
         f"{folder.name} holds a model of {words.name}'s of whose names moegeo has no map",
         found=f"for instance {unknown[min(unknown)]}; mapped are {mapped}",
@@ -179,6 +187,7 @@ def families() -> tuple[Family, ...]:
             ignored=tuple(facts[framework].get("ignored", ())),
             zero=tuple(facts[framework].get("zero", ())),
             names=_by_pattern(facts[framework]["names"]),
+            architecture=facts[framework].get("architecture"),
         )
         for facts in read_families()
         for framework in FRAMEWORKS

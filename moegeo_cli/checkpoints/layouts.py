@@ -15,6 +15,7 @@ from moegeo_cli.errors import UnsupportedLayoutError
 
 # What `distributed` reads: torch.distributed.checkpoint, as FSDP and torchtitan write it.
 DISTRIBUTED = "torch-distributed"
+GGUF = "gguf"  # one file of llama.cpp's
 FSDP_PART = "pytorch_model_fsdp_0"  # in which accelerate, and with it the Trainer, saves a model
 # Megatron-core notes here which backend wrote a checkpoint: torch's own, or another.
 _BACKEND, _TORCH = "metadata.json", "torch_dist"
@@ -37,10 +38,10 @@ class ForeignLayout:
 # The first that matches is reported, so the more specific come first.
 FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
     ForeignLayout(
-        "GGUF",
+        "a folder of several GGUF files",
         (("*.gguf",),),
-        "GGUF is made for inference and mostly quantised: give the checkpoint it was made from, "
-        "or load it with transformers' from_pretrained(gguf_file=...) and save_pretrained()",
+        "put the one to measure into a folder of its own; parts of one are joined with "
+        "llama-gguf-split --merge FIRST.gguf OUT.gguf",
     ),
     ForeignLayout(
         "verl's shards, one a rank",
@@ -94,7 +95,26 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
     ForeignLayout(
         "NeMo's own format",
         (("*.nemo",), ("model_weights", "model_config.yaml"), ("weights", "context")),
-        "export it to Hugging Face format with NeMo's exporter, then give that folder",
+        "export it to Hugging Face format with NeMo's exporter, then give that folder; or, where "
+        "its folder weights holds .metadata and metadata.json, give that one, with --config",
+    ),
+    ForeignLayout(
+        "a checkpoint of orbax or tensorstore (JAX)",
+        (
+            ("_CHECKPOINT_METADATA",),
+            ("manifest.ocdbt",),
+            ("*/manifest.ocdbt",),
+            ("*/.zarray",),
+            ("*/*/.zarray",),
+        ),
+        "export it to Hugging Face format where it was trained (MaxText: "
+        "MaxText.utils.ckpt_conversion.to_huggingface; Levanter: levanter.main.export_lm_to_hf)",
+    ),
+    ForeignLayout(
+        "a checkpoint of fairseq",
+        (("checkpoint_last*.pt",), ("checkpoint_*-rank-*.pt",), ("checkpoint_*-shard*.pt",)),
+        "convert it with the model's conversion script in transformers; or give the folder with "
+        "--model PACKAGE.MODULE:CALLABLE",
     ),
     ForeignLayout(
         "an original release (consolidated weights)",
@@ -135,6 +155,12 @@ def find_distributed(folder: Path) -> Path | None:
         if is_there(place / ".metadata") or any(n.endswith(".distcp") for n in list_names(place)):
             return place
     return folder / FSDP_PART if is_there(folder / FSDP_PART) else None
+
+
+def find_gguf(folder: Path) -> Path | None:
+    """The one GGUF file of a folder; None where there is none, or several."""
+    found = [name for name in list_names(folder) if name.endswith(".gguf")]
+    return folder / found[0] if len(found) == 1 else None
 
 
 def _backend(path: Path) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER, adapter_file, has_adapter
 from moegeo_cli.checkpoints.distributed import DistributedWeights
+from moegeo_cli.checkpoints.gguf_file import GGUFWeights
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.checkpoints.indexes import read_index, refuse_two
-from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED, GGUF, find_distributed, find_gguf
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError
 
@@ -30,6 +31,8 @@ def detect_layout(folder: Path) -> str | None:
             return layout
     if find_distributed(folder) is not None:
         return DISTRIBUTED
+    if find_gguf(folder) is not None:
+        return GGUF
     return ADAPTER if has_adapter(folder) else None
 
 
@@ -65,6 +68,8 @@ def open_weights(folder: Path, config: Mapping[str, Any] | None = None) -> Weigh
         )
     if layout == DISTRIBUTED:
         return DistributedWeights(folder, config)
+    if layout == GGUF and (gguf := find_gguf(folder)) is not None:
+        return GGUFWeights(folder, gguf, config)
     if layout == ADAPTER:
         found = open_adapter(folder)
         if found is None:

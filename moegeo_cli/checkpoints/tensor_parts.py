@@ -9,6 +9,7 @@ head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ def part_shape(part: str | None, shape: Shape, sizes: Sizes) -> Shape:
     if part is None:
         return shape
     if part == "row":
-        return (1, *shape)
+        return (1, math.prod(shape))
     if not shape:
         raise ValueError("a number has no rows")
     try:
@@ -77,7 +78,7 @@ def take_part(part: str | None, tensor: Any, sizes: Sizes) -> Any:
     if part is None:
         return tensor
     _ = part_shape(part, tuple(tensor.shape), sizes)
-    return tensor.unsqueeze(0) if part == "row" else PARTS[part].take(tensor, sizes)
+    return tensor.reshape(1, -1) if part == "row" else PARTS[part].take(tensor, sizes)
 
 
 def _grouped(rows: int, sizes: Sizes) -> tuple[int, int, int]:

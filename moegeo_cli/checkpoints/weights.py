@@ -44,14 +44,18 @@ class WeightIndex:
 
     Attributes:
         folder: the checkpoint's folder.
-        layout: one of `opening.LAYOUT_FILES`, `DISTRIBUTED` or `ADAPTER`.
+        layout: one of `opening.LAYOUT_FILES`, `DISTRIBUTED`, `GGUF` or `ADAPTER`.
         files: the weight files, sorted by name.
         obstacle: why no model can be given these tensors; None where nothing is known against it.
         left_out: how much else lies in the files (an optimizer's state), by its first name.
+        schemes: forms of quantisation that the layout itself has, by name.
+        dequantised: how many of its tensors are made from such.
     """
 
     obstacle: MoegeoError | None = None
     left_out: Mapping[str, int] = MappingProxyType({})
+    schemes: tuple[str, ...] = ()
+    dequantised: int = 0
 
     def __init__(self, folder: Path, layout: str, files: Mapping[Path, tuple[str, ...] | None]):
         """Open the files' headers.
@@ -170,6 +174,10 @@ class WeightIndex:
         if path in self._headers:
             return read_raw(path, info, rows)
         return tensor_bytes(self.tensor(name, rows))
+
+    def is_stored(self, name: str) -> bool:
+        """Whether `stored_bytes` are a tensor's values as they stand, and not made into them."""
+        return True
 
     def slices_cheaply(self, name: str) -> bool:
         """Whether reading some rows of a tensor reads no more than these rows."""

@@ -242,7 +242,7 @@ def test_no_checkpoint(tmp_path):
 
 
 FOREIGN = {
-    "GGUF": (["model-q8_0.gguf"], "from_pretrained"),
+    "several GGUF": (["model-q8_0.gguf", "model-q4_0.gguf"], "a folder of its own"),
     "DeepSpeed": (["latest", "zero_to_fp32.py", "global_step5/mp_rank_00_model_states.pt"],
                   "zero_to_fp32.py . OUT"),
     "Megatron": (["mp_rank_00/model_optim_rng.pt"], "export_ckpt"),
@@ -251,6 +251,11 @@ FOREIGN = {
     "rank shards": (["shard-00001-model-00001-of-00002.safetensors"], "enable_consolidation"),
     "OLMo-core": (["model_and_optim/.metadata"], "convert_checkpoint_to_hf.py"),
     "NeMo": (["model.nemo"], "exporter"),
+    "orbax": (["_CHECKPOINT_METADATA", "default/manifest.ocdbt"], "to_huggingface"),
+    "tensorstore": (["target/decoder/.zarray"], "to_huggingface"),
+    "fairseq": (["checkpoint_last.pt", "checkpoint_1_500.pt"], "--model"),
+    "fairseq, experts": (["checkpoint_1_500-rank-0-shard0.pt"], "conversion script"),
+    "DeepSpeed, experts": (["layer_0_expert_3_mp_rank_00_model_states.pt"], "zero_to_fp32"),
     "original": (["consolidated.00.pth", "params.json"], "conversion script"),
     "bare": (["model.pt"], "save_pretrained"),
 }  # fmt: skip

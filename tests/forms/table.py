@@ -13,7 +13,6 @@ from pathlib import Path
 
 from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.headers import TensorInfo
-from moegeo_cli.checkpoints.layouts import FOREIGN_LAYOUTS
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.quantised.files import Files
 from moegeo_cli.checkpoints.quantised.forms.unread import UNREAD
@@ -96,8 +95,6 @@ def table() -> str:
 def rows() -> list[Row]:
     """What is read, then what is refused, each by name."""
     found = [_row(plan) for plan in _plans()]
-    layout = FOREIGN_LAYOUTS[0]  # GGUF, the only one that is a form of quantisation
-    found.append(Row(layout.name, f"`{layout.patterns[0][0]}`", None))
     return sorted(set(found), key=lambda row: (row.form is None, row.scheme.lower(), row.told))
 
 

@@ -39,6 +39,7 @@ of transformers' module tree (read by key_maps.py). Sources: torchtitan 0.2.0, 0
 gguf 0.19.0, tensor_mapping.py.
 
 model_types   the types of the family that the framework has
+architecture  of [gguf]: what the file's general.architecture says
 ignored       prefixes of layers that transformers leaves out of the model too
 zero          tensors that have no place there: that changes nothing while they are zero
 names         transformers' name -> the framework's, a list where versions differ. `{}` is a number:
