@@ -37,7 +37,7 @@ def read_device_map(value: str | None) -> str | None:
         document = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            "--device-map is neither a word nor JSON nor a file of it",
+            "--device-map is neither a known word, nor JSON, nor a JSON file",
             found=f"{value[:80]!r}: {str(error)[:120]}",
             hint=f"{', '.join(PLACEMENTS)}, or a JSON object of module and device",
         ) from error
@@ -77,13 +77,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.fisher != "empirical" and self.unit != "position":
             raise UsageError(
-                "--unit is a choice of the empirical Fisher",
+                "--unit is for --fisher empirical alone",
                 found=f"--unit {self.unit} with --fisher {self.fisher}",
                 hint="leave --unit out, or use --fisher empirical",
             )
         if self.unit == "loss_token" and (self.stream or self.memory):
             raise UsageError(
-                "a backward per token would read every layer once a token",
+                "--unit loss_token cannot be streamed: it takes one backward pass for each token, "
+                "which would read every layer",
                 found="--unit loss_token with --stream or --memory",
                 hint="use --unit position",
             )
@@ -91,13 +92,14 @@ class Settings:
             raise UsageError("--memory must be positive", found=str(self.memory))
         if self.device_map is not None and self.device != "auto" and self.device_map != "disk":
             raise UsageError(
-                "--device-map says on which devices the model computes",
+                "--device and --device-map both say where the model computes",
                 found=f"--device {self.device} with --device-map {self.device_map}",
                 hint="leave one of the two out",
             )
         if self.device_map is not None and (self.stream or self.memory is not None):
             raise UsageError(
-                "accelerate places a model in parts, and is given no bound",
+                "--device-map does not go with --stream or --memory: accelerate alone decides what "
+                "lies where",
                 found="--device-map with --stream or --memory",
                 hint="leave one of the two out",
             )
@@ -126,7 +128,7 @@ def parse_bytes(text: str | int | None) -> int | None:
         return None
     if re.fullmatch(r"\s*\d{1,6}\s*", str(text)) and int(text) < LEAST_MEMORY:
         raise UsageError(
-            "--memory is in bytes where it names no unit",
+            "--memory without a unit is in bytes",
             found=f"{text} bytes",
             hint=f"did you mean {int(text) or 8}GB?",
         )

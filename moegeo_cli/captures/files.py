@@ -113,7 +113,7 @@ def _routers(path: Path, header: Header, mapped: np.ndarray) -> dict[str, Captur
         own = name.removeprefix("router.").removesuffix(f".{kind}")
         floats = {"F64", "F32", "F16", "BF16"} if kind != "selected" else {"I64", "I32", "I16"}
         if len(info.shape) != 2 or info.dtype not in floats:
-            raise ProbeError(f"{name} in {path.name} is not a table of numbers of its kind",
+            raise ProbeError(f"{name} in {path.name} is not a table of the expected dtype",
                              found=f"{info.dtype} {list(info.shape)}", hint=HINT)  # fmt: skip
         column = Column(info.shape[1])
         column.add(_rows_in(mapped, info))
@@ -122,7 +122,7 @@ def _routers(path: Path, header: Header, mapped: np.ndarray) -> dict[str, Captur
     lacking = [own for own, router in routers.items() if "inputs" not in router.columns]
     if not routers or lacking or len(counts) != 1 or counts == {0}:
         raise ProbeError(
-            f"{path.name} is no whole capture",
+            f"{path.name} is not a complete capture",
             found=f"no inputs of {lacking[0]}" if lacking else f"{len(routers)} routers with "
             f"{', '.join(map(str, sorted(counts))) or 'no'} rows",
             hint=HINT,
@@ -138,7 +138,7 @@ def _whole(
     if info is None:
         return None
     if info.dtype not in {"I64", "I32"} or info.shape != (rows,):
-        raise ProbeError(f"{name} in {path.name} is not one whole number a row",
+        raise ProbeError(f"{name} in {path.name} does not hold one whole number for each row",
                          found=f"{info.dtype} {list(info.shape)} for {rows} rows")  # fmt: skip
     return np.array(_rows_in(mapped, info))
 

@@ -189,7 +189,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             shapes = (call.x_ND.shape[-1], call.logits_NE.shape[-1])
             if shapes != (router.weight_ED.shape[1], router.experts):
                 raise UnsupportedArchitectureError(
-                    f"the router {path} does not take and give what its weight does",
+                    f"the router {path} has inputs and logits of other widths than its weight",
                     found=f"inputs of width {shapes[0]} and {shapes[1]} logits, for a weight of "
                     f"{tuple(router.weight_ED.shape)}",
                     hint="name the module that holds the weight: router='blocks.*.router'",

@@ -55,7 +55,10 @@ def analyze(
     from moegeo_cli.commands.analyze.api import analyze as measure
 
     if exact and options["unit"] == "sequence":
-        raise UsageError("--exact is the unit loss_token", found="--exact with --unit sequence")
+        raise UsageError(
+            "--exact means --unit loss_token, and no other unit",
+            found="--exact with --unit sequence",
+        )
     if exact:
         options["unit"] = "loss_token"
     settle_format(shown, RunOutput)

@@ -60,7 +60,7 @@ def settle_format(shown: dict[str, Any], group: Any) -> None:
     words = words_of(group, "format")
     if said not in words:
         raise UsageError(
-            f"this command writes no {said}",
+            f"this command cannot write {said}",
             found=f"--output {output.name}",
             hint=f"--format is one of {', '.join(words)}",
         )

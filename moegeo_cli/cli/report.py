@@ -42,7 +42,7 @@ def report(
         return
     if shown["log"]:
         raise UsageError(
-            "--log takes the scalars of an analysis", found=f"{path}: of another command"
+            "--log needs the JSON of `moegeo analyze`", found=f"{path}: of another command"
         )
     from moegeo_cli.reports import print_record, render
 

@@ -154,17 +154,19 @@ def _check(path: Path, values: Table, options: list[Any]) -> None:
             continue
         if isinstance(value, dict | list):
             raise UsageError(
-                f"{said} in {path.name} is not one value",
+                f"{said} in {path.name} must be a single value",
                 found=repr(value)[:80],
                 hint="thresholds stand at the top, in [tool.moegeo.thresholds]"
                 if name == "thresholds"
                 else None,
             )
         if isinstance(value, bool) and name not in flags:
-            raise UsageError(f"{said} in {path.name} is not a yes or no", found=str(value).lower())
+            raise UsageError(
+                f"{said} in {path.name} does not take true or false", found=str(value).lower()
+            )
         if not isinstance(value, bool) and name not in others:
             raise UsageError(
-                f"{said} in {path.name} is a yes or no",
+                f"{said} in {path.name} must be true or false",
                 found=repr(value)[:80],
                 hint=f"{said} = true",
             )

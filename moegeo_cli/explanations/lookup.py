@@ -127,7 +127,7 @@ def find(name: str) -> Explanation:
     known += [*definitions(), *all_metrics(), *labels, *(c.lower() for c in error_rows())]
     near = difflib.get_close_matches(said, known, 3)
     raise UsageError(
-        f"nothing in a report is called {name!r}",
+        f"no finding, metric or error is called {name!r}",
         found=f"did you mean {', '.join(near)}?" if near else None,
         hint="moegeo explain lists all names",
     )

@@ -86,9 +86,9 @@ class Measurer:
             self.dtype = self._source.dtype
             if settings.memory is not None:
                 raise UsageError(
-                    "--memory is for models of transformers: what other models take is not known",
+                    "--memory works for models of transformers alone: what others take is unknown",
                     found="--memory with a model of your own, or with captures",
-                    hint="leave --memory out; --batch-size and --max-tokens take less",
+                    hint="leave --memory out, and use a smaller --batch-size or --max-tokens",
                 )
         self.memory: str | None = None  # what a replay held, in words
 

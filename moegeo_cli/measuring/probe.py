@@ -54,7 +54,7 @@ def open_probe(
     if own is not None:
         if source.path is not None:
             raise UsageError(
-                "captured router inputs replace the probe",
+                "--captures does not go with --probe: captured router inputs replace the probe",
                 found="--captures with --probe",
                 hint="give one of them",
             )

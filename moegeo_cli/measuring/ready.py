@@ -49,7 +49,7 @@ def prepare(model: nn.Module, architecture: Architecture, layers: Sequence[int] 
     if not asked or lacking:
         where = f"layer {', '.join(map(str, lacking[:8]))}" if lacking else "the model"
         raise UnsupportedArchitectureError(
-            f"no router is in {where}",
+            f"no router was found in {where}",
             found=f"routers in layers {sorted({r.layer for r in routers})}",
             hint="choose --layers among these"
             if routers

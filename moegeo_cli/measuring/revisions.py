@@ -45,7 +45,7 @@ def kept_for(
         return
     if ranks is not None:
         raise UsageError(
-            "revisions of the Hub are measured by one process",
+            "revisions of the Hub cannot be measured under torchrun: one process measures them",
             found=f"{found[0].name} under torchrun",
             hint="hf download ORG/NAME --revision REVISION --local-dir FOLDER, and give FOLDER",
         )

@@ -77,7 +77,7 @@ def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) 
         if merging.touched & set(sources[name].names):
             raise UnsupportedLayoutError(
                 f"{index.folder.name}: the adapter changes {name}, which the model uses twice "
-                "(tied embeddings): merged and unmerged it is not the same model",
+                "(tied embeddings), so the merged model is not the same as the unmerged one",
                 found=", ".join(f"{one} is {other}" for one, other in sorted(tied.items())[:2]),
                 hint="untie the embeddings before training, or leave out that target module",
             )

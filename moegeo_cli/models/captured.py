@@ -76,7 +76,7 @@ class CapturedModels:
                 f"{self.captures.name} holds inputs of none of the checkpoint's routers",
                 found=f"captured: {', '.join(list(self.captures.routers)[:3])}; in the files: "
                 f"{', '.join(t.module for t in tensors[:3])}",
-                hint="capture at this model, all routers of it",
+                hint="capture all routers of this model",
             )
         _check_widths(known)
         own, words = self._provenance(checkpoint, known)
@@ -100,7 +100,8 @@ class CapturedModels:
             UsageError: always.
         """
         raise UsageError(
-            "fresh initialisations have no captured router inputs",
+            "--baseline init does not go with --captures: a fresh initialisation has no captured "
+            "router inputs",
             found="--baseline init with --captures",
             hint="use --baseline STEP, PATH or none",
         )

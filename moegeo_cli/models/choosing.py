@@ -28,7 +28,7 @@ def choose_models(
     if captures is not None:
         if model is not None:
             raise UsageError(
-                "captured router inputs need no model",
+                "--captures does not go with --model: captured router inputs need no model",
                 found="--captures with --model",
                 hint="leave --model out; --router, --top-k and --scoring still count",
             )
@@ -40,7 +40,7 @@ def choose_models(
         said = [option for option, value in options.items() if value is not None]
         if said:
             raise UsageError(
-                f"{said[0]} goes with --model", hint="a known model type says it by its config.json"
+                f"{said[0]} needs --model", hint="for a known model type, config.json says it"
             )
         return Models(config)
     if isinstance(model, str):

@@ -162,7 +162,7 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
         return PartedModels(settings.device_map, device, dtype)
     if shared and (settings.stream or settings.memory is not None):
         raise UsageError(
-            "under torchrun each rank holds the whole model",
+            "--stream and --memory do not work under torchrun: each rank holds the whole model",
             found="--stream or --memory",
             hint="stream in a single process, or leave both out",
         )

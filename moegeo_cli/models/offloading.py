@@ -76,7 +76,7 @@ class PartedModels:
             UsageError: a fresh model has no files to be placed from.
         """
         raise UsageError(
-            "fresh initialisations are made in memory, whole",
+            "--baseline init does not go with --device-map: it builds the whole model in memory",
             found="--device-map with --baseline init",
             hint="leave --device-map out, or choose another --baseline",
         )

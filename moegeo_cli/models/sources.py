@@ -236,7 +236,7 @@ class StreamedModels:
             BaselineError: always.
         """
         raise BaselineError(
-            "a fresh initialisation has no files that could be streamed",
+            "a fresh initialisation cannot be streamed: it has no files",
             hint="use --baseline STEP or PATH, or leave --stream and --memory out",
         )
 

@@ -134,7 +134,7 @@ class Trial:
                 "otherwise when the same tokens are replayed",
                 found=found,
                 hint="switch noise and sampling off in evaluation mode (model.eval(), where "
-                "self.training is False); nothing can be measured twice otherwise",
+                "self.training is False); otherwise no measurement can be repeated",
             )
 
 

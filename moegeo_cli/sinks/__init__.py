@@ -109,7 +109,7 @@ def _parse(text: str) -> Place:
     name, _, where = text.strip().partition(":")
     if name not in NAMES:
         raise UsageError(
-            f"--log knows no {name!r}",
+            f"--log does not know {name!r}",
             found=text,
             hint="one of " + ", ".join(find_sink(known).SAID for known in NAMES),
         )

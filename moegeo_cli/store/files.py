@@ -48,7 +48,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
         raise OutputError(
             f"{path} cannot be written",
             found=error.strerror or str(error),
-            hint="choose another --output, or free space there",
+            hint="choose another --output, or free some space there",
         ) from error
 
 

@@ -109,7 +109,7 @@ def _refuse_keys(name: str, given: Mapping[str, Any]) -> None:
     unknown = sorted(str(key) for key in given if key not in ("value", "source"))
     if unknown:
         raise UsageError(
-            f"the threshold {name} has a value and a source, and nothing else",
+            f"the threshold {name} takes a value and a source, and nothing else",
             found=", ".join(unknown),
         )
     if not isinstance(given.get("source", OWN), str):
@@ -178,5 +178,5 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise UsageError(f"{path} is no file of thresholds", found=str(error)[:200]) from error
     inner = table.get("thresholds", table)
     if not isinstance(inner, dict):
-        raise UsageError(f"{path} is no file of thresholds", found="thresholds is not a table")
+        raise UsageError(f"{path} is not a file of thresholds", found="thresholds is not a table")
     return inner

@@ -338,14 +338,14 @@ def test_a_layer_without_a_router_is_named(
 ) -> None:
     found = moegeo("analyze", checkpoint, "--probe", probe, "--no-cache", "--layers", "0,7")
     assert found.code == 2
-    assert "no router is in layer 7" in found.err
+    assert "no router was found in layer 7" in found.err
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("max-tokens = true", "max-tokens in moegeo.toml is not a yes or no"),
-        ("seed = [1]", "is not one value"),
+        ("max-tokens = true", "max-tokens in moegeo.toml does not take true or false"),
+        ("seed = [1]", "must be a single value"),
         ("[analyze.thresholds]\nnear-ties = 1", "thresholds stand at the top"),
         ("[thresholds]\nnear-tie = 1", "did you mean near-ties?"),
         ("[thresholds.near-ties]\nvalue = 1\nlimit = 2", "nothing else"),

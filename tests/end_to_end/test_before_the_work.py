@@ -104,5 +104,5 @@ def test_a_file_of_thresholds_by_its_path(
     for given in (str(file), file, {"logit-explosion": 12.5}):
         run = analyze(tiny("mixtral"), probe=probe, thresholds=given, cache=False)
         assert run.settings["thresholds"]["logit-explosion"]["value"] == 12.5
-    with pytest.raises(UsageError, match="no file of thresholds"):
+    with pytest.raises(UsageError, match="is not a file of thresholds"):
         analyze(tiny("mixtral"), probe=probe, thresholds=str(tmp_path / "absent.toml"))

@@ -313,7 +313,7 @@ def test_reports_and_matrices(tmp_path: Path, probe: Path, moegeo: Callable[...,
         (["--rank", "2.5"], "--rank"),
         (["--directions", "1"], "standard error"),
         (["--matrices", "pairs.txt"], ".safetensors"),
-        (["--layers", "9"], "no router is in layer 9"),
+        (["--layers", "9"], "no router was found in layer 9"),
         (["--tokens", "some"], "tokens"),
     ],
 )

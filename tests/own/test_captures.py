@@ -319,11 +319,14 @@ def test_captured_choices_of_no_expert(tiny: Callable[..., Path], tmp_path: Path
     [
         ({"sequence": None}, "does not say which sequence"),
         ({"sequence": torch.tensor([0, 1] * 8)}, "do not lie together"),
-        ({"sequence": torch.zeros(15, dtype=torch.long)}, "not one whole number a row"),
+        ({"sequence": torch.zeros(15, dtype=torch.long)}, "not hold one whole number for each row"),
         ({"router.a.inputs": torch.ones(15, 4)}, "16] for 15 rows"),
-        ({"router.b.logits": torch.ones(16, 4)}, "no whole capture"),
-        ({"router.a.inputs": torch.ones(16, 4, dtype=torch.long)}, "not a table of numbers"),
-        ({"router.a.inputs": None}, "no whole capture"),
+        ({"router.b.logits": torch.ones(16, 4)}, "is not a complete capture"),
+        (
+            {"router.a.inputs": torch.ones(16, 4, dtype=torch.long)},
+            "not a table of the expected dtype",
+        ),
+        ({"router.a.inputs": None}, "is not a complete capture"),
         ({"version": 2}, "of version 1"),
         ({"version": None}, "of version 1"),
     ],
@@ -358,7 +361,7 @@ def test_what_does_not_go_with_captures(
         of(here, file, model="a:b")
     with pytest.raises(UsageError, match="replace the probe"):
         of(here, file, probe="probe.jsonl")
-    with pytest.raises(UsageError, match="fresh initialisations"):
+    with pytest.raises(UsageError, match="fresh initialisation"):
         analyze(here, captures=file, baseline="init")
     outcome = call(capsys, "analyze", here, "--captures", file, "--fisher", "adam")
     assert outcome.code == 2

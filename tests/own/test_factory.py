@@ -233,7 +233,7 @@ def test_options_that_fit_nothing(
 
 
 def test_options_of_an_own_model_without_one(tiny: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match="--top-k goes with --model"):
+    with pytest.raises(UsageError, match="--top-k needs --model"):
         analyze(tiny("mixtral"), top_k=2)
     with pytest.raises(UsageError, match="PACKAGE"):
         analyze(tiny("mixtral"), model="not a module")

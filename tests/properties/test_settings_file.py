@@ -145,8 +145,8 @@ def test_the_cases_are_of_every_command() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("stream = 1", "stream in moegeo.toml is a yes or no"),
-        ('stream = "true"', "stream in moegeo.toml is a yes or no"),
+        ("stream = 1", "stream in moegeo.toml must be true or false"),
+        ('stream = "true"', "stream in moegeo.toml must be true or false"),
         ("seed = 1.5", "--seed"),
         ('format = "junit"', "the value stands in moegeo.toml"),
         ("[probe]\nstream = true", "does not know"),

@@ -59,7 +59,8 @@ def analyze(
     models = choose_models(captures=captures, **part(Model, options))
     if captures is not None and (options["fisher"] == "adam" or options["baseline"] == "init"):
         raise UsageError(
-            "routers alone have neither an optimizer's state nor fresh initialisations",
+            "--captures measures routers without a model: they have neither an optimizer's state "
+            "nor fresh initialisations",
             found="--captures with --fisher adam"
             if options["fisher"] == "adam"
             else "--captures with --baseline init",

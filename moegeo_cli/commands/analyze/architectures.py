@@ -17,7 +17,7 @@ def refuse_mixed(
     raise BaselineError(
         f"{checkpoint.relative} is of another architecture than {newest.relative}",
         found="; ".join(told) or None,
-        hint="analyze them separately: different K, E or groups make no trajectory",
+        hint="analyze them separately: different K, E or groups cannot be followed over time",
     )
 
 

@@ -44,7 +44,7 @@ class ExpertSettings:
             )
         if self.directions == 1:
             raise UsageError(
-                "one direction has no standard error",
+                "--directions 1 gives no standard error",
                 found="--directions 1",
                 hint="use 2 or more, or 0 for whole Jacobians",
             )

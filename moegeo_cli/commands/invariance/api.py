@@ -45,7 +45,7 @@ def invariance(
     architecture = models.describe(folder.newest)
     if options["fisher"] == "adam":
         raise UsageError(
-            "the optimizer's state belongs to the weights as they were saved",
+            "--fisher adam cannot be used: the optimizer's state does not fit rewritten weights",
             found="--fisher adam",
             hint="use --fisher empirical or categorical",
         )

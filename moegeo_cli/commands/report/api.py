@@ -37,8 +37,8 @@ def report(path: Path | str, **options: Unpack[StorePlace]) -> AnyRecord:
     kept = load_report(path, options["cache_dir"])
     if kept is None:
         raise UsageError(
-            f"no analysis of {path} is kept",
-            found="none of this version of moegeo, in .moegeo or --cache-dir",
+            f"the store holds no analysis of {path}",
+            found="none by this version of moegeo, in .moegeo or --cache-dir",
             hint=f"moegeo analyze {path}",
         )
     return kept
