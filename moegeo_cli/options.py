@@ -23,9 +23,9 @@ class Config(TypedDict, total=False):
     """Where a checkpoint's config is."""
 
     config: Annotated[Path | str | None, Option(
-        None, "A config.json, or a folder with one and the tokenizer, for checkpoints without "
-        "their own: FSDP's and torchtitan's, for instance. For an adapter that lies alone, the "
-        "folder of its base model.", said=Path,
+        None, "A config.json, or a folder that holds one and the tokenizer: for checkpoints "
+        "without one, such as those of FSDP and torchtitan. For an adapter, the folder of its base "
+        "model.", said=Path,
     )]  # fmt: skip
 
 
@@ -33,15 +33,15 @@ class OwnModel(TypedDict, total=False):
     """A model of the user's own."""
 
     model: Annotated[str | Callable[..., Any] | None, Option(
-        None, "What builds your model: PACKAGE.MODULE:CALLABLE, called with the parsed "
-        "config.json. Your code, run as such.", OWN, said=str,
+        None, "What builds your model: PACKAGE.MODULE:CALLABLE. It is your code: moegeo runs it "
+        "with the parsed config.json.", OWN, said=str,
     )]  # fmt: skip
     router: Annotated[str | None, Option(
-        None, "Its routers, by module name: a glob like 'blocks.*.router', or a regex after "
-        "'re:'. Default: found by structure.", OWN,
+        None, "Module names of its routers: a glob like 'blocks.*.router', or a regex after 're:'. "
+        "Default: found by structure.", OWN,
     )]  # fmt: skip
     top_k: Annotated[int | None, Option(
-        None, "Experts a token, where neither its config nor the router says.", OWN, least=1,
+        None, "Experts per token, if neither the config nor the router says it.", OWN, least=1,
     )]  # fmt: skip
     scoring: Annotated[str | None, Option(
         None, "softmax, sigmoid or sqrt_softplus. Default: scoring_func in config.json.", OWN,
@@ -56,8 +56,8 @@ class ProbeKeys(TypedDict, total=False):
         "messages or conversations.",
     )]  # fmt: skip
     domain_key: Annotated[str | None, Option(
-        None, "The key of a probe's domain, a language for instance; meta.language looks into "
-        "meta. Default: domain.",
+        None, "The key of a probe's domain, such as its language. meta.language is the key "
+        "language inside meta. Default: domain.",
     )]  # fmt: skip
 
 
@@ -65,11 +65,12 @@ class ProbeData(ProbeKeys, total=False):
     """What the model reads."""
 
     probe: Annotated[Path | str | None, Option(
-        None, "Probe dataset: text, token ids or chats, .jsonl or .parquet for instance. Default: "
-        "bundled.", said=Path,
+        None, "Probe dataset: text, token ids or chats, as .jsonl or .parquet for instance. "
+        "Default: the bundled one.", said=Path,
     )]  # fmt: skip
     max_tokens: Annotated[int | None, Option(
-        None, "Probe tokens to use. Default: what the dead-expert test needs, at least 8,192.",
+        None, "Probe tokens to use. Default: as many as the dead-expert test needs, at least "
+        "8,192.",
         least=1,
     )]  # fmt: skip
 
@@ -78,8 +79,8 @@ class Captures(TypedDict, total=False):
     """Router inputs in the place of a probe."""
 
     captures: Annotated[Path | str | None, Option(
-        None, "Router inputs captured earlier, instead of a probe: no model is built, weights "
-        "come from the files alone (docs/how-to/own-models.md).", said=Path,
+        None, "Router inputs captured earlier, instead of a probe. No model is built; weights come "
+        "from the files (docs/how-to/own-models.md).", said=Path,
     )]  # fmt: skip
 
 
@@ -100,7 +101,7 @@ class Baseline(TypedDict, total=False):
 
     baseline: Annotated[str | None, Option(
         None, "What FHS compares with: a STEP, a PATH, init (fresh initialisations) or none. "
-        "Default: the run's step 0; of a run of adapters, the base model.",
+        "Default: the run's step 0; for a run of adapters, the base model.",
     )]  # fmt: skip
 
 
@@ -108,7 +109,7 @@ class Chosen(TypedDict, total=False):
     """Which checkpoints of a run."""
 
     steps: Annotated[str | Sequence[int] | None, Option(
-        None, "Only these steps of a run: 0,100-500.", said=str,
+        None, "Only these steps of a run, such as 0,100-500.", said=str,
     )]  # fmt: skip
     latest: Annotated[bool, Option(False, "Only the newest checkpoint of a run.")]
 
@@ -116,9 +117,9 @@ class Chosen(TypedDict, total=False):
 class Compute(TypedDict, total=False):
     """How a model computes."""
 
-    device: Annotated[str, Option("auto", "auto, cpu, cuda, cuda:1, mps, …")]
+    device: Annotated[str, Option("auto", "Where to compute: auto, cpu, cuda, cuda:1, mps, …")]
     batch_size: Annotated[int | None, Option(
-        None, "Sequences a batch. Default: about 2,048 tokens.", least=1,
+        None, "Sequences per batch. Default: about 2,048 tokens per batch.", least=1,
     )]  # fmt: skip
     seed: Annotated[int, Option(
         0, "Random seed for sampling, resampling and fresh initialisations.", least=0,
@@ -129,8 +130,8 @@ class Memory(TypedDict, total=False):
     """How much memory there is."""
 
     memory: Annotated[str | int | None, Option(
-        None, "Stay within so much memory: 8GB. Takes smaller batches, then streams (invariance "
-        "cannot), else refuses.", said=str,
+        None, "Stay within this much memory, such as 8GB. moegeo takes smaller batches, then "
+        "streams layers (not for invariance), else refuses.", said=str,
     )]  # fmt: skip
 
 
@@ -138,13 +139,14 @@ class Loading(Memory, total=False):
     """How much of a model is loaded, and how."""
 
     layers: Annotated[str | Sequence[int] | None, Option(
-        None, "Only these decoder layers: 0,4-7.", said=str,
+        None, "Only these decoder layers, such as 0,4-7.", said=str,
     )]  # fmt: skip
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Option(
-        "auto", "The dtype that the model computes in. auto: as saved.",
+        "auto", "The dtype in which the model computes. auto: the saved one.",
     )]  # fmt: skip
     stream: Annotated[bool, Option(
-        False, "Read layers from the files while they compute, even where the model would fit.",
+        False, "Read layers from the files while they compute, even if the model would fit in "
+        "memory.",
     )]  # fmt: skip
 
 
@@ -152,8 +154,8 @@ class Placement(TypedDict, total=False):
     """A model in parts."""
 
     device_map: Annotated[str | None, Option(
-        None, "A model in parts: auto, cpu, disk, or JSON of module and device. Needs "
-        "moegeo[offload].",
+        None, "Split the model over devices: auto, cpu, disk, or a JSON object of module and "
+        "device. Needs moegeo[offload].",
     )]  # fmt: skip
 
 
@@ -172,7 +174,8 @@ class Storage(StorePlace, total=False):
         True, "Measure again and keep nothing.", flags=("--no-cache",), off=True,
     )]  # fmt: skip
     verify_fingerprint: Annotated[Literal["sampled", "full"], Option(
-        "sampled", "How much of the files is hashed before a stored measurement counts as theirs.",
+        "sampled", "How much of the files is hashed to see whether a stored measurement is of "
+        "them.",
     )]  # fmt: skip
 
 
@@ -180,8 +183,9 @@ class Limits(TypedDict, total=False):
     """The verdict's limits."""
 
     thresholds: Annotated[Mapping[str, Any] | Path | str | None, Option(
-        None, "Limits of the verdict, over the calibrated ones (docs/reference/findings.md). In "
-        "Python a table, or the path of a TOML file.", JUDGING, setting=True,
+        None, "Limits of the verdict that replace the calibrated ones "
+        "(docs/reference/findings.md). In Python: a table, or the path of a TOML file.",
+        JUDGING, setting=True,
     )]  # fmt: skip
 
 
@@ -189,7 +193,7 @@ class Policy(TypedDict, total=False):
     """Which rules judge."""
 
     policy: Annotated[Literal["calibrated", "paper"], Option(
-        "calibrated", "calibrated: by evidence. paper: FHS > 1 is failing.", JUDGING,
+        "calibrated", "calibrated: limits from measured runs. paper: FHS > 1 is failing.", JUDGING,
     )]  # fmt: skip
 
 
@@ -197,7 +201,7 @@ class Framework(TypedDict, total=False):
     """Whose keys interventions name."""
 
     framework: Annotated[str | None, Option(
-        None, "Training framework whose keys interventions name. Default: found from the "
+        None, "The training framework whose settings interventions name. Default: found from the "
         "checkpoint.", JUDGING,
     )]  # fmt: skip
 
@@ -214,7 +218,7 @@ class Reference(TypedDict, total=False):
     """What the loss is held against."""
 
     reference: Annotated[Path | str | None, Option(
-        None, "A healthy run to judge the loss against.", JUDGING, said=Path,
+        None, "A healthy run to compare the loss with.", JUDGING, said=Path,
     )]  # fmt: skip
 
 
@@ -247,7 +251,7 @@ class Compare(
         None, "Match checkpoints by this. Default: tokens where both runs record them, else step.",
     )]  # fmt: skip
     force: Annotated[bool, Option(
-        False, "Compare although probes or estimators differ; then without intervals.",
+        False, "Compare even if probes or estimators differ; there are no intervals then.",
     )]  # fmt: skip
 
 
@@ -255,7 +259,7 @@ class Check(Chosen, Storage, Framework, Limits, Model, total=False):
     """Options of `check`."""
 
     quick: Annotated[bool, Option(
-        False, "Read routers, biases and norms alone; experts are not looked at.",
+        False, "Read routers, biases and norms only; skip the experts.",
     )]  # fmt: skip
 
 
@@ -266,20 +270,21 @@ class Experts(Replay, Captures, Storage, Framework, Limits, Model, total=False):
         "routed", "Tokens behind a pair's alignment: routed to either, to both, or all.",
     )]  # fmt: skip
     weights: Annotated[Literal["topk", "soft"], Option(
-        "topk", "Weigh tokens by the dispatch, or by the whole routing distribution: a "
-        "reweighting of the same model.",
+        "topk", "Weigh tokens by the dispatch (topk) or by the whole routing distribution (soft). "
+        "soft only weighs otherwise: the model is the same.",
     )]  # fmt: skip
     rank: Annotated[float, Option(
-        8.0, "Dimensions of the subspaces; below 1 the share of variance to explain.",
+        8.0, "Dimensions of the subspaces. Below 1: the share of variance to explain.",
     )]  # fmt: skip
     jacobian_tokens: Annotated[int, Option(256, "Tokens at which Jacobians are taken.", least=2)]
     directions: Annotated[int | None, Option(
-        None, "Random directions a token; 0 for whole Jacobians. Default: whole where cheap.",
+        None, "Random directions per token; 0 takes whole Jacobians. Default: whole ones if cheap.",
         least=0,
     )]  # fmt: skip
     verify: Annotated[int, Option(
-        0, "Merge, then silence, the top N in memory; measure the loss beside as many random "
-        "choices, choices by overlap and by weight cosine.", least=0,
+        0, "Try the top N candidates in memory: merge them, then silence them. The loss is "
+        "compared with as many random choices, and choices by overlap and by weight cosine.",
+        least=0,
     )]  # fmt: skip
 
 
@@ -288,8 +293,8 @@ class Routing(Replay, Captures, Chosen, Storage, Framework, Limits, Model, total
 
     pairs: Annotated[int, Option(8192, "Pairs of tokens to sample, of each kind.", least=16)]
     generate: Annotated[int, Option(
-        0, "Continue up to 64 prompts by so many tokens with the model itself: as many passes of "
-        "them.", least=0,
+        0, "Let the model continue up to 64 prompts by this many tokens. Each token takes a pass "
+        "over the prompts.", least=0,
     )]  # fmt: skip
 
 
@@ -298,13 +303,13 @@ class Invariance(ProbeData, Fisher, Compute, Memory, Model, total=False):
 
 
 OUTPUT_FILE = Option(
-    None, "Write the payload to this file instead of stdout.", OUTPUT, flags=("--output", "-o")
+    None, "Write the report to this file instead of stdout.", OUTPUT, flags=("--output", "-o")
 )
 
 
 def _format(words: Callable[[], tuple[str, ...]]) -> Option:
     return Option(
-        None, "What to write. Default: what the suffix of --output says, else rich.", OUTPUT,
+        None, "Format of the report. Default: by the suffix of --output, else rich.", OUTPUT,
         flags=("--format", "-f"), words=words,
     )  # fmt: skip
 
@@ -320,7 +325,7 @@ class Gate(TypedDict, total=False):
     """A script's question."""
 
     fail_on: Annotated[Literal["watch", "failing", "never"], Option(
-        "never", "Exit 1 from this status on; 3 if inconclusive.", JUDGING,
+        "never", "Exit with 1 at this status or worse, with 3 if inconclusive.", JUDGING,
     )]  # fmt: skip
 
 
@@ -335,7 +340,7 @@ class RunOutput(ReportOutput, total=False):
     """The report of `analyze`."""
 
     full: Annotated[bool, Option(
-        False, "Every table on the terminal, in place of the first screen.", OUTPUT,
+        False, "Print every table, in place of the first screen.", OUTPUT,
     )]  # fmt: skip
     log: Annotated[Sequence[str], LOG]
 

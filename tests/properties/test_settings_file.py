@@ -137,7 +137,8 @@ def test_an_option_means_the_same_in_a_settings_file(
 def test_the_cases_are_of_every_command() -> None:
     assert {case.command for case in CASES} == {
         ("analyze",), ("check",), ("compare",), ("inspect",), ("experts",), ("routing",),
-        ("invariance",), ("report",), ("explain",), ("probe", "build"), ("probe", "show"),
+        ("invariance",), ("report",), ("explain",), ("demo",), ("watch",), ("probe", "build"),
+        ("probe", "show"),
     }  # fmt: skip
     assert {case.option for case in CASES if case.flag} >= {"stream", "latest", "no-cache", "force"}
 
