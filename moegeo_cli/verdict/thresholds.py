@@ -175,7 +175,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} is no file of thresholds", found=str(error)[:200]) from error
+        raise UsageError(f"{path} is not a file of thresholds", found=str(error)[:200]) from error
     inner = table.get("thresholds", table)
     if not isinstance(inner, dict):
         raise UsageError(f"{path} is not a file of thresholds", found="thresholds is not a table")

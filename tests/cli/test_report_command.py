@@ -48,7 +48,7 @@ def test_the_suffix_says_the_format(name: str, said: str) -> None:
 
 
 def test_a_suffix_that_a_command_does_not_write_is_refused() -> None:
-    with pytest.raises(UsageError, match="no csv"):
+    with pytest.raises(UsageError, match="cannot write csv"):
         settle_format({"format": None, "output": Path("a.csv")}, LensOutput)
     nothing = {"format": None, "output": None}
     settle_format(nothing, FactsOutput)
