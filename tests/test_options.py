@@ -139,7 +139,7 @@ def test_the_import_name_offers_the_public_names() -> None:
     assert sorted(moegeo.__all__) == sorted(moegeo_cli.__all__)
     assert moegeo.analyze is moegeo_cli.analyze
     assert moegeo.__version__ == moegeo_cli.__version__
-    assert set(dir(moegeo)) == set(moegeo.__all__)
+    assert set(dir(moegeo)) == set(dir(moegeo_cli)) == set(moegeo.__all__)
     with pytest.raises(AttributeError, match="no attribute 'analyse'"):
         _ = moegeo.analyse
     assert (Path(moegeo.__file__).parent / "py.typed").exists()

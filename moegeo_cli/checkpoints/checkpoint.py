@@ -58,6 +58,11 @@ class Checkpoint:
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, step={self.step})"
 
+    @property
+    def title(self) -> str:
+        """What people call it: its path within its run, of a single one the folder's name."""
+        return self.path.resolve().name if self.relative == "." else self.relative
+
     def named(self, relative: str) -> Checkpoint:
         """The same checkpoint under another name."""
         twin = copy.copy(self)

@@ -20,7 +20,7 @@ from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
 from moegeo_cli.cli.lens import lens_command
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
-from moegeo_cli.cli.settings import load_defaults, settings_source
+from moegeo_cli.cli.settings import load_defaults, settings_in_force, settings_source
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.registry import commands, load
 from moegeo_cli.reports.escaping import clean
@@ -64,6 +64,9 @@ def main(
 ) -> None:
     """Read the settings file before a command's options are filled in."""
     context.default_map = load_defaults(context.command)
+    words = settings_in_force(context.invoked_subcommand or "", context.default_map)
+    if words:
+        print(clean(words), file=sys.stderr)
 
 
 def run(arguments: list[str] | None = None) -> int:

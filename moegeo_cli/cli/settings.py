@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import UsageError
+from moegeo_cli.keywords import declared
+from moegeo_cli.registry import commands
 
 Table = Mapping[str, Any]
 # Options of the `probe` commands that mean something else than those of the same name elsewhere.
@@ -183,9 +185,46 @@ def settings_source(error: Any) -> str | None:
 
 
 def threshold_overrides(start: Path | None = None) -> dict[str, Any]:
-    """The `thresholds` table of the settings file, empty where there is none."""
+    """The `thresholds` table of the settings file, empty where there is none.
+
+    Limits without a source of their own name the file.
+    """
+    from moegeo_cli.verdict.thresholds import OWN
+
     found = find_settings(start)
-    table = found[1].get("thresholds", {}) if found else {}
+    if found is None:
+        return {}
+    path, settings = found
+    table = settings.get("thresholds", {})
     if not isinstance(table, dict):
         raise UsageError("thresholds in the settings file is not a table")
-    return table
+    source = f"{OWN} in {path.name}"
+    return {
+        name: {"source": source, **row}
+        if isinstance(row, dict)
+        else {"value": row, "source": source}
+        for name, row in table.items()
+    }
+
+
+def settings_in_force(command: str, defaults: Mapping[str, Any]) -> str:
+    """What a settings file says about a command, in a line; "" where it says nothing.
+
+    Args:
+        command: its name.
+        defaults: of all commands, as `load_defaults` gives them.
+    """
+    values = defaults.get(command, {})
+    words = [
+        f"{name.replace('_', '-')} = {value}"
+        for name, value in values.items()
+        if not isinstance(value, dict)
+    ]
+    found = find_settings()
+    if found is None:
+        return ""
+    if command in commands() and any(
+        "thresholds" in declared(g) for g in commands()[command].groups
+    ):
+        words += [f"thresholds.{name}" for name in found[1].get("thresholds", {})]
+    return f"settings of {found[0].name}: {', '.join(words)}" if words else ""

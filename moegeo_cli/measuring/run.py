@@ -163,7 +163,7 @@ class RunMeasurement:
 
         if self.listener:
             note = f"{self.probe.tokens:,} tokens"
-            self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
+            self.listener.checkpoint(checkpoint.title, self.probe.tokens, note)
         measurer = self._ready()
         ahead = read_ahead(list(upcoming)) if upcoming else None
         arrays = measurer.measure(checkpoint, self.listener.advance if self.listener else None)

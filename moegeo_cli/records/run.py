@@ -29,6 +29,7 @@ Fisher = Annotated[
     about("heterogeneity by Fisher kind, then by sample unit, then by metric name"),
 ]
 Experts = tuple[Count, ...]
+SUSPECT = 0.05  # of the fair share, as the test of dead experts has it
 RouterState = Literal["ok", "nonfinite", "zero"]
 
 
@@ -92,6 +93,19 @@ class LayerRecord:
     def choices(self) -> int:
         """Number of experts that can be chosen: E without those that are off."""
         return self.experts - len(self.off)
+
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """Experts under the limit of dead ones that the test did not prove so."""
+        if not self.load or not self.choices:
+            return ()
+        limit = SUSPECT / self.choices
+        known = {*self.dead, *self.off}
+        return tuple(
+            expert
+            for expert, share in enumerate(self.load)
+            if share is not None and share < limit and expert not in known
+        )
 
     @property
     def off(self) -> tuple[int, ...]:

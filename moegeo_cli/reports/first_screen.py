@@ -199,8 +199,10 @@ def _numbers(page: Page, record: RunRecord) -> Iterator[Text]:
 
 
 def _probe(record: RunRecord) -> str:
-    source = clean(record.probe.get("source") or record.probe.get("name") or "unknown")
+    source = outline.probe_source(record.probe)
     tokens = figures.count(record.probe.get("tokens"))
+    if source == outline.BUNDLED:
+        return f"bundled text, not yours: {tokens} tokens"
     return f"probe: {source}, {tokens} tokens"
 
 

@@ -93,9 +93,18 @@ def checkpoint_name(checkpoint: str) -> str:
     return f"{clean(checkpoint)}, " if checkpoint not in ("", ".") else ""
 
 
+BUNDLED, NOT_YOURS = "bundled", "not the training text"
+
+
+def probe_source(probe: Mapping[str, Any]) -> str:
+    """The name of a probe."""
+    return clean(probe.get("source") or probe.get("name") or "unknown probe")
+
+
 def probe_words(probe: Mapping[str, Any]) -> str:
     """What was replayed."""
-    source = clean(probe.get("source") or probe.get("name") or "unknown probe")
+    source = probe_source(probe)
+    source += f", {NOT_YOURS}" if source == BUNDLED else ""
     words = f"{source}: {count(probe.get('tokens'))} tokens"
     words += f" in {count(probe.get('sequences'))} sequences"
     domains = probe.get("domains")

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moegeo_cli.explanations.findings import definitions
-from moegeo_cli.records import Finding, LayerRecord, RunRecord, Verdict
+from moegeo_cli.records import Finding, RunRecord, Verdict
 from moegeo_cli.reports import figures, judgement, outline
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.outline import Track
 
 # Finding names stand first in a verdict's reasons; these further reasons are said elsewhere.
 _SAID = ("no router is over a limit", "performance is undetermined")
-SUSPECT = 0.05  # of the fair share, as the test of dead experts has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,25 +114,12 @@ def numbers(record: RunRecord) -> list[Number]:
     return found
 
 
-def suspects(layer: LayerRecord) -> list[int]:
-    """Experts under the limit of dead ones that the test did not prove so."""
-    if not layer.load or not layer.choices:
-        return []
-    limit = SUSPECT / layer.choices
-    known = {*layer.dead, *layer.off}
-    return [
-        expert
-        for expert, share in enumerate(layer.load)
-        if share is not None and share < limit and expert not in known
-    ]
-
-
 def dead_words(record: RunRecord) -> str:
     """How many experts are unused, proven or suspected."""
     layers = record.newest.layers
     total = sum(layer.choices for layer in layers)
     metric = record.newest.metrics.get("dead_experts")
-    maybe = sum(len(suspects(layer)) for layer in layers)
+    maybe = sum(len(layer.suspects) for layer in layers)
     if metric is not None and metric.value is None:
         return f"unknown; {figures.count(maybe)} of {figures.count(total)} look unused"
     words = f"of {figures.count(total)}"

@@ -107,6 +107,8 @@ def print_routing(page: Page, record: RunRecord) -> None:
         f"{blocks.blocks[3]} fair share, {blocks.blocks[7]} twice that or more, {blocks.none} none"
     )
     page.line(f"load: {words}" + ("" if page.wide else "; ± 95%, the longer side"), "dim")
+    if any(layer.suspects for layer, _ in ranked[:MOST_ROUTERS]):
+        page.line("dead: +n? more look unused, with too few tokens to tell", "dim")
     marks = table.width_of(-1)
     most = max(layer.experts for layer, _ in ranked)
     if most > marks:
@@ -247,7 +249,8 @@ def _dead(page: Page, layer: LayerRecord) -> Text:
     if metric is None or metric.value is None:
         return page.value("dead_experts", metric)
     style = "bold red" if metric.value > 0 else ""
-    return Text(f"{metric.value:.0f}/{layer.choices}", style)
+    maybe = f" +{len(layer.suspects)}?" if layer.suspects else ""
+    return Text(f"{metric.value:.0f}/{layer.choices}{maybe}", style)
 
 
 def _strip(page: Page, layer: LayerRecord, width: int) -> Text:

@@ -132,6 +132,7 @@ def _key(entry: Mapping[str, Any], run: RunRecord, framework: str, note: str | N
     current = training.get(key, training.get(f"trainer.{key}"))
     if entry["setting"] == "learning_rate":
         current = _peak_rate(run)
+        note = _join("the largest that the run logged" if current is not None else None, note)
     suggested = entry.get("value")
     if "factor" in entry:
         number = isinstance(current, int | float) and not isinstance(current, bool) and current

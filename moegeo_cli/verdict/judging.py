@@ -21,7 +21,7 @@ from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules,
 from moegeo_cli.verdict.files import FileOutcomes, with_files
 from moegeo_cli.verdict.lenses import judge_lenses
 from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, settle
-from moegeo_cli.verdict.thresholds import Limit, Thresholds, load_thresholds
+from moegeo_cli.verdict.thresholds import OWN, Limit, Thresholds, load_thresholds
 from moegeo_cli.verdict.training_log import TrainingFigures
 
 RULES: dict[str, Rule] = {
@@ -98,6 +98,11 @@ def judge(
     )
 
 
+def _set_by(source: str) -> str:
+    """Who set a limit: "set by you in pyproject.toml"."""
+    return f"set by you{source.removeprefix(OWN)}" if source.startswith(OWN) else "set by you"
+
+
 def limits_set(limits: Thresholds) -> dict[str, Any]:
     """The limits that are not the shipped ones, for the record's settings."""
     own = {
@@ -140,7 +145,7 @@ def _verdict(
     status = max(known, key=ORDER.index)
     reasons = _reasons(findings, routing, performance, partial, undecided)
     reasons += tuple(
-        f"limit set by you: {name} = {row['value']:g}"
+        f"limit {_set_by(row['source'])}: {name} = {row['value']:g}"
         for name, row in limits_set(situation.limits).get("thresholds", {}).items()
     )
     distance = loss_rules.probe_distance(situation)

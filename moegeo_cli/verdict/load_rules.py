@@ -204,7 +204,14 @@ def dead_experts(situation: Situation) -> Outcome:
         return Skipped((metric.reason if metric else None) or "not measured")
     found = [x for x in layers if x.dead]
     if not found:
-        return None
+        every = situation.now.layers
+        maybe = sum(len(x.suspects) for x in every)
+        if not maybe:
+            return None
+        total = sum(x.choices for x in every)
+        return Skipped(
+            f"{maybe} of {total} experts look unused; the probe has too few tokens to tell"
+        )
     lasting = {x.router: _lasting(situation, x) for x in found}
     everywhere = [x for x in found if lasting[x.router]]
     count = sum(len(x.dead) for x in found)

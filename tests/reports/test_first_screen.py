@@ -12,7 +12,7 @@ import pytest
 from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Metric, RunRecord
 from moegeo_cli.records.comparison import ComparisonRecord
-from moegeo_cli.reports import print_comparison, print_run
+from moegeo_cli.reports import print_comparison, print_run, render
 from moegeo_cli.reports.folding import fold_reason
 from tests.reports.conftest import NASTY
 from tests.reports.large_run import large_run
@@ -73,8 +73,28 @@ def test_marks_of_findings_survive_a_narrow_terminal(large: RunRecord) -> None:
     assert re.search(r"^ +43 +! ", terminal(print_full, large, 80), re.M)
 
 
-def test_dead_experts_that_are_not_proven_are_not_denied(large: RunRecord) -> None:
+def test_dead_experts_that_are_not_proven_are_not_denied(large: RunRecord, run: RunRecord) -> None:
     assert "unknown; 701 of 6,144 look unused" in terminal(print_run, large, 80)
+    first, *others = run.newest.layers
+    load = (0.002, *[0.998 / (first.experts - 1)] * (first.experts - 1))
+    shown = dataclasses.replace(first, load=load, dead=(), masked=(),
+                                metrics={**first.metrics, "dead_experts": Metric(0.0)})  # fmt: skip
+    newest = dataclasses.replace(run.newest, layers=(shown, *others))
+    text = terminal(print_full, dataclasses.replace(run, checkpoints=(newest,)), 80)
+    assert re.search(rf" 0/{first.experts} \+1\?  ", text)
+    assert "dead: +n? more look unused, with too few tokens to tell" in text
+
+
+def test_the_bundled_probe_is_not_taken_for_the_training_text(large: RunRecord) -> None:
+    words = "bundled text, not yours: 8,184 tokens"
+    assert words in terminal(print_run, large, 80)
+    full = "probe bundled, not the training text: 8,184 tokens"
+    assert full in terminal(print_full, large, 80)
+    for format in ("markdown", "html"):
+        assert full in render(large, format)
+    own = dataclasses.replace(large, probe={**large.probe, "source": "mine.jsonl"})
+    assert "probe: mine.jsonl, 8,184 tokens" in terminal(print_run, own, 80)
+    assert "not the training text" not in render(own, "markdown")
 
 
 def test_reasons_alike_are_told_once() -> None:

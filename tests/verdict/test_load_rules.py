@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from moegeo_cli.records import LayerRecord, Metric, RunRecord
+from moegeo_cli.records import CheckpointRecord, LayerRecord, Metric, RunRecord
 from moegeo_cli.verdict import load_thresholds
 from moegeo_cli.verdict.known_loads import (
     MIXTURE,
@@ -178,3 +179,29 @@ def test_a_reading_is_monotone_in_the_load() -> None:
         assert seen[0] == 2
         assert seen[-1] == 0
     assert math.isclose(limit_of(MIXTURE), 0.256, abs_tol=1e-9)
+
+
+def test_experts_that_look_dead_are_neither_denied_nor_resolved() -> None:
+    def seen(step: int, dead: tuple[int, ...]) -> CheckpointRecord:
+        first = replace(layer(0, dead=dead), load=(0.001, 0.002, *[0.997 / 6] * 6))
+        return checkpoint(step, first, layer(1))
+
+    proven = run_of(seen(100, (0, 1)))
+    assert find(proven, "dead-experts") is not None
+    judged = verdict_of(run_of(seen(100, (0, 1)), seen(200, ())))
+    [check] = [c for c in judged.checks if c.name == "dead-experts"]
+    assert check.outcome == "skipped"
+    assert check.reason == "2 of 16 experts look unused; the probe has too few tokens to tell"
+    assert "dead-experts" not in {f.name for f in judged.findings}
+    used = replace(seen(200, ()), layers=(layer(0), layer(1)))
+    over = verdict_of(run_of(seen(100, (0, 1)), used))
+    assert {f.state for f in over.findings if f.name == "dead-experts"} == {"resolved"}
+
+
+def test_the_file_that_sets_a_limit_is_named() -> None:
+    own = {"router-collapse": {"value": 0.9, "source": "set by the user in moegeo.toml"}}
+    told = verdict_of(run_of(checkpoint(9, layer(0))), thresholds=load_thresholds(own)).reasons
+    assert "limit set by you in moegeo.toml: router-collapse = 0.9" in told
+    other = {"router-collapse": {"value": 0.9, "source": "our study"}}
+    told = verdict_of(run_of(checkpoint(9, layer(0))), thresholds=load_thresholds(other)).reasons
+    assert "limit set by you: router-collapse = 0.9" in told

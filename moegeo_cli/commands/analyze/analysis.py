@@ -198,7 +198,7 @@ def _measure_all(
             continue
         measured[checkpoint.path] = found
         if progress:
-            progress.checkpoint(checkpoint.relative, 0, "already measured")
+            progress.checkpoint(checkpoint.title, 0, "already measured")
     for place, checkpoint in enumerate(todo):
         models.check(checkpoint, measurement.architecture)
         upcoming = _files(todo[place + 1 :])

@@ -93,7 +93,7 @@ class Reader:
         advance = None
         if self.progress:
             words = "routers and biases" if self.quick else f"reading {_size(size)}"
-            self.progress.checkpoint(checkpoint.relative, size, words)
+            self.progress.checkpoint(checkpoint.title, size, words)
             advance = self.progress.advance
         told = checkpoint.fingerprint(self.mode)
         # What is not finite is told from the values; numpy's own warnings would be for nobody.

@@ -89,7 +89,7 @@ def measure_experts(
     plan = measurer.plan(ready)
     blocks = ready.form.find_experts(ready.asked, measurer.inputs)
     if listener:
-        listener.begin(checkpoint.relative, 1 + len(ready.asked), "part")
+        listener.begin(checkpoint.title, 1 + len(ready.asked), "part")
         listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
     plan = plan.of_every_token(
         fishers=(CATEGORICAL, EMPIRICAL) if ready.form.no_loss is None else (CATEGORICAL,),

@@ -97,7 +97,7 @@ def measure_invariance(
         return Measured("", record, lambda: arrays)
 
     if listener:
-        listener.begin(checkpoint.relative, 1 + len(TRANSFORMATIONS), "measurement")
+        listener.begin(checkpoint.title, 1 + len(TRANSFORMATIONS), "measurement")
     original = measurer.load(checkpoint)
     logits = list(_output_logits(original, probe))
     base = measure("as it is", original)

@@ -64,7 +64,7 @@ def measure_routing_of(
     analysis = RoutingReplay(models, newest, probe, settings, listener)
     if listener:
         count = len(checkpoints) + 1 + (other is not None) + bool(settings.generate)
-        listener.begin(newest.relative, count, "step")
+        listener.begin(newest.title, count, "step")
     found = analysis.replay(newest)
     if not found.routers:
         path, reason = next(iter(found.coverage.not_measured.items()))

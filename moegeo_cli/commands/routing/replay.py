@@ -85,7 +85,7 @@ class RoutingReplay:
         self.models.check(checkpoint, architecture)
         if self.listener:
             note = f"{self.probe.tokens:,} tokens"
-            self.listener.checkpoint(checkpoint.relative, self.probe.tokens, note)
+            self.listener.checkpoint(checkpoint.title, self.probe.tokens, note)
         measurer, settings = self.measurer, self.settings
         ready = measurer.open(checkpoint)
         rows_N = kept_rows(ready.asked, self.probe.tokens, settings.seed, settings.kept_bytes)

@@ -197,7 +197,7 @@ def _load(record: RunRecord) -> Section | None:
         "short": [clean(n) for n in names], "columns": width, "packed": frames,
         "of": "expert", "unit": "× its fair share",
         "marks": [[*x.dead] for x in layers], "mark": "unused, by the test of dead experts",
-        "suspects": [summary.suspects(x) for x in layers],
+        "suspects": [list(x.suspects) for x in layers],
         "suspect": "looks unused; too few tokens to tell",
         "masked": [[*x.off] for x in layers], "mask": "switched off",
         **_experts(layers, width),
