@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "moegeo_cli"
 # From the command line down to what everybody may import. A module imports its own floor or lower.
 FLOORS = (
     ("cli", "__main__", "moegeo"),
-    ("session",),
+    ("session", "integrations"),
     ("commands",),
     ("measuring",),
     ("models",),

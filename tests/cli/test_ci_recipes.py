@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,8 +36,10 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 
     from tests.tiny_models import build_tiny
 
-    scope: dict[str, object] = {}
+    scope: dict[str, Any] = {}
     exec(compile(blocks("python")[0], str(DOC), "exec"), scope)
+    [callback] = scope["callbacks"]
+    assert callback.options == {"max_tokens": 8192}
     callback_class = scope["MoegeoCallback"]
     seen: list[dict[str, object]] = []
 

@@ -21,7 +21,7 @@ from moegeo_cli.cli import watch as command
 from moegeo_cli.commands.watch import api
 from moegeo_cli.errors import UsageError
 from tests.command import call
-from tests.watching.training import SAVES, WaitForLines, trainer
+from tests.small_training import SAVES, WaitForLines, trainer
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "sample_checkpoints" / "unbalanced-mixtral"
