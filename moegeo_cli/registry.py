@@ -1,10 +1,10 @@
-"""What moegeo is made of: commands, lenses, output formats, metrics: each is found by its file.
+"""What moegeo is made of: commands, lenses, formats, metrics, scorings: each is found by its file.
 
-A command is `COMMAND` in `moegeo_cli/commands/NAME/__init__.py`, a format is `FORMAT` in
-`moegeo_cli/reports/formats/NAME.py`, a metric of a router is `estimate` in
-`moegeo_cli/measuring/metrics/NAME.py`. They are found by looking into their folder, so that a new
-one is one more file. What they are made of is named here as "MODULE:NAME" and imported when it is
-needed: importing the registry imports no torch.
+A command is `COMMAND` in `commands/NAME/__init__.py`, a format is `FORMAT` in
+`reports/formats/NAME.py`, a metric of a router is `estimate` in `measuring/metrics/NAME.py`, a
+scoring is `SCORING` in `scorings/NAME.py`. They are found by looking into their folder, so that a
+new one is one more file. What they are made of is named here as "MODULE:NAME" and imported when it
+is needed: importing the registry imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 COMMANDS, FORMATS = "moegeo_cli.commands", "moegeo_cli.reports.formats"
-ROUTER_METRICS = "moegeo_cli.measuring.metrics"
+ROUTER_METRICS, SCORINGS = "moegeo_cli.measuring.metrics", "moegeo_cli.scorings"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +150,11 @@ def router_metrics() -> Mapping[str, str]:
     """The modules of the metrics that rest on what is kept of one router, by the metric's name."""
     modules = pkgutil.iter_modules(importlib.import_module(ROUTER_METRICS).__path__)
     return {module.name: f"{ROUTER_METRICS}.{module.name}" for module in modules}
+
+
+def scoring_modules() -> list[Any]:
+    """Every `SCORING`, in the order of lists; who asks keeps it."""
+    return _found(SCORINGS, "SCORING")
 
 
 def find_command(name: str) -> Command:

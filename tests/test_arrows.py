@@ -26,7 +26,7 @@ FLOORS = (
     ("settings",),
     ("scalars",),
     ("options", "records", "explanations"),
-    ("keywords",),
+    ("keywords", "scorings"),
     ("errors", "registry", "global_state", "process", "threads", "__init__"),
 )
 # Rooms of one floor that know nothing of each other.

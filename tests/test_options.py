@@ -17,6 +17,7 @@ from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.errors import UsageError
 from moegeo_cli.registry import commands, find_command
+from moegeo_cli.scorings import all_scorings
 from moegeo_cli.session import SessionOptions
 from moegeo_cli.settings import Settings, settings_of
 from tests.options_page import PAGE, page
@@ -148,3 +149,8 @@ def test_the_import_name_offers_the_public_names() -> None:
 def test_choices_are_those_of_the_type() -> None:
     assert keywords.choices(typing.Literal["a", "b"] | None) == ("a", "b")
     assert keywords.choices(str | None) == ()
+
+
+def test_the_help_of_scoring_names_every_scoring() -> None:
+    told = keywords.declared(options.Model)["scoring"].help
+    assert all(name in told for name in all_scorings())

@@ -1,4 +1,4 @@
-"""A lens, an output format, a metric: each is one file, and is then there on every way in."""
+"""A lens, a format, a metric, a scoring: each is one file, and is then there on every way in."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer.main
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 import moegeo_cli
-from moegeo_cli import Session, commands, registry
+from moegeo_cli import Session, commands, registry, scorings
 from moegeo_cli.cli.lens import lens_command
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.metrics import all_metrics, specs
@@ -25,6 +27,7 @@ from moegeo_cli.records.schema import schema
 from moegeo_cli.reports import formats as formats_folder
 from moegeo_cli.reports import render
 from moegeo_cli.reports.json_report import read_any
+from tests.own import models
 
 # How many experts each router has, as `moegeo width`.
 LENS = '''
@@ -139,6 +142,32 @@ def estimate(router):
 """
 
 
+# Scores softplus(z), as a config may call "softplus".
+SCORING = """
+import numpy as np
+
+from moegeo_cli.scorings import Scoring
+
+
+def softplus(z):
+    return np.logaddexp(0.0, z)
+
+
+def logs(logits):
+    import torch
+
+    value = torch.nn.functional.softplus(logits)
+    return value.log(), logits.sigmoid() / value
+
+
+SCORING = Scoring(
+    "softplus", ("softplus",), softplus, lambda z: np.log(softplus(z)),
+    lambda z: 1.0 / (1.0 + np.exp(-z)) / softplus(z),
+    lambda logits: logs(logits)[0].exp(), logs, "this test",
+)
+"""
+
+
 @pytest.fixture
 def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The two files, in folders that are looked into beside moegeo's own."""
@@ -146,6 +175,7 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         (commands, "width", LENS),
         (formats_folder, "brief", FORMAT),
         (metrics_folder, "row_entropy", METRIC),
+        (scorings, "softplus", SCORING),
     )
     for package, name, text in files:
         folder = tmp_path / name
@@ -154,15 +184,16 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     forget()
     yield
-    for name in ("commands.width", "reports.formats.brief", "measuring.metrics.row_entropy"):
-        sys.modules.pop(f"moegeo_cli.{name}", None)
+    for package, name, _ in files:
+        sys.modules.pop(f"{package.__name__}.{name}", None)
     monkeypatch.undo()
     forget()
 
 
 def forget() -> None:
     registry.forget()
-    for known in (all_metrics, specs, own_metrics):
+    tables = (all_metrics, specs, own_metrics, scorings.all_scorings, scorings.names_in_configs)
+    for known in tables:
         known.cache_clear()
 
 
@@ -237,6 +268,31 @@ def test_a_metric_that_is_added_is_measured_although_a_measurement_is_kept(
     request.getfixturevalue("added")
     after = moegeo_cli.analyze(tiny("mixtral"), cache_dir=tmp_path / "store", **settings)
     assert after.newest.metrics["row_entropy"].value is not None
+
+
+def test_a_scoring_is_one_file(added: None, tmp_path: Path) -> None:
+    """Routers of a model of the user's own are measured by it, from captured inputs."""
+    model = models.Causal().eval()
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    inputs = tmp_path / "inputs.safetensors"
+    with torch.no_grad(), moegeo_cli.capture_routers(model, inputs, router="blocks.*.gate"):
+        model(torch.randint(0, 32, (6, 9), generator=torch.Generator().manual_seed(0)))
+    record = moegeo_cli.analyze(
+        tmp_path / "weights.pt", captures=inputs, router="blocks.*.gate", top_k=2,
+        scoring="softplus", fisher="categorical", baseline="none", cache=False,
+    )  # fmt: skip
+    x = load_file(inputs)["router.blocks.1.gate.inputs"].astype(float)
+    weight_ED = model.blocks[1].gate.weight.detach().numpy().astype(float)
+    scores = np.log(1.0 + np.exp(x @ weight_ED.T))
+    p = scores / scores.sum(1, keepdims=True)
+    experts = p.shape[1]
+    root = np.sqrt(p / experts).sum(1)
+    furthest = 2 * math.acos(math.sqrt(1 / experts))
+    wanted = np.mean(2 * np.arccos(root)) / furthest
+    found = record.newest.layers[1]
+    assert found.scoring == "softplus"
+    assert found.metrics["fsi"].value == pytest.approx(wanted, rel=1e-4)
+    assert found.fisher_trace is not None
 
 
 def test_what_was_added_is_gone_afterwards() -> None:

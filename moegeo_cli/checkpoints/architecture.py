@@ -34,10 +34,9 @@ from moegeo_cli.checkpoints.config_keys import (
 from moegeo_cli.checkpoints.families import read_families
 from moegeo_cli.checkpoints.layering import list_moe_layers
 from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
+from moegeo_cli.scorings import names_in_configs
 
 MOST_LAYERS = 10_000  # far beyond any model; a config may say anything
-# Scorings as configs write them -> rows of the scoring table; another one is refused by name.
-SCORINGS = {"softmax": "softmax", "sigmoid": "sigmoid", "sqrtsoftplus": "sqrt_softplus"}
 # Where a model of several towers keeps its language model's config.
 NESTED_KEYS = ("text_config", "language_config", "llm_config", "thinker_config")
 
@@ -190,11 +189,11 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         scoring = text[scoring_key]
     if text_type == "cohere2_moe" and scoring == "softmax":
         renormalised = True  # top-k, then softmax: the flag acts on sigmoid alone
-    if scoring is not None and scoring not in SCORINGS and not refused and refuse:
+    if scoring is not None and scoring not in names_in_configs() and not refused and refuse:
         raise UnsupportedArchitectureError(
             f"{text_type} scores experts by {scoring!r}, which moegeo does not know",
             found=f"{scoring_key} = {scoring!r} in config.json",
-            hint=f"known: {', '.join(SCORINGS)}",
+            hint=f"known: {', '.join(names_in_configs())}",
             context={"model_type": text_type, "scoring": scoring},
         )
     conflicts = [
@@ -216,7 +215,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         hidden=first_integer(text, HIDDEN_KEYS),
         layers=layers,
         moe_layers=moe_layers,
-        scoring=SCORINGS.get(scoring, scoring) if scoring is not None else None,
+        scoring=names_in_configs().get(scoring, scoring) if scoring is not None else None,
         selection=Selection(
             bias=bool(flag(text, bias_rule(facts))),
             bias_on=facts.get("bias_on", "scores"),

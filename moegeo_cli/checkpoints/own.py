@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER, ADAPTER_FILES
-from moegeo_cli.checkpoints.architecture import SCORINGS, Architecture, Selection
+from moegeo_cli.checkpoints.architecture import Architecture, Selection
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_value
 from moegeo_cli.checkpoints.discover import RunFolder, Skipped
@@ -33,6 +33,7 @@ from moegeo_cli.errors import (
     UnsupportedLayoutError,
     UsageError,
 )
+from moegeo_cli.scorings import all_scorings, names_in_configs
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # Files of a training's state that are no model.
@@ -211,10 +212,10 @@ def describe_own(
     if top_k is not None and (top_k < 1 or (experts and top_k > experts)):
         raise UsageError("--top-k is impossible", found=f"{top_k} of {experts} experts")
     said = scoring if scoring is not None else config.get("scoring_func")
-    if said is not None and said not in SCORINGS and said not in SCORINGS.values():
+    if said is not None and said not in {**names_in_configs(), **all_scorings()}:
         raise UsageError(
             f"the scoring {said!r} is not known",
-            hint=f"--scoring, or scoring_func in config.json: {', '.join(SCORINGS)}",
+            hint=f"--scoring, or scoring_func in config.json: {', '.join(names_in_configs())}",
         )
     return Architecture(
         model_type=name,
@@ -225,7 +226,7 @@ def describe_own(
         hidden=None,
         layers=len(routers) or None,
         moe_layers=None,
-        scoring=None if said is None else SCORINGS.get(said, said),
+        scoring=None if said is None else names_in_configs().get(said, said),
         selection=Selection(),
         unselected_gradient="verify",
         router_rows=experts,

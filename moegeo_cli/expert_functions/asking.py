@@ -6,7 +6,6 @@ Legend: N tokens, D width of the block's input, O of its output, E experts, K ch
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -16,9 +15,9 @@ from torch import nn
 from torch.func import functional_call
 
 from moegeo_cli.routers.finding import Router
+from moegeo_cli.scorings import find_scoring
 
 FAR = 1e4  # a logit beside which all others are nothing; float16 holds it
-ONE = math.log(math.e - 1.0)  # where the square root of softplus is 1
 UNREADABLE = "its router's output cannot be made to choose one expert"
 NO_TENSOR = "it returns no tensor of its input's form"
 
@@ -118,7 +117,8 @@ class AskedBlock:
 
     def _logits(self, expert: int, like: torch.Tensor) -> torch.Tensor:
         held = torch.full_like(like.detach(), -FAR)
-        held[..., expert] = ONE if self.router.computed == "sqrt_softplus" else FAR
+        computed = self.router.computed
+        held[..., expert] = FAR if computed is None else min(find_scoring(computed).one, FAR)
         return held
 
 

@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
-from moegeo_cli.geometry.scoring import find_scoring, probabilities
+from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.geometry.simplex import distance, distance_max
+from moegeo_cli.scorings import find_scoring
 
 # Repeats of one checkpoint differ by the rounding of its logits.
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}

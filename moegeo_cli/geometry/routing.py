@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from moegeo_cli.geometry.scoring import Scoring, find_scoring
 from moegeo_cli.geometry.selection import SelectionRule, check_selection
 from moegeo_cli.geometry.simplex import distance_from_squared_chord, distance_max, entropy
 from moegeo_cli.geometry.sums import TOKEN_MEANS, RouterTokens, RoutingSums
+from moegeo_cli.scorings import Scoring, find_scoring
 
 PIECE = 1 << 16  # entries of a piece: half a megabyte of float64
 

@@ -14,7 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from moegeo_cli.geometry.scoring import find_scoring, probabilities
+from moegeo_cli.geometry.scoring import probabilities
+from moegeo_cli.scorings import find_scoring
 
 # A model selects on float32 scores, we on float64: smaller contradictions are rounding.
 TOLERANCE = 1e-5

@@ -23,10 +23,10 @@ from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError
 from moegeo_cli.expert_functions.blocks import ExpertBlock
-from moegeo_cli.fisher.categorical import SCORES
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.replay.forms import Inputs, ModelAdapter
 from moegeo_cli.routers.finding import Router
+from moegeo_cli.scorings import find_scoring
 
 NO_LOSS = "router inputs alone have no loss"
 NO_EXPERTS = "captured router inputs: no expert was run"
@@ -121,7 +121,7 @@ class LoneRouter(nn.Module):
             )  # fmt: skip
 
     def _scores(self, logits_NE: torch.Tensor) -> torch.Tensor:
-        return SCORES[self.architecture.scoring or "sigmoid"](logits_NE)
+        return find_scoring(self.architecture.scoring or "sigmoid").tensor_score(logits_NE)
 
     def _select(self, logits_NE: torch.Tensor) -> torch.Tensor:
         """What the architecture's rule selects, best first."""

@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
-from moegeo_cli.fisher.categorical import SCORES
 from moegeo_cli.routers.finding import Router
+from moegeo_cli.scorings import find_scoring
 
 # Two computations of one product differ by rounding: share of the largest logit.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
@@ -278,7 +278,7 @@ def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choi
     if router.computed is None or router.top_k is None or len(parts) != 1:
         return None
     logits_NE = logits_NE.detach().float()
-    scores = SCORES[router.computed](logits_NE)
+    scores = find_scoring(router.computed).tensor_score(logits_NE)
     bias = router.selection_bias_E
     selected = (scores if bias is None else scores + bias.float()).topk(router.top_k, -1).indices
     return selected, scores.gather(1, selected)

@@ -13,7 +13,8 @@ from moegeo_cli.fisher.accumulation import (
     FisherAccumulator,
     exact_groups_fit,
 )
-from moegeo_cli.fisher.categorical import LOG_SCORES, categorical_information
+from moegeo_cli.fisher.categorical import categorical_information
+from moegeo_cli.scorings import all_scorings
 
 CPU = torch.device("cpu")
 
@@ -95,7 +96,7 @@ def test_group_sums_are_kept_exactly_up_to_the_bound() -> None:
     assert not exact_groups_fit([(1, fits), (1, 1)], 2, 32)
 
 
-@pytest.mark.parametrize("scoring", sorted(LOG_SCORES))
+@pytest.mark.parametrize("scoring", sorted(all_scorings()))
 def test_information_is_the_mean_square_of_the_scores_derivative(scoring: str) -> None:
     """E over e ~ p of (∂ ln p_e / ∂ z_j)², with the derivatives by autograd in float64."""
     z = torch.randn(20, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
@@ -117,7 +118,7 @@ def test_information_is_the_mean_square_of_the_scores_derivative(scoring: str) -
     torch.testing.assert_close(got.double(), torch.stack(expected), rtol=2e-5, atol=1e-12)
 
 
-@pytest.mark.parametrize("scoring", sorted(LOG_SCORES))
+@pytest.mark.parametrize("scoring", sorted(all_scorings()))
 def test_information_of_extreme_logits_is_finite(scoring: str) -> None:
     z = torch.tensor([[-300.0, 0.0, 300.0], [-90.0, -90.0, -90.0], [80.0, 80.0, 80.0]])
     assert torch.isfinite(categorical_information(z, scoring)).all()

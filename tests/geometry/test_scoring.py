@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.fisher.categorical import categorical_information
-from moegeo_cli.geometry.scoring import SCORINGS, find_scoring, probabilities
+from moegeo_cli.geometry.scoring import probabilities
+from moegeo_cli.scorings import all_scorings, find_scoring
 
 SCORES = {
     "softmax": torch.exp,
@@ -18,7 +21,7 @@ SCORES = {
 }
 
 
-@pytest.mark.parametrize("name", SCORINGS)
+@pytest.mark.parametrize("name", all_scorings())
 def test_probabilities_and_slopes_agree_with_torch(name: str) -> None:
     z = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3
     z.requires_grad_(True)
@@ -30,7 +33,24 @@ def test_probabilities_and_slopes_agree_with_torch(name: str) -> None:
     np.testing.assert_allclose(ours, slope.numpy(), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", SCORINGS)
+@pytest.mark.parametrize("name", all_scorings())
+def test_tensors_are_scored_as_arrays_are(name: str) -> None:
+    z = torch.linspace(-50.0, 50.0, 202, dtype=torch.float64).reshape(2, 101)
+    found = find_scoring(name)
+    logs, slope = found.tensor_logs(z)
+    np.testing.assert_allclose(logs, found.log_score(z.numpy()), rtol=1e-12, atol=1e-300)
+    np.testing.assert_allclose(
+        slope.expand_as(z), found.log_slope(z.numpy()), rtol=1e-12, atol=1e-300
+    )
+    scores = found.tensor_score(z)
+    np.testing.assert_allclose(
+        scores / scores.sum(-1, keepdim=True), probabilities(z.numpy(), name), rtol=1e-12
+    )
+    if math.isfinite(found.one):
+        assert found.score(np.array([found.one])) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", all_scorings())
 def test_categorical_information_is_the_expected_squared_score(name: str) -> None:
     """E over a sampled expert of (d ln p_sampled / dz_e)², by autograd, expert by expert."""
     generator = torch.Generator().manual_seed(2)
@@ -46,7 +66,7 @@ def test_categorical_information_is_the_expected_squared_score(name: str) -> Non
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", SCORINGS)
+@pytest.mark.parametrize("name", all_scorings())
 @pytest.mark.parametrize("size", [-400.0, -60.0, 60.0, 400.0])
 def test_extreme_logits_stay_finite(name: str, size: float) -> None:
     z = np.array([[size, size - 1.0, size + 0.5]])

@@ -20,8 +20,8 @@ from moegeo_cli.commands.check.layer_sums import STATISTICS, LayerSums, NearGrou
 from moegeo_cli.commands.check.reading import DIGEST_BYTES, MoELayer, Piece
 from moegeo_cli.commands.check.sketches import DIMENSIONS, distances, mean_distance, pack, sketch
 from moegeo_cli.geometry.masked import find_masked
-from moegeo_cli.geometry.scoring import SCORINGS
 from moegeo_cli.geometry.selection import SelectionRule
+from moegeo_cli.scorings import all_scorings
 
 BFLOAT16 = 2.0**-8  # relative distance of two neighbours
 SKETCH_SLACK = 1.6  # of a distance that a sketch estimates, for candidates that are then read
@@ -141,7 +141,7 @@ def _rule(
     top_k = top_k_of(architecture, layer)
     if architecture is None or top_k is None or not 0 < top_k < bias_E.size:
         return None
-    if architecture.scoring not in SCORINGS:
+    if architecture.scoring is None or architecture.scoring not in all_scorings():
         return None
     own = architecture.selection
     groups = own.groups if own.groups and bias_E.size % own.groups[0] == 0 else None

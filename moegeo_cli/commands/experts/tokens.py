@@ -14,8 +14,9 @@ import torch
 from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.fisher.accumulation import FisherAccumulator
 from moegeo_cli.geometry.estimates import HASHED
-from moegeo_cli.geometry.scoring import find_scoring, probabilities
+from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.replay.plan import Plan, RouterTrace
+from moegeo_cli.scorings import find_scoring
 
 # Rows of an expert's inputs or outputs behind one subspace: more cost time and add little.
 SUBSPACE_TOKENS = 1024

@@ -14,13 +14,14 @@ import numpy as np
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.commands.routing.settings import KEPT_TOKENS
 from moegeo_cli.geometry.pair_correlation import Items
-from moegeo_cli.geometry.scoring import find_scoring, probabilities
+from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.geometry.shared_direction import centre_rows, row_space
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.measuring.router_arrays import sample_rows
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.plan import Replay, RouterTrace
 from moegeo_cli.routers.finding import Router
+from moegeo_cli.scorings import find_scoring
 
 NO_IDS = "the probe is not of token ids"
 
