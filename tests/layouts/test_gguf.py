@@ -59,8 +59,8 @@ def test_its_numbers_are_those_of_the_dequantised_model(tmp_path: Path) -> None:
         assert len(ours) > 20
         assert all(math.isclose(ours[n], theirs[n], rel_tol=1e-6, abs_tol=1e-7) for n in theirs)
     described = inspect(tmp_path / "run")
-    assert described["weights"]["scheme"] == ["GGUF Q8_0"]
-    assert (described["layout"], described["problem"]) == ("gguf", None)
+    assert described.weights["scheme"] == ["GGUF Q8_0"]
+    assert (described.layout, described.problem) == ("gguf", None)
 
 
 def change(folder: Path, **facts: Any) -> None:

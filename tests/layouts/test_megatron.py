@@ -69,9 +69,9 @@ def test_a_run_of_them_has_the_numbers_of_the_exported_one(tmp_path: Path) -> No
 
 def test_inspect_finds_routers_and_leaves_out_the_rest() -> None:
     found = inspect(FILES / "megatron-qwen2")
-    assert (found["layout"], found["problem"]) == ("torch-distributed", None)
-    assert found["routers_found"] == found["routers_expected"] == 2
-    assert found["left_out"] == {"decoder": 24}  # what its layers note of their state
+    assert (found.layout, found.problem) == ("torch-distributed", None)
+    assert found.routers_found == found.routers_expected == 2
+    assert found.left_out == {"decoder": 24}  # what its layers note of their state
 
 
 def test_rows_of_a_stacked_layer_are_read_alone() -> None:
