@@ -37,6 +37,7 @@ from moegeo_cli.records import CheckpointRecord, Finding, Intervention, LayerRec
 from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.verdict.interventions import catalogue
 from moegeo_cli.verdict.thresholds import load_thresholds
+from tests.pictures import FOLDER, lines_of
 
 RECORDS = (
     ExpertsRecord, ExpertLayerRecord, ExpertRecord, MergeCandidate, PruneCandidate, Trial,
@@ -63,6 +64,16 @@ def anchors(page: Path) -> set[str]:
     prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_pictures_show_what_is_printed() -> None:
+    """The terminal's picture holds the lines of the tutorial, which another test holds to a run."""
+    shown = {"".join(line.split()) for line in lines_of(FOLDER / "analyze.svg")}
+    tutorial = (ROOT / "docs" / "tutorial" / "your-first-run.md").read_text()
+    screen = tutorial.partition("moegeo unbalanced-mixtral")[2].partition("```")[0]
+    lines = {"".join(line.split()) for line in screen.splitlines()[1:]} - {""}
+    assert len(lines) > 15
+    assert lines - shown == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

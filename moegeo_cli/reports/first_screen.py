@@ -69,7 +69,7 @@ def _verdict(page: Page, record: RunRecord) -> Iterator[Text]:
     verdict = record.verdict
     status = clean(verdict.status) if verdict else "not judged"
     style = STYLES.get(status, "bold")
-    line = Text(f" {status.upper()} ", f"{style} reverse").append("  ")
+    line = Text().append(f" {status.upper()} ", f"{style} reverse").append("  ")
     yield line.append(page.text(summary.verdict_sentence(verdict), "bold"))
     if verdict is not None:
         yield page.text(_cut(page, summary.axis_words(verdict), page.width, 1)[0], "dim")
