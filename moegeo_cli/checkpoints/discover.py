@@ -23,17 +23,15 @@ from moegeo_cli.checkpoints.nesting import (
     find_runs,
     inner_folder,
     models_below,
-    several_models,
     several_runs,
-    several_stages,
     step_folder,
 )
+from moegeo_cli.checkpoints.ordering import Skipped, in_order
 from moegeo_cli.checkpoints.sentinels import why_unfinished
 from moegeo_cli.checkpoints.step_names import (
     TEMPORARY,
     is_checkpoint_name,
     parse_step,
-    read_name,
     tells_order,
 )
 from moegeo_cli.errors import (
@@ -50,16 +48,7 @@ MOST_HELD = 250_000
 _PART_NAME = re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+|model_and_optim|model")
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Something in a run that looked like a checkpoint and was left out.
-
-    A spare one is no further point of the run's course: a copy of a checkpoint, or the final model.
-    """
-
-    path: str
-    reason: str
-    spare: bool = False
+__all__ = ["RunFolder", "Skipped", "open_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,43 +208,8 @@ def _judge(
         held += kept[-1].held
         if held > MOST_HELD:
             kept[-1].let_go()
-    if all(checkpoint.step is None for checkpoint in kept):
-        for checkpoint in kept:  # an epoch orders too
-            checkpoint.step = read_name(checkpoint.relative.partition("/")[0]).epoch
-    unordered = [checkpoint for checkpoint in kept if checkpoint.step is None]
-    numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
-    if not numbered and len(unordered) > 1:
-        raise several_models(run, [checkpoint.relative for checkpoint in unordered])
-    _refuse_stages(run, numbered)
-    if numbered:
-        skipped += [
-            Skipped(checkpoint.relative, "no step in its name or state", spare=True)
-            for checkpoint in unordered
-        ]
-        kept = []
-        # Names that tell a step win over links and copies such as `latest` and `best`.
-        for checkpoint in sorted(
-            numbered,
-            key=lambda c: (c.step, parse_step(c.relative) is None, c.path.is_symlink(), c.relative),
-        ):
-            if kept and kept[-1].step == checkpoint.step:
-                reason = f"the same step as {kept[-1].relative}"
-                skipped.append(Skipped(checkpoint.relative, reason, spare=True))
-            else:
-                kept.append(checkpoint)
-    return kept, sorted(skipped, key=lambda item: item.path), errors
-
-
-def _refuse_stages(run: Path, numbered: Sequence[Checkpoint]) -> None:
-    """Stages of a training count their steps anew: together they are no run."""
-    stages: dict[str, list[Checkpoint]] = {}
-    for checkpoint in sorted(numbered, key=lambda c: (c.step or 0, c.relative)):
-        stage = read_name(checkpoint.relative.partition("/")[0]).stage or "no stage"
-        stages.setdefault(stage, []).append(checkpoint)
-    if len(stages) > 1:
-        raise several_stages(
-            run, [(stage, [c.relative for c in held]) for stage, held in sorted(stages.items())]
-        )
+    kept, left_out = in_order(run, kept)
+    return kept, sorted(skipped + left_out, key=lambda item: item.path), errors
 
 
 def _open_member(child: Checkpoint, siblings: Sequence[Path]) -> Checkpoint:

@@ -24,7 +24,7 @@ from moegeo_cli.checkpoints.discover import RunFolder, Skipped, open_run
 from moegeo_cli.checkpoints.folders import given_config
 from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES, is_there
 from moegeo_cli.checkpoints.hub_notes import HubNote, note_of
-from moegeo_cli.checkpoints.nesting import several_models
+from moegeo_cli.checkpoints.ordering import in_order
 from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, PathError, UnsupportedLayoutError
 
@@ -121,18 +121,21 @@ def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
     said = f"{name.repository}@{name.revision}"
     if not name.is_pattern:
         return RunFolder(said, found[0].path, True, tuple(found), (), config)
-    ordered = sorted((c for c in found if c.step is not None), key=lambda c: c.step or 0)
-    spare = [c for c in found if c.step is None]
-    if not ordered:
-        if len(spare) > 1:
-            raise several_models(top, [c.relative for c in spare])
+    if not found:
         raise NoCheckpointError(
             f"no revision of {name.repository} that fits {name.revision} can be measured",
             found="; ".join(f"{s.path}: {s.reason}" for s in skipped[:4]) or None,
             hint="name one revision: hf://ORG/NAME@REVISION",
         )
-    skipped += [Skipped(c.relative, "no step in its name", spare=True) for c in spare]
-    return RunFolder(said, top, False, tuple(ordered), tuple(skipped), config)
+    try:
+        ordered, left_out = in_order(top, found)
+    except NoCheckpointError as error:
+        raise NoCheckpointError(
+            error.message.replace(str(top), str(name)),
+            found=error.found,
+            hint=f"name one revision, or a pattern of one stage: hf://{name.repository}@'PATTERN'",
+        ) from None
+    return RunFolder(said, top, False, tuple(ordered), (*skipped, *left_out), config)
 
 
 def fetch(folders: Sequence[Path]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,16 +19,22 @@ def commit_of(revision: str) -> str:
 
 @dataclass
 class Hub:
-    """The repository `lab/moe`: revision -> folder; and what was asked of it."""
+    """The repository `lab/moe`: revision -> folder; and what was asked of it.
+
+    `before_weights` is called before a whole file of weights is sent.
+    """
 
     revisions: Mapping[str, Path]
+    tags: Mapping[str, str] = field(default_factory=dict)
+    before_weights: Callable[[], object] = lambda: None
     url: str = ""
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
     sent: int = 0
 
     def folder(self, revision: str) -> Path | None:
         named = {commit_of(r): folder for r, folder in self.revisions.items()}
-        return {**named, **self.revisions}.get(revision)
+        tagged = {tag: self.revisions[branch] for tag, branch in self.tags.items()}
+        return {**named, **tagged, **self.revisions}.get(revision)
 
 
 @contextmanager
@@ -62,7 +68,9 @@ def serve(revisions: Mapping[str, Path]) -> Iterator[Hub]:
             if rest == ["refs"]:
                 refs = [{"name": r, "ref": f"refs/heads/{r}", "targetCommit": commit_of(r)}
                         for r in hub.revisions]  # fmt: skip
-                self.json({"branches": refs, "tags": [], "converts": []})
+                tags = [{"name": t, "ref": f"refs/tags/{t}", "targetCommit": commit_of(b)}
+                        for t, b in hub.tags.items()]  # fmt: skip
+                self.json({"branches": refs, "tags": tags, "converts": []})
                 return
             revision = rest[1] if len(rest) > 1 else "main"
             folder = hub.folder(revision)
@@ -88,6 +96,8 @@ def serve(revisions: Mapping[str, Path]) -> Iterator[Hub]:
             if not (folder / name).is_file():
                 self.fail("EntryNotFound")
                 return
+            if body and name.endswith(".safetensors") and not self.headers.get("Range"):
+                hub.before_weights()
             data = (folder / name).read_bytes()
             wanted = self.headers.get("Range")
             part = data

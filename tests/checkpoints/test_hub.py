@@ -22,7 +22,8 @@ from moegeo_cli.errors import (
     UsageError,
 )
 from moegeo_cli.records import RunRecord
-from tests.checkpoints.hub_server import Hub, serve
+from tests.checkpoints.hub_server import Hub, commit_of, serve
+from tests.command import call
 from tests.tiny_models import save_tiny
 
 STEPS = (100, 200, 300)
@@ -110,6 +111,63 @@ def test_a_run_of_revisions_is_measured_and_one_is_kept(
     assert again.verdict == found.verdict
     assert hub.sent == sent  # all of it was kept
     assert seen == [1, 1, 1]
+
+
+def test_the_command_measures_three_revisions_and_keeps_one(
+    hub: Hub, models: Path, probe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whenever a file of weights is sent, no other is whole on the disk."""
+    held: list[int] = []
+    hub.before_weights = lambda: held.append(len(whole(hub_home())))
+    largest = max(p.stat().st_size for p in models.glob("*/model.safetensors"))
+    command = ["analyze", "hf://lab/moe@step*", "--probe", probe, "--baseline", "none"]
+    found = call(capsys, *command, "--format", "json")
+    assert found.code == 0, found.err
+    assert [c["step"] for c in found.document["checkpoints"]] == [100, 200, 300]
+    assert held == [0, 0, 0]
+    assert whole(hub_home()) == ["step300-tokens3B"]
+    files = [p for p in hub_home().rglob("*") if p.is_file() and ".moegeo" not in p.parts]
+    weights = sum(p.stat().st_size for p in files if p.suffix == ".safetensors")
+    assert weights < largest + 2 * 20_000  # two headers more
+
+
+@pytest.mark.parametrize(
+    ("pattern", "steps", "left_out"),
+    [
+        ("step*00-*", [100, 200, 300], set()),
+        ("step[12]*", [100, 200], set()),
+        ("step?00-tokens*", [100, 200, 300], set()),
+        ("step*", [100, 200, 300], {"step300-tokens3B"}),
+        ("*", [100, 200, 300], {"main", "old", "step300-tokens3B", "v1", "v2"}),
+    ],
+)
+def test_patterns_take_branches_and_tags(
+    pattern: str, steps: list[int], left_out: set[str], hub: Hub
+) -> None:
+    """A tag of the same commit is a copy; a name without a step is left out."""
+    hub.tags = {"v1": "main", "v2": "main", "step300": "step300-tokens3B"}
+    run = open_path(f"hf://lab/moe@{pattern}")
+    assert [c.step for c in run.checkpoints] == steps
+    assert {s.path for s in run.skipped} == left_out
+    with pytest.raises(NoCheckpointError, match="2 checkpoints without a step") as caught:
+        open_path("hf://lab/moe@v*")
+    assert "hf://lab/moe@'PATTERN'" in str(caught.value.hint)
+
+
+def test_stages_of_a_training_are_listed(hub: Hub, models: Path) -> None:
+    first, second = (models / f"step{n}00-tokens{n}B" for n in (1, 2))
+    hub.revisions = {"stage1-step100": first, "stage1-step200": second, "stage2-step100": second}
+    with pytest.raises(NoCheckpointError, match="hf://lab/moe@stage") as caught:
+        open_path("hf://lab/moe@stage*")
+    assert "stage1 (2 checkpoints, stage1-step100 to stage1-step200)" in str(caught.value.found)
+    assert "a pattern of one stage" in str(caught.value.hint)
+    run = open_path("hf://lab/moe@stage1-*")
+    assert [c.step for c in run.checkpoints] == [100, 200]
+
+
+def test_a_commit_is_a_revision(hub: Hub) -> None:
+    commit = commit_of("step200-tokens2B")
+    assert open_path(f"hf://lab/moe@{commit}").is_single
 
 
 @pytest.mark.parametrize("first", [100_000, 64])
