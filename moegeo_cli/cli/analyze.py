@@ -38,7 +38,7 @@ def analyze(
         bool,
         typer.Option(
             "--exact",
-            help="The exact unit loss_token: a backward per token, slow.",
+            help="Short for --unit loss_token: one backward pass for each token, which is slow.",
             rich_help_panel=MEASURING,
         ),
     ] = False,

@@ -63,7 +63,7 @@ def find_dead(routers: Sequence[RoutingSums]) -> list[DeadTest]:
             needed = math.ceil(effect * _trials(chance, family))
             outcomes.append(
                 DeadTest(None, router.tokens, effect, needed,
-                         f"{router.tokens:,} tokens cannot tell: about {needed:,} would")
+                         f"{router.tokens:,} tokens cannot tell: about {needed:,} are needed")
             )  # fmt: skip
             continue
         p_E = _low_tail(router.dispatch_SE.sum(axis=0) / effect, trials, chance)

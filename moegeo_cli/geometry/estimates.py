@@ -164,7 +164,7 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
         found |= dict.fromkeys(TIES, missing(reason))
     elif sums.contradicted > CONTRADICTIONS * sums.tokens:
         share = sums.contradicted / sums.tokens
-        reason = f"the selection rule does not explain {share:.1%} of the tokens: not understood"
+        reason = f"the selection rule does not explain {share:.1%} of the tokens"
         found |= dict.fromkeys(TIES, missing(reason))
     elif found["margin"].value is None:
         found["margin"] = missing("every expert that was eligible is selected")

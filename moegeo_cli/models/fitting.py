@@ -65,7 +65,7 @@ USUAL_LOADER = 3
 ROUGH_COPIES = 3
 # Layers that carry a state hold more than their widths tell.
 STATEFUL_KEY = re.compile(r"mamba|ssm|linear_|conv|recurr|state|chunk|lightning")
-FEWER = "batches of {:,} positions: larger ones do not fit the memory"
+FEWER = "batches of {:,} positions: larger ones do not fit in memory"
 
 
 @dataclass(frozen=True, slots=True)

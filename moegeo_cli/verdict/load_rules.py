@@ -186,7 +186,8 @@ def _why_not_more(situation: Situation, reading: _Reading) -> str:
         studied = is_studied(
             situation.limits["router-collapse"], reading.layer.choices, reading.layer.top_k or 1
         )
-        return "" if reading.severity != "info" or studied else "; the study had no such E and K"
+        told = reading.severity != "info" or studied
+        return "" if told else "; the evidence study has no runs with this E and K"
     if is_early(situation):
         return "; this early in training healthy runs look the same"
     return "; only at this checkpoint so far"

@@ -74,7 +74,7 @@ def sample_too_small(situation: Situation) -> Outcome:
     if isinstance(sequences, int) and sequences < MIN_SEQUENCES:
         return Found(
             "info",
-            f"the probe has {sequences} sequences; intervals want at least {MIN_SEQUENCES}",
+            f"the probe has {sequences} sequences; intervals need at least {MIN_SEQUENCES}",
             (),
             (Evidence("sequences", Metric(float(sequences))),),
         )

@@ -275,7 +275,7 @@ def test_too_few_tokens_have_no_subspace_and_say_so(tmp_path: Path) -> None:
     short = write_probe(tmp_path / "p.jsonl", random_ids([6, 9, 7]))
     record = experts(path, probe=short)
     overlap = record.layers[0].metrics["overlap_input"]
-    assert (overlap.value, overlap.reason) == (None, "no two experts have tokens enough")
+    assert (overlap.value, overlap.reason) == (None, "no two experts have enough tokens")
     poor = [e for e in record.layers[0].expert if e.reasons]
     assert poor
     assert all("fewer than 32 (4 a dimension)" in e.reasons[0] for e in poor)

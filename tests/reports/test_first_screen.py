@@ -98,9 +98,9 @@ def test_the_bundled_probe_is_not_taken_for_the_training_text(large: RunRecord) 
 
 
 def test_reasons_alike_are_told_once() -> None:
-    few = "8,184 tokens cannot tell: about {} would"
+    few = "8,184 tokens cannot tell: about {} are needed"
     told = fold_reason("; ".join([few.format("31,640"), few.format("106,845"), "no loss"]))
-    assert told == "8,184 tokens cannot tell: about 31,640 to 106,845 would; no loss"
+    assert told == "8,184 tokens cannot tell: about 31,640 to 106,845 are needed; no loss"
 
 
 def test_hostile_names_stay_text(run: RunRecord) -> None:

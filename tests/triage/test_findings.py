@@ -184,7 +184,7 @@ def test_copies_that_differ_by_less_than_rounding_are_named(tmp_path: Path) -> N
     found = find(check(path), "experts-identical")
     assert found is not None
     assert "layer 1: 1=5" in found.message
-    assert "less than bfloat16 rounds" in found.message
+    assert "up to rounding to bfloat16" in found.message
 
 
 def test_a_bias_of_zeros_after_the_start_is_unused(tmp_path: Path) -> None:

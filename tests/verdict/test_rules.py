@@ -26,7 +26,7 @@ def test_a_healthy_run_has_no_finding_and_every_rule_was_tried(healthy: RunRecor
 
 
 def test_dead_experts_without_power_are_unknown() -> None:
-    weak = Metric(None, reason="600 tokens cannot tell: about 34,000 would")
+    weak = Metric(None, reason="600 tokens cannot tell: about 34,000 are needed")
     run = run_of(checkpoint(100, layer(0, dead_experts=weak)))
     assert find(run, "dead-experts") is None
     found = find(run, "sample-too-small")

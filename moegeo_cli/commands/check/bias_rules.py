@@ -76,9 +76,9 @@ def bias_rounded(past: Past) -> Outcome:
     assert about is not None
     gap = "" if about["gap"] is None else f" beside a gap of {about['gap']:.2g} at the boundary"
     changes = (
-        f"{about['changes']:.0%} of Gaussian inputs choose otherwise for it"
+        f"{about['changes']:.0%} of Gaussian inputs choose other experts because of it"
         if about["changes"] is not None
-        else "how many tokens choose otherwise is not known"
+        else "how many tokens get other experts is not known"
     )
     return Found(
         unrated(limit),

@@ -95,7 +95,7 @@ def _frozen(
     evidence: tuple[Evidence, ...],
 ) -> Found:
     asked = past.now.sums.frozen_by
-    why = f"That is asked for: {asked[0]}" if asked else causes
+    why = f"The config asks for it: {asked[0]}" if asked else causes
     return Found(
         "info" if asked else "watch",
         f"equal bit for bit while other weights move: {what}. {why}",

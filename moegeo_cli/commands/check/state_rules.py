@@ -73,7 +73,7 @@ def experts_masked(past: Past) -> Outcome:
 
 
 def experts_identical(past: Past) -> Outcome:
-    """Experts of a layer with equal weights, bit for bit or but for less than bfloat16 rounds."""
+    """Experts of a layer with equal weights, bit for bit or up to rounding to bfloat16."""
     if not any(x.expert_digests for x in past.layers):
         return NOT_READ
     groups = {x.router: held for x in past.layers if (held := identical_groups(x))}
@@ -89,7 +89,7 @@ def experts_identical(past: Past) -> Outcome:
     more = f"; and {len(found) - SHOWN_LAYERS} more layers" if len(found) > SHOWN_LAYERS else ""
     count = sum(len(group) for held in groups.values() for group in held)
     near = {x.router for x in found if x.expert_near}
-    how = "bit for bit" if not near else "but for less than bfloat16 rounds"
+    how = "bit for bit" if not near else "up to rounding to bfloat16"
     first = past.is_first and past.now.step in (0, None)
     why = (
         "an upcycled model starts so"

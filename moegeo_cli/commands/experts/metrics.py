@@ -26,7 +26,7 @@ from moegeo_cli.records.fields import Matrix
 
 DIGITS = 6  # of the entries of matrices and lists, which are many
 PAIRS = 512  # whose draws are held at one time
-NOT_ENOUGH = "no two experts have tokens enough"
+NOT_ENOUGH = "no two experts have enough tokens"
 COSINE, OVERLAP, DISTANCE = "cosine", "mean cos² of angles", "share of the largest"
 
 
@@ -100,7 +100,7 @@ def layer_metrics(
         found[f"distance_{name}"] = metric(distance, DISTANCE, _finite_mean(space.null_distance_EE))
         half = _finite_mean(space.half_overlap_E)
         found[f"split_half_{name}"] = (
-            metric(missing("no expert has tokens enough in both halves"), OVERLAP)
+            metric(missing("no expert has enough tokens in both halves"), OVERLAP)
             if half is None else Metric(half, unit=OVERLAP)
         )  # fmt: skip
         ranks = _finite_mean(space.effective_rank_E)

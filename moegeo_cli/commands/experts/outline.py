@@ -41,8 +41,8 @@ def head(record: ExpertsRecord) -> list[str]:
         clean("; ".join([*methods, *how])),
     ]
     if record.settings.get("reweighting"):
-        words.append("tokens weighed by the whole routing distribution: a reweighting of this "
-                     "model, which says nothing of one trained with soft routing")  # fmt: skip
+        words.append("tokens weighed by the whole routing distribution: the model is the "
+                     "same, so this says nothing of a model trained with soft routing")  # fmt: skip
     return [*words, *(clean(note) for note in record.notes)]
 
 

@@ -32,7 +32,7 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
         if len(told) == found:
             return None
         words = f"experts were measured as functions in {len(told)} of {found} layers"
-        return Skipped(f"{words}, where none are alike" if told else words)
+        return Skipped(f"{words}: none compute nearly the same" if told else words)
     pairs = _pairs(twins)
     shown = [
         f"layer {layer_name(layer.layer, layer.router)}: {a} + {b} ({number.value:.3f})"

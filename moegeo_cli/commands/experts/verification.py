@@ -56,8 +56,8 @@ def verify(
     before_S = losses()
     notes = []
     if len(able) < len(layers):
-        notes.append(f"{len(layers) - len(able)} layers left out: their weights are in no "
-                     "form that moegeo can change")  # fmt: skip
+        notes.append(f"{len(layers) - len(able)} layers left out: moegeo cannot "
+                     "change the weights of their experts")  # fmt: skip
     trials: list[Trial] = []
 
     def change(apply: Callable[[], None], touched: Sequence[tuple[int, int]]) -> Estimate:

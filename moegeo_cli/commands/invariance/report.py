@@ -40,7 +40,7 @@ def print_invariance(found: InvarianceRecord, console: Console) -> None:
         if not entry.applicable:
             words = f"{SHORT.get(entry.name, entry.name)}: not applicable: {entry.reason}"
             page.show(page.paragraph(clean(words), "dim", indent=2))
-    page.line("* must not change, and neither may the verdict; the others say what they depend on")
+    page.line("* these numbers and the verdict must not change; the other numbers may")
 
 
 def _deviation(entry: Rewriting) -> str:

@@ -55,8 +55,8 @@ def sentences(record: RoutingRecord) -> list[str]:
     visible, _ = _mean_pair(record, "visible")
     if cosine is not None:
         words = (
-            f"Geometry: tokens of two sequences with similar hidden states use similar experts, "
-            f"rank correlation {cosine:.2f} ({by_chance:.2f} by chance)"
+            f"Geometry: over tokens of two sequences, similarity of hidden states and of "
+            f"experts have a rank correlation of {cosine:.2f} ({by_chance:.2f} by chance)"
         )
         found.append(words + (f"; of what the router sees, {visible:.2f}." if visible else "."))
     energy, response, constant = (
@@ -107,29 +107,33 @@ def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
             "rank correlation of hidden and usage similarity, over pairs",
             ("layer", "same sequence", "two sequences", "visible", "sequences"),
             tuple((_place(x), _geometry(x)) for x in layers),
-            ("cosine of router inputs against routing distributions, of tokens of one sequence, "
-             "of two, and of whole sequences; visible: what the router's rows see, of two",
-             "(n) is the mean size where whole sequences trade their usage"),
+            ("rank correlation of two similarities: of router inputs, and of routing "
+             "distributions; for tokens of one sequence, tokens of two sequences, and whole "
+             "sequences; visible: inputs as the router's rows see them, tokens of two sequences",
+             "(n) is the mean absolute correlation after permuting whole sequences"),
         ),
         _of_layers(
             layers, "SHARED DIRECTION", "the mean of the router's inputs, and the answer to it",
             ("energy", "response", "constant", "collapse", "row space"),
             ("shared_energy", "response_relative", "constant_share", "collapse",
              "row_space_share"),
-            ("energy: its share of the inputs'; response: gain over a random direction's; "
-             "constant: share of the logits' energy that is the same for every token; row space: "
-             "share of hidden variance that the router can see",
-             "(n) is what sampling alone gives; of row space, what a random subspace holds"),
+            ("energy: its share of the inputs' energy; response: how strongly the router answers "
+             "to it, over a random direction; constant: share of the logits' energy that is the "
+             "same for every token; row space: share of hidden variance that the router can see",
+             "(n) is what sampling alone gives; for row space, the share that a random subspace "
+             "holds"),
             {"shared_energy", "constant_share", "row_space_share"},
         ),
         _of_layers(
-            layers, "EXPERTS IN COMMON", "of two tokens of different sequences, but the second",
+            layers, "EXPERTS IN COMMON",
+            "of two tokens, which are of different sequences but for the column sequence",
             ("unrelated", "sequence", "position", "same id", "domain", "p"),
             ("overlap_unrelated", "overlap_sequence", "overlap_position", "vocabulary_overlap",
              "domain_gap", "domain_p_value"),
-            ("unrelated: share of chosen experts, (n) if all were used evenly; the rest above what "
-             "the layer's own load gives: tokens of one sequence, position, token id; domain: of "
-             "one less of two, p by dealing whole sequences to domains",),
+            ("unrelated: share of the chosen experts, (n) if all were used evenly; the other "
+             "columns are above what the layer's load gives; sequence, position, same id: of "
+             "tokens that have it in common; domain: of tokens of one domain less those of two, p "
+             "from permuting the domains of whole sequences",),
             {"overlap_unrelated"},
         ),
         _of_layers(
@@ -139,8 +143,8 @@ def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
              "sequence_affinity"),
             ("vocabulary: largest share of a token id's occurrences at one expert; domains: "
              "distance of their loads from the layer's; together: distance of chosen pairs from "
-             "what loads alone give; sequences: likeness of their loads, (n) if choices were dealt "
-             "at random",),
+             "what loads alone give; sequences: similarity of their loads, (n) if choices were "
+             "permuted at random",),
             {"vocabulary_specialization", "domain_specialization", "coactivation_excess",
              "sequence_affinity"},
         ),
@@ -155,9 +159,10 @@ def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
                     layers, title, words, ("own", "same domain", "correlation", "p"),
                     tuple(f"{prefix}_{n}" for n in ("overlap", "same_domain", "correlation",
                                                     "p_value")),
-                    ("overlap of a first part's experts with its own continuation's, and with "
-                     "those of its domain, above other sequences'; correlation of what both "
-                     "deviate by; p by dealing continuations",),
+                    ("own: overlap of the experts of a first part and of its own continuation, "
+                     "above other sequences' continuations; same domain: the same with other "
+                     "continuations of its domain; correlation: of the deviations of both parts "
+                     "from their means; p from permuting continuations",),
                     set(),
                 )
             )  # fmt: skip
@@ -262,8 +267,8 @@ def _other(record: RoutingRecord, most: int | None) -> list[Table]:
             ("layers", "similarity", "p", "same token", "weights"), rows,
             (f"{clean(other.lineage_reason)}",
              "similarity: correlation of the two models' tables of similarities between tokens "
-             "(Mantel), p by dealing whole sequences; same token: experts in common above those "
-             "of unrelated tokens; (n) is the value of the null"),
+             "(Mantel), p from permuting whole sequences; same token: experts in common above "
+             "those of unrelated tokens; (n) is the value of the null"),
         )
     ]  # fmt: skip
 
