@@ -1,4 +1,4 @@
-"""Pictures of real reports for README.md and docs/gallery.md: `python -m tests.pictures` makes them.
+"""Pictures of reports for README.md and docs/gallery.md: `python -m tests.pictures` makes them.
 
 Terminal screens are drawn by rich as SVG, pages by Chromium as PNG (`apt-get install chromium`).
 The samples are measured for it, which takes a minute; nothing in a picture is drawn by hand.
@@ -7,6 +7,7 @@ The samples are measured for it, which takes a minute; nothing in a picture is d
 from __future__ import annotations
 
 import html
+import io
 import re
 import shutil
 import subprocess
@@ -55,7 +56,7 @@ def screen(name: str, command: str, show: Callable[[Console], None]) -> Path:
         show: prints it.
     """
     console = Console(width=WIDTH, record=True, force_terminal=True, color_system="truecolor",
-                      file=tempfile.TemporaryFile("w"), highlight=False)  # fmt: skip
+                      file=io.StringIO(), highlight=False)  # fmt: skip
     show(console)
     text = console.export_svg(title=command, code_format=SVG, unique_id=name)
     path = FOLDER / f"{name}.svg"
@@ -86,8 +87,8 @@ def page(name: str, text: str, height: int, part: str = "") -> Path:
         source.write_text(text, "utf-8")
         command = [chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
                    f"--user-data-dir={folder}/profile", f"--window-size=1100,{height}",
-                   "--virtual-time-budget=2000", f"--screenshot={path}", source.as_uri()]  # fmt: skip
-        subprocess.run(command, check=True, capture_output=True)
+                   "--virtual-time-budget=2000", f"--screenshot={path}"]  # fmt: skip
+        subprocess.run([*command, source.as_uri()], check=True, capture_output=True)
     return path
 
 
