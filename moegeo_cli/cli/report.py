@@ -9,6 +9,7 @@ import typer
 
 from moegeo_cli.cli.analyze import emit
 from moegeo_cli.cli.console import check_output, settle_format, stdout_console, write_payload
+from moegeo_cli.cli.gates import write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.errors import UsageError
 from moegeo_cli.options import RunOutput
@@ -32,6 +33,7 @@ def report(
     """
     from moegeo_cli.commands.report.api import report as load
     from moegeo_cli.records import RunRecord
+    from moegeo_cli.records.check import CheckRecord
 
     settle_format(shown, RunOutput)
     check_output(shown["output"])
@@ -50,3 +52,5 @@ def report(
         print_record(record, stdout_console())
         return
     write_payload(render(record, shown["format"]), shown["output"])
+    if shown["format"] == "github" and isinstance(record, CheckRecord):
+        write_step_summary(record)
