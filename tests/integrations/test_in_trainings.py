@@ -117,7 +117,7 @@ def test_what_is_asked_for_wrongly_is_refused_before_the_training() -> None:
         MoegeoCallback(policy="none")
     with pytest.raises(UsageError, match="stop_on is not one of faults, failing, never"):
         MoegeoCallback(stop_on="watch")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="--log knows no 'tensorbord'"):
+    with pytest.raises(UsageError, match="--log does not know 'tensorbord'"):
         MoegeoCallback(log="tensorbord:x")
 
 

@@ -72,7 +72,7 @@ def test_what_is_not_known_is_left_out(run: RunRecord) -> None:
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("tensorbord:x", "knows no 'tensorbord'.*tensorboard:DIR"),
+        ("tensorbord:x", "does not know 'tensorbord'.*tensorboard:DIR"),
         ("jsonl", "does not say where.*jsonl:FILE"),
         ("tensorboard:", "does not say where.*tensorboard:DIR"),
     ],
