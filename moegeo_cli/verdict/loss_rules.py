@@ -158,8 +158,8 @@ def probe_unfit(situation: Situation) -> Outcome:
     if not whole:
         return Found(
             "info",
-            f"the model does not model {', '.join(unfit)}: its loss there is above that of the "
-            "token frequencies; numbers of those domains say little",
+            f"the model has not learned the text of {', '.join(unfit)}: its loss there is above "
+            "that of the token frequencies, so numbers of those domains say little",
             (),
             evidence,
             Threshold(unigram, "exact: the probe's own unigram loss"),
@@ -172,10 +172,10 @@ def probe_unfit(situation: Situation) -> Outcome:
     if level is not None and level < unigram:
         words += (
             f", while the training log says {level:.3f}: the labels of the training are "
-            "shifted, or this text or tokenizer is not what the model models"
+            "shifted, or the model was not trained on such text or with this tokenizer"
         )
     else:
-        words += ": this text is not what the model models, or the model has learned nothing"
+        words += ": the model was not trained on such text, or has learned nothing"
     return Found("watch", words, (), evidence, Threshold(unigram, "exact: the unigram loss"))
 
 

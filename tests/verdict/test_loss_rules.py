@@ -1,4 +1,4 @@
-"""The loss: jumps, what is lost, what is never gained, and texts that a model does not model."""
+"""The loss: jumps, what is lost, what is never gained, and texts that a model has not learned."""
 
 from __future__ import annotations
 
@@ -91,4 +91,4 @@ def test_a_model_of_one_domain_is_told_which_numbers_say_little() -> None:
         found = find(run, "probe-unfit")
         assert found is not None
         assert found.severity == "info"
-        assert "does not model code" in found.message
+        assert "has not learned the text of code" in found.message
