@@ -28,6 +28,11 @@ DIGITS = 6  # of the entries of matrices and lists, which are many
 PAIRS = 512  # whose draws are held at one time
 NOT_ENOUGH = "no two experts have enough tokens"
 COSINE, OVERLAP, DISTANCE = "cosine", "mean cos² of angles", "share of the largest"
+DECORRELATION, DIMENSIONS = "1 − cosine", "dimensions"
+OF_FUNCTIONS = {
+    "alignment": COSINE, "alignment_size": COSINE, "functional_decorrelation": DECORRELATION,
+    "mean_jacobian_alignment": COSINE, "stable_rank": DIMENSIONS,
+}  # fmt: skip
 
 
 def metric(estimate: Estimate, unit: str, null: float | None = None) -> Metric:
@@ -59,9 +64,8 @@ def layer_metrics(
     found: dict[str, Metric] = {}
     size = missing(reason)
     if functions is None:
-        for name in ("alignment", "alignment_size", "functional_decorrelation",
-                     "mean_jacobian_alignment", "stable_rank"):  # fmt: skip
-            found[name] = metric(missing(reason), COSINE)
+        for name, unit in OF_FUNCTIONS.items():
+            found[name] = metric(missing(reason), unit)
     else:
         plain, size = _alignments(functions, draws)
         null_EE = functions.null.mean_EE
@@ -73,7 +77,7 @@ def layer_metrics(
         found["alignment"] = metric(plain, COSINE, null)
         found["alignment_size"] = metric(size, COSINE, null_size)
         found["functional_decorrelation"] = metric(
-            _one_minus(size), "1 − cosine", None if null_size is None else 1.0 - null_size
+            _one_minus(size), DECORRELATION, None if null_size is None else 1.0 - null_size
         )
         found["mean_jacobian_alignment"] = _plain_mean(functions.mean_EE, COSINE)
         found["alignment_rotation_null"] = Metric(
@@ -81,13 +85,13 @@ def layer_metrics(
         )
         stable = functions.stable_rank_E[np.isfinite(functions.stable_rank_E)]
         found["stable_rank"] = (
-            Metric(float(stable.mean()), n=len(stable), unit="dimensions")
-            if len(stable) else metric(missing("no expert has a token"), "dimensions")
+            Metric(float(stable.mean()), n=len(stable), unit=DIMENSIONS)
+            if len(stable) else metric(missing("no expert has a token"), DIMENSIONS)
         )  # fmt: skip
     overlaps = {}
     for name, space in (("input", inputs), ("output", outputs)):
         for what, unit in (("overlap", OVERLAP), ("distance", DISTANCE), ("split_half", OVERLAP),
-                           ("effective_rank", "dimensions")):  # fmt: skip
+                           ("effective_rank", DIMENSIONS)):  # fmt: skip
             if space is None:
                 found[f"{what}_{name}"] = metric(missing(reason), unit)
         if space is None:
@@ -105,8 +109,8 @@ def layer_metrics(
         )  # fmt: skip
         ranks = _finite_mean(space.effective_rank_E)
         found[f"effective_rank_{name}"] = (
-            metric(missing(NOT_ENOUGH), "dimensions")
-            if ranks is None else Metric(ranks, unit="dimensions")
+            metric(missing(NOT_ENOUGH), DIMENSIONS)
+            if ranks is None else Metric(ranks, unit=DIMENSIONS)
         )  # fmt: skip
     found["overlap_chance"] = Metric(inputs.rank / inputs.width, unit=OVERLAP)
     found["asymmetry"] = metric(_less(overlaps["input"], size), "overlap − |cosine|")

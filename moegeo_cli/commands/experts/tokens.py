@@ -119,7 +119,7 @@ def gather_tokens(
         block=block,
         x_ND=torch.from_numpy(x).to(device),
         group_N=group_T[rows_N],
-        groups=int(group_T.max()) + 1,
+        groups=int(plan.groups_S.max()) + 1,
         mass_NE=mass_NE,
         weight_NE=weight_NE,
         scale_NE=scale_NE,
