@@ -10,6 +10,7 @@ import pytest
 
 from moegeo_cli.commands.experts.alignment import Functions
 from moegeo_cli.commands.experts.metrics import (
+    NOT_ENOUGH,
     describe_expert,
     find_nearest,
     layer_metrics,
@@ -145,11 +146,11 @@ def test_where_no_expert_has_tokens_enough_the_reason_stands() -> None:
         null_overlap_EE=nothing,
     )  # fmt: skip
     found = layer_metrics(tokens_of(), drawn(6), few, few, DRAWS)
-    assert found["overlap_input"].reason == "no two experts have tokens enough"
+    assert found["overlap_input"].reason == NOT_ENOUGH
     assert found["overlap_input"].null_value is None
-    assert found["effective_rank_input"].reason == "no two experts have tokens enough"
-    assert found["split_half_output"].reason == "no expert has tokens enough in both halves"
-    assert found["asymmetry"].reason == "no two experts have tokens enough"
+    assert found["effective_rank_input"].reason == NOT_ENOUGH
+    assert found["split_half_output"].reason == "no expert has enough tokens in both halves"
+    assert found["asymmetry"].reason == NOT_ENOUGH
 
 
 def test_matrices_have_six_digits_and_null_for_what_is_not_known() -> None:
