@@ -53,7 +53,7 @@ class Analysis:
     fresh: Mapping[str, Measured]
 
     def lenses(self) -> dict[str, Lenses]:
-        """What further commands measured of each checkpoint, by its path, from the store."""
+        """Records of lenses (`experts`, `routing`) from the store, by the checkpoint's path."""
         source = self.measurement
         return {
             c.path: find_lenses(source.store, c.fingerprint, source.models)
@@ -89,7 +89,7 @@ def measure_run(
     ranks: Ranks | None = None,
     before: Callable[[], object] | None = None,
 ) -> Analysis:
-    """Everything but judging: the run's record as far as it rests on measurements.
+    """Measure a run: its record without verdict and recommendations.
 
     Args:
         folder: the run.
@@ -210,7 +210,10 @@ def _measure_all(
 
 
 def _files(upcoming: list[Checkpoint]) -> list[Path]:
-    """The weight files of the next checkpoint; damage is met when it is its turn."""
+    """The weight files of the next checkpoint, or [] if they cannot be found.
+
+    The error is raised when that checkpoint is measured.
+    """
     try:
         return list(upcoming[0].files.files) if upcoming else []
     except MoegeoError:
@@ -227,7 +230,7 @@ class _KeptHistory:
 
 
 def _load_history(store: Store, name: str) -> _KeptHistory | None:
-    """It counts only while every measurement that it rests on is whole."""
+    """The stored history, or None if any measurement that it uses is missing or damaged."""
     try:
         kept = from_dict(_KeptHistory, store.load_json(name))
     except ValueError:

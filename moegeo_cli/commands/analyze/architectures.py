@@ -1,4 +1,4 @@
-"""Checkpoints that choose otherwise are not one run."""
+"""Refuses runs whose checkpoints have different architectures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moegeo_cli.errors import BaselineError
 def refuse_mixed(
     checkpoint: Checkpoint, own: Architecture, newest: Checkpoint, of: Architecture
 ) -> None:
-    """Checkpoints that choose otherwise are not one run, whatever is stored of them."""
+    """Refuse a checkpoint of another architecture than the run's newest one, stored or not."""
     if own == of:
         return
     told = say_choice_differences(own, of)
@@ -22,7 +22,7 @@ def refuse_mixed(
 
 
 def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
-    """What two architectures choose otherwise: E, K, groups, scoring; "a against b"."""
+    """How two architectures differ in E, K, groups and scoring, each as "a against b"."""
     facts = (
         ("experts (E)", a.experts, b.experts),
         ("experts by layer", a.experts_by_layer, b.experts_by_layer),

@@ -19,7 +19,7 @@ from moegeo_cli.settings import Settings
 
 
 def reached(log: TrainingLog) -> Progress:
-    """How far a checkpoint is, by each count that its run kept."""
+    """Progress of a checkpoint: step, tokens and fraction, as far as its run recorded them."""
     counts = {"step": log.step, "tokens": log.tokens, "fraction": log.fraction}
     return {name: None if n is None else float(n) for name, n in counts.items()}
 

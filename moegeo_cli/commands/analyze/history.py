@@ -103,7 +103,7 @@ def _with_scores(layer: LayerRecord, kind: Kind, scores: Metrics, *, named: bool
 
 
 class _Trail:
-    """What successive checkpoints say of one another, router by router.
+    """Compares successive checkpoints, router by router.
 
     Args:
         last: the run's last checkpoint.
@@ -117,7 +117,7 @@ class _Trail:
         self.before: tuple[CheckpointRecord, dict[str, Snapshot]] | None = None
 
     def follow(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[Move]:
-        """Take the next checkpoint; gives the move to it, none for the first."""
+        """Add the next checkpoint. Returns the move to it; None for the first."""
         self.steps.append(record.step)
         for path, snapshot in now.items():
             self.ways.setdefault(path, Way()).follow(snapshot)

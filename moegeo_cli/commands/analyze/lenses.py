@@ -24,13 +24,13 @@ STATE_HINT = "`moegeo analyze` names the state of its routers and experts"
 
 
 def lens_key(lens: str, fingerprint: str, models: Models) -> str:
-    """What the names of all of a lens's measurements of a checkpoint begin with."""
+    """The beginning of the names under which a lens's records of a checkpoint are stored."""
     parts = {"lens": lens, "fingerprint": fingerprint, "model": models.identity}
     return f"{lens}-{entry_key(parts)}"
 
 
 def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> None:
-    """Keep what a lens measured of the checkpoint that its record names by its fingerprint."""
+    """Store a lens's record under the fingerprint of its checkpoint."""
     layers = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
     judged: dict[str, Any] = {"findings": (), "interventions": (), "checks": ()}
     bare = dataclasses.replace(record, layers=layers, **judged)
@@ -39,7 +39,7 @@ def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> No
 
 
 def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
-    """What is kept of a checkpoint, by lens; in its place why there is nothing that counts."""
+    """Stored records of a checkpoint by lens; for a lens without one, the reason."""
     found: dict[str, LensRecord | str] = {}
     for lens, found_by in lenses().items():
         kind = records()[found_by.format]
@@ -57,12 +57,12 @@ def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
 
 
 def _width(record: LensRecord) -> tuple[int, int]:
-    """How much of a checkpoint a record is of: routers first, then tokens of the probe."""
+    """How much of a checkpoint a record covers: number of routers, then tokens of the probe."""
     return record.coverage.routers_measured, int(record.probe.get("tokens") or 0)
 
 
 def describe_run(checkpoint: Checkpoint, architecture: Architecture) -> RunRecord:
-    """What advice is fitted to, of a checkpoint by itself: its framework and training settings."""
+    """A checkpoint's framework and training settings, which decide what advice fits it."""
     trained = checkpoint.training
     about: RunFacts = {
         "framework": trained.framework,
@@ -75,7 +75,7 @@ def describe_run(checkpoint: Checkpoint, architecture: Architecture) -> RunRecor
 
 
 def lens_notes(measured: Lenses) -> list[str]:
-    """What a run's report says of the records that its verdict rests on."""
+    """Notes of a run's report about the lens records that its verdict uses."""
     notes = []
     for lens, record in measured.items():
         if isinstance(record, str):

@@ -88,7 +88,7 @@ def add_notes(run: RunRecord, notes: Sequence[str]) -> RunRecord:
 def _refuse_together(
     settings: Settings, models: Models, baseline: str | None, ranks: Ranks | None
 ) -> None:
-    """What does not go together: how a model is placed, what it is, and who shares the probe."""
+    """Refuse options that do not go together: placement, kind of model, several ranks."""
     own = "a model of your own, or captured inputs" if models.identity is not None else None
     parts = "--device-map" if settings.device_map is not None else None
     others = "torchrun" if ranks is not None else None

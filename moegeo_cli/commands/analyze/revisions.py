@@ -1,4 +1,4 @@
-"""A run measured and its files checked; of the Hub's revisions, one after the other."""
+"""Measures a run and checks its files. Revisions of the Hub are handled one after the other."""
 
 from __future__ import annotations
 

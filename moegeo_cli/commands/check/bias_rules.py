@@ -49,7 +49,7 @@ def bias_unused(past: Past) -> Outcome:
 
 
 def _kept(past: Past, held: list[LayerSums], told: list[LayerSums]) -> Found:
-    """A training that leaves all biases as it found them: ordinary after pretraining."""
+    """Whether the training left all biases unchanged, which is usual after pretraining."""
     since = past.since(("bias", held[-1].router))
     assert since is not None
     return Found(
@@ -96,7 +96,10 @@ def bias_rounded(past: Past) -> Outcome:
 
 
 def _lost(layer: LayerSums) -> float:
-    """Share of choices that rounding changes; where not known, 1 if steps exceed the spread's."""
+    """Share of choices that rounding changes.
+
+    If it is not known: 1 with few distinct values, else 0.
+    """
     about = layer.rounding
     if about is None:
         return 0.0

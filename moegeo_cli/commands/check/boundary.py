@@ -47,7 +47,7 @@ def bias_rounding(
     logit_bias_E: np.ndarray[Any, Any] | None,
     norm_D: np.ndarray[Any, Any] | None,
 ) -> BiasRounding | None:
-    """How much rounding took from a selection bias; None where it is stored finely or is constant.
+    """What rounding changed in a selection bias. None if it is stored finely or is constant.
 
     A float32 tensor whose values all fit bfloat16 was bfloat16 before.
 

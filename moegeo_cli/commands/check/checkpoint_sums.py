@@ -148,7 +148,7 @@ def sum_checkpoint(
 
 
 def _alignment(index: EffectiveWeights, names: Sequence[str]) -> float | None:
-    """How far the rows of some matrices, the first ones of each, are from random directions."""
+    """Row alignment of a few matrices, computed on the first rows of each."""
     matrices = [n for n in names if len(index.shape(n)) == 2 and index.dtype(n) in FLOATS]
     chosen = matrices[:: max(1, -(-len(matrices) // ATTENTION_READ))]
     scores = [row_alignment(first_rows(index, name, MOST_ROWS)) for name in chosen]
@@ -166,7 +166,10 @@ def _describe(checkpoint: Checkpoint, models: Describer | None) -> Architecture:
 def _routers(
     index: EffectiveWeights, architecture: Architecture | None, models: Describer | None
 ) -> tuple[list[RouterTensors], tuple[str, ...]]:
-    """The language model's routers. What no model can be given is still checked, with a note."""
+    """The language model's routers.
+
+    If they contradict the config, they are returned with a note.
+    """
     if models is not None and architecture is not None:
         return list(models.routers(index, architecture)), ()
     notes: list[str] = []
@@ -196,7 +199,7 @@ def _names_of(layer: MoELayer) -> tuple[set[str], set[str]]:
 def _beside(
     index: EffectiveWeights, names: Sequence[str], pattern: re.Pattern[str]
 ) -> np.ndarray[Any, Any] | None:
-    """A vector of a layer, by a pattern of its name; None where there is none."""
+    """A vector of a layer whose name matches a pattern; None if there is none."""
     for name in names:
         if pattern.search(name) and len(index.shape(name)) == 1:
             try:
@@ -207,7 +210,7 @@ def _beside(
 
 
 def _is_fresh(index: EffectiveWeights, norms: Sequence[str]) -> bool | None:
-    """Whether every norm weight has one value alone, as initialisations give them."""
+    """Whether all norm weights are constant, as they are right after initialisation."""
     told = False
     for name in norms:
         if len(index.shape(name)) != 1 or index.dtype(name) not in FLOATS:
@@ -235,7 +238,7 @@ def _facts(config: Mapping[str, Any], architecture: Architecture | None) -> dict
 
 
 def _frozen_by(config: Mapping[str, Any], index: EffectiveWeights) -> tuple[str, ...]:
-    """What says that weights were frozen on purpose."""
+    """The setting or file which says that weights were frozen on purpose."""
     found = []
     if index.record.adapter is not None:
         found.append(index.record.adapter)

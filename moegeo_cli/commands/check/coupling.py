@@ -1,4 +1,4 @@
-"""What is kept of router and experts together: which row each expert answers to most.
+"""For each expert, which row of the router its first projection responds to most.
 
 Legend: E experts, D width of the router's input.
 """
@@ -18,7 +18,7 @@ _LAST = re.compile(r"down|w2|out(?:put)?_|fc2|_bias|dense_4h_to_h|wo\b|c_proj")
 
 
 class Coupling:
-    """The row of the router that passes most strongly through each expert's first projection.
+    """Finds for each expert the router row that its first projection passes most strongly.
 
     `result` gives {"largest": E numbers}; None for an expert whose first projection is not known:
     no matrix takes inputs of the router's width, a square one does not say which side does, or

@@ -1,4 +1,4 @@
-"""A run through its checkpoints' sums: what stayed, what moved, what came back.
+"""The history of a run: which tensors stayed, moved, or went back to earlier bytes.
 
 Everything is told from digests of the stored bytes. What is said of a checkpoint depends on
 earlier ones alone, so each can be judged with its own past.
@@ -30,13 +30,13 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """As messages call it."""
+        """The checkpoint's name in messages."""
         return self.path if self.step is None else f"step {self.step}"
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """One thing at each checkpoint, oldest first.
+    """The digests of one thing (a router, an expert, a tensor) at each checkpoint, oldest first.
 
     Attributes:
         digests: of its bytes; None where it was not read.
@@ -50,14 +50,14 @@ class Track:
 
 
 class Story:
-    """All checkpoints of a run, and every thing in them followed through it."""
+    """All checkpoints of a run, with the tracks of everything in them."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
 
     @cached_property
     def tracks(self) -> Mapping[Thing, Track]:
-        """Every thing's digests, since when they hold, and when they held before."""
+        """For every thing: its digests, since when each holds, and when it held before."""
         digests: dict[Thing, list[str | None]] = {}
         for place, entry in enumerate(self.entries):
             for thing, digest in things(entry.sums):
@@ -94,7 +94,7 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A checkpoint, at `place` in its run, with everything before it."""
+    """A checkpoint, the one at `place` in its run, with all earlier ones."""
 
     story: Story
     place: int
@@ -107,17 +107,17 @@ class Past:
 
     @property
     def layers(self) -> tuple[LayerSums, ...]:
-        """Its routers."""
+        """The layers of the checkpoint that is judged."""
         return self.now.sums.layers
 
     @property
     def is_first(self) -> bool:
-        """Whether nothing of the run is older."""
+        """Whether it is the oldest checkpoint of the run."""
         return self.place == 0
 
     @property
     def copy_of(self) -> Entry | None:
-        """The earlier checkpoint that it equals in every byte."""
+        """An earlier checkpoint that has the same bytes; None if there is none."""
         place = self.story.copies[self.place]
         return None if place is None else self.story.entries[place]
 
@@ -127,7 +127,7 @@ class Past:
         return self.story.moved[self.place]
 
     def since(self, thing: Thing) -> Entry | None:
-        """The checkpoint since which it has been equal; None where it moved or is new."""
+        """The checkpoint since which a thing has been equal. None if it moved or is new."""
         track = self.story.tracks.get(thing)
         if track is None or track.digests[self.place] is None:
             return None
@@ -135,7 +135,7 @@ class Past:
         return None if place == self.place else self.story.entries[place]
 
     def back(self, thing: Thing) -> Entry | None:
-        """The earlier checkpoint to whose bytes it has come back after it had moved."""
+        """The earlier checkpoint whose bytes a thing has again after it had moved."""
         track = self.story.tracks.get(thing)
         place = None if track is None else track.back[self.place]
         return None if place is None else self.story.entries[place]

@@ -1,4 +1,4 @@
-"""From what is kept of a run's files to its verdict: every rule tried at every checkpoint."""
+"""Tries every rule at every checkpoint, and forms the verdict of a run's files."""
 
 from __future__ import annotations
 

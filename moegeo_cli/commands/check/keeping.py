@@ -1,4 +1,4 @@
-"""What was read of a checkpoint's files, kept in the run's store so that it is read once.
+"""Stores what was read of a checkpoint's files, so that each file is read once.
 
 A checkpoint counts as the same while its files have the same names, sizes and times of change:
 then not a byte of its weights is read again. Anything else is read anew.
@@ -57,7 +57,7 @@ def key_of(checkpoint: Checkpoint, mode: str, quick: bool, model: Mapping[str, A
 
 
 def load_sums(store: Store, key: str) -> Kept | None:
-    """What is kept; None where nothing whole is."""
+    """The stored sums; None if there are none, or if they are damaged."""
     try:
         return from_dict(Kept, store.load_json(key))
     except ValueError:
@@ -65,7 +65,7 @@ def load_sums(store: Store, key: str) -> Kept | None:
 
 
 def keep_sums(store: Store, key: str, kept: Kept) -> None:
-    """Keep it."""
+    """Store a checkpoint's sums."""
     store.save_json(key, to_dict(kept))
 
 
@@ -95,7 +95,10 @@ def _walk(folder: Path, above: str) -> Iterator[list[Any]]:
 
 
 def _signs(name: str, path: Path) -> list[Any]:
-    """Ctime changes with every write, whatever tools do to mtime."""
+    """Modification and change times of a file.
+
+    Ctime changes with every write, even if a tool resets mtime.
+    """
     try:
         found = path.stat()
     except OSError:  # a link to nothing

@@ -1,4 +1,4 @@
-"""What is kept of one layer of a checkpoint: digests, norms and sketches, and further statistics.
+"""The sums of one layer of a checkpoint: digests, norms, sketches and further statistics.
 
 **A statistical finding** (is this expert untrained? do router and experts fit?) plugs in here:
 1. write a class with the methods of `Statistic` and add it to `STATISTICS`. While a layer is read
@@ -92,7 +92,7 @@ class NearGroup:
 
 
 class Statistic(Protocol):
-    """Something that is computed from a layer's weights while they are read, once.
+    """A number computed from a layer's weights while they are read, in one pass.
 
     `name` is its key in `LayerSums.statistics`; `version` is part of the store's key.
     """
@@ -107,7 +107,7 @@ class Statistic(Protocol):
         """Take one weight of one expert; do not keep its values."""
 
     def result(self) -> Any:
-        """What is kept, as plain JSON values."""
+        """The result as plain JSON values, which are stored."""
 
 
 STATISTICS: tuple[type[Statistic], ...] = (RowAlignment, Coupling)

@@ -152,7 +152,7 @@ def _count(name: str, count: int) -> tuple[Evidence, ...]:
 def _since(
     found: Sequence[LayerSums], of: Sequence[LayerSums], entry_of: Callable[[LayerSums], Entry]
 ) -> str:
-    """Layers with the step since which each holds, those of one step together."""
+    """Layers with the step since which each has been equal; layers with the same step together."""
     groups: dict[str, list[LayerSums]] = {}
     for layer in found:
         groups.setdefault(entry_of(layer).name, []).append(layer)
@@ -164,7 +164,7 @@ def _latest(entries: Iterable[Entry]) -> Entry:
 
 
 def _working(layer: LayerSums) -> list[int]:
-    """Experts that were read and are not off: zeros and masked ones cannot move."""
+    """Experts that were read and can move: not masked, not all zeros."""
     off = {*layer.expert_zero, *layer.masked}
     return [e for e, digest in enumerate(layer.expert_digests or ()) if digest and e not in off]
 

@@ -219,7 +219,7 @@ def _chunks(index: EffectiveWeights, name: str) -> Iterator[bytes]:
 def _upright(
     weight: np.ndarray[Any, Any] | None, router: RouterTensors, architecture: Architecture | None
 ) -> np.ndarray[Any, Any] | None:
-    """A router's weight with an expert a row: some families store it the other way round."""
+    """A router's weight with one row per expert. Some families store it transposed."""
     if weight is None or weight.ndim != 2:
         return None
     rows = architecture.rows_in(router.layer) if architecture is not None else None

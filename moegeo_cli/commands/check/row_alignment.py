@@ -1,4 +1,4 @@
-"""What is kept of an expert to tell whether it was trained: how random its rows' directions are.
+"""How random the directions of an expert's rows are, which tells whether it was trained.
 
 Legend: E experts.
 """

@@ -1,4 +1,4 @@
-"""A run from its folder to what its files tell: read what is new, judge all of it."""
+"""Reads the new checkpoints of a run and judges all of them by their files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from moegeo_cli.verdict.thresholds import Thresholds
 
 
 class Hearer(Protocol):
-    """Hears how far the work is."""
+    """A listener for progress."""
 
     def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
         """A run starts, of so many checkpoints."""
@@ -45,7 +45,7 @@ class Hearer(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reader:
-    """How checkpoints are read.
+    """Reads checkpoints, or takes their sums from the store.
 
     Attributes:
         store: keeps what was read.
@@ -66,12 +66,12 @@ class Reader:
     fill: Filler | None = None
 
     def keeps(self, checkpoint: Checkpoint) -> bool:
-        """Whether a checkpoint was read before, so that its files need not be."""
+        """Whether a checkpoint's sums are stored, so that its files need not be read."""
         key = key_of(checkpoint, self.mode, self.quick, self.identity)
         return load_sums(self.store, key) is not None
 
     def read(self, name: str, chosen: Sequence[Checkpoint]) -> list[Kept]:
-        """What is kept of some checkpoints; those that are not kept are read.
+        """The sums of some checkpoints. Those that are not stored are read from the files.
 
         Args:
             name: of the run.
@@ -114,7 +114,7 @@ def tell_story(chosen: Sequence[Checkpoint], kept: Sequence[Kept]) -> Story:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FilesChecked:
-    """What the files of a run tell, by a checkpoint's path in it: outcomes of rules, and sums.
+    """Results for a run's files, by a checkpoint's path: the outcomes of rules, and the sums.
 
     `sums` is empty where the files could not be read.
     """
@@ -126,7 +126,7 @@ class FilesChecked:
 def find_outcomes(
     folder: RunFolder, chosen: Sequence[Checkpoint], reader: Reader, limits: Thresholds
 ) -> FilesChecked:
-    """What every rule says of some checkpoints of a run.
+    """The outcome of every rule at some checkpoints of a run.
 
     What cannot be read is a reason beside each rule, and no error.
 
@@ -147,7 +147,7 @@ def find_outcomes(
 
 
 def none_checked(chosen: Sequence[Checkpoint], reason: str) -> FilesChecked:
-    """Files that nothing is told of, and why."""
+    """The result where files could not be checked, with the reason."""
     outcomes = dict.fromkeys(FILE_RULES, Skipped(reason))
     return FilesChecked({c.relative: outcomes for c in chosen}, {})
 

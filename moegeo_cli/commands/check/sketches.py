@@ -1,4 +1,4 @@
-"""Sketches: a few numbers of an expert that keep distances, so that nothing is read twice.
+"""Sketches: a few numbers per expert that preserve distances, so that no file is read twice.
 
 A sketch is a random signed sum of an expert's weights in `DIMENSIONS` bins, the same signs for
 every expert of every checkpoint. It is linear, so the difference of two sketches is the sketch of
@@ -24,7 +24,7 @@ _SEED = 20_261
 
 
 def sketch(values: np.ndarray[Any, Any], role: str) -> np.ndarray[Any, Any]:
-    """Sketch of one weight of an expert; those of its weights add up to the expert's.
+    """Sketch of one weight of an expert. The sketches of its weights add up to the expert's.
 
     Args:
         values: float32, any shape; entries are told apart by their place.
@@ -76,7 +76,7 @@ def distances(sketches_ED: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def mean_distance(sketches_ED: np.ndarray[Any, Any], norms_E: np.ndarray[Any, Any]) -> float | None:
-    """Mean over pairs of their distance over that of independent ones of the same norms.
+    """Mean distance of two experts, relative to independent experts of the same norms.
 
     Args:
         sketches_ED: shape (E, DIMENSIONS).

@@ -107,7 +107,7 @@ def experts_identical(past: Past) -> Outcome:
 
 
 def identical_groups(layer: LayerSums) -> list[tuple[int, ...]]:
-    """Groups of experts with equal weights; experts that are lost are named as what they are."""
+    """Groups of experts with equal weights. Damaged experts (zeros, NaN) are not counted."""
     lost = {*layer.expert_zero, *layer.expert_nonfinite}
     by_digest: dict[str, list[int]] = {}
     for expert, digest in enumerate(layer.expert_digests or ()):

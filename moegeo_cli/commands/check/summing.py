@@ -118,7 +118,7 @@ def _sum_router(
 def _of_length(
     bias_E: np.ndarray[Any, Any] | None, rows: int, what: str, reasons: dict[str, str]
 ) -> np.ndarray[Any, Any] | None:
-    """A bias with an entry an expert; None, with the reason, for any other."""
+    """A bias with one entry per expert; None, with the reason, for any other."""
     if bias_E is None or bias_E.size == rows:
         return bias_E
     reasons[what] = f"it has {bias_E.size} entries for {rows} experts"
@@ -126,7 +126,7 @@ def _of_length(
 
 
 def top_k_of(architecture: Architecture | None, layer: int | None) -> int | None:
-    """Experts a token of a layer; None where the config does not say."""
+    """Experts per token of a layer; None if the config does not say."""
     if architecture is None:
         return None
     by_layer = architecture.top_k_by_layer
@@ -295,7 +295,10 @@ def _near_groups(
     digests: tuple[str, ...],
     lost: set[int],
 ) -> tuple[NearGroup, ...]:
-    """Groups of experts that are equal but for less than bfloat16 rounds, by reading them again."""
+    """Groups of experts that differ by less than bfloat16 rounding.
+
+    Their weights are read again.
+    """
     first: dict[str, int] = {}
     for expert, digest in enumerate(digests):
         first.setdefault(digest, expert)

@@ -39,7 +39,7 @@ OVER_LAYERS = (
 
 
 def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
-    """A layer as the report has it.
+    """A layer's record for the report.
 
     Args:
         layer: of the checkpoint that `past` is about.
@@ -69,7 +69,7 @@ def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
 
 
 def describe_checkpoint(layers: Sequence[CheckedLayer], past: Past) -> Metrics:
-    """What is known of a checkpoint as a whole: means over layers, and the shares that moved."""
+    """A checkpoint's metrics: means over layers, and the shares that moved."""
     found: dict[str, Metric] = {}
     for name in OVER_LAYERS:
         own = [x.metrics[name] for x in layers if name in x.metrics]
@@ -213,7 +213,7 @@ def _moved(past: Past) -> dict[str, Metric]:
 
 
 def _same(layer: LayerSums, past: Past, place: int) -> LayerSums | None:
-    """The layer at another checkpoint before this one; None where there is none."""
+    """The same layer at an earlier checkpoint; None if there is none."""
     if place < 0 or place >= past.place:
         return None
     others = past.story.entries[place].sums.layers

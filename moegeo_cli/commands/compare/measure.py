@@ -117,7 +117,7 @@ def compare_runs(
 
 
 def check_axis(runs: Iterable[RunFolder], by: str | None) -> None:
-    """See before hours of work that the runs' checkpoints can be matched by progress.
+    """Check, before hours of work, that the runs' checkpoints can be matched by progress.
 
     Args:
         runs: both.
@@ -138,7 +138,7 @@ def _recorded(*runs: Sequence[CheckpointRecord]) -> list[list[tuple[str, Progres
 
 
 def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> list[str]:
-    """What stands between two runs and a comparison, as notes where it is forced."""
+    """Differences that make two runs incomparable: an error, or notes with `--force`."""
     a, b = judged
     differing: list[tuple[str, Any, Any]] = []
     if a.probe["sha256"] != b.probe["sha256"]:
@@ -163,7 +163,10 @@ def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> li
 def _choose_healthier(
     judged: tuple[RunRecord, RunRecord], pairs: tuple[MatchedPair, ...]
 ) -> tuple[Side | None, str]:
-    """The better routing axis; then the paired loss where its interval excludes 0."""
+    """The run with better routing.
+
+    If both are equal: the one with the lower paired loss, if its interval excludes 0.
+    """
     words = tuple(r.verdict.routing if r.verdict else "inconclusive" for r in judged)
     if all(w in RANKS for w in words) and RANKS[words[0]] != RANKS[words[1]]:
         first = RANKS[words[0]] < RANKS[words[1]]

@@ -43,7 +43,7 @@ WITHIN_SCORING = {
 
 
 def choose_axis(runs: Iterable[Sequence[tuple[str, Progress]]], wanted: str | None) -> ProgressAxis:
-    """What progress is counted in: tokens where all checkpoints record them, else step.
+    """The count of progress to match by: tokens if all checkpoints record them, else step.
 
     A run of one checkpoint without progress is compared with the newest of the other: a base model
     with its fine-tuned one.
@@ -83,7 +83,9 @@ def choose_axis(runs: Iterable[Sequence[tuple[str, Progress]]], wanted: str | No
 def match_progress(
     a: Sequence[CheckpointRecord], b: Sequence[CheckpointRecord], axis: str
 ) -> tuple[list[tuple[CheckpointRecord, CheckpointRecord]], list[Unmatched]]:
-    """Nearest pairs within 2%, each checkpoint used once; nothing is interpolated.
+    """Pairs of checkpoints with the nearest progress, within 2%.
+
+    Each checkpoint is used once; nothing is interpolated.
 
     Args:
         a: checkpoints of the first run.

@@ -1,4 +1,4 @@
-"""What a layer's experts do: alignment of their Jacobians, their spectra, the sizes of outputs.
+"""Alignment of the Jacobians of a layer's experts, their spectra, and the sizes of outputs.
 
 Legend: N kept tokens, T of them with Jacobians, E experts, G groups of sequences, S singular
 values.
@@ -33,7 +33,7 @@ WEIGHT_BYTES = 64 * 2**20  # of weights that are compared at one time
 
 @dataclass(frozen=True, slots=True)
 class Functions:
-    """Alignments of a layer's experts, with what else their Jacobians say.
+    """Alignments of a layer's experts, and further numbers from their Jacobians.
 
     `null` pairs each expert (rows) with each disturbed one (columns). `directions` is 0 where the
     Jacobians are exact.
@@ -50,7 +50,7 @@ class Functions:
 
 
 def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSettings) -> Functions:
-    """Alignment of all pairs of a layer's experts, and what else their Jacobians say.
+    """Alignments of all pairs of a layer's experts, and further numbers from their Jacobians.
 
     Args:
         experts: the experts as functions.
@@ -118,7 +118,7 @@ def align_pairs(
 
 
 def spread_rows(available: int, wanted: int) -> np.ndarray:
-    """Rows spread evenly over all that there are, so that every sequence has its part."""
+    """Rows chosen evenly over all rows, so that every sequence is represented."""
     if available <= wanted:
         return np.arange(available)
     return np.linspace(0, available - 1, wanted).round().astype(np.int64)
@@ -150,7 +150,7 @@ def _spectra(
 
 
 def weight_cosines(experts: Experts) -> np.ndarray | None:
-    """Cosines of the experts' weights as they are stored, neurons unmatched.
+    """Cosines of the experts' stored weights, without matching neurons.
 
     None if they are not known, or not in memory together.
     """
@@ -170,6 +170,6 @@ def weight_cosines(experts: Experts) -> np.ndarray | None:
 
 
 def output_rows(experts: Experts, tokens: LayerTokens, expert: int, rows: np.ndarray) -> np.ndarray:
-    """What an expert makes of some of its tokens, (n, O), float32."""
+    """An expert's outputs for some of its tokens, (n, O), float32."""
     with torch.no_grad():
         return np.asarray(experts.at(expert, tokens.inputs(rows, expert)).values().cpu().numpy())

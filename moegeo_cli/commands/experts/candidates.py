@@ -67,7 +67,7 @@ def prune_scores(layer: MeasuredLayer) -> np.ndarray | str:
 
 
 def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
-    """The three, each relative to its mean over the layer's experts; or which one is missing.
+    """The three factors, each over its mean in the layer; or the name of the missing one.
 
     An expert that nothing was routed to has 0, in the means too.
     """
@@ -89,7 +89,7 @@ def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
 
 
 def unranked(layers: Sequence[MeasuredLayer]) -> list[str]:
-    """Which layers have no experts ranked to prune though functions were measured, and why."""
+    """Notes for layers whose functions were measured but whose experts have no prune score."""
     by_reason: dict[str, list[str]] = {}
     for layer in layers:
         score_E = prune_scores(layer)
@@ -103,7 +103,7 @@ def unranked(layers: Sequence[MeasuredLayer]) -> list[str]:
 
 
 def rank_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
-    """All experts, those that least passes through first."""
+    """All experts by their prune score, lowest first."""
     scored = [
         (float(score), (place, e))
         for place, layer in enumerate(layers)
@@ -114,7 +114,7 @@ def rank_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
 
 
 def rank_singles_by(layers: Sequence[MeasuredLayer], matrix: str) -> list[Single]:
-    """All experts, those most like another one first, by a matrix of pairs."""
+    """All experts by their most similar other expert, by a matrix of pairs; most similar first."""
     scored: list[tuple[float, Single]] = []
     for place, layer in enumerate(layers):
         values_EE = pair_values(layer, matrix)
@@ -130,7 +130,7 @@ def rank_singles_by(layers: Sequence[MeasuredLayer], matrix: str) -> list[Single
 def prune_candidates(
     layers: Sequence[MeasuredLayer], count: int, *, narrow: bool
 ) -> tuple[PruneCandidate, ...]:
-    """Experts that least passes through.
+    """The experts with the lowest prune scores.
 
     Args:
         layers: the measured layers.

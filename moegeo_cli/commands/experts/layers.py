@@ -127,7 +127,7 @@ def measure_layer(
 
 
 def _coexist(metrics: Mapping[str, Metric]) -> bool | None:
-    """Whether inputs overlap more than random subspaces would, and more than functions align."""
+    """Whether inputs overlap more than random subspaces do, and more than functions align."""
     less, own = metrics["asymmetry"].ci_low, metrics["overlap_input"].ci_low
     chance = metrics["overlap_chance"].value
     if less is None or own is None or chance is None:
@@ -150,7 +150,7 @@ def null_limit(functions: Functions) -> float | None:
 
 
 def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
-    """Which experts give no finite values, as lost weights do not; None where all do."""
+    """Names the experts with values that are not finite; None if all are finite."""
     rows = _some(tokens)
     lost = [
         str(e)

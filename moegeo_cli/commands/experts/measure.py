@@ -171,7 +171,7 @@ def measure_experts(
 
 
 def _breadth(probe: Probe) -> list[str]:
-    """What to know of the probe before an expert is pruned."""
+    """A note if the probe is too narrow to prune experts by."""
     names = list(probe.domains)
     if len(names) > 1:
         return []
@@ -226,7 +226,7 @@ def _kept_rows(routers: Sequence[Router], tokens: int, settings: ExpertSettings)
 
 
 def _input_modules(blocks: Mapping[str, ExpertBlock | None]) -> dict[str, nn.Module]:
-    """Whose inputs to keep, for the routers whose experts do not take the router's own."""
+    """The modules whose inputs to keep, where experts do not get their router's input."""
     return {
         path: block.input_module
         for path, block in blocks.items()
@@ -236,7 +236,7 @@ def _input_modules(blocks: Mapping[str, ExpertBlock | None]) -> dict[str, nn.Mod
 
 @contextlib.contextmanager
 def _one_by_one(model: Any) -> Iterator[None]:
-    """Experts computed one by one: grouped products have no second derivative, and need widths."""
+    """Compute experts one by one inside the block: grouped products have no second derivative."""
     inner = getattr(model, "inner", model)
     before = getattr(getattr(inner, "config", None), "_experts_implementation", None)
     if not hasattr(inner, "set_experts_implementation"):

@@ -1,4 +1,4 @@
-"""Which parameters of a decoder read the residual stream, which write to it, by which norm.
+"""Which parameters of a decoder read the residual stream, which write to it, and by which norm.
 
 A parameter is known by the end of its name; one that is not known makes the structure
 unknown, since a transformation that forgets a reader changes the model.
@@ -35,12 +35,12 @@ _FUSED_READER, _FUSED_WRITER = "gate_up_proj", "down_proj"
 
 
 class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
-    """A transformation that this model does not allow, and why."""
+    """Raised where a model does not allow a rewriting; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A parameter and the axis along which it meets the residual stream."""
+    """A parameter, and the axis of it that is the residual stream."""
 
     tensor: torch.Tensor
     axis: int
@@ -48,7 +48,7 @@ class Use:
 
 @dataclass(slots=True)
 class Branch:
-    """A norm with what reads its output."""
+    """A norm, and the parameters that read its output."""
 
     norm: nn.Parameter
     readers: list[Use] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Branch:
 
 @dataclass(slots=True)
 class Residual:
-    """All that touches the residual stream: two branches a layer, the head's branch, writers."""
+    """All parameters at the residual stream: two branches per layer, the head's branch, writers."""
 
     branches: list[Branch]
     before_router: dict[int, Branch]  # by index of the decoder layer

@@ -1,4 +1,4 @@
-"""Changes of a model's weights that leave its outputs as they are.
+"""Rewritings: changes of a model's weights that keep its outputs.
 
 Each works in place, in float64, and raises `NotApplicable` where the model does not allow
 it; whether the outputs really stayed is for the caller to verify.

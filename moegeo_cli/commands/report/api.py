@@ -15,7 +15,7 @@ from moegeo_cli.reports.json_report import read_any
 
 @takes(StorePlace)
 def report(path: Path | str, **options: Unpack[StorePlace]) -> AnyRecord:
-    """What the last `analyze` of a run found, as it is kept; no model is loaded.
+    """The result of the last `analyze` of a run, from the store. No model is loaded.
 
     Args:
         path: the run or checkpoint; or a JSON file that any command wrote.

@@ -23,7 +23,10 @@ NO_EXPERTS = "no weights of experts were found beside the router"
 
 @dataclass(frozen=True, slots=True)
 class ExpertSample:
-    """Sampled weights by expert, float32; `shapes` says of what, and so whether two compare."""
+    """Sampled weights of each expert, float32.
+
+    Two samples are comparable if their `shapes` are equal.
+    """
 
     weights_EW: np.ndarray
     shapes: tuple[tuple[int, ...], ...]
@@ -54,7 +57,7 @@ class ExpertWeights:
 
 
 def find_expert_weights(model: nn.Module, router: Router) -> ExpertWeights | str:
-    """The weights of the experts that a router chooses among; or, in words, why there are none."""
+    """The weights of the experts that a router chooses among; or why there are none, in words."""
     body = form_of(model).body
     if body is None:
         return NO_MODEL

@@ -38,13 +38,13 @@ NO_DOMAINS = "the probe names fewer than two domains"
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An estimate beside its null or chance value, None where it has none."""
+    """An estimate with its null or chance value, which is None if there is none."""
 
     estimate: Estimate
     null: float | None = None
 
     def metric(self, name: str) -> Metric:
-        """The record of it."""
+        """The figure as a metric of a record."""
         return metric(self.estimate, UNITS[name], self.null)
 
 
@@ -52,7 +52,7 @@ Figures = dict[str, Figure]
 
 
 def direction_figures(tokens: RoutedTokens, draws: Draws) -> Figures:
-    """What the router's inputs share, how it answers to that, and how unequal its load is."""
+    """The shared direction of a router's inputs, the response to it, and the load imbalance."""
     logits_TE, names = tokens.centred_logits, ("shared_energy", "response", "response_relative")
     collapse = Figure(_collapse(tokens, draws))
     if logits_TE is None:
@@ -70,7 +70,7 @@ def direction_figures(tokens: RoutedTokens, draws: Draws) -> Figures:
 
 
 def row_space_figures(tokens: RoutedTokens, draws: Draws) -> Figures:
-    """What of its inputs a router can see, and how it answers to what varies in them."""
+    """The part of its inputs that a router sees, and its response to their principal directions."""
     if tokens.logits_TE is None:
         return dict.fromkeys(("row_space_share", "response_principal"), Figure(missing(HASHED)))
     shared = _shared(tokens, draws)
@@ -88,7 +88,7 @@ def _shared(tokens: RoutedTokens, draws: Draws) -> SharedDirection:
 
 
 def _collapse(tokens: RoutedTokens, draws: Draws) -> Estimate:
-    """Load imbalance, as `moegeo analyze` has it; its own null stays there."""
+    """Load imbalance, as `moegeo analyze` computes it, without its null."""
     usage = tokens.usage
     sums = measure_routing(
         RouterTokens(
@@ -106,7 +106,7 @@ def _collapse(tokens: RoutedTokens, draws: Draws) -> Estimate:
 
 
 def overlap_figures(tokens: RoutedTokens, draws: Draws, seed: int) -> Figures:
-    """What tokens have in common by being of one sequence, position or id, or of nothing."""
+    """Experts in common of tokens of the same sequence, position or id, and of unrelated tokens."""
     usage, chance = tokens.usage, tokens.usage.chance
     n = usage.tokens
     words = Figure(missing(NO_IDS)), Figure(missing(NO_IDS))
@@ -132,7 +132,7 @@ def overlap_figures(tokens: RoutedTokens, draws: Draws, seed: int) -> Figures:
 
 
 def _sequence_affinity(usage: Usage, draws: Draws, seed: int) -> Figure:
-    """Likeness of two sequences' loads, and where choices are dealt to tokens at random."""
+    """Similarity of two sequences' loads, and the same with choices permuted among tokens."""
 
     def affinity(own: Usage) -> Estimate:
         counts_SE = own.dispatch_SE
@@ -156,7 +156,7 @@ def _sequence_affinity(usage: Usage, draws: Draws, seed: int) -> Figure:
 
 
 def domain_figures(usage: Usage, labels_S: np.ndarray, draws: Draws, seed: int) -> Figures:
-    """What tokens have in common by being of one domain.
+    """Experts in common of tokens of the same domain.
 
     Args:
         usage: the router's choices.
@@ -186,7 +186,7 @@ def rollout_figures(
     draws: Draws,
     seed: int,
 ) -> Figures:
-    """What prompts tell of their continuations.
+    """How far the experts of a prompt predict those of its continuation.
 
     Args:
         prefix: "rollout" or "generated".
@@ -211,14 +211,14 @@ def rollout_figures(
 
 
 def _tested(p_value: float | None, reason: str | None) -> Estimate:
-    """A p-value, of so many permutations."""
+    """A p-value from a number of permutations."""
     if p_value is None:
         return missing(reason or "not tested")
     return Estimate(p_value, n=PERMUTATIONS)
 
 
 def mean_figures(by_router: Sequence[Mapping[str, Figure]]) -> dict[str, Metric]:
-    """Means over routers, draw by draw, and over their nulls; of p-values there is none."""
+    """Means over routers, draw by draw, and means of their nulls. A p-value has no mean."""
     found = {}
     for name in by_router[0] if by_router else ():
         if name.endswith("_p_value"):
@@ -231,7 +231,7 @@ def mean_figures(by_router: Sequence[Mapping[str, Figure]]) -> dict[str, Metric]
 
 
 def trend(estimates: Sequence[Estimate], at: Sequence[float], least: int, reason: str) -> Estimate:
-    """Spearman's correlation of values with where they stand, ranked anew in each draw.
+    """Spearman's correlation of values with their positions, ranked again in each draw.
 
     Args:
         estimates: the values; those that are missing are left out.
@@ -259,7 +259,7 @@ def trend(estimates: Sequence[Estimate], at: Sequence[float], least: int, reason
 
 
 def change_figures(first: Mapping[str, Figure], last: Mapping[str, Figure]) -> Figures:
-    """Last less first, paired by the draws."""
+    """Last value minus first, paired by draws."""
     return {
         name: Figure(difference(last[name].estimate, first[name].estimate))
         for name in last

@@ -1,4 +1,4 @@
-"""Two models on the same tokens: whether they have an ancestor in common, and what they share.
+"""Two models on the same tokens: whether they have a common ancestor, and how similarly they route.
 
 Legend: T tokens, E experts of the first model, F of the second, K chosen per token, S sequences.
 """
@@ -33,7 +33,7 @@ OTHER_SHAPES = "the experts of the two have different shapes"
 
 @dataclass(frozen=True)
 class Side:
-    """One router of one model, as far as another model's is held against it.
+    """One router of one model: what is needed to compare it with another model's.
 
     `root_NE` are roots of routing distributions at `rows_SM` (None for a router that hashes).
     """
@@ -47,7 +47,7 @@ class Side:
 
 
 def take_side(tokens: RoutedTokens, ready: Ready, source: ModelSource, seed: int) -> Side:
-    """What is kept of a router, so that its model can be let go.
+    """Take from a router what is needed later, so that its model can be freed.
 
     Args:
         tokens: what a replay left of it.
@@ -76,7 +76,7 @@ def pair_sides(one: Sequence[Side], other: Sequence[Side]) -> list[tuple[Side, S
 
 
 def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, list[Match | None]]:
-    """Whether the models have an ancestor in common, why, and each pair's matching of experts."""
+    """Whether the models have a common ancestor, why, and how the experts of each pair match."""
     matches: list[Match | None] = []
     reasons = []
     for a, b in pairs:
@@ -109,7 +109,7 @@ def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, 
 def compare_pair(
     a: Side, b: Side, match: Match | None, lineage: bool | None, draws: Draws, seed: int
 ) -> RouterPair:
-    """What two routers share on the same tokens.
+    """How similarly two routers route the same tokens.
 
     Args:
         a: a router of the first model.

@@ -31,7 +31,7 @@ from moegeo_cli.records import Coverage
 
 @dataclass(frozen=True)
 class Replayed:
-    """A checkpoint after its replay: the model as it stands, and each router's tokens."""
+    """A checkpoint after its replay: the model, and each router's tokens."""
 
     ready: Ready
     routers: list[RoutedTokens]
@@ -122,7 +122,7 @@ class RoutingReplay:
         )
 
     def sides(self, checkpoint: Checkpoint, found: Replayed) -> list[Side]:
-        """Its routers, as far as another model is held against them."""
+        """Its routers, reduced to what a comparison with another model needs."""
         source = self.measurer.source(checkpoint)
         return [take_side(t, found.ready, source, self.settings.seed) for t in found.routers]
 

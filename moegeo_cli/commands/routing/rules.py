@@ -11,7 +11,9 @@ from moegeo_cli.verdict.thresholds import Thresholds
 
 
 def shared_direction(record: RoutingRecord, limits: Thresholds) -> Outcome:
-    """A direction that all inputs share, answered more than a random one, that rules the logits.
+    """A shared direction of all inputs that decides the logits.
+
+    The router must respond to it more than to a random one.
 
     Balancing would suppress it: what it adds is the same for every token and favours the same
     experts. Both intervals must lie above their limits.
@@ -76,7 +78,7 @@ def _choice(layer: RoutingLayerRecord) -> float | None:
 
 
 def _nothing(record: RoutingRecord, told: int, words: str) -> Outcome:
-    """Passed where every router was looked at; else not decided."""
+    """The outcome where nothing was found: passed if every router was looked at, else undecided."""
     found = record.coverage.routers_found
     return None if told == found else Skipped(f"{told} of {found} routers were {words}")
 

@@ -1,4 +1,4 @@
-"""What a replay left of one router: choices and logits of all tokens, inputs of some.
+"""One router's tokens after a replay: choices and logits of all, inputs of some.
 
 Legend: T tokens that a router sees, N of them with kept inputs, D width, E experts, K chosen per
 token, S sequences.
@@ -103,7 +103,7 @@ def gather_routed(
     groups_S: np.ndarray,
     architecture: Architecture,
 ) -> RoutedTokens | str:
-    """The tokens of one router; or, in words, why they cannot be had.
+    """The tokens of one router; or the reason, in words, why there are none.
 
     Args:
         trace: what a replay left.

@@ -1,4 +1,4 @@
-"""What changes over a run's checkpoints: the answer to what inputs share, and settled choices.
+"""Changes over a run's checkpoints: the response to the shared direction, and saturation.
 
 Legend: N tokens with kept inputs, E experts, B draws.
 """
@@ -43,7 +43,7 @@ class Stage:
 
 
 def stage_figures(tokens: RoutedTokens, draws: Draws, final: Snapshot | None) -> Figures:
-    """What is followed of a router from checkpoint to checkpoint.
+    """The figures of a router that are followed from checkpoint to checkpoint.
 
     Args:
         tokens: what a replay left of it.
@@ -116,7 +116,7 @@ def _records(
 
 
 def _relations(stages: Sequence[Stage]) -> Figures:
-    """How the response goes with training, and with load imbalance."""
+    """Correlations of the response with the step and with load imbalance."""
     means = [
         mean_of([f["response_relative"].estimate for f in stage.figures.values()])
         for stage in stages
