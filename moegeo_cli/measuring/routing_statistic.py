@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from moegeo_cli.checkpoints.architecture import Architecture
+from moegeo_cli.fisher.categorical import Distribution
 from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.routing import sum_tokens
 from moegeo_cli.geometry.sums import TOKEN_MEANS, RouterTokens, RoutingSums
+from moegeo_cli.measuring.token_sums import Runs, are_plain, make_rule, sum_batch
 from moegeo_cli.routers.finding import Router
 
 # Arrays of sums by sequence, as `RoutingSums` names them.
@@ -102,6 +104,7 @@ class RoutingStatistic:
         logits_NE: torch.Tensor,
         selected_NK: torch.Tensor,
         weights_NK: torch.Tensor,
+        found: Distribution | None = None,
     ) -> None:
         """Add the tokens of some whole sequences.
 
@@ -110,12 +113,16 @@ class RoutingStatistic:
             logits_NE: raw logits, float32.
             selected_NK: chosen experts, −1 for an empty slot.
             weights_NK: combine weights, float32.
+            found: the distributions of these logits, where they are at hand.
         """
         if not len(sequence_N):
             return
         first_N = np.concatenate([[True], np.diff(sequence_N) != 0])
         own_S = sequence_N[first_N]
-        found = sum_tokens(
+        if logits_NE.shape[1] > 1 and are_plain(logits_NE, selected_NK, weights_NK):
+            self._add_plain(first_N, own_S, logits_NE, selected_NK, weights_NK, found)
+            return
+        sums = sum_tokens(
             dataclasses.replace(
                 self._facts,
                 logits_TE=logits_NE.cpu().numpy(),
@@ -125,13 +132,46 @@ class RoutingStatistic:
                 sequences=len(own_S),
             )
         )
-        for name, sums in self._sums.items():
-            sums[own_S] += getattr(found, name)
-        if found.contradicted < 0:
+        for name, whole in self._sums.items():
+            whole[own_S] += getattr(sums, name)
+        self._count_contradicted(sums.contradicted, in_logits=sums.margin_in_logits)
+
+    def _add_plain(
+        self,
+        first_N: np.ndarray,
+        own_S: np.ndarray,
+        logits_NE: torch.Tensor,
+        selected_NK: torch.Tensor,
+        weights_NK: torch.Tensor,
+        found: Distribution | None,
+    ) -> None:
+        """The same where all tokens can be summed where they are."""
+        lengths_S = np.diff(np.append(np.flatnonzero(first_N), len(first_N)))
+        runs = Runs(
+            torch.from_numpy(np.cumsum(first_N) - 1).to(logits_NE.device),
+            torch.from_numpy(lengths_S).to(logits_NE.device),
+        )
+        rule = make_rule(self._facts, selected_NK.shape[1])
+        found = found or Distribution(logits_NE, self._facts.scoring)
+        sums = sum_batch(
+            runs, logits_NE, selected_NK.long(), weights_NK, found, self._facts.scoring, rule
+        )
+        for name, whole in self._sums.items():
+            if name != "nonfinite_S":
+                own = lengths_S if name == "sequence_tokens" else getattr(sums, name)
+                whole[own_S] += own
+        self._count_contradicted(
+            -1 if rule is None else sums.contradicted,
+            in_logits=rule is not None and rule.in_logits,
+        )
+
+    def _count_contradicted(self, tokens: int, *, in_logits: bool) -> None:
+        """Tokens that the rule does not explain, −1 without a rule."""
+        if tokens < 0:
             self._contradicted[1] += 1
         else:
-            self._contradicted[0] += found.contradicted
-            self._in_logits[0] += found.margin_in_logits
+            self._contradicted[0] += tokens
+            self._in_logits[0] += in_logits
 
     def parts(self) -> list[torch.Tensor]:
         """The sums themselves, so that those of other ranks can be added to them."""

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.fisher.accumulation import FisherAccumulator, exact_groups_fit
+from moegeo_cli.fisher.categorical import Distribution
 from moegeo_cli.replay.pairs import SOURCE, TARGET
 from moegeo_cli.routers.finding import Router
 
@@ -31,8 +32,12 @@ class Statistic(Protocol):
         logits_NE: torch.Tensor,
         selected_NK: torch.Tensor,
         weights_NK: torch.Tensor,
+        found: Distribution | None = None,
     ) -> None:
-        """Add the tokens of some whole sequences, those of one side by side."""
+        """Add the tokens of some whole sequences, those of one side by side.
+
+        `found` are the distributions of these logits, where something else needed them.
+        """
 
     def parts(self) -> list[torch.Tensor]:
         """The sums themselves: those of several ranks are added up in place."""

@@ -25,7 +25,8 @@ from moegeo_cli.errors import (
     ResourceError,
     UnsupportedArchitectureError,
 )
-from moegeo_cli.fisher.categorical import categorical_information
+from moegeo_cli.fisher.buffers import Buffers
+from moegeo_cli.fisher.categorical import Distribution
 from moegeo_cli.probes import Sample
 from moegeo_cli.replay.batches import count_losses, plan_batches
 from moegeo_cli.replay.calls import CallCount, Trial, make_trial
@@ -158,6 +159,7 @@ class Pass:
             take_sides(model, self.traces, self.lengths, plan.splits_S)
         self.loss_S = np.zeros(len(ids))
         self.kept = KeptInputs(plan, tokens)
+        self.buffers = Buffers()
         self.kept_place_T: np.ndarray = np.full(tokens, -1)
         if plan.kept_rows is not None:
             self.kept_place_T[plan.kept_rows] = np.arange(len(plan.kept_rows))
@@ -375,8 +377,10 @@ class Pass:
             shape = (len(trace.logits_TE), selected_NK.shape[1])
             trace.selected_TK = np.zeros(shape, dtype=np.int32)
             trace.weights_TK = np.zeros(shape, dtype=np.float32)
+        informed = CATEGORICAL in trace.fishers
+        found = Distribution(logits_NE, self.plan.scoring, self.buffers) if informed else None
         if trace.statistic is not None:
-            trace.statistic.add(rows.sequence_N, logits_NE, selected_NK, weights_NK)
+            trace.statistic.add(rows.sequence_N, logits_NE, selected_NK, weights_NK, found)
         places, values = rows.probe_N, [logits_NE, selected_NK, weights_NK]
         if trace.kept is not None:
             places = self.kept_place_T[rows.probe_N]
@@ -388,10 +392,6 @@ class Pass:
         self.calls.measured(trace.router, rows.probe_N)
         if trace.router.path not in self.kept.modules:
             self.kept.keep(trace, rows, call.x_ND)
-        if CATEGORICAL in trace.fishers:
+        if found is not None:
             x_ND = rows.real(call.x_ND.detach()).float()
-            trace.fishers[CATEGORICAL].add(
-                categorical_information(logits_NE, self.plan.scoring),
-                x_ND.square(),
-                rows.group_spans,
-            )
+            trace.fishers[CATEGORICAL].add(found.information(), x_ND.square(), rows.group_spans)

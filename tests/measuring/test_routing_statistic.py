@@ -14,6 +14,7 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.geometry.routing import measure_routing, sum_tokens
 from moegeo_cli.geometry.scoring import probabilities
+from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.geometry.simplex import distance, distance_max
 from moegeo_cli.geometry.sums import TOKEN_MEANS, RouterTokens
 from moegeo_cli.measuring.arrays import CheckpointArrays
@@ -27,13 +28,32 @@ LENGTHS = (7, 31, 18, 44)
 BATCHES = ((2, 0), (3,), (1,))  # sequences in another order than the probe's
 
 
-def tokens_of(scoring: str, top_k: int | None, groups: tuple[int, int] | None) -> RouterTokens:
-    """Random tokens: an empty slot, a token that is not finite, a biased choice among groups."""
+def tokens_of(
+    scoring: str,
+    top_k: int | None,
+    groups: tuple[int, int] | None,
+    bias_on: str | None = None,
+    step: float = 0.0,
+) -> RouterTokens:
+    """Random tokens: an empty slot, a token that is not finite, a biased choice among groups.
+
+    One token names an expert twice, and one has chosen the wrong experts. `step` rounds the
+    logits, so that they tie.
+    """
     generator = np.random.default_rng(3)
     logits_TE = generator.normal(size=(sum(LENGTHS), 8)).astype(np.float32)
+    if step:
+        logits_TE = np.round(logits_TE / step) * np.float32(step)
     logits_TE[11, 3] = np.nan
-    selected_TK = np.argsort(-np.nan_to_num(logits_TE), axis=1)[:, :3].astype(np.int32)
+    bias_E = generator.normal(size=8) if groups or bias_on else None
+    rule = SelectionRule(3, scoring, bias_E, groups, bias_on=bias_on or "scores")
+    scores_TE = rule.score(np.nan_to_num(logits_TE))
+    if groups:
+        scores_TE = np.nan_to_num(logits_TE)
+    selected_TK = np.argsort(-scores_TE, axis=1, kind="stable")[:, :3].astype(np.int32)
     selected_TK[20, 2] = -1
+    selected_TK[60, 2] = selected_TK[60, 1]
+    selected_TK[70] = np.argsort(scores_TE[70])[:3]
     weights_TK = generator.random(selected_TK.shape).astype(np.float32)
     return RouterTokens(
         logits_TE=logits_TE,
@@ -41,7 +61,8 @@ def tokens_of(scoring: str, top_k: int | None, groups: tuple[int, int] | None) -
         weights_TK=weights_TK,
         sequence_T=np.repeat(np.arange(len(LENGTHS)), LENGTHS),
         scoring=scoring,
-        selection_bias_E=generator.normal(size=8) if groups else None,
+        selection_bias_E=bias_E,
+        bias_on=bias_on or "scores",
         groups=groups,
         top_k=top_k,
         experts=8,
@@ -49,13 +70,28 @@ def tokens_of(scoring: str, top_k: int | None, groups: tuple[int, int] | None) -
 
 
 @pytest.mark.parametrize(
-    ("scoring", "top_k", "groups"),
-    [("softmax", 3, None), ("softmax", None, None), ("sigmoid", 3, (4, 2))],
+    ("scoring", "top_k", "groups", "bias_on", "step"),
+    [
+        ("softmax", 3, None, None, 0.0),
+        ("softmax", None, None, None, 0.0),
+        ("softmax", 3, None, "logits", 0.0),
+        ("softmax", 3, None, "scores", 0.0),
+        ("softmax", 3, None, None, 0.5),
+        ("softmax", 3, None, None, 1e-3),
+        ("sigmoid", 3, (4, 2), None, 0.0),
+        ("sigmoid", 3, None, "scores", 0.0),
+        ("sqrt_softplus", 3, None, "scores", 0.25),
+        ("sqrt_softplus", 3, None, None, 0.0),
+    ],
 )
 def test_batches_give_the_sums_of_all_tokens(
-    scoring: str, top_k: int | None, groups: tuple[int, int] | None
+    scoring: str,
+    top_k: int | None,
+    groups: tuple[int, int] | None,
+    bias_on: str | None,
+    step: float,
 ) -> None:
-    tokens = tokens_of(scoring, top_k, groups)
+    tokens = tokens_of(scoring, top_k, groups, bias_on, step)
     whole = sum_tokens(tokens)
     statistic = RoutingStatistic(dataclasses.replace(tokens, logits_TE=None), len(LENGTHS))
     for members in BATCHES:
