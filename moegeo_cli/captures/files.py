@@ -133,7 +133,7 @@ def _routers(path: Path, header: Header, mapped: np.ndarray) -> dict[str, Captur
 def _whole(
     path: Path, header: Header, mapped: np.ndarray, name: str, rows: int
 ) -> np.ndarray | None:
-    """A column of whole numbers, one a row."""
+    """A column of whole numbers, with one for each row."""
     info = header.tensors.get(name)
     if info is None:
         return None
@@ -169,7 +169,7 @@ def _hash(path: Path) -> str:
 
 
 def _join(name: str, parts: Sequence[Captures]) -> Captures:
-    """Files of one capture, one after the other."""
+    """Join the files of one capture, in order."""
     first = parts[0]
     routers = dict(first.routers)
     for part in parts[1:]:

@@ -79,7 +79,7 @@ def read_trace(folder: Path) -> Captures:
 
 
 def _distinct(keys: list[Key], steps: dict[Key, dict[str, np.ndarray]]) -> list[Key]:
-    """One of the ranks that saw the same tokens in a step, told by their inputs."""
+    """One rank of those that saw the same tokens in a step; equal inputs show it."""
     seen: set[tuple[int, bytes]] = set()
     kept = []
     for rank, step in keys:
@@ -146,7 +146,7 @@ def _blocks(
 
 
 def _join(layer: int, steps: dict[Key, dict[str, np.ndarray]], keys: list[Key]) -> CapturedRouter:
-    """One layer's steps, in the order of all steps."""
+    """Join the steps of one layer, in order."""
     kinds = set.intersection(*(set(blocks) for blocks in steps.values()))
     router = CapturedRouter(f"decoder.layers.{layer}.mlp.router", layer)
     for kind in sorted(kinds):

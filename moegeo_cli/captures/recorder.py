@@ -1,4 +1,4 @@
-"""Capture what a model's routers are given, in a training loop or an evaluation of your own.
+"""Captures the inputs of a model's routers in your own training or evaluation loop.
 
 Legend: B sequences of a batch, N rows that a router sees of it, D router input width, E experts,
 K experts chosen per token.
@@ -122,7 +122,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             self._warn(f"{self.problem}; give a path that can be written to")
 
     def close(self) -> None:
-        """Take the hooks away and write the file, if anything was captured.
+        """Remove the hooks and write the file, if anything was captured.
 
         Raises:
             OutputError: it cannot be written.
@@ -162,7 +162,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self._inputs = {}
 
     def _fault(self, error: Exception) -> None:
-        """End the capture with a warning; whatever is wrong, the training goes on."""
+        """End the capture with a warning. The training goes on whatever is wrong."""
         self.problem = f"{type(error).__name__}: {error}"
         hint = "report this fault of moegeo"
         if isinstance(error, MoegeoError):
@@ -224,7 +224,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
     def _keep(
         self, calls: Mapping[str, RouterCall], inputs: Mapping[str, torch.Tensor], *, training: bool
     ) -> None:
-        """The rows of one pass, padding left out, as far as they fit; all of them, or none."""
+        """Keep the rows of one pass, without padding, as far as they fit: all of them, or none."""
         first = inputs.get("input_ids", next(iter(inputs.values()), None))
         counts = {len(call.x_ND) for call in calls.values()}
         if first is None or not len(first) or len(counts) != 1 or next(iter(counts)) % len(first):
@@ -270,7 +270,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self.full = full
 
     def _require_alike(self, found: Mapping[str, torch.Tensor], rows: int) -> None:
-        """See that a pass has every row, and what the passes before have.
+        """Check that a pass has every row, and the same tensors as the passes before.
 
         Raises:
             UsageError: it has not; the file would hold rows that do not belong together.

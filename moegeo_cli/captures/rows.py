@@ -1,4 +1,4 @@
-"""Captured router inputs, as rows that stay in their files until they are asked for.
+"""Captured router inputs: rows that stay in their files until they are needed.
 
 Legend: T rows, D router input width, E experts, K experts chosen per token.
 """
@@ -18,7 +18,7 @@ HINT = "write it with moegeo.capture_routers; see docs/how-to/own-models.md"
 
 @dataclass(slots=True)
 class Column:
-    """Rows of one kind, in blocks that lie in files; `dtype` is that of the first of them."""
+    """Rows of one kind, in blocks of several files. `dtype` is that of the first block."""
 
     width: int
     blocks: list[np.ndarray] = field(default_factory=list)
@@ -27,7 +27,7 @@ class Column:
     dtype: str = ""
 
     def add(self, block: np.ndarray) -> None:
-        """Further rows; two-byte unsigned integers are bfloat16."""
+        """Append rows. Two-byte unsigned integers are bfloat16."""
         if not self.blocks:
             self.dtype = {"uint16": "bfloat16"}.get(block.dtype.name, block.dtype.name)
         self.blocks.append(block)
@@ -74,7 +74,7 @@ class Captures:
     notes: tuple[str, ...] = ()
 
     def probe(self) -> Probe:
-        """The captured sequences in the place of a probe: a router's input is row numbers."""
+        """The captured sequences as a probe: the input of a router is row numbers."""
         starts = np.cumsum([0, *self.lengths])
         samples = tuple(
             Sample({"rows": np.arange(a, b)}, int(b - a), None, domain)
@@ -84,5 +84,8 @@ class Captures:
 
 
 def map_file(path: Path) -> np.ndarray:
-    """A file's bytes, mapped: once a file, since every mapping holds it open."""
+    """A file's bytes, memory-mapped.
+
+    Each file is mapped once, since every mapping keeps it open.
+    """
     return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)

@@ -1,4 +1,4 @@
-"""A user's block asked for one expert: its router made to choose it alone, with weight 1.
+"""Runs a user's block for one expert: the router is made to choose it alone, with weight 1.
 
 Legend: N tokens, D width of the block's input, O of its output, E experts, K chosen.
 """
@@ -23,11 +23,11 @@ NO_TENSOR = "it returns no tensor of its input's form"
 
 
 class NotThere(Exception):  # noqa: N818 - an answer, not an error
-    """Why a block cannot be asked."""
+    """Raised where a block cannot be run for one expert; the message is the reason."""
 
 
 class AskedBlock:
-    """A block that gives one expert's part.
+    """A block as a function of one expert.
 
     Args:
         router: made to choose.
@@ -49,7 +49,7 @@ class AskedBlock:
         return found - self.rest(expert, x_ND) if self.has_rest else found
 
     def rest(self, expert: int, x_ND: torch.Tensor, *, alone: bool = False) -> torch.Tensor:
-        """What the block gives beside an expert: with all experts' parameters at zero.
+        """The part of a block's output that no expert makes: all experts' parameters set to zero.
 
         Args:
             expert: the one that is chosen.
@@ -87,7 +87,7 @@ class AskedBlock:
             handle.remove()
 
     def _choose(self, expert: int, module: nn.Module, args: Any, output: Any) -> Any:
-        """The router's output as it would be if it chose this expert alone, with weight 1."""
+        """The router's output, changed so that it chooses this expert alone, with weight 1."""
         if isinstance(output, torch.Tensor):
             return self._logits(expert, output)
         parts = list(output) if isinstance(output, tuple) else []
@@ -123,7 +123,10 @@ class AskedBlock:
 
 
 def first_output(output: Any, rows: int) -> torch.Tensor | None:
-    """A block's output: a tensor, or the first of several that has as many rows; None without."""
+    """A block's output: a tensor, or the first of several with as many rows.
+
+    None if there is none.
+    """
     parts = output if isinstance(output, tuple | list) else (output,)
     found = (p for p in parts if isinstance(p, torch.Tensor) and p.ndim and len(p) == rows)
     return next(found, None)

@@ -1,4 +1,4 @@
-"""The experts of a router: the module that computes them, and each one as a function of x.
+"""The experts of a router: the module that computes them, and each expert as a function of x.
 
 An expert is asked for by calling the model's own module with a routing that chooses it alone,
 whatever the architecture: what a closed form says is held to that. A user's own model is asked
@@ -82,7 +82,7 @@ class ExpertBlock:
 
 
 def find_experts(model: nn.Module, router: Router) -> ExpertBlock | None:
-    """The experts that a router chooses among; None where there is no module of them.
+    """The experts that a router chooses among. None if no module of them was found.
 
     They stand beside the router, or beside a module that holds it.
     """

@@ -1,4 +1,4 @@
-r"""Experts as differentiable functions: in closed form where it is proven, else by autograd.
+r"""Experts as differentiable functions: a closed form if it was verified, else autograd.
 
 Nearly every expert is two linear maps around an inner function that works neuron by neuron:
 :math:`f(x) = W_o\,g(W_i x + b_i) + b_o`, with g(gate, up) = act(gate)·up (SwiGLU), with clamps,
@@ -33,13 +33,13 @@ class ExpertFunction(Protocol):
         """f(x), shape (N, O)."""
 
     def push(self, v_NMD: torch.Tensor) -> torch.Tensor:
-        """J(x) v for directions of each token, or the same of all where N is 1: (N, M, O)."""
+        """J(x) v for directions of each token, or the same ones for all if N is 1: (N, M, O)."""
 
     def pull(self, u_NMO: torch.Tensor) -> torch.Tensor:
         """J(x)ᵀ u, shape (N, M, D)."""
 
     def disturbed(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """J(x) v, and the same where each inner neuron's output leaves as another's, with a sign.
+        """J(x) v, and the same with the outputs of inner neurons permuted, with random signs.
 
         The second is the expert of the empirical null: its parts, joined at random.
         """
@@ -83,7 +83,7 @@ class NeuronExpert:
         return moved_NMF @ self.out_OF.T, other_NMF @ self.out_OF.T
 
     def _neurons(self, v_NMD: torch.Tensor) -> torch.Tensor:
-        """How the inner neurons move along directions, shape (N, M, F)."""
+        """The change of the inner neurons along directions, shape (N, M, F)."""
         return self._fold(v_NMD @ self.in_RD.T * self.slopes_NR[:, None])
 
     def pull(self, u_NMO: torch.Tensor) -> torch.Tensor:
@@ -161,7 +161,7 @@ class CalledExpert:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A block's experts as functions; `layout` is None where no closed form was proven."""
+    """A block's experts as functions. `layout` is None if no closed form was verified."""
 
     block: ExpertBlock
     layout: Layout | None
@@ -175,7 +175,7 @@ class Experts:
 
     @property
     def method(self) -> str:
-        """How its Jacobian comes about, in words."""
+        """How the Jacobian is computed, in words."""
         if self.layout is None:
             return "autograd through the model's own module"
         return f"closed form ({self.layout.name}), verified against autograd"
@@ -197,7 +197,7 @@ def open_experts(block: ExpertBlock, x_ND: torch.Tensor) -> Experts:
 
 
 class _Shown:
-    """What the module itself gives for one expert at a few tokens: values and derivatives."""
+    """Values and derivatives that the module itself gives for one expert at a few tokens."""
 
     def __init__(self, block: ExpertBlock, expert: int, x_ND: torch.Tensor) -> None:
         called = CalledExpert(block, expert, x_ND)
@@ -211,7 +211,7 @@ class _Shown:
         self.pulled, self.pushed = called.pull(self.u), called.push(self.v)
 
     def agrees(self, layout: Layout) -> bool:
-        """Whether a closed form gives the same."""
+        """Whether a closed form gives the same values and derivatives."""
         try:
             form = NeuronExpert(layout, self.expert, self.x_ND)
             values_NO = form.values()
@@ -226,7 +226,7 @@ class _Shown:
 
 
 def _disturbance(width: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random order of that many things, and random signs."""
+    """A random permutation, and random signs."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(width, generator=generator)
     signs = torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1.0

@@ -46,7 +46,7 @@ class PairProducts:
 
 
 def is_exact(experts: Experts, tokens: int, directions: int | None) -> bool:
-    """Whether a layer's Jacobians are taken whole: where asked for with 0, or cheap enough."""
+    """Whether a layer's Jacobians are computed whole: with `--directions 0`, or if cheap."""
     if directions is not None:
         return directions == 0
     layout = experts.layout
@@ -63,7 +63,7 @@ def pair_products(
     take: Callable[[PairProducts], None],
     buffer: int | None = None,
 ) -> int:
-    """Hand over the products of all pairs of experts, chunk by chunk.
+    """Give the products of all pairs of experts, chunk by chunk.
 
     Args:
         experts: the layer's experts.
@@ -110,7 +110,7 @@ def pair_products(
 
 
 def _products(rows: slice, own: torch.Tensor, other: torch.Tensor, exact: bool) -> PairProducts:
-    """Products of (T, M, E, O), kept apart by direction or, where exact, summed over them."""
+    """Products of (T, M, E, O), one per direction; if exact, summed over directions."""
     tokens, many, count, outward = own.shape
     if exact:
         own, other = (

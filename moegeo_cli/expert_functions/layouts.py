@@ -1,4 +1,4 @@
-"""Where the weights of experts lie: the layouts that transformers' models use, and users' own.
+"""Layouts of experts' weights: those of transformers' models, and of users' own.
 
 Legend: D width of the input, O of the output, F inner neurons, R rows of the inward map (2F with
 a gate), E experts.
@@ -31,7 +31,7 @@ COMMON: Mapping[str, Inner] = {
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A matrix (or a bias) of every expert: views of the live parameters, one at a time.
+    """A matrix (or a bias) of every expert, as views of the live parameters.
 
     `source` is indexed by expert. `turned`: the matrices lie the other way round.
     """
@@ -45,14 +45,14 @@ class Stack:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one expert's."""
+        """The shape of one expert's matrix."""
         source = self.source
         own = tuple(source[0].shape) if isinstance(source, list) else tuple(source.shape[1:])
         return own[::-1] if self.turned else own
 
     @property
     def in_memory(self) -> bool:
-        """Whether all of it is there, and not read expert by expert."""
+        """Whether all experts' values are in memory, and are not read one expert at a time."""
         return isinstance(self.source, list | torch.Tensor)
 
     def turn(self) -> Stack:
@@ -62,7 +62,7 @@ class Stack:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where an expert's weights lie in a module, and which inner function joins them.
+    """Where an expert's weights are in a module, and which inner function connects them.
 
     `inward` are stacks of (R, D), one or, gate and up apart, two, each with its bias or none has
     one; `outward` is a stack of (O, F). `interleaved`: gate and up rows alternate.
@@ -83,12 +83,12 @@ class Layout:
 
     @property
     def gated(self) -> bool:
-        """Whether each neuron has a gate beside its own row."""
+        """Whether each neuron has a gate."""
         return sum(stack.shape[0] for stack in self.inward) == 2 * self.neurons
 
     @property
     def stacks(self) -> list[Stack]:
-        """All there are."""
+        """All stacks of the layout."""
         last = [] if self.bias_out is None else [self.bias_out]
         return [*self.inward, *self.bias_in, self.outward, *last]
 
@@ -110,7 +110,7 @@ class Layout:
 
 
 def possible_layouts(block: ExpertBlock, width: int) -> Iterator[Layout]:
-    """Closed forms that a module's parameters could have; which one it has is for others to prove.
+    """Closed forms that a module's parameters could have. The caller verifies which one is right.
 
     Args:
         block: the experts.
@@ -131,7 +131,7 @@ Arrangement = tuple[tuple[Stack, ...], tuple[Stack, ...], Stack, Stack | None]
 
 
 def _arrangements(block: ExpertBlock) -> Iterator[Arrangement]:
-    """Which matrices may lead into an expert and which out of it."""
+    """Which matrices may be an expert's input and which its output matrices."""
     if block.members is None and block.form != "block":
         yield from _by_name(block)
         return
@@ -174,7 +174,7 @@ def _bias_names(weight: str) -> tuple[str, ...]:
 
 
 def _by_name(block: ExpertBlock) -> Iterator[Arrangement]:
-    """By the names that transformers' modules of experts have."""
+    """Layouts by the parameter names of transformers' expert modules."""
     module = block.module
     named: dict[str, Any] = dict(module.named_parameters())
     named |= {n: v for n, v in vars(module).items() if getattr(v, "ndim", 0) == 3}
@@ -229,7 +229,7 @@ def _gate(act: Inner, pre: torch.Tensor) -> torch.Tensor:
 
 
 def _activation(module: nn.Module) -> Inner | None:
-    """What a module, or a part of it, keeps as its activation."""
+    """The activation that a module, or one of its children, holds."""
     holders: Sequence[nn.Module] = [module, *module.children()]
     names = ("act_fn", "activation_fn", "activation", "act")
     kept = (getattr(holder, name, None) for holder in holders for name in names)

@@ -1,4 +1,4 @@
-"""Experts merged or silenced in a model's own weights, and put back.
+"""Merges or silences experts in a model's own weights, and restores the weights.
 
 Inner neurons have no order: two experts that compute the same may hold them in any. Nor has a
 neuron a sign where its inner function is odd in its own row, as SwiGLU is in up: row and column may
@@ -23,7 +23,7 @@ from moegeo_cli.expert_functions.layouts import Layout
 
 
 def match_neurons(layout: Layout, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each neuron of expert a, the neuron of b that is most like it, each used once.
+    """For each neuron of expert a, the most similar neuron of b; each is used once.
 
     Likeness is the sum of the products of their unit rows (gate, own) and unit columns; where a
     neuron's own row and its column may change their sign together, of that sign which makes it
@@ -53,12 +53,12 @@ def match_neurons(layout: Layout, a: int, b: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _likeness(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Products of unit rows, (F, F)."""
+    """Cosines between all pairs of rows, (F, F)."""
     return (_unit(one) @ _unit(other).T).cpu()
 
 
 def _is_odd(layout: Layout) -> bool:
-    """Whether a neuron whose own row changes its sign gives its value with the sign changed."""
+    """Whether a neuron's value changes its sign if its own row does."""
     generator = torch.Generator().manual_seed(0)
     rows = 2 * layout.neurons if layout.gated else layout.neurons
     # Wide enough that clamps are met.
@@ -76,7 +76,7 @@ def _unit(rows: torch.Tensor) -> torch.Tensor:
 
 
 def merge(experts: Experts, a: int, b: int, share: float) -> None:
-    """Put the average of two experts, neurons matched, in the place of both.
+    """Replace two experts by their average, after matching their neurons.
 
     Args:
         experts: of one layer.
@@ -110,7 +110,7 @@ def merge(experts: Experts, a: int, b: int, share: float) -> None:
 
 
 def silence(experts: Experts, expert: int) -> None:
-    """Make an expert's output zero; tokens that the router sends to it lose its part.
+    """Set an expert's output to zero. Tokens that the router sends to it lose its part.
 
     Raises:
         UnsupportedArchitectureError: its weights are not known well enough.
@@ -132,7 +132,7 @@ def _require_layout(experts: Experts) -> Layout:
 
 @contextlib.contextmanager
 def restored(chosen: Sequence[tuple[Experts, int]]) -> Iterator[None]:
-    """Put the weights of these experts back when the block ends.
+    """Restore the weights of these experts when the block ends.
 
     Args:
         chosen: experts by layer and index.

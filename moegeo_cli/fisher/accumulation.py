@@ -95,7 +95,7 @@ class FisherAccumulator:
 
 
 def exact_groups_fit(shapes: list[tuple[int, int]], kinds: int, groups: int) -> bool:
-    """Whether every router's group sums fit `GROUP_BYTES`, as float64.
+    """Whether the group sums of all routers fit into `GROUP_BYTES`, as float64.
 
     Args:
         shapes: (E, D) of each router.
@@ -106,6 +106,6 @@ def exact_groups_fit(shapes: list[tuple[int, int]], kinds: int, groups: int) -> 
 
 
 def sum_bytes(experts: int, width: int, groups: int, kinds: int, *, exact_groups: bool) -> int:
-    """Bytes of one router's accumulators, with the copy that is made of them at the end."""
+    """Bytes of one router's accumulators, including the copy that is made at the end."""
     columns = width if exact_groups else min(PROJECTED_WIDTH, width)
     return 2 * 8 * kinds * experts * (width + groups * (columns + 1))

@@ -1,4 +1,4 @@
-r"""Adam's second moment of the router rows as a free, rough Fisher: triage only.
+r"""Adam's second moment of the router rows: a free and rough Fisher.
 
 :math:`\hat v = v / (1 - \beta_2^t)` is a running mean of squared gradients of the
 training loss, averaged over a batch and with clipping and auxiliary losses baked in. Its
@@ -117,7 +117,7 @@ def _match(state: dict[str, Any], model: nn.Module, routers: list[str]) -> dict[
 def _match_by_shape(
     state: dict[str, Any], parameters: dict[str, nn.Parameter], routers: list[str]
 ) -> dict[str, int] | None:
-    """Routers alone -> index, where their shapes are theirs alone and their order is certain."""
+    """Router -> index in the state, if routers have unique shapes and a certain order."""
     matched: dict[str, int] = {}
     for shape in {tuple(parameters[router].shape) for router in routers}:
         names = [n for n, p in parameters.items() if tuple(p.shape) == shape]

@@ -25,7 +25,7 @@ def fhs_estimates(
     bases: Sequence[Sequence[Mapping[str, Estimate]]],
     draws: Draws,
 ) -> list[dict[str, Estimate]]:
-    """Heterogeneity over its value at the baseline, by router.
+    """FHS: heterogeneity of each router over its value at the baseline.
 
     Args:
         now: each router's heterogeneity estimates.

@@ -1,4 +1,4 @@
-"""Whether an expert answers most to the router's row that stands for it.
+"""Whether an expert responds most to its own row of the router.
 
 Legend: E experts, R rows and D columns of an expert's first projection, D width of the input.
 """

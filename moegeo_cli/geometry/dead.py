@@ -1,4 +1,4 @@
-r"""Which experts are unused beyond doubt, and what a probe can tell about that at all.
+r"""Which experts are certainly unused, and how many tokens a probe needs to tell.
 
 An expert is dead when its share of the dispatch is significantly under 5% of the fair share:
 T Bernoulli trials of selecting it at 0.05·K/E, with T divided by the design effect, since
@@ -26,7 +26,7 @@ USUAL_DESIGN_EFFECT = 40.0
 
 @dataclass(frozen=True, slots=True)
 class DeadTest:
-    """One router's outcome: the dead experts, or None and why nothing can be told.
+    """The result of one router: the dead experts, or None with the reason.
 
     `needed` says how many tokens would give the test its power.
     """
@@ -87,7 +87,7 @@ def find_dead(routers: Sequence[RoutingSums]) -> list[DeadTest]:
 
 
 def design_effect(router: RoutingSums) -> float:
-    """How much more a router's expert counts vary between sequences than independent tokens' would.
+    """Variance of expert counts between sequences, relative to that of independent tokens.
 
     The variance of the counts between sequences over the binomial one, pooled over experts;
     at least 1. The square root of it is how much wider intervals are.
@@ -128,7 +128,7 @@ def _trials(chance: float, family: int) -> float:
 
 
 def _low_tail(hits_E: np.ndarray, trials: float, chance: float) -> np.ndarray:
-    """P(at most so many hits), the binomial continued to fractions of trials."""
+    """P(X ≤ hits) of a binomial distribution, continued to fractional numbers of trials."""
     from scipy.special import betainc
 
     rest_E = np.maximum(trials - hits_E, 1e-12)

@@ -55,7 +55,7 @@ class Snapshot:
 
 
 def step_estimates(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str, Estimate]:
-    """What one router did between two checkpoints.
+    """How one router changed between two checkpoints, as estimates by metric.
 
     Args:
         before: the earlier checkpoint.
@@ -136,7 +136,9 @@ def saturation(now: Snapshot, last: Snapshot, draws: Draws) -> Estimate:
 
 
 def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
-    """Whether a selection bias moves against the load: rank correlation of its change with it.
+    """Rank correlation of a selection bias's change with the load.
+
+    Negative: it works against the load.
 
     Args:
         before: the earlier checkpoint, whose load the change is held against.
@@ -168,14 +170,14 @@ def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
 
 
 class Way:
-    """How far one router's tokens came from checkpoint to checkpoint, one step after another."""
+    """Length of the path that one router's tokens took over the checkpoints."""
 
     def __init__(self) -> None:
         self.checkpoints = 0
         self.problem: str | None = None
 
     def follow(self, snapshot: Snapshot) -> None:
-        """Take the router's next checkpoint."""
+        """Add the router's next checkpoint."""
         if self.checkpoints == 0:
             self.first = self.newest = snapshot
             self.way_M = np.zeros(len(snapshot.logits_ME))
@@ -186,7 +188,7 @@ class Way:
         self.newest = snapshot
 
     def excess(self, draws: Draws) -> Estimate:
-        """How much longer the tokens' way was than the shortest one from first to newest.
+        """Length of the path over the shortest one from first to newest, minus 1.
 
         Args:
             draws: of the probe's groups.
@@ -230,7 +232,7 @@ def _problem(before: Snapshot, after: Snapshot) -> str | None:
 
 
 def _fixed_input(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str, Estimate]:
-    """How far the router's own change moves p, the inputs staying as they were."""
+    """How far the router's own change moves p while the inputs stay fixed."""
     names = (
         "fisher_step", "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input",
         "diagonal_error",

@@ -1,4 +1,4 @@
-r"""From one router's sums to its metrics, each with the draws that its interval comes from.
+r"""One router's metrics from its sums, each with the draws for its interval.
 
 A statistic of a draw is the same formula applied to the draw's sums. Two are linear by
 choice: the mean of p that dispersion measures from is the whole probe's, and the null of
@@ -257,7 +257,7 @@ def _imbalance(
     statistic: Callable[[np.ndarray], np.ndarray],
     count: int,
 ) -> Estimate:
-    """A statistic of shares, with its draws and with those that it has under balance."""
+    """A statistic of the load, with its draws and with draws under balanced routing."""
     value = float(statistic(shares_E))
     if not len(shares_BE):
         return Estimate(value, n=count)

@@ -43,7 +43,10 @@ class FisherSums:
 
     @classmethod
     def without_groups(cls, kind: str, unit: str, total_ED: np.ndarray) -> FisherSums:
-        """A Fisher that no token stands behind, as Adam's second moment: no intervals."""
+        """Sums of a Fisher that has no tokens, such as Adam's second moment.
+
+        They give no intervals.
+        """
         has_E = np.ones(len(total_ED), dtype=bool)
         return cls(kind, unit, total_ED, None, None, None, None, None, None, has_E)
 
@@ -64,7 +67,7 @@ class FisherSums:
         return None if self.dispatched_E is None else self.dispatched_E < FEW_TOKENS
 
     def without(self, experts: Sequence[int]) -> FisherSums:
-        """The same of a router without some experts, none of which has a Fisher."""
+        """The sums without some experts that have no Fisher."""
         if not experts:
             return self
 

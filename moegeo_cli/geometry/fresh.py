@@ -1,4 +1,4 @@
-r"""Whether a weight matrix looks as it did before training: rows in random directions.
+r"""Whether a weight matrix looks untrained: its rows point in random directions.
 
 Independent entries of mean zero give rows whose directions are independent and nearly uniform,
 whatever the scale and the distribution of the entries. Training adds directions that many rows
@@ -60,5 +60,5 @@ def row_alignment(weight_RC: np.ndarray) -> float | None:
 
 
 def pool(scores: list[float]) -> float | None:
-    """Several scores of independent matrices as one, again of variance 1; None without any."""
+    """One score, again of variance 1, from several independent ones; None without any."""
     return sum(scores) / math.sqrt(len(scores)) if scores else None

@@ -1,4 +1,4 @@
-r"""Subspaces that tokens span, and how far two of them are apart.
+r"""Subspaces that tokens span, and the distance of two subspaces.
 
 Distances come from principal angles by the sine-cosine method: cosines lose small angles to
 rounding and sines lose large ones, so each angle is taken from the one that is exact there.
@@ -87,7 +87,7 @@ def leading_basis(rows_ND: np.ndarray, weights_N: np.ndarray, rank: int) -> np.n
 def _centre(
     rows_ND: np.ndarray, weights_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Mean, rows about it by the roots of their weights, and their products, the fewer of both."""
+    """Mean, centred weighted rows, and the smaller of their two Gram matrices."""
     used = weights_N > 0
     if used.sum() < 2:
         return None
@@ -175,7 +175,7 @@ def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.n
 
 
 def _within_their_span(bases_EDR: list[np.ndarray | None]) -> list[np.ndarray | None]:
-    """The same subspaces in coordinates of what all of them span, where that is narrower."""
+    """The same subspaces in coordinates of the span of all of them, if that is smaller."""
     known = [basis for basis in bases_EDR if basis is not None]
     if not known or sum(basis.shape[1] for basis in known) >= known[0].shape[0]:
         return bases_EDR
@@ -184,7 +184,7 @@ def _within_their_span(bases_EDR: list[np.ndarray | None]) -> list[np.ndarray | 
 
 
 def enough_tokens(count: float, rank: int) -> str | None:
-    """None where tokens suffice for a subspace of a rank, else the reason why they do not."""
+    """None if there are enough tokens for a subspace of this rank, else the reason."""
     needed = TOKENS_PER_RANK * rank
     if count >= needed:
         return None

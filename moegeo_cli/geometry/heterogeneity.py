@@ -1,4 +1,4 @@
-r"""How far the experts' Fishers stand from one another.
+r"""How different the experts' Fishers are.
 
 Legend: E experts, D router input width, B draws.
 """
@@ -58,7 +58,7 @@ def heterogeneity_estimates(sums: FisherSums, draws: Draws) -> dict[str, Estimat
 
 
 def _norm_forms(sums: FisherSums, draws: Draws, count: int | None) -> dict[str, Estimate]:
-    """The mean distance from the mean Fisher, as it is and over that mean's norm."""
+    """Mean distance from the mean Fisher: absolute, and relative to that mean's norm."""
     has_E = sums.has_fisher_E
     fisher_ED = sums.total_ED[has_E] / sums.tokens
     mean_D = fisher_ED.mean(axis=0)
@@ -89,7 +89,7 @@ def _norm_forms(sums: FisherSums, draws: Draws, count: int | None) -> dict[str, 
 
 
 def _norm_noise(sums: FisherSums, draws: Draws, tokens_B: np.ndarray) -> np.ndarray:
-    """Mean over experts of how far each draw's deviation lies from the probe's own."""
+    """Mean over experts of the distance between each draw's deviation and the probe's."""
     assert sums.gram_EGG is not None
     gram_EGG = sums.gram_EGG[sums.has_fisher_E]
     # ‖Σ c S / n − Σ S / N‖², expanded
@@ -116,7 +116,7 @@ def _trace_form(sums: FisherSums, draws: Draws, count: int | None) -> Estimate:
 
 
 def _conditional_form(sums: FisherSums, draws: Draws, count: int | None) -> Estimate:
-    """The trace form of each expert's Fisher per its own mass."""
+    """The trace form with each expert's Fisher divided by the expert's mass."""
     if sums.mass_GE is None or sums.trace_GE is None:
         return missing(f"the {sums.kind} kind counts no tokens")
     mass_E = sums.mass_GE.sum(axis=0)
@@ -151,7 +151,7 @@ def _spread(trace_BE: np.ndarray) -> np.ndarray:
 
 
 def _spread_noise(trace_BE: np.ndarray, trace_E: np.ndarray) -> np.ndarray:
-    """Spread of what the draws differ by from the probe's own relative traces."""
+    """Spread of the differences between the draws' relative traces and the probe's."""
     with np.errstate(divide="ignore", invalid="ignore"):
         relative_BE = trace_BE / trace_BE.mean(axis=1, keepdims=True)
     return np.asarray((relative_BE - trace_E / trace_E.mean()).std(axis=1))

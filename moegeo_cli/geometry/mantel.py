@@ -1,4 +1,4 @@
-r"""Two models' routing of the same tokens, compared without a word on which expert is which.
+r"""Compares two models' routing of the same tokens without matching their experts.
 
 Each model gives a table of similarities between tokens, Σ √(p_te p_se) of their routing
 distributions (the cosine of half their Fisher-Rao distance): renumbering experts changes none of
@@ -24,7 +24,7 @@ PERMUTATIONS = 499
 
 
 def even_rows(sequence_T: np.ndarray, seed: int) -> np.ndarray:
-    """As many tokens of each sequence, spread evenly over it, so that sequences can trade places.
+    """The same number of tokens from each sequence, spread evenly: sequences can be permuted.
 
     Args:
         sequence_T: each token's sequence; tokens of one lie together.
@@ -46,7 +46,7 @@ def even_rows(sequence_T: np.ndarray, seed: int) -> np.ndarray:
 def mantel(
     one_NE: np.ndarray, other_NF: np.ndarray, groups_S: np.ndarray, draws: Draws, seed: int
 ) -> tuple[Estimate, Estimate, float | None, float | None]:
-    """Correlations of two tables of similarities, the first one's mean under dealing, its p-value.
+    """Correlations of two tables of similarities, their mean under permutation, and a p-value.
 
     Args:
         one_NE: roots of one model's routing distributions, M tokens of each sequence together.

@@ -1,4 +1,4 @@
-r"""Whether two layers' experts are each other's: told by their weights, matched one to one.
+r"""Matches the experts of two layers one to one by weights, and tells whether they are related.
 
 Experts are matched on one half of a sample of their weights and judged on the other, so that the
 best of E! matchings of noise shows nothing: the cosines of matched pairs stand beside those of
@@ -36,17 +36,17 @@ class Match:
 
     @property
     def told(self) -> bool:
-        """Whether these experts have an ancestor in common."""
+        """Whether these experts have a common ancestor."""
         return bool(self.score > CLEARLY and self.matched - self.others > LEAST_COSINE)
 
     @property
     def renumbered(self) -> bool:
-        """Whether counterparts have other numbers."""
+        """Whether matched experts have different numbers."""
         return bool((self.partner_E != np.arange(len(self.partner_E))).any())
 
 
 def match_experts(one_EW: np.ndarray, other_EW: np.ndarray) -> Match | None:
-    """Match the experts of two layers; None where there is nothing to be told.
+    """Match the experts of two layers; None if they cannot be matched.
 
     Args:
         one_EW: the same sample of every expert's weights.

@@ -1,4 +1,4 @@
-r"""Whether two similarities go together over sampled pairs, and how sure that is.
+r"""Correlations of two similarities over sampled pairs, with intervals.
 
 Pairs share tokens, and tokens share sequences, so pairs are no independent sample: a group of
 sequences is left out with every pair that it is in, and the interval follows from what that
@@ -25,7 +25,7 @@ FEW_PAIRS = 16
 
 @dataclass(frozen=True)
 class Items:
-    """What is compared: rows by item, and the sequence and group that each item is of.
+    """The compared items: their rows, and the sequence and group of each.
 
     Items of one sequence lie together. `x_ND` are hidden states, `response_NE` what the router's
     rows make of them (None where its logits say nothing), `root_NE` the roots of routing
@@ -41,7 +41,7 @@ class Items:
     group_N: np.ndarray
 
     def by_sequence(self, least: int) -> Items:
-        """The means over the items of each sequence that has at least so many.
+        """Means over the items of each sequence that has at least `least` items.
 
         The root of a mean distribution is that of the mean of the distributions.
         """
@@ -124,7 +124,7 @@ def usage_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Usage, np.nda
 
 
 def deal_sequences(sequence_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """For each item the item of another sequence that stands where it stands: places, shape (N,).
+    """Permute sequences: for each item, the item at the same place of another sequence, (N,).
 
     Whole sequences trade places, so what tokens of one have in common stays together; a shorter one
     is gone through again.

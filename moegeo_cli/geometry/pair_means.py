@@ -1,4 +1,4 @@
-r"""Means of products over all pairs of two sets, from sums by sequence: no pair is ever formed.
+r"""Means of products over all pairs of two sets, from sums by sequence. No pair is formed.
 
 :math:`\sum_{t,s} \langle a_t, b_s \rangle = \langle \sum_t a_t, \sum_s b_s \rangle`, so a mean over
 millions of pairs is a product of two sums, and no pair is left to chance.
@@ -72,7 +72,7 @@ class PairMean:
         return Estimate(self.value, self.draws_of(draws), n)
 
     def above(self, chance: PairMean, draws: Draws, n: int | None = None) -> Estimate:
-        """What of it stands above chance, (o − c) / (1 − c), draw by draw."""
+        """The mean above chance, (o − c) / (1 − c), draw by draw."""
         if self.value is None or chance.value is None:
             return missing(NO_PAIR, 0)
         if chance.value >= 1.0 - 1e-9:
@@ -87,18 +87,18 @@ class PairMean:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums of vectors over the things of each sequence, and how many things that are."""
+    """Sums of vectors over the items of each sequence, and the number of items."""
 
     sums_SE: np.ndarray
     counts_S: np.ndarray
 
     def only(self, mask_S: np.ndarray) -> Sums:
-        """Those of some sequences."""
+        """The sums of some sequences only."""
         return Sums(self.sums_SE * mask_S[:, None], self.counts_S * mask_S)
 
 
 def pairs_apart(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
-    """Pairs of a thing of `one` and a thing of `other` of different sequences, in both orders."""
+    """Pairs of an item of `one` and an item of `other` in different sequences, in both orders."""
     groups = count_groups(groups_S)
     tables = []
     for a, b in ((one.sums_SE, other.sums_SE), (one.counts_S[:, None], other.counts_S[:, None])):
@@ -109,7 +109,7 @@ def pairs_apart(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
 
 
 def pairs_together(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
-    """Pairs of a thing of `one` and a thing of `other` of one sequence, in both orders."""
+    """Pairs of an item of `one` and an item of `other` in the same sequence, in both orders."""
     groups = count_groups(groups_S)
     none_GG = np.zeros((groups, groups))
     top_S = np.einsum("se,se->s", one.sums_SE, other.sums_SE)
@@ -122,7 +122,7 @@ def pairs_together(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
 def pairs_labelled(
     one: Sums, other: Sums, labels_S: np.ndarray, groups_S: np.ndarray
 ) -> tuple[PairMean, PairMean]:
-    """Pairs of different sequences that have one label, and of those that have two.
+    """Pairs of different sequences with the same label, and with different labels.
 
     Args:
         one: the first things.

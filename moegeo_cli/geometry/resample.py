@@ -1,4 +1,4 @@
-"""Uncertainty: sequences are resampled in groups, the same draws for every router and run.
+"""Uncertainty: sequences are resampled in groups, with the same draws for every router and run.
 
 A statistic of a draw is computed from sums by group, weighted by how often each group was
 drawn. Since all routers, checkpoints and runs of one probe share the draws, differences,
@@ -92,7 +92,7 @@ class Draws:
         return np.asarray(np.where(self.counts_BG > 0, maxima_G, -np.inf).max(axis=1))
 
     def predict_noise(self, residuals_NL: np.ndarray) -> np.ndarray:
-        """Draws of what one more of N like draws would differ from their mean, shape (B, L).
+        """Differences from their mean that one more draw like these N would have, shape (B, L).
 
         Multivariate t with the rows' own covariance, times 1 + 1/N: columns keep their
         correlation, and the same N and seed give the same draws whatever the columns are.
@@ -142,7 +142,7 @@ class Estimate:
     unit: str | None = None  # where it depends on the router
 
     def metric(self, name: str) -> Metric:
-        """The record of it, with the unit and direction of `name` in the catalogue."""
+        """The estimate as a record, with the unit and direction of `name` in the catalogue."""
         spec = specs()[name.removesuffix("_worst")]
         low, high = interval(self.draws_B, self.value)
         null = None if self.null_B is None or self.value is None else _finite_mean(self.null_B)
@@ -160,7 +160,7 @@ class Estimate:
 
 
 def draws_from_jackknife(value: float, without_G: np.ndarray, draws: Draws) -> np.ndarray | None:
-    """Bootstrap draws of a smooth statistic that is too dear to compute a thousand times.
+    """Bootstrap draws of a smooth statistic that is too expensive to compute a thousand times.
 
     Linear in how often each group was drawn, with the influences that leaving out one group at a
     time shows (the infinitesimal jackknife's approximation of the bootstrap).
@@ -178,7 +178,7 @@ def draws_from_jackknife(value: float, without_G: np.ndarray, draws: Draws) -> n
 
 
 def missing(reason: str, n: int | None = None) -> Estimate:
-    """What could not be measured, and why."""
+    """An estimate without a value, with the reason."""
     return Estimate(None, n=n, reason=reason)
 
 

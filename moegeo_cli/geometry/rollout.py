@@ -1,4 +1,4 @@
-r"""Whether the experts of a prompt tell those of its continuation.
+r"""How far the experts of a prompt predict those of its continuation.
 
 Each sequence counts once, by the mean usage of its prompt and of its continuation. A prompt's own
 continuation is held against those of other sequences: what stands above them is what the prompt
@@ -31,7 +31,7 @@ FEW = "fewer than {} sequences have a prompt and a continuation"
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """What prompts tell of continuations.
+    """The comparison of prompts with their continuations.
 
     `own` is the overlap of a prompt with its own continuation, above that with other sequences'
     (which is chance here); `same_domain` that with other sequences of its domain, likewise.
@@ -48,7 +48,7 @@ class Rollout:
 def compare_parts(
     prompt: Sums, continuation: Sums, labels_S: np.ndarray, draws: Draws, seed: int
 ) -> Rollout:
-    """Hold each prompt's usage against its continuation's and others'.
+    """Compare each prompt's usage with that of its own continuation and of others.
 
     Args:
         prompt: mean usage of each sequence's prompt, counted once (`Usage.means`).
@@ -103,7 +103,7 @@ def _correlation(one: Sums, other: Sums, draws: Draws, count: int) -> Estimate:
 
 
 def _test(one: Sums, other: Sums, both_S: np.ndarray, seed: int) -> float:
-    """How often continuations of other sequences overlap as much as one's own, whole ones dealt."""
+    """p-value of the overlap with one's own continuation, permuting whole continuations."""
     generator = np.random.default_rng(seed)
     rows = np.flatnonzero(both_S)
     if len(rows) > MOST_SEQUENCES:

@@ -1,4 +1,4 @@
-r"""What one router did over a probe, as sums by sequence: all that its metrics need.
+r"""Sums of one router over a probe, by sequence, from which its metrics are computed.
 
 One pass over the logits, in pieces that stay in the processor's cache. The distance to the mean
 distribution needs that mean first: it is summed afterwards, over tokens that were kept.

@@ -1,4 +1,4 @@
-"""The rule by which a router selects experts, re-run: for margins and for near-ties.
+"""The rule by which a router selects experts, computed again for margins and near-ties.
 
 A margin means something only where the rule is understood, so what the rule would have
 selected is held against what the model did select, token by token.
@@ -62,7 +62,7 @@ class SelectionRule:
         return scores_NE
 
     def rank_groups(self, scores_NE: np.ndarray) -> np.ndarray:
-        """What groups are chosen by, shape (N, G). Only for a rule with groups."""
+        """The scores by which groups are chosen, shape (N, G). Only for a rule with groups."""
         assert self.groups is not None
         scores_NGE = scores_NE.reshape(len(scores_NE), self.groups[0], -1)
         if self.group_score == "max" or scores_NGE.shape[2] == 1:
@@ -101,7 +101,7 @@ class SelectionCheck:
 def check_selection(
     rule: SelectionRule, logits_NE: np.ndarray, selected_NK: np.ndarray
 ) -> SelectionCheck:
-    """Hold a rule against what a model selected.
+    """Compare a rule with the experts that a model selected.
 
     Args:
         rule: the rule.

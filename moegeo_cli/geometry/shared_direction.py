@@ -1,4 +1,4 @@
-r"""The direction that all router inputs share, and how a router answers to it.
+r"""The direction that all router inputs share, and the router's response to it.
 
 With μ the mean input, μ̂ = μ / ‖μ‖ and W the router's rows (centred over experts for softmax, which
 sees nothing of a vector that all rows have), the response is the gain ‖W μ̂‖. A random direction
@@ -152,7 +152,7 @@ class SharedDirection:
         return Estimate(float(np.sqrt(answered / shared)), draws_B if len(draws_B) else None, count)
 
     def relative_response(self) -> Estimate:
-        """The response over that of a random direction: below 1 where it is suppressed."""
+        """The response over that of a random direction. Below 1: the direction is suppressed."""
         found = self.response()
         if found.value is None:
             return found

@@ -25,7 +25,7 @@ VOCABULARY_DEALS = 4
 
 
 def permute_labels(labels_S: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The labels dealt anew among the sequences that have one, shape (count, S)."""
+    """The labels permuted among the sequences that have one, shape (count, S)."""
     generator = np.random.default_rng(seed)
     known = np.flatnonzero(labels_S >= 0)
     dealt_PS = np.tile(labels_S, (count, 1))
@@ -40,7 +40,7 @@ def p_value(value: float, null_P: np.ndarray) -> float:
 
 
 def label_gap(sums: Sums, labels_PS: np.ndarray) -> np.ndarray:
-    """Mean overlap of sequences with one label less that of sequences with two, by labelling.
+    """Mean overlap of sequences with the same label minus that with different labels, by labelling.
 
     Args:
         sums: of each sequence's tokens.

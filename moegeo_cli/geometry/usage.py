@@ -1,4 +1,4 @@
-r"""How much of their experts tokens have in common, and what of that chance explains.
+r"""How many experts tokens have in common, and how many of them the load explains.
 
 A token's usage u_t is 1/√k where it chose one of its k experts and 0 elsewhere, so that
 ⟨u_t, u_s⟩ is the share of the experts that two tokens have in common: |A ∩ B| / K.
@@ -60,7 +60,7 @@ class Usage:
         return int((self.chosen_T > 0).sum())
 
     def part(self, chosen_T: np.ndarray) -> Usage:
-        """The same of some tokens, by a mask or by places."""
+        """The usage of some tokens, chosen by a mask or by positions."""
         return Usage(
             self.selected_TK[chosen_T], self.sequence_T[chosen_T], self.groups_S, self.experts
         )

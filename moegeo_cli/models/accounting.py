@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint a transformers model takes, and that nothing else lies there."""
+"""Checks that every tensor of a checkpoint is used by the model, or known to be unused."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def account_for(
 
 
 def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) -> None:
-    """An adapter of one of two uses of a weight: merged, it would change the other as well.
+    """Refuse an adapter that changes only one use of a tied weight: merging would change both.
 
     Raises:
         UnsupportedLayoutError: there is one.
@@ -84,7 +84,7 @@ def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) 
 
 
 def remember(model: Any, index: WeightIndex, unused: Mapping[str, int]) -> None:
-    """Note on a model what was done to the files' tensors to get its weights.
+    """Note on a model how its weights were made from the files' tensors.
 
     Args:
         model: the module tree.
@@ -102,7 +102,7 @@ def recall(model: Any) -> dict[str, Any] | None:
 
 
 def say_weights(model: Any) -> list[str]:
-    """The same in words, where something was done or left out."""
+    """The same in words, if anything was done or left out."""
     found = recall(model)
     if found is None:
         return []

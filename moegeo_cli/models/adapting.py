@@ -1,4 +1,4 @@
-"""How transformers fills a model's module tree from saved tensors, as adapters need to know it."""
+"""How transformers fills a model's module tree from saved tensors, for adapters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moegeo_cli.models.failures import explain
 
 
 def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
-    """It of a model that is built.
+    """The trace of a built model.
 
     Args:
         model: the module tree.
@@ -39,7 +39,7 @@ def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
 
 
 def trace_config(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, Filling]:
-    """It of the model that a checkpoint describes, which is built without memory for that.
+    """The trace of the model that a checkpoint describes. It is built without memory.
 
     Args:
         checkpoint: the checkpoint.

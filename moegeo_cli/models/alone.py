@@ -1,4 +1,4 @@
-"""Routers alone: inputs that were captured earlier against weights read from the files.
+"""Routers without a model: captured inputs, and weights read from the files.
 
 No model is built. Each router is its weight, its biases and the rule by which its architecture
 selects; a checkpoint's own captures also bring the logits and choices that the model itself made.

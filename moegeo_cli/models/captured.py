@@ -1,4 +1,4 @@
-"""Whose captured inputs they are: routers of the files matched to columns, provenance, rules.
+"""Matches captured inputs to the routers of the files, and says where they come from.
 
 Legend: N rows, D router input width.
 """
@@ -94,7 +94,7 @@ class CapturedModels:
         return RoutersAlone(lone, notes).eval()
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """Refused: inputs of a trained model say nothing of a fresh one.
+        """Refused: inputs of a trained model say nothing about a fresh one.
 
         Raises:
             UsageError: always.
@@ -113,7 +113,7 @@ class CapturedModels:
     def _provenance(
         self, checkpoint: Checkpoint, routers: Sequence[LoneRouter]
     ) -> tuple[bool, str]:
-        """Whether the capture is of this very checkpoint, and what to say of it first."""
+        """Whether the capture is of this checkpoint, and the note that says so."""
         said = self.captures.fingerprint, self.captures.step
         if said[0] is not None:
             own = checkpoint.fingerprint() == said[0]
@@ -127,7 +127,7 @@ class CapturedModels:
         return False, f"an approximation: the router inputs were captured at {at}, not here"
 
     def _check_rule(self, routers: Sequence[LoneRouter], *, own: bool) -> None:
-        """Where choices must be computed, the rule must be known."""
+        """Check that the selection rule is known, if choices must be computed."""
         needs = [r for r in routers if not (own and r.take("selected", NO_ROWS) is not None)]
         hashing = [r for r in needs if r.tensors.layer in self.architecture.hash_layers]
         if not needs:
@@ -149,7 +149,7 @@ class CapturedModels:
 def _match(
     tensors: Sequence[RouterTensors], captured: Mapping[str, CapturedRouter]
 ) -> dict[str, CapturedRouter]:
-    """Weight's name -> captured router: by path, else by layer and the likeness of paths."""
+    """Weight's name -> captured router: by path, else by layer and similarity of paths."""
     by_path = {unwrap_name(path): router for path, router in captured.items()}
     found = {t.weight: by_path[unwrap_name(t.module)] for t in tensors
              if unwrap_name(t.module) in by_path}  # fmt: skip
@@ -186,7 +186,7 @@ def _check_widths(routers: Sequence[LoneRouter]) -> None:
 
 
 def _judge_logits(routers: Sequence[LoneRouter]) -> tuple[bool, str]:
-    """By the captured logits, where the capture does not say of which checkpoint it is."""
+    """Decide by the captured logits whether the capture fits, if it names no checkpoint."""
     known = [r for r in routers if r.captured and "logits" in r.captured.columns]
     if not known:
         return False, "the capture names no checkpoint: an approximation, unless it is of this one"

@@ -1,4 +1,4 @@
-"""Routers alone, with inputs that were captured earlier, in the place of models."""
+"""Routers without a model, with captured inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moegeo_cli.probes import Probe
 
 
 class CapturedInputs(Models):
-    """Routers alone, with inputs that were captured earlier.
+    """Routers without a model, with captured inputs.
 
     Args:
         path: the capture.

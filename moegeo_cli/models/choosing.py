@@ -1,4 +1,4 @@
-"""The models that options mean."""
+"""Chooses the kind of model by the options."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def choose_models(
     captures: Path | str | None = None,
     config: Path | str | None = None,
 ) -> Models:
-    """The models that the options mean.
+    """The kind of model that the options ask for.
 
     Raises:
         UsageError: options of an own model without one, or a name of another form.

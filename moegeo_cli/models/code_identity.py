@@ -1,4 +1,4 @@
-"""Whether the code that builds a user's model can be told again, and by what.
+"""Identifies the code that builds a user's model, for the store's key.
 
 A measurement may be kept only where the same key means the same code. A function of a module's
 file is told by its name and by a hash of the sources. A closure, a partial, a lambda, a function
@@ -31,7 +31,7 @@ def name_of(factory: str | Callable[..., Any]) -> str:
 
 
 def why_unidentified(factory: str | Callable[..., Any]) -> str | None:
-    """Why the code cannot be told again, in words; None where it can.
+    """Why the code cannot be identified, in words; None if it can.
 
     Nothing is imported.
     """
@@ -68,7 +68,7 @@ def why_unidentified(factory: str | Callable[..., Any]) -> str | None:
 
 
 def hash_sources(module: str) -> str | None:
-    """A hash of the code that a model is built by, by a rule that needs no import of it.
+    """A hash of the source files that a model is built by. They are not imported.
 
     The top-level package that the module lies in, whole; or all modules of its folder where it
     lies in none. None for a callable whose source is in no file.

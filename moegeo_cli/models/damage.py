@@ -57,7 +57,7 @@ def find_damage(router: Router) -> Damage | None:
 def _still_alike(
     groups: list[tuple[int, ...]], weights: Sequence[torch.Tensor]
 ) -> list[tuple[int, ...]]:
-    """Groups of experts that stay equal with these weights as well; those of one are dropped.
+    """Groups of experts that are equal in these weights too. Groups of one are dropped.
 
     Equal tensors have equal checksums, so only those of one checksum are compared in full.
     """
@@ -80,7 +80,7 @@ def _still_alike(
 
 
 def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
-    """Each weight as a matrix an expert; None where one is on no device."""
+    """Each weight as one matrix per expert; None if one has no memory."""
     for name, child in router.parent.named_children():
         kind = type(child).__name__
         routed = name == "experts" or (EXPERTS_CLASS.search(kind) and "shared" not in name)
@@ -94,7 +94,7 @@ def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
 
 
 def _by_expert(experts: nn.Module, count: int) -> Iterator[Sequence[torch.Tensor]]:
-    """Each weight matrix as one matrix an expert, fused or not; biases are left out."""
+    """Each weight matrix as one matrix per expert, fused or not. Biases are left out."""
     single = [m for m in experts.children() if any(True for _ in m.parameters())]
     if len(single) == 1:
         yield from _by_expert(single[0], count)

@@ -1,4 +1,4 @@
-"""A user's own models, by the factory that builds them and options that describe their routers."""
+"""A user's own models, built by their factory. Options describe the routers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class OwnFactory(Models):
 
     @property
     def name(self) -> str:
-        """What the factory is called: module and name."""
+        """The factory's name: module and callable."""
         return name_of(self.factory)
 
     @property

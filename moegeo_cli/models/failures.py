@@ -1,4 +1,4 @@
-"""What transformers says when a model cannot be built or loaded, as errors of moegeo."""
+"""Turns errors of transformers into errors of moegeo."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from moegeo_cli.errors import (
 
 
 def explain(path: Path, error: Exception) -> MoegeoError:
-    """What transformers said, as one of our errors."""
+    """The error of moegeo for an error of transformers."""
     text = str(error).strip()
     # A headline that ends with a colon says what is wrong in the lines that follow.
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]

@@ -1,4 +1,4 @@
-"""A whole model that is filled from a checkpoint's files a group of parameters at a time.
+"""Builds a whole model and fills it from the files, a group of parameters at a time.
 
 transformers' own loader reads far ahead and holds the model before beside the next one, two to
 four times the weights. This way takes one group of tensors beside them, and gives the same bits.

@@ -1,4 +1,4 @@
-"""Whole models where they fit, streamed ones where they do not, parts where they are asked for.
+"""Chooses how models are held: whole if they fit, else streamed; in parts if asked for.
 
 What a replay takes is planned before anything is loaded. The bound is `--memory`, else what the
 machine has left. A whole model comes first, with smaller batches where that is enough; then one
@@ -70,7 +70,7 @@ FEWER = "batches of {:,} positions: larger ones do not fit in memory"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be replayed, and how.
+    """What will be replayed, and how.
 
     `checkpoint` is the first one, which tells how large they are. `groups_S` are each sequence's
     group. `beside` are bytes that the command keeps beyond what a pass does. `every_token` says
@@ -114,7 +114,9 @@ class Request:
 
     @property
     def tokens_kept(self) -> int:
-        """Tokens whose logits and choices are kept: a sample, where sums can do without the rest.
+        """Number of tokens whose logits and choices are kept.
+
+        A sample, if no sum needs all of them.
 
         A router that hashes, and one that switches experts off, needs all of them at the end.
         """
@@ -124,13 +126,13 @@ class Request:
         return tokens if _switches_off(self.checkpoint) else SAMPLE_TOKENS
 
     def kept_of(self, model: nn.Module) -> int:
-        """The same of a model's routers, and of the copy of it that the command rewrites."""
+        """Bytes kept for a model's routers, and for the copy of it that the command rewrites."""
         shapes = [(r.experts, int(r.weight_ED.shape[1]), r.top_k or 1) for r in find_routers(model)]
         return self.kept(shapes) + (rewriting_bytes(model, self.verified) if self.verified else 0)
 
 
 def _switches_off(checkpoint: Checkpoint) -> bool:
-    """Whether a router in the files switches experts off; true where they cannot be read."""
+    """Whether a router in the files switches experts off. True if the files cannot be read."""
     index = checkpoint.weights
     try:
         for router in find_router_tensors(index, checkpoint.described):
@@ -179,7 +181,7 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
 
 
 def _whole(request: Request) -> ModelSource | None:
-    """Models held whole, where that fits."""
+    """The source of models held whole; None if they do not fit."""
     settings, device, dtype = request.settings, request.device, request.dtype
     if settings.memory is None:
         rough = _rough_manner(request)
@@ -205,7 +207,7 @@ def _whole(request: Request) -> ModelSource | None:
 
 
 def _rough_manner(request: Request) -> Manner:
-    """How a whole model is replayed that is loaded as usual."""
+    """How a whole model is replayed if transformers loads it."""
     terms = _rough_terms(request)
     if terms is None:
         return Manner(unplanned="config.json does not tell the model's widths")
@@ -223,7 +225,7 @@ def _manner(plan: WholePlan) -> Manner:
 
 
 def _rough_terms(request: Request) -> dict[str, int] | None:
-    """The terms by what config.json says of the widths; None where it does not tell enough."""
+    """The terms by the widths of config.json; None if it does not say enough."""
     architecture, text = request.architecture, text_config(request.checkpoint.config)
     width, depth, vocabulary = architecture.hidden, architecture.layers, text.get("vocab_size")
     if any(STATEFUL_KEY.search(key) for key in text) or not (width and depth and vocabulary):

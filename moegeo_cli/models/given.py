@@ -1,4 +1,4 @@
-"""What model a run is of: how its folder opens, what its routers are, and who gives the models.
+"""The kind of model of a run: how its folder opens, its routers, and where models come from.
 
 One object answers for a run wherever it is opened, inspected, measured or compared; `choosing.py`
 makes it from the options. Here are the models of transformers, by their config.json; a user's own
@@ -23,7 +23,7 @@ from moegeo_cli.probes import Probe
 
 
 class Models:
-    """transformers' models: everything is in the checkpoint's config.json."""
+    """Models of transformers. Their config.json describes them fully."""
 
     identity: Mapping[str, Any] | None = None  # part of the key of stored measurements
     own = False  # whether they are a user's own
@@ -58,14 +58,14 @@ class Models:
         return check_routers(index, architecture)
 
     def check(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
-        """See that a checkpoint's files hold the routers that it should have.
+        """Check that a checkpoint's files hold the routers that they should have.
 
         Raises: what `check_routers` raises.
         """
         check_routers(checkpoint.weights, architecture)
 
     def probe(self) -> Probe | None:
-        """What stands in the place of a probe; None where there is one to be opened."""
+        """What replaces a probe; None if a probe is to be opened."""
         return None
 
     def source(self, device: Any, dtype: Any, architecture: Architecture) -> Any:

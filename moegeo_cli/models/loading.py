@@ -1,4 +1,4 @@
-"""A model from a checkpoint's files, built once per run and then given new weights.
+"""Builds a model from a checkpoint's files once per run, then gives it the next weights.
 
 transformers opens every model. What it would pass over in silence is an error here: a
 parameter that the files lack gets a random value there, visible only in its loading
@@ -204,7 +204,7 @@ def _safetensors_state(index: WeightIndex, stack: contextlib.ExitStack) -> dict[
 
 
 def _ready(model: Any, device: torch.device | None) -> nn.Module:
-    """Frozen, in evaluation mode (so no jitter, no dropout), on its device if it has one."""
+    """Freeze a model, put it into evaluation mode (no jitter, no dropout) and on its device."""
     model.eval()
     model.requires_grad_(False)
     try:
@@ -219,7 +219,7 @@ def _ready(model: Any, device: torch.device | None) -> nn.Module:
 def _refuse_incomplete(
     path: Path, model: Any, index: WeightIndex, report: Mapping[str, Any]
 ) -> None:
-    """Missing parameters would be random ones, unused tensors a sign of others: never measured."""
+    """Refuse missing parameters, which would be random, and tensors that nothing used."""
     if report.get("mismatched_keys"):
         name, saved, wanted = sorted(report["mismatched_keys"])[0]
         raise ShapeError(

@@ -1,4 +1,4 @@
-"""The config of a checkpoint as transformers has it, and the class that opens its model."""
+"""Opens a checkpoint's config with transformers, and the class of its language model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moegeo_cli.errors import UnsupportedArchitectureError
 
 
 def open_config(checkpoint: Checkpoint, experts: int | None = None) -> Any:
-    """The config of the part that writes, without what it says of quantisation.
+    """The config of the language model, without its quantisation part.
 
     Where config.json holds E, K or groups twice, the model gets the key that counts: transformers
     itself lets the older name win in some families.
@@ -61,7 +61,7 @@ def _of_document(document: dict[str, Any], experts: int) -> Any:
 
 
 def unquantised(config: Any) -> Any:
-    """A config without what it says of quantisation: tensors are given as the values they mean.
+    """A config without its quantisation part: tensors are given as the values that they stand for.
 
     Otherwise transformers would look for the packages that each scheme needs.
     """
@@ -72,7 +72,7 @@ def unquantised(config: Any) -> Any:
 
 
 def language_config(config: Any) -> Any:
-    """The config of the part that writes: of a thinker and a talker, the thinker's."""
+    """The config of the part that writes text; of a thinker and a talker, the thinker's."""
     return getattr(config, "thinker_config", config)
 
 

@@ -1,4 +1,4 @@
-"""Models in parts, on several devices, in memory or on disk, as accelerate places them.
+"""Models split over several devices, memory or disk, by accelerate.
 
 accelerate brings each part to its device when its turn comes and takes it away afterwards. The
 routers stay where they compute: they are small, and their weights are looked at and have gradients.
@@ -102,7 +102,7 @@ class PartedModels:
 
 
 def _layers_on_disk(module: nn.Module, path: str, device: str) -> Iterator[tuple[str, str]]:
-    """Where each part goes: decoder layers to the disk, everything else to the device."""
+    """A device map: decoder layers on the disk, everything else on the device."""
     if _is_layer(path):
         yield path, "disk"
         return
@@ -122,7 +122,7 @@ def _is_layer(path: str) -> bool:
 
 
 def _keep_routers(model: nn.Module) -> None:
-    """Give the routers their weights for good."""
+    """Keep the routers' weights in memory."""
     from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
 
     for router in find_routers(model):

@@ -1,4 +1,4 @@
-"""A user's own model behind the seam: built by their factory, given a checkpoint's state dict.
+"""A user's own model as the replay calls it, built by their factory and filled from a checkpoint.
 
 The contract. `factory(config)` is called with the parsed config.json that lies beside the
 weights, or None, and gives an `nn.Module`. Its forward takes `input_ids`, by that name or as its
@@ -49,7 +49,7 @@ ALONE = "its routers see other values in a batch than alone, so samples are repl
 
 
 class OwnModel(ModelAdapter):
-    """A user's module, `inner`, in the form that a replay calls."""
+    """A user's module, `inner`, with the interface that a replay uses."""
 
     def __init__(
         self, inner: nn.Module, pattern: str | None, top_k: int | None, scoring: str | None
@@ -69,13 +69,13 @@ class OwnModel(ModelAdapter):
         return self.inner
 
     def find_routers(self) -> list[Router]:
-        """Its routers; those that give logits alone have their choice computed."""
+        """Its routers. If one returns logits only, its choice is computed."""
         return find_routers(
             self.inner, pattern=self.pattern, top_k=self.top_k, scoring=self.scoring
         )
 
     def prepare(self, routers: list[Router], inputs: Inputs) -> None:
-        """See whether samples may share a batch."""
+        """Find out whether samples may share a batch."""
         weight = routers[0].weight_ED
         pair = first_two(inputs, weight.device, weight.dtype)
         self.alone = bool(pair) and not _batches_agree(self, routers, pair)
@@ -119,7 +119,7 @@ class OwnModel(ModelAdapter):
         return SimpleNamespace(logits=logits)
 
     def _call(self, *arguments: torch.Tensor, **named: torch.Tensor) -> Any:
-        """The user's forward; what would leave the process there is an error like any other."""
+        """The user's forward. An attempt to leave the process is an error like any other."""
         try:
             return self.inner(*arguments, **named)
         except (Exception, KeyboardInterrupt):
@@ -205,7 +205,7 @@ class OwnModels:
 
 
 def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Copy a state dict into a model, one tensor at a time; the names that it does not have.
+    """Copy a state dict into a model, one tensor at a time. Returns the names that the model lacks.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is missing.
@@ -259,7 +259,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
 
 
 def _match_names(saved: Sequence[str], wanted: set[str]) -> dict[str, str]:
-    """The model's names -> the file's: as they are, else without what wrappers put before them."""
+    """The model's names -> the file's: equal, or equal without a wrapper's prefix."""
     found = {name: name for name in saved if name in wanted}
     plain = {unwrap_name(name): name for name in wanted}
     for name in saved:
@@ -273,7 +273,7 @@ def _match_names(saved: Sequence[str], wanted: set[str]) -> dict[str, str]:
 def _batches_agree(
     model: nn.Module, routers: list[Router], inputs: Sequence[Mapping[str, torch.Tensor]]
 ) -> bool:
-    """Whether routers see the same in a batch as alone, on two samples of one form.
+    """Whether routers see the same values in a batch as alone, for two samples of one form.
 
     It fails where samples influence each other (batch statistics, capacity), and where a router's
     rows do not go sample by sample.

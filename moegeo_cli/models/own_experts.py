@@ -1,4 +1,4 @@
-r"""Experts of a user's own model, asked through the block that holds them.
+r"""Experts of a user's own model, run through the block that holds them.
 
 What such a block computes is not known by its name, and a module of an expert need not be all that
 an expert does: its block may apply the activation. So the block itself is asked, with its router
@@ -39,7 +39,7 @@ FAILS = "its block cannot be asked for one expert: {}"
 def find_own_experts(
     model: nn.Module, routers: Sequence[Router], sample: Mapping[str, torch.Tensor], call: Any
 ) -> dict[str, ExpertBlock]:
-    """The experts of each router, proven on one sample; with a problem where they are not.
+    """The experts of each router, verified on one sample; with a problem if they are not.
 
     Args:
         model: the user's module.
@@ -75,7 +75,7 @@ def find_own_experts(
 
 
 class _Seen:
-    """What a block and its router were given in one pass, and what the block made of it."""
+    """Inputs and outputs of a block and its router in one pass."""
 
     def __init__(self) -> None:
         self.call: RouterCall | None = None
@@ -83,11 +83,11 @@ class _Seen:
         self.made: torch.Tensor | None = None
 
     def take(self, call: RouterCall) -> None:
-        """Hears of the router."""
+        """Record a call of the router."""
         self.call = call
 
     def keep(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        """Hears of the block."""
+        """Record a call of the block."""
         tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.Tensor)]
         if tensors and tensors[0].ndim:  # copies: residual streams are often added to in place
             self.given = tensors[0].detach().clone()
@@ -110,7 +110,7 @@ def _find_block(router: Router, modules: Mapping[str, nn.Module]) -> nn.Module |
 
 
 def _by_expert(block: nn.Module, router: Router) -> dict[str, int | None]:
-    """Parameters of single experts by name: of which one, None for a row an expert."""
+    """Parameters of single experts by name: their expert, or None if each row is an expert."""
     count = router.experts
     inside = {id(p) for m in (router.module, router.linear) for p in m.parameters()}
     found: dict[str, int | None] = {}
@@ -128,7 +128,7 @@ def _by_expert(block: nn.Module, router: Router) -> dict[str, int | None]:
 
 
 def _prove(router: Router, block: nn.Module, seen: _Seen) -> ExpertBlock:
-    """The experts as functions, if they are what makes up the block's output.
+    """The experts as functions, if their weighted sum is the block's output.
 
     Raises:
         NotThere: they are not, and why.
@@ -191,7 +191,7 @@ def _describe(
 
 
 def _near(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor, limit: float) -> bool:
-    """Whether two things differ by no more than a share of a third one's norm."""
+    """Whether two tensors differ by at most a share of a third one's norm."""
     return bool((a - b).float().norm() <= limit * scale.float().norm().clamp_min(1e-30))
 
 

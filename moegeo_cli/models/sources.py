@@ -1,4 +1,4 @@
-"""Where the model of a checkpoint comes from: one checkpoint of a run after another.
+"""Gives the models of a run's checkpoints, one after another.
 
 Everything behind it (taps, batches, Fisher sums) takes whatever module it is given.
 """
@@ -43,7 +43,7 @@ from moegeo_cli.records.facts import Form, MemoryFacts, MemoryKnown
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """What a replay is planned to hold.
+    """How much memory a replay is planned to hold.
 
     `form` is "whole" or "streamed", `terms` are bytes by name, `process` those that the process
     held before, `at_most` their sum as far as they are held at once. `by` says how activations are
@@ -57,7 +57,7 @@ class MemoryPlan:
     at_most: int
 
     def to_dict(self) -> MemoryFacts:
-        """As JSON holds it: without the process, which is another each time."""
+        """The plan for JSON, without the process, which differs each time."""
         return {"form": self.form, "by": self.by, "terms": dict(self.terms),
                 "at_most": self.at_most, "reason": None}  # fmt: skip
 
@@ -78,14 +78,14 @@ class Manner:
     unplanned: str = "not planned"
 
     def describe_memory(self) -> MemoryFacts:
-        """The plan as JSON holds it."""
+        """The plan for JSON."""
         if self.memory is not None:
             return self.memory.to_dict()
         return {"form": self.form, "by": None, "terms": None, "at_most": None,
                 "reason": self.unplanned}  # fmt: skip
 
     def say_memory(self, device: torch.device) -> str | None:
-        """The plan beside the measured peak in a line; None where the model is a small one."""
+        """The plan and the measured peak in a line; None for a small model."""
         own = self.memory
         if own is None or own.by == "config":
             return None
@@ -111,7 +111,7 @@ class ModelSource(Protocol):
         """The model that a checkpoint describes, freshly initialised."""
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
-        """The weights of the layer that a module lies in, in memory while the block runs."""
+        """A context in which the weights of a module's layer are in memory."""
 
 
 class WholeModels:

@@ -1,4 +1,4 @@
-"""Saved tensors read when they are asked for."""
+"""Saved tensors that are read on demand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StoredTensor:
 
 
 def announce(index: WeightIndex, names: Iterable[str]) -> None:
-    """Tell the system that these tensors are read next; it fetches them meanwhile.
+    """Tell the operating system that these tensors are read next, so that it fetches them.
 
     Where the system takes no such advice nothing happens.
     """

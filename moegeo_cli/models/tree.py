@@ -1,4 +1,7 @@
-"""How a config's module tree is filled, for who reads files alone; torch is loaded when asked."""
+"""How a config's module tree is filled, for code that reads files only.
+
+torch is imported on use.
+"""
 
 from __future__ import annotations
 

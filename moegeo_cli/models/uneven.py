@@ -1,4 +1,4 @@
-"""Models whose layers have different numbers of experts, which no config class describes.
+"""Models whose layers have different numbers of experts. No config class describes them.
 
 Each layer is taken from a model that transformers built with that layer's number for all layers:
 so its modules, their settings and shapes are those that the model's own code makes.
@@ -16,7 +16,7 @@ from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
 def own_experts(checkpoint: Checkpoint) -> dict[int, int]:
-    """Layer -> its number of experts, where the layers of a checkpoint differ; else {}.
+    """Layer -> number of experts, if the layers of a checkpoint differ; else {}.
 
     Raises:
         ShapeError: what `with_own_experts` raises.

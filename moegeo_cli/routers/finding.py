@@ -1,4 +1,4 @@
-"""Routers of a model: found, described, and each proven to be what it is taken for.
+"""Finds the routers of a model, describes them, and verifies each.
 
 Two independent ways find them: transformers' own records (`_can_record_outputs`) and the
 structure of the module tree (a router beside its experts). A router counts as measured
@@ -94,13 +94,13 @@ def find_routers(
 
 
 def find_other_routers(model: nn.Module) -> list[str]:
-    """Paths of the routers that only image or sound tokens pass."""
+    """Paths of routers that only image or sound tokens reach."""
     modules = dict(model.named_modules())
     return sorted(p for p in _paths(model, modules) if OTHER_TOWER.search(p))
 
 
 def _paths(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
-    """Routers by either rule; of a block that passes on what its router gave, the router itself."""
+    """Routers by either rule. Of a block that returns its router's output, the router itself."""
     found = _recorded(model, modules) | _structural(modules)
     return {p for p in found if not any(q.startswith(f"{p}.") for q in found)}
 
@@ -183,7 +183,7 @@ def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
 
 
 def _any_number(path: str) -> int:
-    """The first number in a path that has no layer by one of the usual names, else 0."""
+    """The first number in a path without a usual layer name, else 0."""
     return next((int(part) for part in path.split(".") if part.isdecimal()), 0)
 
 

@@ -1,4 +1,4 @@
-"""Measured checkpoints by key, each a record beside its measurements.
+"""Measured checkpoints by key: each a record and its measurements.
 
 An entry is a folder named by its key: `measurements.safetensors` is written first, then
 `record.json`, which names its hash and carries one of itself. An entry of which either is absent,
@@ -26,13 +26,13 @@ STORE_VERSION = 6
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:
-    """A name for what decides a measurement: fingerprint, probe, settings, versions."""
+    """A hash of everything that decides a measurement: fingerprint, probe, settings, versions."""
     text = json.dumps({"store": STORE_VERSION, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Store:
-    """A folder of entries; `None` as folder keeps nothing.
+    """A folder of entries. With `None` as folder, nothing is kept.
 
     Args:
         folder: where entries lie, made on the first write.
@@ -43,7 +43,10 @@ class Store:
         self.problem: str | None = None  # why nothing could be kept, for the report
 
     def load(self, key: str) -> tuple[CheckpointRecord, dict[str, np.ndarray]] | None:
-        """An entry's record and measurements, or None where there is none that is whole."""
+        """An entry's record and measurements.
+
+        None if either is missing or does not match its hash.
+        """
         record = self._record(key)
         data = self._measurements(key, record)
         if record is None or data is None:
@@ -57,7 +60,7 @@ class Store:
             return None  # whatever is damaged is measured again
 
     def record(self, key: str) -> CheckpointRecord | None:
-        """An entry's record, if the entry is there with the measurements that it names."""
+        """An entry's record. None if its measurements are missing or do not match their hash."""
         record = self._record(key)
         return None if self._measurements(key, record) is None else record
 
@@ -109,7 +112,7 @@ class Store:
             return None
 
     def list_json(self, prefix: str) -> list[str]:
-        """Names of the kept JSON documents that begin so, whole or not, the earliest first."""
+        """Names of stored JSON documents with this beginning, damaged ones too, oldest first."""
         if self.folder is None:
             return []
         try:
@@ -129,7 +132,7 @@ class Store:
 
 
 def _seal(document: Any) -> str:
-    """A document with the hash of its text, so that one changed by hand is not believed."""
+    """A document with the hash of its text, so that a change by hand is noticed."""
     text = json.dumps(document, allow_nan=False)
     return f'{{"sha256": "{hashlib.sha256(text.encode()).hexdigest()}", "content": {text}}}'
 

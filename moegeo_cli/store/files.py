@@ -1,4 +1,4 @@
-"""Files written so that a kill at any moment leaves the old one or the new one, never half."""
+"""Writes files atomically: after a kill there is the old file or the new one, never half a file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """See before the work that a file can be written there; devices and pipes are taken as such.
+    """Check, before the work, that a file can be written there. Devices and pipes are accepted.
 
     Raises:
         OutputError: it cannot.
@@ -76,7 +76,7 @@ def check_writable(path: Path) -> None:
 
 
 def _mode(path: Path) -> int:
-    """The permissions of the file that is replaced; of a new file, as the umask allows."""
+    """Permissions of the file that is replaced; for a new file, those of the umask."""
     try:
         return path.stat().st_mode & 0o777
     except OSError:

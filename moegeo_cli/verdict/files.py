@@ -1,4 +1,4 @@
-"""What `moegeo check` finds in the files, among what the model shows."""
+"""Combines findings of `moegeo check` with those of the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_LOOKED_AT = Skipped("the files were not checked")
 
 
 def with_files(model: Mapping[str, Outcome], files: FileOutcomes) -> dict[str, Outcome]:
-    """Outcomes of both, one a finding.
+    """Outcomes of the model's rules and the files' rules, one for each finding.
 
     Args:
         model: of the rules over what was measured.

@@ -25,7 +25,7 @@ ASSUMED = "assumed: nothing beside the checkpoint names a framework"
 def recommend(
     run: RunRecord, findings: Sequence[Finding], framework: str | None = None, facts: bool = False
 ) -> tuple[Intervention, ...]:
-    """What the active findings call for and what applies to this checkpoint, best first.
+    """Interventions for the active findings that apply to this checkpoint, best first.
 
     What removes an exact cause comes first, then what had a measured gain, then the rest; what was
     measured without a gain comes last and is folded.
@@ -82,7 +82,7 @@ DIGITS = 4  # of a suggested value
 
 
 def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Grounds) -> int:
-    """How soon an entry is named: by what it removes and what the study measured of it."""
+    """The place of an entry in the order: by its evidence and its measured effect."""
     if entry.get("cause") and entry["findings"][0] in called:
         return CAUSE
     if evidence["grade"] != "measured" or "saved" in evidence:
@@ -92,7 +92,7 @@ def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Grounds) ->
 
 
 def check_framework(framework: str | None) -> None:
-    """Refuse a framework that is not known, before hours of work.
+    """Refuse an unknown framework, before hours of work.
 
     Raises:
         UsageError: it is not.
@@ -144,7 +144,7 @@ def _key(entry: Mapping[str, Any], run: RunRecord, framework: str, note: str | N
 def _live(
     setting: str, framework: str, training: Mapping[str, Any]
 ) -> tuple[bool | None, str | None]:
-    """Whether the framework reads a setting as things stand; None where that is not known."""
+    """Whether the framework reads a setting at present; None if that is not known."""
     if setting == "balance" and framework in READS_CONFIG:
         if training.get("output_router_logits") is True:
             return True, None
@@ -164,7 +164,7 @@ def _peak_rate(run: RunRecord) -> float | None:
 
 
 def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> Grounds:
-    """How well it is known: what the study measured for one of these findings, else the entry's."""
+    """The evidence of an intervention: measured for one of these findings, else the entry's."""
     for finding in called:
         for row in recoveries():
             if (row["intervention"], row["finding"]) == (entry["id"], finding):

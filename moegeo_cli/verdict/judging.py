@@ -1,4 +1,4 @@
-"""From measurements to a verdict: every rule tried at every checkpoint, two axes, one status."""
+"""Forms a verdict: every rule is tried at every checkpoint; two axes, one status."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]
 
 
 def _paper(limit: Limit) -> str:
-    """What was measured of the rule, beside its verdict."""
+    """The measured rates of the paper's rule, for the verdict."""
     words = "[GM] calls a run failing where FHS > 1."
     rate = limit.threshold.false_positive_rate
     if rate is None:

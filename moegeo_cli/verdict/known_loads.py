@@ -1,4 +1,4 @@
-"""The loads of models that people deploy: what their layers show, to hold a router's load against.
+"""Loads of deployed models, with which a router's load is compared.
 
 known_loads.toml is written by `python -m benchmarks.field regenerate` from the counts that lie
 beside it; docs/results/verdicts.md says where each comes from.
@@ -61,7 +61,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class LoadReading:
-    """How unequal one router's load is, and what that is worth.
+    """How unequal one router's load is, and the severity that follows.
 
     `reach` is how far the effective experts stand between K (0) and what even routing shows on the
     same sample (1). `severity` is None where the sample cannot tell.
@@ -119,7 +119,7 @@ def read_load(
     *,
     upper: float | None = None,
 ) -> LoadReading:
-    """Judge one router's load beside those of known-good models.
+    """Judge one router's load by comparison with known-good models.
 
     Args:
         effective: effective experts of the load.
@@ -181,7 +181,7 @@ def known_models() -> tuple[KnownModel, ...]:
 
 
 def forget() -> None:
-    """Read the file anew when it is next asked for: it was written."""
+    """Read the file again at the next use, because it was written."""
     _data.cache_clear()
     known_models.cache_clear()
 

@@ -1,4 +1,4 @@
-"""Rules over what further commands measured of a checkpoint: `moegeo experts` and the like.
+"""Tries the rules of lenses (`moegeo experts`, `moegeo routing`) on their records.
 
 A rule here is a pure function from such a record to what it found, so that it is judged again with
 other limits and without a model, by the command itself and by `moegeo analyze`.
@@ -24,7 +24,7 @@ L = TypeVar("L", bound=LensRecord)
 
 @functools.cache
 def lens_rules() -> Mapping[str, tuple[str, Callable[[Any, Thresholds], Outcome]]]:
-    """The lens whose record it reads, and the rule, by the name of the finding."""
+    """For each finding of a lens: the lens, and the rule."""
     found = {}
     for name, lens in find_lenses().items():
         assert lens.lens is not None
@@ -36,7 +36,7 @@ def lens_rules() -> Mapping[str, tuple[str, Callable[[Any, Thresholds], Outcome]
 def judge_lenses(
     lenses: Lenses, limits: Thresholds, steps: tuple[int, ...]
 ) -> tuple[list[Finding], list[Check]]:
-    """What the rules find in the records that are there; a rule without its record is skipped.
+    """Outcomes of the lenses' rules. A rule without a record is skipped.
 
     Args:
         lenses: each lens's record, or why there is none; rules of a lens that is not named are not

@@ -35,7 +35,7 @@ SOURCE = "published loads of deployed models (docs/results/verdicts.md#loads)"
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One router's load as judged, and the severity once the situation is looked at."""
+    """One router's load as judged, with the severity after its history is considered."""
 
     layer: LayerRecord
     load: LoadReading
@@ -86,7 +86,7 @@ def breadth_of(situation: Situation) -> str:
 
 
 def _read(situation: Situation) -> list[_Reading]:
-    """Every router's load, with what its past and the stage of training leave of the severity."""
+    """Every router's load. History and stage of training may lower the severity."""
     before = {x.router: x for x in situation.history[-2].layers} if _has_past(situation) else {}
     found = []
     for layer in situation.now.layers:
@@ -166,7 +166,7 @@ def _others(own: list[_Reading], worst: _Reading) -> str:
 
 
 def _trend(situation: Situation, layer: LayerRecord) -> str:
-    """How the number moved since the checkpoint before."""
+    """How the number changed since the checkpoint before, in words."""
     if not _has_past(situation):
         return ""
     before = _find(situation.history[-2], layer.router)
@@ -181,7 +181,7 @@ def _find(checkpoint: CheckpointRecord, router: str) -> LayerRecord | None:
 
 
 def _why_not_more(situation: Situation, reading: _Reading) -> str:
-    """Why a load outside what known-good models show is not called worse."""
+    """Why a load outside the known-good range is not judged worse, in words."""
     if reading.severity != "info" or reading.load.severity in (None, "info"):
         studied = is_studied(
             situation.limits["router-collapse"], reading.layer.choices, reading.layer.top_k or 1

@@ -74,7 +74,7 @@ def logit_explosion(situation: Situation) -> Outcome:
 
 
 def near_ties(situation: Situation) -> Outcome:
-    """Choices that rounding would change, beside what E and K make of any normal logits.
+    """Choices that rounding would change, compared with normal logits of the same E and K.
 
     A fact (info): no failure was found behind it. A limit that the user set is a watch.
     """

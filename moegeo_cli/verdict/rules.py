@@ -1,4 +1,4 @@
-"""What a rule sees and what it says: the frame that all rules share."""
+"""What rules share: the situation that they judge, and their outcomes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MIN_SEQUENCES = 16  # under so many, an interval says little
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A checkpoint with everything before it.
+    """A checkpoint with all earlier ones.
 
     `losses` are loss differences to the reference at the same progress, by checkpoint path;
     None without a reference. `figures` are of the whole training log.
@@ -65,7 +65,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A rule that could not be decided, and why; `undecided` makes its axis inconclusive."""
+    """A rule that could not be decided, with the reason.
+
+    `undecided` makes its axis inconclusive.
+    """
 
     reason: str
     undecided: bool = False
@@ -78,7 +81,7 @@ Rule = Callable[[Situation], Outcome]
 def settle(
     name: str, outcome: Outcome, limits: Thresholds, steps: tuple[int, ...]
 ) -> tuple[Finding | None, Check]:
-    """What a rule's outcome puts into a verdict: its check and, where it holds, its finding.
+    """The check, and the finding if the rule holds, that an outcome adds to a verdict.
 
     Args:
         name: of the finding.
@@ -99,7 +102,7 @@ def settle(
 
 
 def _allowed(severity: Severity, about: Definition, limits: Thresholds) -> Severity:
-    """An uncalibrated limit alone makes nothing failing; exact facts may."""
+    """The severity that is allowed: with an uncalibrated limit, only exact facts may be failing."""
     ceiling = about.severity
     limit = limits.get(about.name)
     exact = about.fact

@@ -1,4 +1,4 @@
-"""What stops a training by default: an exact fault, or a loss that diverged. Nothing else does."""
+"""When to stop a training by default: on an exact fault or a diverged loss, and on nothing else."""
 
 from __future__ import annotations
 

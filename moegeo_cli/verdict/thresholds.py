@@ -33,7 +33,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit; `cells` where it depends on E and K, and is then what counts.
+    """One limit. If it depends on E and K, `cells` hold its values.
 
     `own` says that the user set it.
     """
@@ -119,7 +119,7 @@ def _refuse_keys(name: str, given: Mapping[str, Any]) -> None:
 
 
 def nearest_cell(cells: Sequence[Cell], experts: int, top_k: int) -> Cell:
-    """The cell of E and K, or the one nearest by their logarithms, the smaller where two are."""
+    """The cell of E and K, or the nearest by their logarithms; of two, the smaller."""
     return min(
         cells,
         key=lambda c: (
@@ -152,7 +152,7 @@ def _shipped() -> Mapping[str, Limit]:
 
 
 def forget() -> None:
-    """Read the shipped limits anew when they are next asked for: the study has written them."""
+    """Read the shipped limits again at the next use, because the study has written them."""
     _shipped.cache_clear()
 
 

@@ -1,4 +1,4 @@
-"""The training log as rules read it: computed once a run, then told up to each checkpoint.
+"""The training log for rules: computed once per run, then read up to each checkpoint.
 
 Everything that a rule asks of the log is a running figure over its entries, so that a run of many
 checkpoints costs one pass over the log and not one a checkpoint.

@@ -1,4 +1,4 @@
-"""Rules about what a training does to its routers: exact facts that need no statistics."""
+"""Rules about how a training changes its routers: exact facts that need no statistics."""
 
 from __future__ import annotations
 

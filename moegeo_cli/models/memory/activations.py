@@ -1,4 +1,4 @@
-"""What a pass through a model holds beside its weights, found by running it without numbers.
+"""Bytes that a pass takes beside the weights, found by running the model on fake tensors.
 
 The model's own forward, the loss and the way back run over torch's fake tensors, which have
 shapes and no memory: whatever a model's code makes is counted while it is alive. Code that asks a
@@ -42,12 +42,12 @@ class Activations:
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Bytes of layers and logits together."""
         return self.layers + self.logits
 
 
 class BatchTracer:
-    """Finds what batches take in memory.
+    """Finds how many bytes batches take.
 
     Args:
         skeleton: the module tree, its parameters without memory; it is of no other use afterwards.
@@ -64,7 +64,7 @@ class BatchTracer:
         self._mode: Any = None
 
     def trace(self, shape: tuple[int, int], plan: Plan, *, padded: bool) -> Activations:
-        """What a batch takes.
+        """Bytes of a batch.
 
         Args:
             shape: (B, N) of the batch.
@@ -93,7 +93,7 @@ class BatchTracer:
         )  # fmt: skip
 
     def _peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int:
-        """Bytes alive at the peak beside the parameters."""
+        """Peak bytes beside the parameters."""
         from torch._subclasses import FakeTensorMode
 
         if self._mode is None:
@@ -142,7 +142,7 @@ class BatchTracer:
 
 
 class _Stopped(BaseException):
-    """Raised in the last router where nothing beyond it runs."""
+    """Raised in the last router, where the pass needs nothing after it."""
 
 
 def _middle(ids_BN: torch.Tensor) -> int:
@@ -186,7 +186,7 @@ def _make_fake(skeleton: nn.Module, mode: Any, device: torch.device) -> None:
 
 
 class _Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that are made and not let go of yet."""
+    """Counts the bytes of tensors that were made and are not freed yet."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How much memory is left for this process: what the system says, and the limits of its cgroups."""
+"""How much memory is free for this process, by the system and by its cgroups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that are left on a device; of main memory what the system and the cgroup allow."""
+    """Free bytes of a device; of main memory, as many as the system and the cgroup allow."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     system = int(psutil.virtual_memory().available)
@@ -25,7 +25,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def cgroup_rooms(root: Path, membership: Path) -> Iterator[int]:
-    """Bytes that each cgroup above this process has left, where it has a limit.
+    """Free bytes of each cgroup above this process that has a limit.
 
     Args:
         root: where cgroups are mounted.

@@ -1,4 +1,4 @@
-"""What a streamed replay holds in memory at once, term by term, and how to stay within a bound.
+"""Plans what a streamed replay holds in memory at once, term by term, within a bound.
 
 The bound is a sum of what is held together: the bare process; what stays for the whole run
 (embeddings, head, norms, routers); twice the larger of a layer's part without experts and a
@@ -75,7 +75,7 @@ class Sizes:
 
 
 def score_bytes(config: Any) -> int:
-    """Bytes that a layer's attention holds of one pair of positions, forward and back.
+    """Bytes of attention for one pair of positions, forward and backward.
 
     Eager attention forms every pair. So does torch's own kernel on a CPU where keys and values
     differ in width.
@@ -118,14 +118,14 @@ class StreamPlan:
 
     @property
     def beside(self) -> dict[str, int]:
-        """The other terms."""
+        """The terms without the process."""
         return {name: size for name, size in self.terms.items() if name != "process"}
 
 
 def plan_stream(
     sizes: Sizes, tokens: int, longest: int, memory: int | None, process: int, free: int
 ) -> StreamPlan:
-    """Decide what lies in memory at once.
+    """Decide what is in memory at once.
 
     Args:
         sizes: of the model.
@@ -169,7 +169,7 @@ def plan_stream(
 def too_little(
     memory: int, least: int, terms: dict[str, int], *, asked: bool, halves: bool = True
 ) -> ResourceError:
-    """What is said where a model does not fit, before it is loaded.
+    """The error for a model that does not fit, before it is loaded.
 
     Args:
         memory: bytes that there are.
@@ -217,14 +217,17 @@ def _plan(sizes: Sizes, chunk: int, positions: int, boundaries: int, process: in
 
 
 def held_bytes(device: torch.device) -> int:
-    """Memory that the process holds there now."""
+    """Bytes that the process holds on a device now."""
     if device.type == "cuda":
         return int(torch.cuda.memory_reserved(device))
     return int(psutil.Process().memory_info().rss)
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> None:
-    """One small step forward and back: what libraries load on first use belongs to the process."""
+    """One small step forward and backward.
+
+    What libraries load on first use then counts as the process.
+    """
     x = torch.ones(1, 1, 64, 64, device=device, dtype=dtype, requires_grad=True)
     y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
     y = torch.nn.functional.silu(torch.nn.functional.linear(y, x.detach()[0, 0]))[0, 0]
@@ -233,7 +236,7 @@ def warm_up(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most that the process has held there since it began; None where that is not known."""
+    """The most that the process has held on a device since it began; None if it is not known."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     try:
@@ -250,12 +253,12 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def freed_blocks(batch: int) -> int:
-    """Bytes of freed blocks that a user's own allocator may keep of a batch of so many bytes."""
+    """Bytes of freed blocks that a user's own allocator may keep from a batch of this size."""
     return 0 if is_ours() else int(FREED * batch)
 
 
 def return_freed_blocks() -> None:
-    """Have the allocator give large freed blocks back at once, where it is glibc's.
+    """Make glibc's allocator return large freed blocks at once.
 
     It would keep them for later, and a layer that was let go would still count. In a user's own
     process this is left as it is: the setting cannot be read, so not put back either.

@@ -1,4 +1,4 @@
-"""What a model that is held whole takes in memory at once, term by term, and whether that fits.
+"""Plans what a whole model holds in memory at once, term by term, within a bound.
 
 Loading and the pass do not happen at once, so the bound is the larger of
 process + weights + loading and process + weights + activations + logits + kept.
@@ -55,7 +55,7 @@ class WholePlan:
 
 
 def at_most(terms: dict[str, int]) -> int:
-    """The most that is held at once beside the process: loading and the pass take turns."""
+    """The most that is held at once beside the process. Loading and the pass do not overlap."""
     in_pass = sum(terms[name] for name in ("activations", "logits", "kept"))
     return terms["weights"] + max(terms["loading"], in_pass)
 
@@ -63,7 +63,7 @@ def at_most(terms: dict[str, int]) -> int:
 def make_terms(
     weights: int, loading: int, batch: Activations, kept: int, *, half: bool
 ) -> dict[str, int]:
-    """The terms by name, kernels' own buffers among the activations.
+    """The terms by name. Buffers of kernels count as activations.
 
     Args:
         weights: bytes of parameters and buffers.
@@ -89,7 +89,7 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def loading_bytes(files: LayerFiles) -> int:
-    """What converting a group of saved tensors takes beside the parameters that they become."""
+    """Bytes of converting a group of saved tensors, beside the parameters that they become."""
     size = files.dtype.itemsize
     largest = max((files.index.info(n).elements for n in files.index.names()), default=0)
     groups = [sum(files.elements(t) for t in group) * size for group in files.groups(GROUP_BYTES)]
@@ -111,7 +111,7 @@ def rewriting_bytes(model: nn.Module, tokens: int) -> int:
 
 
 def kept_bytes(shapes: Sequence[tuple[int, int, int]], tokens: int, sequences: int) -> int:
-    """What a pass keeps of every router beside its Fisher sums, and what forming one's sums takes.
+    """Bytes kept of all routers beside Fisher sums, and bytes of forming the sums of one.
 
     Args:
         shapes: (E, D, K) of each router.
@@ -193,7 +193,7 @@ class WholePlanner:
         )
 
     def _batch(self, positions: int) -> Activations:
-        """What the largest batch takes; with it the widest, where that is another."""
+        """Bytes of the batch that takes most: the largest, or that of the longest sequences."""
         splits = None if self.plan.splits_S is None else self.plan.splits_S.tolist()
         batches = plan_batches(
             self.lengths, self.batch_size, mixed=self.mixed, tokens=positions, splits=splits

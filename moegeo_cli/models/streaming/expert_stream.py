@@ -1,4 +1,4 @@
-"""Experts of which some lie in memory at a time, for layers that are themselves too large.
+"""Streams the experts of a layer that is itself too large, a chunk at a time.
 
 The eager kernel of transformers takes the experts' weights one expert at a time, by index.
 What stands in for the fused parameter reads the expert's chunk when it is asked for one, and
@@ -21,7 +21,7 @@ from moegeo_cli.models.streaming.layer_files import LayerFiles
 
 
 def chunked_parameters(own: Iterable[str], files: LayerFiles) -> list[tuple[str, list[str]]]:
-    """Modules whose experts can come one by one, each with its fused parameters.
+    """Modules whose experts can be read a chunk at a time, with their fused parameters.
 
     A module qualifies where its forward indexes experts and every fused parameter (E, ., .)
     is saved expert by expert, or fused with the experts first.
@@ -84,7 +84,7 @@ class ExpertChunks:
 
     @contextlib.contextmanager
     def standing_in(self) -> Iterator[None]:
-        """While the layer is at work: indexing a parameter reads an expert."""
+        """A context in which indexing a fused parameter reads an expert."""
         table, empty = self.module._parameters, {}
         for name in self.names:
             own = name.rpartition(".")[2]
@@ -109,7 +109,7 @@ class ExpertChunks:
         return self._held[name][place - start]
 
     def _hold(self, start: int) -> None:
-        """Have the chunk that begins at expert `start` in memory, and no other."""
+        """Load the chunk that begins at expert `start`, and free any other."""
         if start == self._start:
             return
         self._drop()
@@ -137,7 +137,7 @@ class ExpertChunks:
         self._held, self._start = {}, -1
 
     def _pack(self, tensor: torch.Tensor) -> Any:
-        """A view of a chunk is kept as its place; everything else as it is."""
+        """For autograd: a view of a chunk is saved as its position, any other tensor as it is."""
         if tensor.is_meta or not self._held:
             return tensor.detach()  # its own history would hold it for ever
         address = tensor.untyped_storage().data_ptr()
@@ -155,7 +155,7 @@ class ExpertChunks:
 
 
 class _Indexed:
-    """What a fused parameter is while its experts come one by one."""
+    """Replaces a fused parameter while its experts are read one by one."""
 
     def __init__(self, chunks: ExpertChunks, name: str) -> None:
         self._chunks, self._name = chunks, name

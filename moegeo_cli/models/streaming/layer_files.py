@@ -1,4 +1,4 @@
-"""The files of a checkpoint as the source of a module tree's parameters, a few at a time."""
+"""Fills parameters of a module tree from a checkpoint's files, a few at a time."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class LayerFiles:
         self._reading: dict[str, Future[torch.Tensor]] = {}
 
     def load(self, targets: Iterable[str]) -> None:
-        """Fill parameters; those that no file holds stay as they are.
+        """Fill parameters. Those that no file holds stay as they are.
 
         Large ones are converted alone, since that needs both sides of them.
 
@@ -92,7 +92,7 @@ class LayerFiles:
             yield group
 
     def elements(self, target: str) -> int:
-        """Numbers of the saved tensors that make a parameter."""
+        """Number of saved elements that make a parameter."""
         return sum(self.index.info(n).elements for n in self.sources[target].names)
 
     def load_rows(self, names: Mapping[str, tuple[int, int]]) -> None:
@@ -119,7 +119,7 @@ class LayerFiles:
             table[own] = nn.Parameter(empty, False) if table is module._parameters else empty
 
     def refuse_missing(self, names: Iterable[str]) -> None:
-        """Check that parameters are filled: elsewhere one that no file holds is a random one.
+        """Check that parameters are filled. One that no file holds would be random.
 
         Raises:
             IncompleteCheckpointError: some are not.
@@ -135,7 +135,7 @@ class LayerFiles:
             )
 
     def announce(self, targets: Iterable[str]) -> None:
-        """Have what fills these parameters next fetched, by the system or by a thread."""
+        """Start to fetch what fills these parameters next, by the system or by a thread."""
         held = [self.sources[t] for t in targets if t in self.sources]
         names = [name for source in held for name in source.names]
         if self._reader is None:
@@ -184,7 +184,7 @@ class LayerFiles:
 
 
 class _Ahead:
-    """A tensor that a thread reads; it goes to the device without anyone waiting for that."""
+    """A tensor that a thread reads, and copies to the device asynchronously."""
 
     def __init__(self, reading: Future[torch.Tensor], device: torch.device) -> None:
         self._reading, self._device = reading, device

@@ -1,4 +1,4 @@
-"""A model of which one layer lies in memory at a time, the rest in the checkpoint's files.
+"""A model with one layer in memory at a time; the others stay in the checkpoint's files.
 
 The model's own forward runs whole, once a layer: layers before the wanted one give the output
 that they gave before, the wanted one computes, and nothing runs beyond it. What models do
@@ -28,7 +28,7 @@ from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
 class _Reached(BaseException):  # no handler in a model's code may take it for an error
-    """Raised by the wanted layer, with its output."""
+    """Raised by the wanted layer; carries its output."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
@@ -88,7 +88,7 @@ class LayerStream:
 
     @property
     def width(self) -> int:
-        """D, of what layers hand on."""
+        """D, the width of the layers' outputs."""
         return int(self.model.get_input_embeddings().weight.shape[-1])
 
     @property
@@ -107,7 +107,7 @@ class LayerStream:
         return max(i for i, p in enumerate(self.paths) if p in self.routed)
 
     def attach(self, checkpoint: Checkpoint) -> None:
-        """Take the weights from a checkpoint's files from now on.
+        """Read weights from this checkpoint's files from now on.
 
         Raises: what opening them raises.
         """
@@ -115,7 +115,7 @@ class LayerStream:
         self.fused = [chunked_parameters(own, self.files) for own in self._own]
 
     def open(self, chunk_bytes: int | None) -> None:
-        """Load what is resident.
+        """Load the resident parameters.
 
         Args:
             chunk_bytes: how many bytes of experts lie in memory together, one expert at least;
@@ -173,7 +173,7 @@ class LayerStream:
 
     @contextlib.contextmanager
     def layer(self, place: int) -> Iterator[None]:
-        """One layer's parameters in memory; `len(layers)` means what follows the last.
+        """A context with one layer's parameters in memory; `len(layers)` is what follows the last.
 
         Raises: as `open`.
         """
@@ -193,7 +193,7 @@ class LayerStream:
             self.files.release(own)
 
     def announce(self, place: int) -> None:
-        """Let the system fetch a layer that comes next."""
+        """Let the operating system fetch the layer that comes next."""
         if 0 <= place < len(self.layers):
             chunked = {n for chunks in self.chunks[place] for n in chunks.names}
             self.files.announce([n for n in self._own[place] if n not in chunked])

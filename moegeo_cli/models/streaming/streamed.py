@@ -1,4 +1,4 @@
-"""A pass whose model comes a layer at a time: every batch through a layer before the next one.
+"""A streamed pass: every batch goes through a layer before the next layer is read.
 
 Forward, without a graph, the output of every layer is kept: the layer boundaries. Backward, a
 layer at a time from the last one, each batch's layer is computed again with a graph, and the
@@ -27,7 +27,7 @@ from moegeo_cli.replay.session import Pass
 
 @dataclass(slots=True)
 class _Travelling:
-    """A batch on its way: outputs of the layers so far, and the loss's gradient there."""
+    """A batch between layers: the outputs so far, and the loss's gradient there."""
 
     batch: AnyBatch
     rows: BatchRows
@@ -63,7 +63,7 @@ class StreamedPass(Pass):
         self._pair = (trial, _Travelling(trial.batch, rows))
 
     def _try_layer(self, place: int) -> None:
-        """The small batch twice through one layer, which lies in memory."""
+        """Run the small batch twice through one layer that is in memory."""
         assert self._pair is not None
         trial, item = self._pair
         for again in (False, True):
@@ -72,7 +72,7 @@ class StreamedPass(Pass):
         item.outputs.append(trees.tree_map_only(torch.Tensor, torch.detach, output))
 
     def _try_order(self) -> None:
-        """The model's own code once more over what its layers gave: each is run once.
+        """Check that the model's own code runs each layer once, in order.
 
         Raises:
             UnsupportedArchitectureError: some layer is run again.
@@ -93,7 +93,7 @@ class StreamedPass(Pass):
                 self._backward_all(together)
 
     def _companies(self, batches: Iterable[AnyBatch]) -> Iterator[list[_Travelling]]:
-        """Batches that travel together."""
+        """Groups of batches that travel together."""
         each = self.stream.boundary
         company: list[_Travelling] = []
         held = 0
@@ -167,7 +167,7 @@ class StreamedPass(Pass):
         outputs: list[torch.Tensor],
         gradients: list[torch.Tensor] | None,
     ) -> None:
-        """Through one layer, to the boundaries before it."""
+        """Take the gradient through one layer, back to the boundaries before it."""
         boundaries = [_leaves([output]) for output in item.outputs]
         leaves = [t for tensors in boundaries for t in tensors if t.requires_grad]
         if not outputs:
@@ -187,7 +187,7 @@ class StreamedPass(Pass):
         return self.stream.run(place, lambda: self._forward(inputs), item.outputs)
 
     def _tell(self, item: _Travelling) -> None:
-        """A layer of a batch is its share of the batch's tokens."""
+        """Report progress: a batch in a layer is its share of the batch's tokens."""
         if self.progress:
             before = int(self._told)
             self._told += item.batch.tokens * self._share
@@ -195,12 +195,12 @@ class StreamedPass(Pass):
 
 
 def streamed(stream: LayerStream, boundary_bytes: int) -> Callable[..., Pass]:
-    """What `replay` takes as the kind of pass."""
+    """The kind of pass for `replay` with a streamed model."""
     return lambda *rest: StreamedPass(stream, boundary_bytes, *rest)
 
 
 def _leaves(outputs: Any) -> list[torch.Tensor]:
-    """Floating tensors in what layers gave."""
+    """Floating-point tensors in a layer's output."""
     return [
         part
         for part in trees.tree_leaves(outputs)
