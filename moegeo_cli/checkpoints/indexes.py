@@ -12,37 +12,7 @@ from moegeo_cli.checkpoints.headers import (
     parse_json,
     read_exactly,
 )
-from moegeo_cli.errors import (
-    IncompleteCheckpointError,
-    UnsafeFileError,
-    UnsupportedLayoutError,
-)
-
-_PAIRS = (
-    ("model.safetensors", "model.safetensors.index.json"),
-    ("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
-
-
-def refuse_two(folder: Path) -> None:
-    """Weights saved whole and in shards: one of the two is stale, and no file says which.
-
-    transformers reads the whole ones. An index without shards is a leftover that nobody reads.
-    """
-    for whole, index in _PAIRS:
-        if not (is_there(folder / whole) and is_there(folder / index)):
-            continue
-        document = read_json(folder / index)
-        named = document.get("weight_map") if isinstance(document, dict) else None
-        shards = sorted({str(v) for v in named.values()}) if isinstance(named, dict) else []
-        there = [s for s in shards if s != whole and "/" not in s and is_there(folder / s)]
-        if there:
-            raise UnsupportedLayoutError(
-                f"{folder.name} holds its weights twice: {whole}, which transformers reads, "
-                f"and the shards of {index}",
-                found=f"{whole}, {', '.join(there[:3])}",
-                hint="move the stale ones away: of an earlier save, or of a merge",
-            )
+from moegeo_cli.errors import IncompleteCheckpointError, UnsafeFileError
 
 
 def read_index(path: Path) -> dict[Path, tuple[str, ...]]:

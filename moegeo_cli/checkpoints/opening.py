@@ -10,8 +10,9 @@ from moegeo_cli.checkpoints.adapters.files import ADAPTER, adapter_file, has_ada
 from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.gguf_file import GGUFWeights
 from moegeo_cli.checkpoints.headers import is_there, list_names
-from moegeo_cli.checkpoints.indexes import read_index, refuse_two
+from moegeo_cli.checkpoints.indexes import read_index
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, GGUF, find_distributed, find_gguf
+from moegeo_cli.checkpoints.twice import refuse_two
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError
 

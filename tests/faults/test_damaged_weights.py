@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file, save_file
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.opening import open_weights
+from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.models.damage import Damage, find_damage
 from moegeo_cli.models.loading import load_model, swap_weights
 from moegeo_cli.models.model_config import auto_class
@@ -183,6 +185,26 @@ def test_weights_that_are_there_twice_are_refused(
     outcome = call(capsys, "analyze", tmp_path / "run")
     assert outcome.code == 2
     assert "holds its weights twice" in outcome.err
+
+
+def test_the_same_weights_twice_are_no_reason_to_refuse(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("mixtral")
+    save_shards(model, tmp_path / "run")
+    shutil.copy(model / "model.safetensors", tmp_path / "run")
+    state = load_file(model / "model.safetensors")
+    torch.save(state, tmp_path / "run" / "pytorch_model.bin")
+    for most in (4 * 2**20, 64):  # compared whole, then by some of their rows
+        monkeypatch.setattr("moegeo_cli.checkpoints.twice.COMPARED_BYTES", most)
+        assert open_weights(tmp_path / "run").layout == "safetensors"
+    save_torch_state_dict(state, tmp_path / "run", max_shard_size="8KB", safe_serialization=False)
+    assert open_weights(tmp_path / "run").layout == "safetensors"
+    gate = next(name for name in state if name.endswith("gate.weight"))
+    state[gate][1, 3] += 1e-3
+    torch.save(state, tmp_path / "run" / "pytorch_model.bin")
+    with pytest.raises(UnsupportedLayoutError, match="not the same values"):
+        open_weights(tmp_path / "run")
 
 
 def test_an_index_without_shards_is_a_leftover(tiny: Callable[..., Path], tmp_path: Path) -> None:
