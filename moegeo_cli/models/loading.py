@@ -24,7 +24,6 @@ from moegeo_cli.checkpoints.adapters.files import has_adapter
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.checkpoints.headers import is_there
-from moegeo_cli.checkpoints.opening import LAYOUT_FILES
 from moegeo_cli.checkpoints.uneven import say_experts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import (
@@ -136,7 +135,8 @@ def load_model(
             if place != path and not is_there(path / GENERATION):  # transformers wants one
                 options["generation_config"] = GenerationConfig.from_model_config(config)
             # transformers itself would look at an adapter, or at what is left of one
-            if index.is_plain and index.layout in LAYOUT_FILES.values() and not has_adapter(path):
+            # nor does it find a state dict that lies within another
+            if index.is_plain and index.layout.startswith("safetensors") and not has_adapter(path):
                 model, report = auto.from_pretrained(path, config=config, **options)
             else:
                 if architecture.config_class is config.sub_configs.get("text_config"):
