@@ -33,31 +33,31 @@ COMMON: Mapping[str, Inner] = {
 class Stack:
     """A matrix (or a bias) of every expert, as views of the live parameters.
 
-    `source` is indexed by expert. `turned`: the matrices lie the other way round.
+    `source` is indexed by expert. `transposed`: the matrices lie the other way round.
     """
 
     source: Any
-    turned: bool = False
+    transposed: bool = False
 
     def __getitem__(self, expert: int) -> torch.Tensor:
         found: torch.Tensor = self.source[expert]
-        return found.T if self.turned else found
+        return found.T if self.transposed else found
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one expert's matrix."""
         source = self.source
         own = tuple(source[0].shape) if isinstance(source, list) else tuple(source.shape[1:])
-        return own[::-1] if self.turned else own
+        return own[::-1] if self.transposed else own
 
     @property
     def in_memory(self) -> bool:
         """Whether all experts' values are in memory, and are not read one expert at a time."""
         return isinstance(self.source, list | torch.Tensor)
 
-    def turn(self) -> Stack:
+    def transpose(self) -> Stack:
         """The same, the other way round."""
-        return Stack(self.source, not self.turned)
+        return Stack(self.source, not self.transposed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def possible_layouts(block: ExpertBlock, width: int) -> Iterator[Layout]:
     for inward, bias_in, outward, bias_out in _arrangements(block):
         for inner, interleaved, gated, name in _inner_functions(block):
             for turns in itertools.product((False, True), repeat=len(inward) + 1):
-                *ins, out = (s.turn() if t else s for s, t in zip((*inward, outward), turns))  # noqa: B905
+                *ins, out = (s.transpose() if t else s for s, t in zip((*inward, outward), turns))  # noqa: B905
                 rows = sum(stack.shape[0] for stack in ins)
                 neurons = out.shape[1] * (2 if gated else 1)
                 if rows == neurons and all(stack.shape[1] == width for stack in ins):

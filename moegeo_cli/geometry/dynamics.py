@@ -169,7 +169,7 @@ def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
     return Estimate(_rank_correlation(moved_E, load_E), n=len(moved_E))
 
 
-class Way:
+class PathLength:
     """Length of the path that one router's tokens took over the checkpoints."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ class Match:
     score: float
 
     @property
-    def told(self) -> bool:
+    def related(self) -> bool:
         """Whether these experts have a common ancestor."""
         return bool(self.score > CLEARLY and self.matched - self.others > LEAST_COSINE)
 

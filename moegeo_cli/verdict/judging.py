@@ -20,7 +20,7 @@ from moegeo_cli.registry import lenses as find_lenses
 from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
 from moegeo_cli.verdict.files import FileOutcomes, with_files
 from moegeo_cli.verdict.lenses import judge_lenses
-from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, settle
+from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, to_finding_and_check
 from moegeo_cli.verdict.thresholds import OWN, Limit, Thresholds, load_thresholds
 from moegeo_cli.verdict.training_log import TrainingFigures
 
@@ -124,7 +124,7 @@ def _verdict(
     steps = _steps(situation.now)
     outcomes = {name: rule(situation) for name, rule in RULES.items()}
     for name, outcome in with_files(outcomes, files).items():
-        finding, check = settle(name, outcome, situation.limits, steps)
+        finding, check = to_finding_and_check(name, outcome, situation.limits, steps)
         findings += [] if finding is None else [finding]
         checks.append(check)
         if isinstance(outcome, Skipped) and outcome.undecided:

@@ -16,7 +16,7 @@ from moegeo_cli.records.lenses import Lenses, LensRecord, command
 from moegeo_cli.registry import lenses as find_lenses
 from moegeo_cli.registry import load
 from moegeo_cli.verdict.interventions import recommend
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, settle
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, to_finding_and_check
 from moegeo_cli.verdict.thresholds import Thresholds
 
 L = TypeVar("L", bound=LensRecord)
@@ -53,7 +53,7 @@ def judge_lenses(
         if isinstance(outcome, Found):
             words = f"{outcome.message} (by `{command(lens)}`)"
             outcome = dataclasses.replace(outcome, message=words)
-        finding, check = settle(name, outcome, limits, steps)
+        finding, check = to_finding_and_check(name, outcome, limits, steps)
         findings += [] if finding is None else [finding]
         checks.append(check)
     return findings, checks

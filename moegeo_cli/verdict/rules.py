@@ -78,7 +78,7 @@ Outcome = Found | Skipped | None
 Rule = Callable[[Situation], Outcome]
 
 
-def settle(
+def to_finding_and_check(
     name: str, outcome: Outcome, limits: Thresholds, steps: tuple[int, ...]
 ) -> tuple[Finding | None, Check]:
     """The check, and the finding if the rule holds, that an outcome adds to a verdict.

@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from moegeo_cli.geometry.dynamics import Snapshot, Way, bias_response, saturation, step_estimates
+from moegeo_cli.geometry.dynamics import (
+    PathLength,
+    Snapshot,
+    bias_response,
+    saturation,
+    step_estimates,
+)
 from moegeo_cli.geometry.resample import Estimate, group_sequences, make_draws
 from moegeo_cli.geometry.scoring import probabilities
 
@@ -21,10 +27,10 @@ X = np.random.default_rng(0).normal(size=(M, D)).astype(np.float32)
 
 
 def geodesic_excess(*path: Snapshot) -> Estimate:
-    way = Way()
+    length = PathLength()
     for point in path:
-        way.follow(point)
-    return way.excess(DRAWS)
+        length.follow(point)
+    return length.excess(DRAWS)
 
 
 def snapshot(

@@ -13,7 +13,13 @@ import numpy as np
 
 from moegeo_cli.commands.analyze.baseline import Baseline
 from moegeo_cli.geometry.baseline_scores import FHS_OF
-from moegeo_cli.geometry.dynamics import Snapshot, Way, bias_response, saturation, step_estimates
+from moegeo_cli.geometry.dynamics import (
+    PathLength,
+    Snapshot,
+    bias_response,
+    saturation,
+    step_estimates,
+)
 from moegeo_cli.geometry.estimates import over_routers
 from moegeo_cli.geometry.resample import Draws, make_draws, missing
 from moegeo_cli.measuring.arrays import CheckpointArrays
@@ -112,7 +118,7 @@ class _Trail:
 
     def __init__(self, last: dict[str, Snapshot], resampled: Draws) -> None:
         self.last, self.resampled = last, resampled
-        self.ways: dict[str, Way] = {}
+        self.lengths: dict[str, PathLength] = {}
         self.steps: list[int | None] = []
         self.before: tuple[CheckpointRecord, dict[str, Snapshot]] | None = None
 
@@ -120,7 +126,7 @@ class _Trail:
         """Add the next checkpoint. Returns the move to it; None for the first."""
         self.steps.append(record.step)
         for path, snapshot in now.items():
-            self.ways.setdefault(path, Way()).follow(snapshot)
+            self.lengths.setdefault(path, PathLength()).follow(snapshot)
         moves = [] if self.before is None else [self._move(*self.before, record, now)]
         self.before = (record, now)
         return moves
@@ -136,15 +142,15 @@ class _Trail:
         found = []
         for path in paths:
             own = step_estimates(earlier[path], later[path], self.resampled)
-            last, way = self.last.get(path), self.ways[path]
+            last, length = self.last.get(path), self.lengths[path]
             own["saturation"] = (
                 saturation(earlier[path], last, self.resampled)
                 if last
                 else missing("router not measured")
             )
             own["geodesic_excess"] = (
-                way.excess(self.resampled)
-                if way.checkpoints == len(self.steps)
+                length.excess(self.resampled)
+                if length.checkpoints == len(self.steps)
                 else missing("router not measured at every checkpoint")
             )
             own["bias_response"] = bias_response(earlier[path], later[path])

@@ -9,7 +9,7 @@ from moegeo_cli.commands.check.history import Past
 from moegeo_cli.records import Check, Finding, Verdict
 from moegeo_cli.records.verdict import Health
 from moegeo_cli.verdict.judging import ORDER, STATUS
-from moegeo_cli.verdict.rules import SEVERITIES, Outcome, settle
+from moegeo_cli.verdict.rules import SEVERITIES, Outcome, to_finding_and_check
 
 FileRule = Callable[[Past], Outcome]
 # By the name of the finding, as findings.toml has it.
@@ -49,7 +49,7 @@ def judge_files(past: Past, unread: bool) -> Verdict:
     findings: list[Finding] = []
     checks: list[Check] = []
     for name, outcome in outcomes_of(past).items():
-        finding, check = settle(name, outcome, past.limits, steps)
+        finding, check = to_finding_and_check(name, outcome, past.limits, steps)
         findings += [] if finding is None else [finding]
         checks.append(check)
     own: list[Health] = [STATUS[f.severity] for f in findings]

@@ -93,7 +93,7 @@ def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, 
     known = [m for m in matches if m is not None]
     if not known:
         return None, "; ".join(sorted(set(reasons))) or "no router", matches
-    told = sum(m.told for m in known)
+    told = sum(m.related for m in known)
     matched, others = (
         float(np.median([getattr(m, n) for m in known])) for n in ("matched", "others")
     )
@@ -101,7 +101,7 @@ def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, 
         f"experts' weights, matched one to one, have cosine {matched:.3f}, all other pairs "
         f"{others:.3f} (medians): clearly more in {told} of {len(known)} layers"
     )
-    if told and any(m.renumbered for m in known if m.told):
+    if told and any(m.renumbered for m in known if m.related):
         words += "; experts are numbered otherwise"
     return 2 * told > len(known), words, matches
 
@@ -119,7 +119,7 @@ def compare_pair(
         draws: the bootstrap draws.
         seed: of the permutations.
     """
-    told = bool(lineage) and match is not None and match.told
+    told = bool(lineage) and match is not None and match.related
     figures = _similarities(a, b, draws, seed)
     figures["expert_match"] = Figure(
         missing("no weights were matched") if match is None else Estimate(match.matched),
