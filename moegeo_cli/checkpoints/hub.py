@@ -26,13 +26,13 @@ from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES, is_there
 from moegeo_cli.checkpoints.hub_notes import HubNote, note_of
 from moegeo_cli.checkpoints.ordering import in_order
 from moegeo_cli.checkpoints.step_names import read_name
+from moegeo_cli.environment import hub_endpoint, hub_home
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, PathError, UnsupportedLayoutError
 
 # A shell or pathlib may have taken one of the two slashes.
 _URL = re.compile(r"hf:/{1,2}([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?")
 _SMALL = (".json", ".jinja", ".txt", ".model")
 MOST_SMALL_BYTES = 64 * 2**20
-HOME = "MOEGEO_HUB_CACHE"  # the environment variable that names another place
 WEIGHTS = ".safetensors"
 FIRST_BYTES = 100_000  # most headers are shorter; the Hub's own client begins so too
 TIMEOUT = 30  # seconds
@@ -70,13 +70,6 @@ def parse_hub(path: Path | str) -> HubName | None:
             hint="hf://ORG/NAME, hf://ORG/NAME@REVISION, or hf://ORG/NAME@'step*'",
         )
     return HubName(match[1], match[2] or "main")
-
-
-def hub_home() -> Path:
-    """Where moegeo keeps what it has of the Hub."""
-    own = os.environ.get(HOME)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own) if own else cache / "moegeo" / "hub"
 
 
 def open_path(path: Path | str, config: Path | str | None = None) -> RunFolder:
@@ -234,7 +227,7 @@ def _read_range(repository: str, commit: str, name: str, start: int, end: int) -
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    url = hf_hub_url(repository, name, revision=commit, endpoint=_endpoint())
+    url = hf_hub_url(repository, name, revision=commit, endpoint=hub_endpoint())
     headers = {**build_hf_headers(library_name="moegeo"), "range": f"bytes={start}-{end - 1}"}
     response = get_session().get(url, headers=headers, timeout=TIMEOUT)
     hf_raise_for_status(response)
@@ -265,18 +258,14 @@ def _download(repository: str, commit: str, name: str, folder: Path) -> None:
     with _reached(repository, commit):
         hf_hub_download(
             repository, name, revision=commit, local_dir=folder, force_download=True,
-            endpoint=_endpoint(),
+            endpoint=hub_endpoint(),
         )  # fmt: skip
 
 
 def _api() -> Any:
     from huggingface_hub import HfApi
 
-    return HfApi(endpoint=_endpoint(), library_name="moegeo")
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("HF_ENDPOINT")
+    return HfApi(endpoint=hub_endpoint(), library_name="moegeo")
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""The command line: the only room that prints, reads the environment or exits."""
+"""The command line: the only room that prints or exits."""

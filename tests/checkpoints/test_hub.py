@@ -12,8 +12,9 @@ import pytest
 
 from moegeo_cli import analyze, check, compare, inspect, routing
 from moegeo_cli.checkpoints.discover import open_run
-from moegeo_cli.checkpoints.hub import fetch, hub_home, open_path, parse_hub
+from moegeo_cli.checkpoints.hub import fetch, open_path, parse_hub
 from moegeo_cli.checkpoints.opening import open_weights
+from moegeo_cli.environment import hub_home
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
