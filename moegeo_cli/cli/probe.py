@@ -33,12 +33,12 @@ def build(
             "probe to that tokenizer."
         ),
     ] = None,
-    max_sequences: Annotated[int, typer.Option(min=1, help="At most so many passages.")] = 256,
+    max_sequences: Annotated[int, typer.Option(min=1, help="At most this many passages.")] = 256,
     max_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="At most so many tokens (bytes, without --tokenizer)."),
+        typer.Option(min=1, help="At most this many tokens (bytes, without --tokenizer)."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice of passages.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed for the choice of passages.")] = 0,
     *,
     keys: dict[str, Any],
     shown: dict[str, Any],
