@@ -45,5 +45,5 @@ def _layer(a: LayerSums, b: LayerSums) -> SharedLayer:
         if a.bias_digest is None or b.bias_digest is None
         else a.bias_digest == b.bias_digest,
         experts=tuple(e for e, (one, other) in enumerate(pairs) if one and one == other),
-        experts_of=len(pairs),
+        experts_of=sum(bool(one and other) for one, other in pairs),
     )

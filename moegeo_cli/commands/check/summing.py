@@ -90,10 +90,11 @@ def _sum_router(
         rounding = bias_rounding(
             bias_E, layer.bias_dtype, rule, weight_ED, logit_bias_E, norm_D
         )  # fmt: skip
+    told = None if rounding is None else dataclasses.asdict(rounding)
     if weight_ED is None:
         return dataclasses.replace(
             found, router_nonfinite=tuple(sorted(broken)), masked=masked,
-            selection_bias=values,
+            selection_bias=values, rounding=told,
         )  # fmt: skip
     finite_E = np.isfinite(weight_ED).all(1)
     norms_E = np.linalg.norm(weight_ED.astype(np.float64), axis=1)
@@ -111,7 +112,7 @@ def _sum_router(
         stable_rank=stable,
         cosine=cosine,
         selection_bias=values,
-        rounding=None if rounding is None else dataclasses.asdict(rounding),
+        rounding=told,
     )
 
 

@@ -30,6 +30,8 @@ from moegeo_cli.records.check import CheckedLayer
 
 NULL_DRAWS, NULL_ENTRIES = 8, 1 << 21
 FIRST = "there is no earlier checkpoint"
+NO_BIAS = "the checkpoint before has no such selection bias"
+NO_ROUTER = "the first checkpoint does not have this router"
 QUICK = "experts were not read (--quick)"
 OVER_LAYERS = (
     "row_norm", "row_norm_spread", "stable_rank", "router_cosine", "bias_spread", "bias_drift",
@@ -47,8 +49,8 @@ def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
     """
     metrics = {
         **_of_rows(layer),
-        **_of_bias(layer, _same(layer, past, past.place - 1)),
-        **_of_experts(layer, _same(layer, past, 0), quick=past.now.sums.quick),
+        **_of_bias(layer, _same(layer, past, past.place - 1), past),
+        **_of_experts(layer, _same(layer, past, 0), past),
         "own_row": _own_row(layer, quick=past.now.sums.quick),
     }
     return CheckedLayer(
@@ -106,7 +108,7 @@ def _of_rows(layer: LayerSums) -> dict[str, Metric]:
     return found
 
 
-def _of_bias(layer: LayerSums, before: LayerSums | None) -> dict[str, Metric]:
+def _of_bias(layer: LayerSums, before: LayerSums | None, past: Past) -> dict[str, Metric]:
     values = layer.selection_bias
     known = _known(values)
     if values is None or not known:
@@ -119,19 +121,20 @@ def _of_bias(layer: LayerSums, before: LayerSums | None) -> dict[str, Metric]:
     found["bias_drift"] = (
         _metric("bias_drift", statistics.fmean(abs(a - b) for a, b in pairs), n=len(pairs))
         if pairs
-        else _absent("bias_drift", FIRST)
+        else _absent("bias_drift", FIRST if past.is_first else NO_BIAS)
     )
     return found
 
 
-def _of_experts(layer: LayerSums, first: LayerSums | None, *, quick: bool) -> dict[str, Metric]:
+def _of_experts(layer: LayerSums, first: LayerSums | None, past: Past) -> dict[str, Metric]:
     names = (
         "expert_norm", "expert_norm_spread", "expert_norm_top", "expert_distance", "expert_drift",
     )  # fmt: skip
     norms = _known(layer.expert_norms)
     if not norms or not any(norms):
         told = [layer.reasons.get(key) for key in ("experts", "expert values")]
-        reason = QUICK if quick else next((r for r in told if r), "no expert has finite weights")
+        nothing = "every expert's weights are zero" if norms else "no expert has finite weights"
+        reason = QUICK if past.now.sums.quick else next((r for r in told if r), nothing)
         return {name: _absent(name, reason) for name in names}
     middle = statistics.median(norms)
     found = {
@@ -150,14 +153,14 @@ def _of_experts(layer: LayerSums, first: LayerSums | None, *, quick: bool) -> di
         if layer.expert_distance is not None
         else _absent("expert_distance", "there are not two experts")
     )
-    found["expert_drift"] = _drift(unpack(layer.sketches), first)
+    found["expert_drift"] = _drift(unpack(layer.sketches), first, past)
     return found
 
 
-def _drift(sketches_ED: np.ndarray, first: LayerSums | None) -> Metric:
+def _drift(sketches_ED: np.ndarray, first: LayerSums | None, past: Past) -> Metric:
     name = "expert_drift"
     if first is None:
-        return _absent(name, FIRST)
+        return _absent(name, FIRST if past.is_first else NO_ROUTER)
     if first.sketches is None:
         return _absent(name, "the first checkpoint's experts were not read, or are not finite")
     old_ED, norms = unpack(first.sketches), first.expert_norms or ()

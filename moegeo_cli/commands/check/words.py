@@ -28,7 +28,7 @@ def layers_words(layers: Sequence[LayerSums], of: Sequence[LayerSums]) -> str:
 
 
 def spans(names: Sequence[str]) -> str:
-    """Names with runs of numbers joined: "0-3 and 7"."""
+    """Names with runs of three numbers or more joined: "0-3, 7 and 8"."""
     found: list[list[str]] = []
     for name in names:
         last = found[-1][-1] if found else ""
@@ -36,7 +36,7 @@ def spans(names: Sequence[str]) -> str:
             found[-1].append(name)
         else:
             found.append([name])
-    return joined([run[0] if len(run) == 1 else _span(run) for run in found])
+    return joined([word for run in found for word in _span(run)])
 
 
 def experts_words(experts: Sequence[int]) -> str:
@@ -66,5 +66,5 @@ def joined(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _span(run: Sequence[str]) -> str:
-    return f"{run[0]} and {run[1]}" if len(run) == 2 else f"{run[0]}-{run[-1]}"
+def _span(run: Sequence[str]) -> Sequence[str]:
+    return run if len(run) < 3 else [f"{run[0]}-{run[-1]}"]
