@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
-from moegeo_cli.cli.app import run
+from moegeo_cli.cli.app import EXIT_INTERRUPTED, run
 from moegeo_cli.process import take_process
 
 
@@ -15,7 +16,10 @@ def main() -> None:
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "64")
     take_process()
-    sys.exit(run())
+    code = run()
+    if code == EXIT_INTERRUPTED:  # a second Ctrl-C would leave a traceback of what is torn down
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class Sink(Protocol):
 
     WHERE: str | None  # where it writes if nothing is said; None: it must be said
     EXTRA: str | None  # the extra of moegeo that brings its library
+    PAST: bool  # it takes every checkpoint of a run; else the newest alone
     SAID: str  # how it is said on the command line
 
     def prepare(self, where: str) -> None:
@@ -81,10 +82,12 @@ def log_run(run: RunRecord, places: Sequence[Place]) -> list[str]:
     Raises:
         OutputError: a place that cannot be written.
     """
-    points, lines = points_of(run), []
+    name, lines = str(run.run.get("name") or "run"), []
     for place in places:
+        points = points_of(run) if place.sink.PAST else points_of(run)[-1:]
+        stepless = sum(checkpoint.step is None for checkpoint in run.checkpoints)
         try:
-            new = place.sink.write(place.where, str(run.run.get("name") or "run"), points)
+            new = place.sink.write(place.where, name, points)
         except MoegeoError:
             raise
         except Exception as error:  # of a library that is not ours
@@ -92,17 +95,14 @@ def log_run(run: RunRecord, places: Sequence[Place]) -> list[str]:
                 f"{place} cannot be written", found=f"{type(error).__name__}: {error}"[:300],
                 hint="measurements are kept: moegeo report RUN --log ... tries again",
             ) from error  # fmt: skip
-        lines.append(f"{place}: {_tell(new, len(points), len(run.checkpoints))}")
+        lines.append(f"{place}: {_tell(new, len(points) - new, stepless)}")
     return lines
 
 
-def _tell(new: int, known: int, checkpoints: int) -> str:
+def _tell(new: int, there: int, stepless: int) -> str:
     said = f"{new} checkpoint{'' if new == 1 else 's'} written"
-    if known > new:
-        said += f", {known - new} there already"
-    if checkpoints > known:
-        said += f", {checkpoints - known} without a step left out"
-    return said
+    said += f", {there} there already" if there else ""
+    return f"{said}, {stepless} without a step left out" if stepless else said
 
 
 def _parse(text: str) -> Place:

@@ -12,6 +12,7 @@ from moegeo_cli.store.files import check_writable
 
 WHERE = None
 EXTRA = None
+PAST = True
 SAID = "jsonl:FILE"
 
 

@@ -10,6 +10,7 @@ from moegeo_cli.scalars import LAST, Point
 
 WHERE = ""  # MLflow's own: MLFLOW_TRACKING_URI, else a database in this folder
 EXTRA = "mlflow"
+PAST = True
 SAID = "mlflow[:URI]"
 EXPERIMENT = "moegeo"
 TAG = "moegeo.run"

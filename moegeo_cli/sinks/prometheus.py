@@ -15,6 +15,7 @@ from moegeo_cli.store.files import check_writable, write_atomic
 
 WHERE = None
 EXTRA = "prometheus"
+PAST = False
 SAID = "prometheus:FILE"
 STEP = "moegeo_step"
 Gauges = dict[str, dict[str, float]]  # by name, then by run

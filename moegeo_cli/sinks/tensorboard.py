@@ -11,6 +11,7 @@ from moegeo_cli.store.files import check_writable
 
 WHERE = None
 EXTRA = "tensorboard"
+PAST = True
 SAID = "tensorboard:DIR"
 
 

@@ -8,6 +8,7 @@ from moegeo_cli.scalars import LAST, Point
 
 WHERE = "moegeo"
 EXTRA = "trackio"
+PAST = True
 SAID = "trackio[:PROJECT]"
 
 

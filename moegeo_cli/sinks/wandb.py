@@ -16,6 +16,7 @@ from moegeo_cli.store.files import check_writable, write_atomic
 
 WHERE = "moegeo"
 EXTRA = "wandb"
+PAST = True
 SAID = "wandb[:PROJECT]"
 FOLDER = Path("wandb")  # its own name for it, in the current folder
 
@@ -41,10 +42,11 @@ def write(where: str, run: str, points: Sequence[Point]) -> int:
 def _log(project: str, run: str, points: Sequence[Point]) -> None:
     import wandb
 
-    # A run of the training itself, in the same process, goes on as it was.
+    # A run of the training itself, in the same process, goes on as it was. What writes the file is
+    # another process, with a current folder of its own: the path is whole.
     own: Any = wandb.init(
         project=project, name=run, id=_identity(project, run), mode="offline",
-        reinit="create_new",
+        dir=str(FOLDER.parent.resolve()), reinit="create_new",
         settings=wandb.Settings(
             silent=True, console="off", disable_git=True, disable_code=True,
             x_disable_stats=True, x_disable_meta=True,

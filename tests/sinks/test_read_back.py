@@ -162,6 +162,30 @@ def test_a_growing_run_is_written_once(
     close(SINKS[said]("another"), series(other))
 
 
+def test_a_run_of_wandb_that_is_open_in_the_process_goes_on(
+    run: RunRecord, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that logs to W&B itself."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_DIR", str(here / "elsewhere"))
+    (here / "elsewhere").mkdir()
+    own = wandb.init(
+        mode="offline", project="own", dir=str(here / "elsewhere"),
+        settings=wandb.Settings(silent=True),
+    )  # fmt: skip
+    own.log({"loss": 1.0}, step=3)
+    log_run(run, open_places("wandb"))
+    assert wandb.run is own
+    own.log({"loss": 2.0}, step=4)
+    own.finish()
+    [file] = (here / "elsewhere").glob("wandb/offline-run-*/run-*.wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    records = [Record.FromString(data) for data in records_of(file)]
+    assert [r.history.step.num for r in records if r.HasField("history")] == [3, 4]
+    close(from_wandb(NAME), series(run))
+
+
 def test_prometheus_has_the_newest_checkpoint_of_each_run(
     run: RunRecord, earlier: RunRecord, here: Path
 ) -> None:
@@ -171,9 +195,9 @@ def test_prometheus_has_the_newest_checkpoint_of_each_run(
     other = dataclasses.replace(earlier, run={**run.run, "name": 'a "b"\\c'})
     places = open_places("prometheus:moegeo.prom")
     for logged in (earlier, other, run):
-        assert "1 checkpoint written" in log_run(logged, places)[0]
+        assert log_run(logged, places) == ["prometheus:moegeo.prom: 1 checkpoint written"]
     before = Path("moegeo.prom").read_bytes()
-    assert "0 checkpoints written" in log_run(run, places)[0]
+    assert log_run(run, places)[0].endswith("0 checkpoints written, 1 there already")
     assert Path("moegeo.prom").read_bytes() == before
     found: dict[str, dict[str, float]] = {}
     for family in text_string_to_metric_families(before.decode()):
