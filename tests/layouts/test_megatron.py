@@ -18,7 +18,7 @@ from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.records import RunRecord
-from tests.layouts.write_megatron import FILES, IDS, MODELS, QWEN3
+from tests.layouts.write_megatron import FILES, IDS, MODELS, QWEN3, TWO_RANKS
 from tests.sharding import save_state
 
 CPU = torch.device("cpu")
@@ -28,9 +28,10 @@ def loaded(folder: Path) -> Any:
     return load_model(open_run(folder).newest, CPU, torch.float32)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, *TWO_RANKS])
 def test_the_logits_are_those_of_megatron(name: str) -> None:
-    expected = load_file(FILES / f"{name}.reference.safetensors")["logits"]
+    own = name if name in MODELS else next(iter(MODELS))
+    expected = load_file(FILES / f"{own}.reference.safetensors")["logits"]
     with torch.no_grad():
         logits = loaded(FILES / name)(IDS).logits[0]
     torch.testing.assert_close(logits, expected, rtol=0, atol=3e-6)

@@ -68,23 +68,33 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, bool] | None]]
 }  # fmt: skip
 
 
-def write(name: str) -> None:
-    from megatron.core import dist_checkpointing
+# The first of MODELS, loaded and saved again by two ranks: each of them holds half of every matrix,
+# or half of the experts.
+TWO_RANKS = {"megatron-qwen3-tensor-parallel": (2, 1), "megatron-qwen3-expert-parallel": (1, 2)}
+
+
+def build(options: dict[str, Any], **parallel: int) -> Any:
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    config, options, how = MODELS[name]
     torch.manual_seed(0)
-    settings = TransformerConfig(**SIZES, **options)
+    settings = TransformerConfig(**SIZES, **options, **parallel)
     spec = get_gpt_layer_local_spec(
         num_experts=4, moe_grouped_gemm=False, normalization="RMSNorm",
         qk_layernorm=options.get("qk_layernorm", False),
     )  # fmt: skip
-    model = GPTModel(
+    return GPTModel(
         settings, spec, vocab_size=PADDED, max_sequence_length=64, rotary_base=10000,
         position_embedding_type="rope", share_embeddings_and_output_weights=False,
     )  # fmt: skip
+
+
+def write(name: str) -> None:
+    from megatron.core import dist_checkpointing
+
+    config, options, how = MODELS[name]
+    model = build(options)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases too
@@ -101,6 +111,32 @@ def write(name: str) -> None:
     save_file({"logits": logits.float().contiguous()}, FILES / f"{name}.reference.safetensors")
 
 
+def start(rank: int, world: int, port: int, tensor: int = 1, expert: int = 1) -> None:
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    parallel_state.initialize_model_parallel(
+        tensor, 1, expert_model_parallel_size=expert, expert_tensor_parallel_size=tensor
+    )
+    without_a_gpu()
+
+
+def save_again(rank: int, name: str, port: int) -> None:
+    from megatron.core import dist_checkpointing
+
+    tensor, expert = TWO_RANKS[name]
+    start(rank, 2, port, tensor, expert)
+    first = next(iter(MODELS))
+    model = build(
+        MODELS[first][1], tensor_model_parallel_size=tensor, expert_model_parallel_size=expert
+    )
+    state = dist_checkpointing.load(model.sharded_state_dict(prefix=""), str(FILES / first))
+    model.load_state_dict(state, strict=False)
+    dist_checkpointing.save(model.sharded_state_dict(prefix=""), str(FILES / name))
+
+
 def without_a_gpu() -> None:
     """Answer what Megatron-core asks of a GPU that it does not need here."""
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
@@ -113,15 +149,15 @@ def without_a_gpu() -> None:
 
 
 def main() -> None:
-    import torch.distributed as dist
-    from megatron.core import parallel_state
-
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29547")
-    dist.init_process_group("gloo", rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(1, 1)
-    without_a_gpu()
+    start(0, 1, 29547)
     for name in MODELS:
         write(name)
+        print(f"wrote {FILES / name}")
+    for port, name in enumerate(TWO_RANKS, 29548):
+        shutil.rmtree(FILES / name, ignore_errors=True)
+        (FILES / name).mkdir()
+        torch.multiprocessing.spawn(save_again, (name, port), nprocs=2)
+        shutil.copy(FILES / next(iter(MODELS)) / "config.json", FILES / name)
         print(f"wrote {FILES / name}")
 
 
