@@ -22,10 +22,10 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.keywords import MEASURING
 from moegeo_cli.options import RunOutput
 from moegeo_cli.registry import find_command
-from moegeo_cli.sinks import Place, log_run, open_places
 
 if TYPE_CHECKING:
     from moegeo_cli.records import RunRecord
+    from moegeo_cli.sinks import Place
 
 
 @with_options(*find_command("analyze").groups)
@@ -53,6 +53,7 @@ def analyze(
     [bold]moegeo analyze runs/my-moe --latest --fail-on failing --format json[/bold]
     """
     from moegeo_cli.commands.analyze.api import analyze as measure
+    from moegeo_cli.sinks import open_places
 
     if exact and options["unit"] == "sequence":
         raise UsageError(
@@ -86,6 +87,8 @@ def emit(
     log: Sequence[Place],
 ) -> None:
     """The report, in the format asked for, and the run's scalars."""
+    from moegeo_cli.sinks import log_run
+
     _write(record, path, format, output, full)
     for line in log_run(record, log):
         say(line)

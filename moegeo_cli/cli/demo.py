@@ -9,7 +9,6 @@ from moegeo_cli.cli.console import check_output, say, settle_format, show_progre
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.options import RunOutput
 from moegeo_cli.registry import find_command
-from moegeo_cli.sinks import open_places
 
 
 @with_options(*find_command("demo").groups)
@@ -23,6 +22,7 @@ def demo(options: dict[str, Any], shown: dict[str, Any]) -> None:
     """
     from moegeo_cli.commands.demo.api import demo as measure
     from moegeo_cli.commands.demo.api import demo_run
+    from moegeo_cli.sinks import open_places
 
     settle_format(shown, RunOutput)
     check_output(shown["output"])

@@ -14,7 +14,6 @@ from moegeo_cli.cli.options import with_options
 from moegeo_cli.errors import UsageError
 from moegeo_cli.options import RunOutput
 from moegeo_cli.registry import find_command
-from moegeo_cli.sinks import open_places
 
 
 @with_options(*find_command("report").groups)
@@ -34,6 +33,7 @@ def report(
     from moegeo_cli.commands.report.api import report as load
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
+    from moegeo_cli.sinks import open_places
 
     settle_format(shown, RunOutput)
     check_output(shown["output"])

@@ -17,11 +17,11 @@ from moegeo_cli.cli.options import with_options
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.registry import find_command
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.sinks import Place, log_run, open_places
 
 if TYPE_CHECKING:
     from moegeo_cli.commands.watch.api import Sighting
     from moegeo_cli.records import Metric, RunRecord
+    from moegeo_cli.sinks import Place
 
 
 @with_options(*find_command("watch").groups)
@@ -38,6 +38,7 @@ def watch(
     [bold]moegeo watch runs/my-moe --log tensorboard:tb --on-change 'notify-send moegeo'[/bold]
     """
     from moegeo_cli.commands.watch.api import watch as follow
+    from moegeo_cli.sinks import open_places
 
     places = open_places(shown["log"])
     say(f"watching {clean(str(path))} every {options['interval']:g} s; Ctrl-C ends it")
@@ -53,6 +54,8 @@ def watch(
 
 def log_safely(run: RunRecord, places: Sequence[Place]) -> None:
     """Write the scalars; a failure is said, and tried again with the next checkpoint."""
+    from moegeo_cli.sinks import log_run
+
     try:
         log_run(run, places)
     except MoegeoError as error:

@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import moegeo_cli
+from moegeo_cli import sinks
 from moegeo_cli.cli import watch as command
 from moegeo_cli.commands.watch import api
 from moegeo_cli.errors import UsageError
@@ -225,19 +226,12 @@ def test_a_sink_that_fails_does_not_end_the_watch(
     log = run.parent / "log.jsonl"
     looks = Looks(nothing, lambda: (log.rmdir(), save(run, 200)), nothing)
     monkeypatch.setattr(api.time, "sleep", looks)
-    monkeypatch.setattr(command, "open_places", lambda said: places(said, log.mkdir))
+    real = sinks.open_places
+    monkeypatch.setattr(sinks, "open_places", lambda said: (real(said), log.mkdir())[0])
     done = call(capsys, "watch", run, "--max-tokens", "512", "--log", f"jsonl:{log}")
     assert [line.split()[1] for line in done.out.splitlines()] == ["100", "200"]
     assert "error[MG-E041]: " in done.err
     assert [json.loads(x)["step"] for x in log.read_text().splitlines()] == [100, 200]
-
-
-def places(said: list[str], then: Callable[[], object]) -> object:
-    from moegeo_cli.sinks import open_places
-
-    found = open_places(said)
-    then()
-    return found
 
 
 def test_a_checkpoint_without_a_step_is_shown_by_its_name(tmp_path: Path) -> None:
