@@ -57,8 +57,18 @@ def refuse_other_routers(newest: Measured, base: Measured) -> None:
     ours = [(r.path, r.weight_ED.shape) for r in newest.arrays.routers]
     theirs = [(r.path, r.weight_ED.shape) for r in base.arrays.routers]
     if ours != theirs:
+        found = f"{len(theirs)} routers against {len(ours)}"
+        if len(theirs) == len(ours):
+            base_is, run_is = next(
+                pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]
+            )
+            found = f"{_describe(*base_is)} against {_describe(*run_is)}"
         raise BaselineError(
             "the baseline has other routers than the run",
-            found=f"{len(theirs)} routers against {len(ours)}",
+            found=found,
             hint="choose a baseline of the same architecture, or --baseline init",
         )
+
+
+def _describe(path: str, shape: tuple[int, ...]) -> str:
+    return f"{path} of {' x '.join(map(str, shape))}"

@@ -82,9 +82,10 @@ def lens_notes(measured: Lenses) -> list[str]:
             notes += [record] if record == damaged(lens) else []
             continue
         coverage, probe = record.coverage, record.probe
+        tokens = probe.get("tokens")
         notes.append(
             f"checks of `{command(lens)}` rest on its widest run on this checkpoint: "
             f"{coverage.routers_measured} of {coverage.routers_found} routers, probe "
-            f"{probe.get('source')}, {probe.get('tokens'):,} tokens"
+            f"{probe.get('source')}, {'unknown' if tokens is None else f'{tokens:,}'} tokens"
         )
     return notes
