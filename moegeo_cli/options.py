@@ -329,7 +329,15 @@ class Gate(TypedDict, total=False):
     )]  # fmt: skip
 
 
-class ReportOutput(TypedDict, total=False):
+class Full(TypedDict, total=False):
+    """How much a terminal's report holds."""
+
+    full: Annotated[bool, Option(
+        False, "Print every table, in place of the first screen.", OUTPUT,
+    )]  # fmt: skip
+
+
+class ReportOutput(Full, total=False):
     """The report of a run."""
 
     format: Annotated[str | None, _format(formats_of_reports)]
@@ -339,9 +347,6 @@ class ReportOutput(TypedDict, total=False):
 class RunOutput(ReportOutput, total=False):
     """The report of `analyze`."""
 
-    full: Annotated[bool, Option(
-        False, "Print every table, in place of the first screen.", OUTPUT,
-    )]  # fmt: skip
     log: Annotated[Sequence[str], LOG]
 
 
@@ -355,7 +360,7 @@ class WatchOutput(TypedDict, total=False):
     log: Annotated[Sequence[str], LOG]
 
 
-class LensOutput(TypedDict, total=False):
+class LensOutput(Full, total=False):
     """The report of a lens."""
 
     matrices: Annotated[Path | None, Option(

@@ -64,6 +64,8 @@ class Command:
         record: the class of what it finds; "" where that has no format of its own.
         format: the name of its JSON format; "" for none.
         page: the function from a record to the page of its HTML report; "" for none.
+        screen: the function from a terminal's page and a record to its first screen; "" where
+            the full report is all that is printed.
         printer: the function that prints a record on a terminal, of a command that gives facts:
             its formats are this one and JSON. "" for other commands.
         place: where it stands in lists; commands of one place are in order of the alphabet.
@@ -79,6 +81,7 @@ class Command:
     record: str = ""
     format: str = ""
     page: str = ""
+    screen: str = ""
     printer: str = ""
     place: int = 99
     lens: Lens | None = None

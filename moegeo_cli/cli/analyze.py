@@ -13,8 +13,7 @@ from moegeo_cli.cli.console import (
     say,
     settle_format,
     show_progress,
-    stdout_console,
-    write_payload,
+    write_report,
 )
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
@@ -89,19 +88,15 @@ def emit(
     """The report, in the format asked for, and the run's scalars."""
     from moegeo_cli.sinks import log_run
 
-    _write(record, path, format, output, full)
+    shown = {"format": format, "output": output, "full": full}
+    if not write_report(record, shown, _named(path)):
+        _summarise(record, format)
     for line in log_run(record, log):
         say(line)
 
 
-def _write(record: RunRecord, path: Path, format: str, output: Path | None, full: bool) -> None:
-    from moegeo_cli.reports import print_run, render, render_screen
-
-    if format == "rich" and output is None:
-        print_run(record, stdout_console(), _named(path), full=full)
-        return
-    screen = format == "rich" and not full
-    write_payload(render_screen(record) if screen else render(record, format), output)
+def _summarise(record: RunRecord, format: str) -> None:
+    """What is said beside a payload."""
     if format == "github":
         write_step_summary(record)
     if record.verdict is not None:

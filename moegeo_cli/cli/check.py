@@ -12,8 +12,7 @@ from moegeo_cli.cli.console import (
     say,
     settle_format,
     show_progress,
-    stdout_console,
-    write_payload,
+    write_report,
 )
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
@@ -36,16 +35,13 @@ def check(
     [bold]moegeo check runs/my-moe --quick --fail-on watch[/bold]
     """
     from moegeo_cli.commands.check.api import check as measure
-    from moegeo_cli.reports import print_check, render
 
     settle_format(shown, ReportOutput)
     check_output(shown["output"])
     with show_progress() as progress:
         record = measure(path, progress=progress, **options)
-    if shown["format"] == "rich" and shown["output"] is None:
-        print_check(record, stdout_console(), str(path))
+    if write_report(record, shown, str(path)):
         return gate(record.verdict, judged["fail_on"])
-    write_payload(render(record, shown["format"]), shown["output"])
     if shown["format"] == "github":
         write_step_summary(record)
     if record.verdict is not None:

@@ -12,8 +12,7 @@ from moegeo_cli.cli.console import (
     say,
     settle_format,
     show_progress,
-    stdout_console,
-    write_payload,
+    write_report,
 )
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.options import ReportOutput
@@ -39,11 +38,7 @@ def compare(
     check_output(shown["output"])
     with show_progress() as progress:
         record = measure(run_a, run_b, progress=progress, ranks=context.obj, **options)
-    from moegeo_cli.reports import print_comparison, render
-
-    if shown["format"] == "rich" and shown["output"] is None:
-        print_comparison(record, stdout_console())
+    if write_report(record, shown):
         return
-    write_payload(render(record, shown["format"]), shown["output"])
     healthier = record.healthier.upper() if record.healthier else "no difference shown"
     say(f"healthier: {healthier}; {record.reason}")

@@ -86,6 +86,28 @@ def write_payload(text: str | bytes, output: Path | None) -> None:
         raise OutputError("stdout cannot be written", found=str(error)) from error
 
 
+def write_report(record: Any, shown: Mapping[str, Any], path: str | None = None) -> bool:
+    """Write a record's report in the format asked for: onto the terminal, or as a payload.
+
+    Args:
+        record: what a command found.
+        shown: the options of the output: `format`, `output` and `full`.
+        path: where the run lies, for the commands at the end of a report.
+
+    Returns:
+        Whether a person saw it on a terminal.
+    """
+    from moegeo_cli.reports import print_record, render, render_screen
+
+    if shown["format"] == "rich" and shown["output"] is None:
+        print_record(record, stdout_console(), path, full=shown["full"])
+        return True
+    screen = shown["format"] == "rich" and not shown["full"]
+    text = render_screen(record) if screen else render(record, shown["format"])
+    write_payload(text, shown["output"])
+    return False
+
+
 def write_document(name: str, found: Mapping[str, Any], shown: Mapping[str, Any]) -> bool:
     """Write facts as JSON under the name of their format, where that was asked for.
 

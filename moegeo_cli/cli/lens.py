@@ -13,8 +13,8 @@ from moegeo_cli.cli.console import (
     check_output,
     settle_format,
     show_progress,
-    stdout_console,
     write_payload,
+    write_report,
 )
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.options import LensOutput
@@ -70,12 +70,8 @@ def _check_places(shown: dict[str, Any]) -> None:
 
 def _emit(record: Any, shown: dict[str, Any]) -> None:
     """The report of a lens, in the format asked for, and its matrices."""
-    from moegeo_cli.reports import print_record, render
     from moegeo_cli.reports.matrices import matrices_file
 
     if shown["matrices"] is not None:
         write_payload(matrices_file(record, shown["matrices"]), shown["matrices"])
-    if shown["format"] == "rich" and shown["output"] is None:
-        print_record(record, stdout_console())
-        return
-    write_payload(render(record, shown["format"]), shown["output"])
+    write_report(record, shown)

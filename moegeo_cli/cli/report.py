@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moegeo_cli.cli.analyze import emit
-from moegeo_cli.cli.console import check_output, settle_format, stdout_console, write_payload
+from moegeo_cli.cli.console import check_output, settle_format, write_report
 from moegeo_cli.cli.gates import write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.errors import UsageError
@@ -46,11 +46,6 @@ def report(
         raise UsageError(
             "--log needs the JSON of `moegeo analyze`", found=f"{path}: of another command"
         )
-    from moegeo_cli.reports import print_record, render
-
-    if shown["format"] == "rich" and shown["output"] is None:
-        print_record(record, stdout_console())
-        return
-    write_payload(render(record, shown["format"]), shown["output"])
+    write_report(record, shown)
     if shown["format"] == "github" and isinstance(record, CheckRecord):
         write_step_summary(record)

@@ -39,11 +39,13 @@ def render(record: AnyRecord, format: str) -> str:
     return text
 
 
-def render_screen(record: RunRecord) -> str:
-    """The first screen of a run's report as text."""
-    from moegeo_cli.reports.first_screen import render as render_first
+def render_screen(record: AnyRecord) -> str:
+    """The first screen of a report as text; the full report where there is none."""
+    from moegeo_cli.reports.screen import render_screen as render_first
 
-    return render_first(record)
+    if not command_of(type(record)).screen:
+        return render(record, "rich")
+    return render_first(record, print_record)
 
 
 def print_run(
@@ -80,20 +82,33 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
     show(record, console, path)
 
 
-def print_record(record: AnyRecord, console: Console) -> None:
-    """Print the terminal report of any record, a run's in full."""
+def print_record(
+    record: AnyRecord, console: Console, path: str | None = None, *, full: bool = False
+) -> None:
+    """Print the terminal report of any record.
+
+    Args:
+        record: what was found.
+        console: where to.
+        path: where the run lies, for the commands at the end of a full report.
+        full: every table; else one screen, where the command has one.
+    """
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
     from moegeo_cli.records.comparison import ComparisonRecord
 
-    if isinstance(record, RunRecord):
-        print_run(record, console, full=True)
+    command = command_of(type(record))
+    if command.screen and not full:
+        from moegeo_cli.reports.screen import print_screen
+
+        print_screen(console, record, load(command.screen))
+    elif isinstance(record, RunRecord):
+        print_run(record, console, path, full=True)
     elif isinstance(record, CheckRecord):
-        print_check(record, console)
+        print_check(record, console, path)
     elif isinstance(record, ComparisonRecord):
         print_comparison(record, console)
     else:
-        command = command_of(type(record))
         lens = command.lens
         load(command.printer if lens is None else f"{lens.report}:print_record")(record, console)
 

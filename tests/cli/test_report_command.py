@@ -76,7 +76,7 @@ def test_json_of_any_command_becomes_any_format(
     assert page.read_text().startswith("<!doctype html>")
     again = call(capsys, "report", routing_json, "-f", "json")
     assert again.document["metrics"] == json.loads(routing_json.read_text())["metrics"]
-    assert "GEOMETRY AND USAGE" in call(capsys, "report", routing_json).out
+    assert "GEOMETRY AND USAGE" in call(capsys, "report", routing_json, "--full").out
 
 
 def test_what_cannot_be_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

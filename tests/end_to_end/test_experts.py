@@ -285,7 +285,7 @@ def test_too_few_tokens_have_no_subspace_and_say_so(tmp_path: Path) -> None:
 def test_reports_and_matrices(tmp_path: Path, probe: Path, moegeo: Callable[..., Outcome]) -> None:
     path = plant("qwen3_moe", tmp_path / "m", lambda down: down.clone())
     common = ["experts", path, "--probe", probe]
-    found = moegeo(*common, "--verify", 1, "--matrices", tmp_path / "e.safetensors")
+    found = moegeo(*common, "--verify", 1, "--matrices", tmp_path / "e.safetensors", "--full")
     assert found.code == 0, found.err
     for word in ("LAYERS", "MERGE CANDIDATES", "PRUNE CANDIDATES", "VERIFIED", "1 + 4"):
         assert word in found.out

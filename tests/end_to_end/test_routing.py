@@ -268,7 +268,7 @@ def test_a_run_is_followed_to_its_newest_checkpoint(
     assert part.trajectory is not None
     assert [s.step for s in part.trajectory.steps] == [10, 20]
     assert measure(run, probe, latest=True).trajectory is None
-    shown = moegeo("routing", run, "--probe", probe, "--no-cache")
+    shown = moegeo("routing", run, "--probe", probe, "--no-cache", "--full")
     assert "OVER TRAINING" in shown.out
 
 
@@ -379,7 +379,7 @@ def test_reports_and_matrices(
 ) -> None:
     path = tiny("qwen3_moe")
     common = ["routing", path, path, "--probe", probe, "--no-cache"]
-    found = moegeo(*common, "--matrices", tmp_path / "m.safetensors")
+    found = moegeo(*common, "--matrices", tmp_path / "m.safetensors", "--full")
     assert found.code == 0, found.err
     for word in ("AT A GLANCE", "GEOMETRY AND USAGE", "SHARED DIRECTION", "EXPERTS IN COMMON",
                  "SPECIALISATION", "FIRST PART", "DOMAINS", "BESIDE"):  # fmt: skip

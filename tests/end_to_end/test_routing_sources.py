@@ -174,6 +174,7 @@ def test_captures_of_the_command_line(
     model = AutoModelForCausalLM.from_pretrained(here).eval()
     with torch.no_grad(), capture_routers(model, tmp_path / "c.safetensors"):
         model(input_ids=torch.from_numpy(np.array(random_ids([12] * 10))))
-    found = call(capsys, "routing", here, "--captures", tmp_path / "c.safetensors", "--no-cache")
+    found = call(capsys, "routing", here, "--captures", tmp_path / "c.safetensors", "--no-cache",
+                 "--full")  # fmt: skip
     assert found.code == 0, found.err
     assert "AT A GLANCE" in found.out

@@ -11,4 +11,5 @@ COMMAND = Command(
     record="moegeo_cli.records.run:RunRecord",
     format="moegeo.run",
     page="moegeo_cli.reports.html.run:run_page",
+    screen="moegeo_cli.reports.first_screen:run_screen",
 )

@@ -11,4 +11,5 @@ COMMAND = Command(
     record="moegeo_cli.records.check:CheckRecord",
     format="moegeo.check",
     page="moegeo_cli.reports.html.check:check_page",
+    screen="moegeo_cli.reports.check_screen:check_screen",
 )

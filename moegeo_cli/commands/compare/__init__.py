@@ -11,4 +11,5 @@ COMMAND = Command(
     record="moegeo_cli.records.comparison:ComparisonRecord",
     format="moegeo.compare",
     page="moegeo_cli.reports.html.comparison:comparison_page",
+    screen="moegeo_cli.reports.comparison_screen:comparison_screen",
 )

@@ -11,6 +11,7 @@ COMMAND = Command(
     record="moegeo_cli.commands.experts.record:ExpertsRecord",
     format="moegeo.experts",
     page="moegeo_cli.commands.experts.html:experts_page",
+    screen="moegeo_cli.commands.experts.screen:experts_screen",
     lens=Lens(
         report="moegeo_cli.commands.experts.report", rules="moegeo_cli.commands.experts.rules:RULES"
     ),

@@ -11,6 +11,7 @@ COMMAND = Command(
     record="moegeo_cli.commands.routing.record:RoutingRecord",
     format="moegeo.routing",
     page="moegeo_cli.commands.routing.html:routing_page",
+    screen="moegeo_cli.commands.routing.screen:routing_screen",
     lens=Lens(
         report="moegeo_cli.commands.routing.report", rules="moegeo_cli.commands.routing.rules:RULES"
     ),
