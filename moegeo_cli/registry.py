@@ -111,6 +111,8 @@ class Format:
         writers: the function that writes a record, by the name of the record's JSON format.
         lens: the function of a lens's report module that writes the lens's record; "" for none.
         every: the function that writes a record of any kind; "" for none.
+        needs: the package that it is written with, where moegeo alone does not bring it. Such a
+            format is bytes, and goes into a file.
         page: the function that writes a record whose command has a page; "" for none.
     """
 
@@ -120,6 +122,7 @@ class Format:
     writers: Mapping[str, str] = field(default_factory=dict)
     lens: str = ""
     every: str = ""
+    needs: str = ""
     page: str = ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moegeo_cli.cli.interrupts import raise_pending
 from moegeo_cli.errors import OutputError, UsageError
 from moegeo_cli.keywords import words_of
-from moegeo_cli.registry import formats
+from moegeo_cli.registry import Format, formats
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.store.files import check_writable, write_atomic
 
@@ -53,6 +54,7 @@ def settle_format(shown: dict[str, Any], group: Any) -> None:
         UsageError: the suffix says a format that this command does not write.
     """
     if shown["format"] is not None:
+        _check_binary(formats().get(shown["format"]), shown["output"])
         return
     output = shown["output"]
     suffix = "" if output is None else output.suffix.lower()
@@ -65,6 +67,29 @@ def settle_format(shown: dict[str, Any], group: Any) -> None:
             hint=f"--format is one of {', '.join(words)}",
         )
     shown["format"] = said
+    _check_binary(formats().get(said), output)
+
+
+def _check_binary(found: Format | None, output: Path | None) -> None:
+    """See before the work that a format of bytes can be written.
+
+    Raises:
+        UsageError: no file is named, or its package is missing.
+    """
+    if found is None or not found.needs:
+        return
+    if output is None:
+        raise UsageError(
+            f"{found.name} is no text: it needs a file",
+            found=f"--format {found.name} without --output",
+            hint=f"-o report.{found.name}",
+        )
+    if importlib.util.find_spec(found.needs) is None:
+        raise UsageError(
+            f"--format {found.name} needs {found.needs}",
+            found="not installed",
+            hint=f"pip install 'moegeo[{found.name}]'",
+        )
 
 
 def write_payload(text: str | bytes, output: Path | None) -> None:

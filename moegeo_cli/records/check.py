@@ -11,6 +11,7 @@ from msgspec import Meta
 from moegeo_cli.records.facts import RunFacts, Step
 from moegeo_cli.records.fields import Count, Values, about
 from moegeo_cli.records.metric import Coverage, Metrics
+from moegeo_cli.records.showing import Shown
 from moegeo_cli.records.verdict import Intervention, Verdict
 
 
@@ -61,8 +62,8 @@ class CheckedCheckpoint:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRecord:
+@dataclass(frozen=True, slots=True, repr=False)
+class CheckRecord(Shown):
     """What `moegeo check --format json` prints."""
 
     status: Annotated[

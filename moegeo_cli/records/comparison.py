@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from moegeo_cli.records.facts import ProbeFacts, Step
 from moegeo_cli.records.fields import LATER, Count, about
 from moegeo_cli.records.metric import Metric
+from moegeo_cli.records.showing import Shown
 from moegeo_cli.records.verdict import Health, Performance
 
 Side = Literal["a", "b"]
@@ -107,8 +108,8 @@ class Unmatched:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class ComparisonRecord:
+@dataclass(frozen=True, slots=True, repr=False)
+class ComparisonRecord(Shown):
     """What `moegeo compare --format json` prints. Differences are b minus a."""
 
     versions: Mapping[str, str]

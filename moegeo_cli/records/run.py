@@ -19,6 +19,7 @@ from moegeo_cli.records.facts import (
 )
 from moegeo_cli.records.fields import LATER, Count, Share, Values, about
 from moegeo_cli.records.metric import Coverage, Metric, Metrics
+from moegeo_cli.records.showing import Shown
 from moegeo_cli.records.verdict import Intervention, Verdict
 
 Completeness = Annotated[
@@ -136,8 +137,8 @@ class CheckpointRecord:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
+@dataclass(frozen=True, slots=True, repr=False)
+class RunRecord(Shown):
     """What `moegeo analyze --format json` prints."""
 
     status: Completeness

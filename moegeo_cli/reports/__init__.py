@@ -22,8 +22,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-def render(record: AnyRecord, format: str) -> str:
-    """A report as text; the format "rich" is the full terminal report.
+def render(record: AnyRecord, format: str) -> Any:
+    """A report as text; the format "rich" is the full terminal report. Parquet is bytes.
 
     Raises:
         UsageError: a format that does not exist, or that has no form for such a record.
@@ -35,8 +35,7 @@ def render(record: AnyRecord, format: str) -> str:
         name = command_of(type(record)).name
         known = ", ".join(known for known in known_formats() if writer(type(record), known))
         raise UsageError(f"`moegeo {name}` has no format {format!r}", found=known)
-    text: str = write(record)
-    return text
+    return write(record)
 
 
 def render_screen(record: AnyRecord) -> str:
@@ -44,7 +43,7 @@ def render_screen(record: AnyRecord) -> str:
     from moegeo_cli.reports.screen import render_screen as render_first
 
     if not command_of(type(record)).screen:
-        return render(record, "rich")
+        return str(render(record, "rich"))
     return render_first(record, print_record)
 
 

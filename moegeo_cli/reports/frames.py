@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from moegeo_cli.errors import UsageError
 from moegeo_cli.records import LayerRecord, Metric, RunRecord
+from moegeo_cli.records.formats import AnyRecord
 from moegeo_cli.reports.csv_report import layer_metrics
+from moegeo_cli.reports.tables import tables
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,15 +32,21 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def to_frames(record: RunRecord) -> dict[str, pd.DataFrame]:
-    """The record as frames: checkpoints, layers, experts, domains, findings, interventions.
+def to_frames(record: AnyRecord) -> dict[str, pd.DataFrame]:
+    """Any record as frames.
+
+    All have `metrics`, a row for every number, and a frame for each list that they hold. Those of
+    a run are: checkpoints, layers, experts, domains, findings, interventions.
 
     Checkpoints and layers have a row per metric, experts one per expert, domains one per
     domain and expert. `checkpoint` is the path in the run, which is there where a step is not.
     """
     import pandas as pd
 
-    tables = {
+    found = tables(record)
+    if not isinstance(record, RunRecord):
+        return {name: pd.DataFrame(rows) for name, rows in found.items()}
+    own = {
         "checkpoints": _checkpoints(record),
         "layers": _layers(record),
         "experts": _experts(record),
@@ -46,8 +55,21 @@ def to_frames(record: RunRecord) -> dict[str, pd.DataFrame]:
         "interventions": _interventions(record),
     }
     return {
-        name: pd.DataFrame(list(rows), columns=list(COLUMNS[name])) for name, rows in tables.items()
+        "metrics": pd.DataFrame(found.get("metrics", [])),
+        **{n: pd.DataFrame(list(rows), columns=list(COLUMNS[n])) for n, rows in own.items()},
     }
+
+
+def to_frame(record: AnyRecord, table: str) -> pd.DataFrame:
+    """One frame of a record.
+
+    Raises:
+        UsageError: it has none of that name.
+    """
+    found = to_frames(record)
+    if table not in found:
+        raise UsageError(f"this record has no table {table!r}", found=", ".join(found))
+    return found[table]
 
 
 def _checkpoints(record: RunRecord) -> Iterator[dict[str, Any]]:

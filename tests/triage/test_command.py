@@ -65,7 +65,7 @@ def test_the_gate(
 
 @pytest.mark.parametrize("form", ["rich", "markdown", "csv", "junit", "github"])
 def test_every_format_says_what_was_found(moegeo: Run, lost: Path, form: str) -> None:
-    text = moegeo("check", lost, "--format", form).out
+    text = moegeo("check", lost, "--format", form, "--full").out
     if form == "csv":
         assert text.startswith("step,checkpoint,layer,router,metric,value")
         assert "experts_moved" in text
@@ -115,7 +115,7 @@ def test_a_file_that_changed_in_place_is_read_again(moegeo: Run, tmp_path: Path)
     state = load_file(path / "model.safetensors")
     state["model.layers.1.mlp.experts.0.down_proj.weight"][0, 0] = float("nan")
     save_file(state, path / "model.safetensors", {"format": "pt"})
-    found = moegeo("check", path, "--fail-on", "failing")
+    found = moegeo("check", path, "--fail-on", "failing", "--full")
     assert found.code == 1
     assert "experts-damaged" in found.out
 

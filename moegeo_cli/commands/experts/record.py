@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from moegeo_cli.records.facts import ProbeFacts, Step
 from moegeo_cli.records.fields import LATER, Count, Matrix, Share, about
 from moegeo_cli.records.metric import Coverage, Metric, Metrics
+from moegeo_cli.records.showing import Shown
 from moegeo_cli.records.verdict import Check, Finding, Intervention
 
 Action = Literal["merge", "prune"]
@@ -176,8 +177,8 @@ class Verification:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class ExpertsRecord:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExpertsRecord(Shown):
     """What `moegeo experts --format json` prints."""
 
     status: Annotated[

@@ -1,0 +1,11 @@
+"""Parquet: a row a number, for data frames."""
+
+from moegeo_cli.registry import Format
+
+FORMAT = Format(
+    "parquet",
+    place=7,
+    suffixes=(".parquet",),
+    every="moegeo_cli.reports.parquet:render",
+    needs="pyarrow",
+)

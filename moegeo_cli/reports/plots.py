@@ -1,0 +1,96 @@
+"""Numbers of a record drawn by matplotlib, for notebooks and papers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moegeo_cli.errors import UsageError
+from moegeo_cli.explanations.metrics import specs
+from moegeo_cli.reports.frames import to_frame
+
+
+def _axes(ax: Any) -> Any:
+    """Axes to draw on.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(
+            "plots need matplotlib", found="not installed", hint="pip install 'moegeo[plots]'"
+        ) from error
+    # A figure of its own, without pyplot: no window opens and nothing global is changed.
+    return Figure(figsize=(6.4, 3.6), layout="constrained").subplots()
+
+
+def plot_metric(record: Any, metric: str, over: str = "layer", ax: Any = None) -> Any:
+    """A number with its interval over the layers of the newest checkpoint, or over steps.
+
+    Args:
+        record: what a command found.
+        metric: its name in the table `metrics`.
+        over: "layer" or "step".
+        ax: axes of matplotlib; None for a new figure.
+
+    Raises:
+        UsageError: the record has no such number, or matplotlib is missing.
+    """
+    if over not in ("layer", "step"):
+        raise UsageError("a plot is over layer or step", found=repr(over))
+    rows = to_frame(record, "metrics")
+    known = rows[rows["metric"] == metric] if "metric" in rows else rows
+    if over not in known or known.empty:
+        names = ", ".join(sorted(set(rows.get("metric", ())))[:40])
+        raise UsageError(f"there is no {metric!r} over {over} in this record", found=names)
+    if over == "layer":
+        known = known[known["layer"].notna()]
+        if "step" in known and known["step"].notna().any():
+            known = known[known["step"] == known["step"].max()]
+    else:
+        known = known[known["layer"].isna()] if "layer" in known else known
+    known = known.dropna(subset=["value" if "value" in known else "difference", over])
+    if known.empty:
+        raise UsageError(f"{metric!r} was not measured over {over}", found="no value")
+    known = known.sort_values(over)
+    value = known["value" if "value" in known else "difference"].astype(float)
+    axes = _axes(ax)
+    place = known[over].astype(float)
+    axes.plot(place, value, marker="o", markersize=3)
+    low, high = (known[end].astype(float).fillna(value) for end in ("ci_low", "ci_high"))
+    axes.fill_between(place, low, high, alpha=0.2, linewidth=0)
+    spec = specs().get(metric)
+    axes.set_xlabel(over)
+    axes.set_ylabel(spec.label if spec else metric.replace("_", " "))
+    return axes
+
+
+def plot_load(record: Any, ax: Any = None) -> Any:
+    """The load of the newest checkpoint's experts, layers × experts; 1 is the fair share.
+
+    Args:
+        record: a run.
+        ax: axes of matplotlib; None for a new figure.
+
+    Raises:
+        UsageError: the record holds no loads, or matplotlib is missing.
+    """
+    newest = getattr(record, "newest", None)
+    layers = [x for x in getattr(newest, "layers", ()) if getattr(x, "load", None)]
+    if not layers:
+        raise UsageError("this record holds no loads", found=type(record).__name__)
+    widest = max(x.experts for x in layers)
+    grid = [
+        [(share or 0.0) * x.choices for share in x.load] + [float("nan")] * (widest - x.experts)
+        for x in layers
+    ]
+    axes = _axes(ax)
+    drawn = axes.imshow(grid, aspect="auto", cmap="RdBu_r", vmin=0, vmax=2, interpolation="none")
+    axes.set_xlabel("expert")
+    axes.set_ylabel("layer")
+    axes.set_yticks(range(len(layers)), [str(x.layer) for x in layers])
+    axes.figure.colorbar(drawn, ax=axes, label="load, × the fair share")
+    return axes
