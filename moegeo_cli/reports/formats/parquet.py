@@ -6,6 +6,6 @@ FORMAT = Format(
     "parquet",
     place=7,
     suffixes=(".parquet",),
-    every="moegeo_cli.reports.parquet:render",
+    page="moegeo_cli.reports.parquet:render",
     needs="pyarrow",
 )
