@@ -27,7 +27,7 @@ from tests.tiny_models import build_tiny
 
 LENGTHS = [4 + (7 * i) % 11 for i in range(14)]
 WIDE = [9 + (7 * i) % 29 for i in range(40)]
-KINDS = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "glm4_moe")
+KINDS = ("mixtral", "gpt_oss", "deepseek_v3")  # softmax, its top-k alone, sigmoid with a bias
 
 
 def measure(path: Path, probe: Path | None, *other: Path, **options: Any) -> RoutingRecord:
@@ -65,25 +65,6 @@ def test_every_number_is_that_of_loops_over_tokens(
         assert layer.metrics["overlap_unrelated"].null_value == pytest.approx(
             (layer.top_k or 0) / layer.experts
         )
-
-
-def test_one_vector_added_to_all_router_rows_changes_nothing(tmp_path: Path, probe: Path) -> None:
-    for model_type in ("mixtral", "gpt_oss"):
-        model = build_tiny(model_type, 4)
-        model.save_pretrained(tmp_path / "plain")
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                if name.endswith(("gate.weight", "router.weight")):
-                    weight += 0.8 * torch.randn(weight.shape[1], generator=generator)
-        model.save_pretrained(tmp_path / "shifted")
-        one, other = (measure(tmp_path / name, probe) for name in ("plain", "shifted"))
-        for a, b in zip(one.layers, other.layers, strict=True):
-            for name, metric in a.metrics.items():
-                close = pytest.approx(metric.value, rel=1e-4, abs=1e-5)
-                assert b.metrics[name].value == close, name
-            for g, h in zip(a.geometry, b.geometry, strict=True):
-                assert h.spearman.value == pytest.approx(g.spearman.value, abs=1e-4)
 
 
 def share(model: Any, strength: float, gain: float) -> None:

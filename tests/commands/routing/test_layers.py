@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import pearsonr, spearmanr
 
 from moegeo_cli.commands.routing.layers import (
@@ -25,11 +26,12 @@ from tests.commands.routing.recorded import (
     SEQUENCE_T,
     above,
     chosen_of,
+    gather,
     mean_overlap,
     replaced,
     tokens_of,
 )
-from tests.traces import EXPERTS
+from tests.traces import EXPERTS, WIDTH, trace_of
 
 SETTINGS = RoutingSettings()
 NO_PROMPT = "no sequence has a prompt"
@@ -134,3 +136,24 @@ def test_correlations_are_over_all_pairs_where_there_are_few(tokens: RoutedToken
                 spearmanr(np.round(one, 9), np.round(other, 9)).statistic, abs=2e-3
             )
             assert own.spearman.n == len(pairs)
+
+
+def test_one_vector_added_to_all_router_rows_changes_nothing() -> None:
+    plain, moved = trace_of(3), trace_of(3)
+    vector = 0.8 * np.random.default_rng(0).normal(size=WIDTH).astype(np.float32)
+    moved.router.weight_ED.data += torch.from_numpy(vector)
+    assert moved.sample_x_MD is not None
+    moved.logits_TE = moved.logits_TE + (moved.sample_x_MD @ vector)[:, None]
+    one, other = (
+        measure_router(found, NO_PROMPT, {}, Domains.of(DOMAINS), DRAWS, SETTINGS).record
+        for trace in (plain, moved)
+        if isinstance(found := gather(trace), RoutedTokens)
+    )
+    for name, metric in one.metrics.items():
+        found = other.metrics[name]
+        if metric.value is None:
+            assert (found.value, found.reason) == (None, metric.reason), name
+        else:
+            assert found.value == pytest.approx(metric.value, rel=1e-4, abs=1e-5), name
+    for a, b in zip(one.geometry, other.geometry, strict=True):
+        assert b.spearman.value == pytest.approx(a.spearman.value, abs=1e-3)
