@@ -175,7 +175,9 @@ class RunMeasurement:
                           fingerprint, progress)  # fmt: skip
 
     def require_memory(self, checkpoints: Sequence[Checkpoint], verify_fingerprint: str) -> None:
-        """See that the bound of memory holds the model, before anything reads its weights.
+        """See that memory holds a model of transformers, before anything reads its weights.
+
+        The bound is `--memory`, else what the machine has left.
 
         Args:
             checkpoints: what is to be measured, unless it is stored.
@@ -184,7 +186,8 @@ class RunMeasurement:
         Raises:
             ResourceError: it does not.
         """
-        if self.settings.memory is None or self.ranks is not None:
+        unplanned = self.models.own or not self.models.whole
+        if self.ranks is not None or (unplanned and self.settings.memory is None):
             return
         for checkpoint in checkpoints:
             key = self.key(checkpoint.fingerprint(verify_fingerprint))

@@ -44,17 +44,35 @@ def test_progress_that_is_not_recorded_is_said_first(probe: Path, tmp_path: Path
         compare(run, run, probe=probe, by="tokens")
 
 
-@pytest.mark.parametrize("command", ["analyze", "compare", "experts", "routing", "invariance"])
-def test_too_little_memory_is_refused_before_weights_are_read(
-    command: str, tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+@pytest.fixture
+def unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights may be read."""
+
     def meet(*arguments: object, **named: object) -> None:
         raise AssertionError("weights were read")
 
     for name in ("weights.read_tensor", "weights.read_raw", "tensors.read_stored"):
         monkeypatch.setattr(f"moegeo_cli.checkpoints.{name}", meet)
     monkeypatch.setattr("safetensors.safe_open", meet)
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_model_that_the_machine_cannot_hold_is_refused_before_its_files_are_checked(
+    tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for name in ("fitting", "sources"):
+        monkeypatch.setattr(f"moegeo_cli.models.{name}.free_bytes", lambda device: 0)
+    found = moegeo("analyze", tiny("mixtral"), "--probe", probe)
+    assert found.code == 2
+    assert "the model does not fit this machine: it needs" in found.err
+
+
+@pytest.mark.usefixtures("unread")
+@pytest.mark.parametrize("command", ["analyze", "compare", "experts", "routing", "invariance"])
+def test_too_little_memory_is_refused_before_weights_are_read(
+    command: str, tiny: Callable[..., Path], probe: Path, moegeo: Callable[..., Outcome]
+) -> None:
     paths = [tiny("mixtral")] * (2 if command == "compare" else 1)
     found = moegeo(command, *paths, "--probe", probe, "--memory", "64MB", "-f", "json")
     assert found.code == 2
