@@ -91,3 +91,12 @@ def test_tables_of_metrics_hold_the_same_words() -> None:
             continue
         own = [r for r in rows[spec.page] if f"`{name}`" in r]
         assert any(spec.definition in r for r in own), f"{name}: see explanations/metrics.toml"
+
+
+def test_what_a_metric_means_stands_by_itself() -> None:
+    """A cell of a table may lean on the row before it; `moegeo explain` prints one alone."""
+    leaning = ("the same", "its ", "of ", "against ", "within ", "over ", "likewise")
+    for name, spec in all_metrics().items():
+        headline = (spec.meaning or spec.definition).lower()
+        assert headline, name
+        assert not headline.startswith(leaning), f"{name}: {headline}"
