@@ -4,7 +4,8 @@ Marginal cost, the time of the larger probe less that of the smaller one, so tha
 paid once does not count; medians over interleaved rounds; the same model, dtype, batches
 and threads on both sides. Before each pair the smaller probe is run once untimed: threads
 that the contender before left spinning, and its memory, would be on the wrong bill. With
---memory, peak memory in processes of their own.
+--memory, peak memory in processes of their own. With --processor-time and one thread the process's
+own time counts, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def open_subject(subject: str, tokens: Sequence[int]) -> tuple[Any, list[Probe]]
     return open_sample(Path(subject), tokens)
 
 
-def measure_time(subject: str, tokens: Sequence[int], rounds: int) -> dict[str, list[float]]:
+def measure_time(
+    subject: str, tokens: Sequence[int], rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
     """Marginal seconds of each contender, round by round; the first round is not counted."""
     model, probes = open_subject(subject, tokens)
     found: dict[str, list[float]] = {name: [] for name in CONTENDERS}
@@ -100,9 +103,9 @@ def measure_time(subject: str, tokens: Sequence[int], rounds: int) -> dict[str, 
         for name, run in CONTENDERS.items():
             seconds = []
             for probe in (probes[0], *probes):
-                start = time.perf_counter()
+                start = clock()
                 run(model, probe)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(clock() - start)
             if turn:
                 found[name].append(seconds[2] - seconds[1])
     return found
@@ -136,6 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -149,12 +153,15 @@ def main() -> None:
           f" torch {torch.__version__}")  # fmt: skip
     print(f"marginal cost of {options.tokens[1] - options.tokens[0]:,} tokens,"
           f" median of {options.rounds} interleaved rounds")  # fmt: skip
-    found = measure_time(options.subject, options.tokens, options.rounds)
+    clock = time.process_time if options.processor_time else time.perf_counter
+    found = measure_time(options.subject, options.tokens, options.rounds, clock)
     for name, base in RATIOS.items():
         ratios = np.array(found[name]) / np.array(found[base])
+        seconds = [f"{n} {np.median(found[n]):.2f} s" for n in (name, base)]
         whole = np.median(found[name]) / np.median(found[base])
         print(f"  {name:12} / bare {base:17} {whole:.3f}"
-              f"  (rounds: {', '.join(f'{r:.3f}' for r in sorted(ratios))})")  # fmt: skip
+              f"  (rounds: {', '.join(f'{r:.3f}' for r in sorted(ratios))}; {', '.join(seconds)})",
+              flush=True)  # fmt: skip
     if options.memory:
         peaks = measure_memory(options.subject, options.tokens[1])
         for name, base in RATIOS.items():

@@ -245,12 +245,15 @@ class Measurer:
         self.memory = manner.say_memory(self.device)
         adam = self._adam(model, checkpoint.path, asked)
         input_rows = self._input_rows(asked, tokens)
-        measured = [
-            form_router(
-                outcome, t, self.architecture, self.groups_S, a, input_rows, self.settings.seed
-            )
-            for t, a in zip(outcome.traces, adam, strict=True)
-        ]
+        measured = []
+        for trace, moments in zip(outcome.traces, adam, strict=True):
+            measured.append(
+                form_router(
+                    outcome, trace, self.architecture, self.groups_S, moments, input_rows,
+                    self.settings.seed,
+                )
+            )  # fmt: skip
+            trace.release()  # one by one, so that sums and samples are not there twice
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
         skipped |= {t.router.path: t.problem for t in outcome.traces if t.problem}
         return CheckpointArrays(

@@ -108,6 +108,12 @@ class RouterTrace:
     observed: bool = True
     confirmed: bool = False
 
+    def release(self) -> None:
+        """Let go of all arrays: those of many routers are large together."""
+        self.logits_TE = self.logits_TE[:0].copy()
+        self.selected_TK = self.weights_TK = self.sample_x_MD = self.statistic = None
+        self.fishers = {}
+
 
 def make_traces(
     routers: Sequence[Router], plan: Plan, tokens: int, groups: int
