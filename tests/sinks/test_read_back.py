@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,14 +96,25 @@ def records_of(file: Path) -> Iterator[bytes]:
             held = b""
 
 
+def wandb_records(file: Path) -> list[Any]:
+    """All records of an offline run. Its writer is another process, which ends with an exit."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    end = time.monotonic() + 20
+    while True:
+        records = [Record.FromString(data) for data in records_of(file)]
+        if any(r.HasField("exit") for r in records):
+            return records
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def from_wandb(name: str) -> Series:
     """Offline runs' files, by its own messages: its readers stand in its Go program alone."""
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
     found: Series = {}
     for file in sorted(Path("wandb").glob("offline-run-*/run-*.wandb"), key=os.path.getmtime):
-        records = [Record.FromString(data) for data in records_of(file)]
+        records = wandb_records(file)
         [title] = {r.run.display_name for r in records if r.HasField("run")}
         assert {r.run.project for r in records if r.HasField("run")} == {"moegeo"}
         rows = [r.history for r in records if r.HasField("history")]
@@ -179,9 +192,7 @@ def test_a_run_of_wandb_that_is_open_in_the_process_goes_on(
     own.log({"loss": 2.0}, step=4)
     own.finish()
     [file] = (here / "elsewhere").glob("wandb/offline-run-*/run-*.wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    records = [Record.FromString(data) for data in records_of(file)]
+    records = wandb_records(file)
     assert [r.history.step.num for r in records if r.HasField("history")] == [3, 4]
     close(from_wandb(NAME), series(run))
 
