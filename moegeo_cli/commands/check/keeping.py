@@ -22,7 +22,7 @@ from moegeo_cli.records import from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 
 # Raised whenever the meaning of what is kept changes: older entries are read anew.
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,8 @@ class LayerSums:
         expert_near: groups of experts that differ by less than bfloat16 rounds, with the largest
             relative distance in the group.
         expert_distance: as `sketches.mean_distance` gives it.
-        sketches: of each expert, as `sketches.pack` writes them; None where there are none.
+        sketches: of each expert's matrices, as `sketches.pack` writes them; None where there are
+            none.
         statistics: name of a `Statistic` -> what it returned.
         reasons: what is not there -> why.
     """

@@ -201,9 +201,9 @@ class _ExpertSums:
                 total = float(np.square(flat, dtype=np.float64).sum())
             else:
                 self.finite = False
-        self.sketch += sketch(values, piece.role) if self.finite else 0.0
         if not piece.is_matrix:
             return None
+        self.sketch += sketch(values, piece.role) if self.finite else 0.0
         self.square += total
         empty_R: np.ndarray[Any, Any] = rows_R == 0.0
         if empty_R.any():  # a square may underflow
@@ -333,13 +333,12 @@ def _near_groups(
 
 
 def _distance(layer: MoELayer, one: int, other: int) -> float:
-    """Frobenius distance of two experts' matrices, read again."""
+    """Frobenius distance of two experts' weights, read again, biases included."""
     square = 0.0
     for a, b in zip(layer.read_expert(one), layer.read_expert(other), strict=True):
         if a.values is None or b.values is None or a.values.shape != b.values.shape:
             return math.inf
-        if a.is_matrix:
-            square += float(np.square(a.values - b.values, dtype=np.float64).sum())
+        square += float(np.square(a.values - b.values, dtype=np.float64).sum())
     return math.sqrt(square)
 
 

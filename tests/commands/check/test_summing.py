@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -166,3 +167,37 @@ def test_a_coarse_bias_is_told_whether_or_not_the_router_can_be_read() -> None:
     assert (lost.rounding["precision"], lost.rounding["distinct"]) == ("bfloat16", 3)
     assert lost.rounding["changes"] is None
     assert lost.selection_bias == tuple(COARSE)
+
+
+def test_distances_are_of_the_matrices_that_norms_are_of() -> None:
+    """Experts with biases as large as their matrices: neither distance nor norm counts them."""
+    experts = experts_of(6, 8)
+    plain = sums_of(Layer(experts))
+    generator = np.random.default_rng(0)
+    biased = sums_of(
+        Layer({e: [*held, generator.normal(0, 5, 9).astype(np.float32)]
+               for e, held in experts.items()})
+    )  # fmt: skip
+    flat = [np.concatenate([m.ravel() for m in held if m is not None]).astype(float)
+            for held in experts.values()]  # fmt: skip
+    apart = [
+        np.linalg.norm(a - b) / np.hypot(np.linalg.norm(a), np.linalg.norm(b))
+        for a, b in itertools.combinations(flat, 2)
+    ]
+    assert plain.expert_distance == pytest.approx(np.mean(apart), rel=0.1)
+    assert biased.expert_distance == pytest.approx(plain.expert_distance)
+    assert (biased.expert_norms, biased.sketches) == (plain.expert_norms, plain.sketches)
+    assert biased.expert_digests != plain.expert_digests
+
+
+def test_experts_with_equal_matrices_and_other_biases_are_not_near() -> None:
+    experts = experts_of(7)
+    experts[3] = [m.copy() for m in experts[1] if m is not None]
+    for e, held in experts.items():
+        held.append(np.full(9, float(e), np.float32))
+    assert sums_of(Layer(experts)).expert_near == ()
+    last = experts[3]
+    last[2] = experts[1][2]
+    last[0] = last[0] * np.float32(1 + 1e-3) if last[0] is not None else None
+    [near] = sums_of(Layer(experts)).expert_near
+    assert near.experts == (1, 3)
