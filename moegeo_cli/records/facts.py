@@ -51,7 +51,9 @@ class ProbeFacts(TypedDict, total=False):
     domains: Annotated[Mapping[str, Count], about("sequences by domain")]
     tokenizer: str | None
     unigram_loss: Annotated[float | None, about("what token frequencies alone would reach")]
-    domain_unigram_loss: Annotated[Mapping[str, float], about("the same by domain")]
+    domain_unigram_loss: Annotated[
+        Mapping[str, float], about("what token frequencies alone would reach, by domain")
+    ]
 
 
 class MemoryFacts(TypedDict):
@@ -103,8 +105,10 @@ class BaselineFacts(TypedDict):
 class Unchanged(TypedDict, total=False):
     """What of a router is equal bit for bit at two checkpoints."""
 
-    weights_equal: Annotated[bool, about("its rows")]
-    bias_equal: Annotated[bool | None, about("its selection bias; null without one")]
+    weights_equal: Annotated[bool, about("whether its rows are equal")]
+    bias_equal: Annotated[
+        bool | None, about("whether its selection bias is equal; null without one")
+    ]
     logits_equal: Annotated[
         bool,
         about("the sampled logits; unequal ones under equal rows say that inputs moved"),

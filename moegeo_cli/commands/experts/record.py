@@ -38,18 +38,20 @@ class ExpertRecord:
             "tokens, by the routing distribution"
         ),
     ] = None
-    fisher_trace: Annotated[float | None, about("of its router row, empirical, unit position")] = (
-        None
-    )
+    fisher_trace: Annotated[
+        float | None, about("trace of its router row's empirical Fisher, unit position")
+    ] = None
     rank_input: Annotated[
         float | None,
         about("effective rank of its inputs: exp of the entropy of their spectrum"),
     ] = None
-    rank_output: Annotated[float | None, about("likewise of its outputs")] = None
+    rank_output: Annotated[float | None, about("effective rank of its outputs")] = None
     split_half_input: Annotated[
-        float | None, about("overlap of the subspaces of its two halves of tokens")
+        float | None, about("overlap of the input subspaces of its two halves of tokens")
     ] = None
-    split_half_output: Annotated[float | None, about("likewise of its outputs")] = None
+    split_half_output: Annotated[
+        float | None, about("overlap of the output subspaces of its two halves")
+    ] = None
     singular_values: Annotated[
         tuple[float, ...] | None,
         about("of its Jacobian, means over a few tokens, largest first"),
@@ -69,7 +71,7 @@ class ExpertRecord:
     ] = None
     nearest_alignment: Annotated[
         Metric | None,
-        about("how nearly; null where no token counts for a pair with it"),
+        about("alignment with `nearest`; null where no token counts for that pair"),
         LATER,
     ] = None
 
@@ -107,7 +109,9 @@ class ExpertLayerRecord:
             "pairs whose rank by overlap of inputs is over half the ranking above that by alignment"
         ),
     ] = None
-    seen_differently_done_alike: Annotated[Count | None, about("the reverse")] = None
+    seen_differently_done_alike: Annotated[
+        Count | None, about("pairs that rank far higher by alignment than by overlap of inputs")
+    ] = None
     null_limit: Annotated[
         float | None,
         about(
@@ -164,7 +168,7 @@ class Trial:
     action: Action
     choice: Annotated[Choice, about("how the experts were chosen")]
     chosen: tuple[str, ...]
-    change: Annotated[Metric, about("of the loss, after less before, in nats per token")]
+    change: Annotated[Metric, about("loss after minus before, in nats per token")]
 
 
 @dataclass(frozen=True, slots=True)

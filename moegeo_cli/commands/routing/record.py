@@ -72,8 +72,10 @@ class GeometryRecord:
     trade their usage.
     """
 
-    pairs: Annotated[Pairs, about("of tokens of one sequence, of tokens of two, or of sequences")]
-    hidden: Annotated[Hidden, about("of the router's inputs, or xᵀ WᵀW x′")]
+    pairs: Annotated[
+        Pairs, about("pairs of tokens of one sequence, of tokens of two, or of sequences")
+    ]
+    hidden: Annotated[Hidden, about("similarity of the router's inputs: cosine, or xᵀ WᵀW x′")]
     usage: Annotated[Usage, about("Fisher-Rao, or experts in common")]
     spearman: Metric
     pearson: Metric
@@ -181,7 +183,7 @@ class OtherModel:
         bool | None,
         about("an ancestor in common, told by experts' weights; null where it could not be told"),
     ]
-    lineage_reason: Annotated[str, about("by what it was told, or why not")]
+    lineage_reason: Annotated[str, about("what lineage was found by, or why it is null")]
     layers: tuple[RouterPair, ...]
     notes: tuple[str, ...] = ()
 
