@@ -136,7 +136,14 @@ def render(record: CheckRecord) -> str:
     """The terminal report as plain text, for files."""
     file = io.StringIO()
     print_check(
-        record, Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False)
+        record,
+        Console(
+            file=file,
+            force_jupyter=False,
+            width=TEXT_WIDTH,
+            color_system=None,
+            force_terminal=False,
+        ),
     )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 

@@ -69,7 +69,9 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
 def render(record: ComparisonRecord) -> str:
     """The terminal report as plain text, for files."""
     file = io.StringIO()
-    print_comparison(record, Console(file=file, width=TEXT_WIDTH, color_system=None))
+    print_comparison(
+        record, Console(file=file, force_jupyter=False, width=TEXT_WIDTH, color_system=None)
+    )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 

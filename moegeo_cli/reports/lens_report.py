@@ -53,7 +53,12 @@ def render_plain(record: R, show: Callable[[R, Console], None], width: int) -> s
         width: of the text, in characters.
     """
     file = io.StringIO()
-    show(record, Console(file=file, width=width, color_system=None, force_terminal=False))
+    show(
+        record,
+        Console(
+            file=file, force_jupyter=False, width=width, color_system=None, force_terminal=False
+        ),
+    )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 

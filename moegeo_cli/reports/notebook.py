@@ -19,7 +19,8 @@ FRAME = (
 def screen_html(record: AnyRecord) -> str:
     """The first screen as HTML; rich escapes every text."""
     console = Console(
-        file=io.StringIO(), width=WIDTH, record=True, force_terminal=True, color_system="truecolor"
-    )
+        file=io.StringIO(), width=WIDTH, record=True, force_terminal=True,
+        color_system="truecolor", force_jupyter=False,  # rich would show each line by itself
+    )  # fmt: skip
     print_record(record, console)
     return console.export_html(inline_styles=True, code_format=FRAME)

@@ -18,13 +18,12 @@ def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import pyplot
     except ImportError as error:
         raise UsageError(
             "plots need matplotlib", found="not installed", hint="pip install 'moegeo[plots]'"
         ) from error
-    # A figure of its own, without pyplot: no window opens and nothing global is changed.
-    return Figure(figsize=(6.4, 3.6), layout="constrained").subplots()
+    return pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")[1]  # a notebook shows it
 
 
 def plot_metric(record: Any, metric: str, over: str = "layer", ax: Any = None) -> Any:

@@ -106,7 +106,10 @@ def print_screen(console: Console, record: R, fill: Callable[[Page, R], Screen])
 def render_screen(record: R, show: Callable[[R, Console], None]) -> str:
     """A screen as plain text."""
     file = io.StringIO()
-    show(record, Console(file=file, width=80, color_system=None, force_terminal=False))
+    show(
+        record,
+        Console(file=file, force_jupyter=False, width=80, color_system=None, force_terminal=False),
+    )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 

@@ -52,7 +52,16 @@ def print_run(record: RunRecord, console: Console, path: str | None = None) -> N
 def render(record: RunRecord) -> str:
     """The terminal report as plain text, for files."""
     file = io.StringIO()
-    print_run(record, Console(file=file, width=TEXT_WIDTH, color_system=None, force_terminal=False))
+    print_run(
+        record,
+        Console(
+            file=file,
+            force_jupyter=False,
+            width=TEXT_WIDTH,
+            color_system=None,
+            force_terminal=False,
+        ),
+    )
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines()) + "\n"
 
 

@@ -167,3 +167,17 @@ def test_records_load_no_pandas_by_themselves() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_a_notebook_text_is_still_text(
+    kind: str, records: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rich takes a notebook for its output wherever it finds one."""
+    wanted = (str(records[kind]), render(records[kind], "rich"), records[kind]._repr_html_())
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert (
+        str(records[kind]),
+        render(records[kind], "rich"),
+        records[kind]._repr_html_(),
+    ) == wanted
