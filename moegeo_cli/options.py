@@ -157,6 +157,10 @@ class Placement(TypedDict, total=False):
         None, "Split the model over devices: auto, cpu, disk, or a JSON object of module and "
         "device. Needs moegeo[offload].",
     )]  # fmt: skip
+    parallel: Annotated[Literal["data", "expert", "tensor"], Option(
+        "data", "What ranks under torchrun share. data: the probe, each with the whole model. "
+        "expert or tensor: the model, each with a part of it by its plan in transformers.",
+    )]  # fmt: skip
 
 
 class StorePlace(TypedDict, total=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -60,7 +61,8 @@ class Settings:
     `layers` are decoder layers, None for all. `fisher` and `unit` name the Fisher that the
     heterogeneity metrics at the top are of; the categorical one always comes along. `stream`
     reads layers from the files while they compute; `memory` is the bytes to stay within.
-    `device_map` is a word that accelerate knows, or a JSON object of module and device.
+    `device_map` is a word that accelerate knows, or a JSON object of module and device. `parallel`
+    is what ranks share: the probe ("data"), or the model, by "expert" or by "tensor".
     """
 
     fisher: str = "empirical"
@@ -73,6 +75,7 @@ class Settings:
     stream: bool = False
     memory: int | None = None
     device_map: str | None = None
+    parallel: str = "data"
 
     def __post_init__(self) -> None:
         if self.fisher != "empirical" and self.unit != "position":
@@ -103,6 +106,20 @@ class Settings:
                 found="--device-map with --stream or --memory",
                 hint="leave one of the two out",
             )
+
+        if self.parallel != "data" and (self.device_map or self.stream or self.memory is not None):
+            raise UsageError(
+                "--parallel splits the model among ranks: nothing else places or bounds it",
+                found=f"--parallel {self.parallel} with --device-map, --stream or --memory",
+                hint="leave one of the two out",
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """The settings by name, as keys and reports hold them; without what is as usual."""
+        found: dict[str, Any] = dataclasses.asdict(self)
+        if self.parallel == "data":
+            del found["parallel"]
+        return found
 
     @property
     def fishers(self) -> tuple[tuple[str, str], ...]:

@@ -31,9 +31,15 @@ UNOFFERED = {
 
 def refuse_parallelism(kind: str) -> UsageError:
     """What is said to whoever asks for it."""
+    if kind == "pipeline":
+        return UsageError(
+            "pipeline parallelism is not offered",
+            hint="torchrun with --parallel expert or tensor splits the model; --device-map spreads "
+            "it over the devices of one process",
+        )
     return UsageError(
-        f"{kind} parallelism is not offered: each rank holds the whole model",
-        hint="torchrun shares the probe among ranks; --device-map spreads one model over devices",
+        f"{kind} parallelism has another option here",
+        hint=f"torchrun --nproc-per-node N -m moegeo_cli analyze RUN --parallel {kind}",
     )
 
 
@@ -55,13 +61,21 @@ def run_among_ranks(
         ranks = Ranks.connect(*place)
     except MoegeoError as error:
         return report(error)
+    ranks.whole_process = True
     if ranks.rank > 0:
-        return _serve(ranks)
-    code = work(ranks)
-    if code in TOGETHER:
-        ranks.leave(code)
+        code = _serve(ranks)
     else:
-        ranks.abandon()
+        code = work(ranks)
+        if code in TOGETHER:
+            ranks.leave(code)
+        else:
+            ranks.abandon()
+    if not ranks.share_probe:
+        # torch keeps threads of the groups that a split model makes beyond their end, and threads
+        # that are alive can abort an interpreter that ends in order.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     return code
 
 

@@ -76,6 +76,15 @@ class Measurer:
     ) -> None:
         self.architecture, self.config, self.probe = architecture, config, probe
         self.groups_S, self.settings, self.ranks = groups_S, settings, ranks
+        if ranks is not None:
+            ranks.share_probe = settings.parallel == "data"
+            if not ranks.share_probe and not ranks.whole_process:
+                raise UsageError(
+                    "--parallel is for the command line: what splits a model leaves threads behind",
+                    found=f"parallel={settings.parallel!r} in a Python program",
+                    hint="torchrun --nproc-per-node 2 -m moegeo_cli analyze RUN --parallel "
+                    f"{settings.parallel}",
+                )
         self.beside, self.every_token, self.verified = beside, every_token, verified
         self.device = resolve_device(ranks.device(settings.device) if ranks else settings.device)
         self.dtype = resolve_dtype(settings.dtype, config)
@@ -118,6 +127,7 @@ class Measurer:
                 Request(
                     checkpoint, self.architecture, self.probe, self.groups_S, self.settings,
                     self.device, self.dtype, self.beside, self.every_token, self.verified,
+                    self.ranks.world if self.ranks else 1,
                 ),
                 shared=self.ranks is not None,
             )  # fmt: skip

@@ -115,7 +115,7 @@ class RunMeasurement:
                 "fingerprint": fingerprint,
                 "probe": self.probe.sha256,
                 "settings": {
-                    **dataclasses.asdict(self.settings),
+                    **self.settings.facts(),
                     "device": deciding_device(self.settings.device),
                 },
                 "versions": deciding_versions(),

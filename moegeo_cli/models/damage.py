@@ -30,7 +30,7 @@ class Damage:
 
 
 def find_damage(router: Router) -> Damage | None:
-    """The damaged experts beside a router; None where their weights are not in memory.
+    """The damaged experts beside a router; None where their weights are not all in memory.
 
     Rows that are zero in every expert are padding, not damage; a matrix that is zero as a whole
     is named in any case.
@@ -80,11 +80,14 @@ def _still_alike(
 
 
 def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
-    """Each weight as one matrix per expert; None if one has no memory."""
+    """Each weight as one matrix per expert; None if it is not on one device as a whole."""
     for name, child in router.parent.named_children():
         kind = type(child).__name__
         routed = name == "experts" or (EXPERTS_CLASS.search(kind) and "shared" not in name)
         if child is router.module or not routed:
+            continue
+        if any(hasattr(w, "device_mesh") for w in child.parameters()):  # a part a rank
+            yield None
             continue
         for weights in _by_expert(child, router.experts):
             if any(w.is_meta for w in weights):

@@ -43,6 +43,7 @@ from moegeo_cli.models.memory.whole import (
     rewriting_bytes,
 )
 from moegeo_cli.models.offloading import PartedModels
+from moegeo_cli.models.parallel import ParallelModels
 from moegeo_cli.models.sources import (
     Manner,
     MemoryPlan,
@@ -77,6 +78,7 @@ class Request:
     that it keeps the logits and choices of every token, and not of a sample. `verified` is
     of a command that rewrites copies of the model, one at a time, and measures each: how many
     tokens' output logits tell that a copy is the same function. Such a model is held whole.
+    `world` is how many ranks there are.
     """
 
     checkpoint: Checkpoint
@@ -89,6 +91,7 @@ class Request:
     beside: int = 0
     every_token: bool = False
     verified: int = 0
+    world: int = 1
 
     @property
     def lengths(self) -> list[int]:
@@ -162,6 +165,15 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
     settings, device, dtype = request.settings, request.device, request.dtype
     if settings.device_map is not None:
         return PartedModels(settings.device_map, device, dtype)
+    if settings.parallel != "data":
+        if not shared:
+            raise UsageError(
+                "--parallel needs several ranks",
+                found=f"--parallel {settings.parallel} in a single process",
+                hint="torchrun --nproc-per-node 2 -m moegeo_cli analyze RUN --parallel "
+                f"{settings.parallel}",
+            )
+        return ParallelModels(settings.parallel, request.world, device, dtype)
     if shared and (settings.stream or settings.memory is not None):
         raise UsageError(
             "--stream and --memory do not work under torchrun: each rank holds the whole model",

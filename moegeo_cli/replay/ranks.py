@@ -41,11 +41,17 @@ class Ranks:
         rank: which one, from 0; rank 0 alone measures, keeps and reports.
         world: how many there are.
         local_rank: which one on this machine: its CUDA device.
+        share_probe: each replays its share of the probe; else all replay the whole probe, each with
+            its part of the model.
+        whole_process: the process ends with the command, so that nothing of the groups that a split
+            model makes is left: their threads would outlive the connections.
     """
 
     rank: int
     world: int
     local_rank: int
+    share_probe: bool = True
+    whole_process: bool = False
     _agreed: BaseException | None = None
 
     @classmethod

@@ -118,7 +118,7 @@ def replay(
             notes.append(f"batch size halved to {size}: out of memory")
             continue
         result.notes = notes + result.notes
-        if ranks is not None:
+        if ranks is not None and ranks.share_probe:
             collect(ranks, result, plan)
         return result
 
@@ -180,7 +180,7 @@ class Pass:
         # Rows of a group side by side, so that a group's Fisher sum is one matrix product.
         plan = [sorted(members, key=lambda s: (self.plan.groups_S[s], s)) for members in plan]
         shares = [plan]
-        if self.ranks is not None:
+        if self.ranks is not None and self.ranks.share_probe:
             shares = share_batches(plan, self.lengths.tolist(), self.ranks.world)
             plan = shares[self.ranks.rank]
         self.own_tokens = sum(int(self.lengths[members].sum()) for members in plan)

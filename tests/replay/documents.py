@@ -20,8 +20,8 @@ def numbers(found: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, found
 
 
-def assert_equal(one: Any, two: Any, but: str = r"replay\.notes") -> None:
-    """Equal within 1e-6, apart from the paths that `but` matches."""
+def assert_equal(one: Any, two: Any, but: str = r"replay\.notes", tolerance: float = 1e-6) -> None:
+    """Equal within a relative tolerance, apart from the paths that `but` matches."""
     ours, theirs = (
         {path: value for path, value in numbers(d) if not re.search(but, path)} for d in (one, two)
     )
@@ -29,6 +29,6 @@ def assert_equal(one: Any, two: Any, but: str = r"replay\.notes") -> None:
     assert len(ours) > 200
     for path, value in ours.items():
         if isinstance(value, float):
-            assert math.isclose(value, theirs[path], rel_tol=1e-6, abs_tol=1e-12), path
+            assert math.isclose(value, theirs[path], rel_tol=tolerance, abs_tol=1e-12), path
         else:
             assert value == theirs[path], path

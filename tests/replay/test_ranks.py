@@ -11,11 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from moegeo_cli import analyze
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.errors import MoegeoError
+from moegeo_cli.probes import load_probe
+from moegeo_cli.replay.ranks import Ranks
 from moegeo_cli.replay.sharing import share_batches
 from moegeo_cli.reports import render
+from moegeo_cli.settings import Settings
 from tests.architectures.zoo import save_tiny
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.replay.documents import assert_equal
@@ -215,16 +222,85 @@ def test_a_rank_that_is_killed_ends_the_other(tmp_path: Path, victim: int) -> No
     assert ("a rank has ended" in words) is (victim == 1)
 
 
-@pytest.mark.parametrize("option", ["--tp", "--tensor-parallel", "--ep"])
-def test_parallelism_within_the_model_is_refused_by_name(
-    option: str, capsys: pytest.CaptureFixture[str]
+# Sums of float32 over the parts of a matrix are added in another order.
+PARTS = 1e-5
+SPLIT = [
+    ("mixtral", "expert"), *(
+        pytest.param(kind, split, marks=pytest.mark.slow)
+        for kind, split in (
+            ("mixtral", "tensor"), ("deepseek_v3", "expert"), ("deepseek_v3", "tensor"),
+            ("qwen2_moe", "expert"), ("qwen2_moe", "tensor"), ("gpt_oss", "expert"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "split"), SPLIT)
+def test_a_model_split_among_ranks_gives_the_numbers_of_one(
+    kind: str, split: str, tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    probe = write_probe(tmp_path / "odd.jsonl", random_ids([5 + (7 * i) % 29 for i in range(17)]))
+    given: dict[str, Any] = {"probe": probe, "batch_size": 3}
+    file = tmp_path / "two.json"
+    outcomes = run_ranks(
+        [tmp_path] * 2, "-m", "moegeo_cli", "analyze", tiny(kind), "--probe", probe,
+        "--batch-size", 3, "--no-cache", "--parallel", split, "-o", file,
+    )  # fmt: skip
+    assert [code for code, _, _ in outcomes] == [0, 0], outcomes[0][2]
+    assert outcomes[1][1:] == ("", "")
+    one = json.loads(render(analyze(tiny(kind), **given, cache=False), "json"))
+    two = json.loads(file.read_text())
+    [checkpoint] = two["checkpoints"]
+    told = f"model split among 2 ranks by {split}s, by its plan in transformers"
+    assert told in checkpoint["replay"]["notes"]
+    assert two["settings"].pop("parallel") == split
+    for layer in checkpoint["layers"]:  # weights that no rank holds whole are not searched
+        assert layer["experts_nonfinite"] is None
+    but = r"replay\.(notes|memory)|experts_(nonfinite|zero|identical)|measurements|verdict"
+    assert_equal(one, two, but, PARTS)
+
+
+def test_a_split_that_is_not_there_is_refused_by_name(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    from moegeo_cli.measuring.measurer import Measurer
+    from moegeo_cli.models.parallel import ParallelModels
+
+    cpu = torch.device("cpu")
+    checkpoint = Checkpoint(tiny("gpt_oss"), ".")
+    with pytest.raises(MoegeoError, match="gpt_oss has no plan in transformers to split it by ten"):
+        ParallelModels("tensor", 2, cpu, torch.float32).load(checkpoint)
+    with pytest.raises(MoegeoError, match="6 experts cannot be split evenly among 4 ranks"):
+        ParallelModels("expert", 4, cpu, torch.float32).load(Checkpoint(tiny("mixtral"), "."))
+    probe = write_probe(tmp_path / "probe.jsonl", random_ids([9, 8, 7]))
+    with pytest.raises(MoegeoError, match="--parallel needs several ranks"):
+        analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe)
+    with pytest.raises(MoegeoError, match="--parallel expert with --baseline init"):
+        analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe, baseline="init")
+    with pytest.raises(MoegeoError, match="--parallel splits the model among ranks"):
+        analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe, stream=True)
+    with pytest.raises(MoegeoError, match="--parallel is for the command line"):
+        Measurer(
+            checkpoint.architecture, {},
+            load_probe(probe, vocab_size=64, tokenizer_dir=tmp_path), np.zeros(3, dtype=int),
+            Settings(parallel="expert"), ranks=Ranks(0, 2, 0),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--tp", "--parallel tensor"), ("--tensor-parallel", "--parallel tensor"),
+     ("--ep", "--parallel expert"), ("--pp", "pipeline parallelism is not offered")],
+)  # fmt: skip
+def test_other_tools_options_for_parallelism_are_answered_with_ours(
+    option: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from moegeo_cli.cli.app import run
 
     assert run(["analyze", str(SAMPLE), option, "2"]) == 2
-    words = capsys.readouterr().err
-    assert "parallelism is not offered" in words
-    assert "torchrun" in words
+    told = capsys.readouterr().err
+    assert words in told
+    assert "torchrun" in told
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def fill_facts(
         },
         probe={**probe.describe(), **_unigram(probe)},
         settings={
-            **dataclasses.asdict(settings),
+            **settings.facts(),
             "fisher": {"kind": settings.named[0], "unit": settings.named[1]},
             "unit": settings.named[1],
             "max_tokens": probe.tokens,

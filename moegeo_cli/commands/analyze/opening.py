@@ -92,8 +92,9 @@ def _refuse_together(
     own = "a model of your own, or captured inputs" if models.identity is not None else None
     parts = "--device-map" if settings.device_map is not None else None
     others = "torchrun" if ranks is not None else None
+    split = f"--parallel {settings.parallel}" if settings.parallel != "data" else None
     init = "--baseline init" if baseline == "init" else None
-    for one, other in ((parts, own), (parts, others), (parts, init), (others, own)):
+    for one, other in ((parts, own), (parts, others), (parts, init), (split, init), (others, own)):
         if one is not None and other is not None:
             raise UsageError(
                 "two options do not go together",

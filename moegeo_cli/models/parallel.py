@@ -1,0 +1,118 @@
+"""A model that ranks hold in parts, by its own plan in transformers: experts or tensors split.
+
+Every rank replays the whole probe, in step with the others. A router's weight, its logits and its
+choices are whole on each rank, and so is the gradient that reaches its logits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.opening import LAYOUT_FILES
+from moegeo_cli.errors import BaselineError, UnsupportedArchitectureError, UsageError
+from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.model_config import open_config
+from moegeo_cli.models.sources import Manner
+from moegeo_cli.models.uneven import own_experts
+
+PLANS = {"expert": "base_model_ep_plan", "tensor": "base_model_tp_plan"}
+
+
+class ParallelModels:
+    """transformers' models, each rank with its part; every checkpoint is loaded anew.
+
+    Args:
+        split: what is split: "expert" or "tensor".
+        world: among how many ranks.
+        device: this rank's.
+        dtype: in which dtype.
+    """
+
+    def __init__(self, split: str, world: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.split, self.world, self.device, self.dtype = split, world, device, dtype
+        self.manner = Manner(
+            form="parts",
+            unplanned=f"the model lies in parts on {world} ranks: their memory is not planned",
+            notes=(f"model split among {world} ranks by {split}s, by its plan in transformers",),
+        )
+
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """See `ModelSource`.
+
+        Raises:
+            UnsupportedArchitectureError: the model has no such plan.
+            UsageError: a checkpoint that transformers alone does not open; experts that cannot be
+                split evenly.
+        """
+        self._check(checkpoint)
+        placed = {"distributed_config": self._config()}
+        return load_model(checkpoint, self.device, self.dtype, placed=placed)
+
+    def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
+        """See `ModelSource`; not possible here.
+
+        Raises:
+            BaselineError: always.
+        """
+        raise BaselineError(
+            "a fresh initialisation is not split among ranks",
+            hint="use --baseline STEP or PATH, or leave --parallel out",
+        )
+
+    def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
+        """See `ModelSource`: they always are."""
+        return contextlib.nullcontext()
+
+    def _config(self) -> Any:
+        """Transformers' own words for how a model is split."""
+        from transformers.distributed import DistributedConfig
+
+        known = {field.name for field in dataclasses.fields(DistributedConfig)}
+        if not {"tp_size", "tp_plan", "ep_size"} <= known:
+            raise UsageError(
+                "--parallel needs a newer transformers",
+                found="DistributedConfig without tp_size, tp_plan or ep_size",
+                hint="pip install 'transformers>=5.23'",
+            )
+        # The plan for experts stands on the one for tensors, whose rules for experts it replaces.
+        experts = {"ep_size": self.world} if self.split == "expert" else {}
+        return DistributedConfig(tp_size=self.world, tp_plan="auto", **experts)
+
+    def _check(self, checkpoint: Checkpoint) -> None:
+        if self.device.type == "cpu" and torch.accelerator.is_available():
+            raise UsageError(
+                "transformers splits a model over accelerators where there are some",
+                found="--device cpu with --parallel",
+                hint="leave --device out, or hide the accelerators from the process",
+            )
+        index = checkpoint.weights
+        plain = index.is_plain and index.layout in LAYOUT_FILES.values()
+        if not plain or own_experts(checkpoint):
+            raise UsageError(
+                "--parallel reads checkpoints as transformers saves them",
+                found=f"{checkpoint.path.name}: {index.layout}"
+                + ("" if plain else ", with weights that moegeo makes"),
+                hint="leave --parallel out, or save the checkpoint with model.save_pretrained",
+            )
+        config = open_config(checkpoint)
+        kind = str(config.model_type)
+        text = config.get_text_config()
+        if not getattr(text, PLANS[self.split], None):
+            raise UnsupportedArchitectureError(
+                f"{kind} has no plan in transformers to split it by {self.split}s",
+                found=f"{PLANS[self.split]} of its config class is empty",
+                hint="leave --parallel out: each rank then holds the whole model",
+            )
+        experts = checkpoint.described.experts
+        if self.split == "expert" and experts % self.world:
+            raise UsageError(
+                f"{experts} experts cannot be split evenly among {self.world} ranks",
+                found=f"--parallel expert, model type {kind}",
+                hint="start a number of ranks that divides the number of experts",
+            )
