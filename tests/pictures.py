@@ -95,7 +95,7 @@ def page(name: str, text: str, height: int, part: str = "") -> Path:
 def main() -> None:
     """Make them all."""
     import moegeo_cli
-    from moegeo_cli.reports import print_run, render
+    from moegeo_cli.reports import print_record, print_run, render
     from tests.reports.large_run import large_run
 
     FOLDER.mkdir(exist_ok=True)
@@ -104,10 +104,15 @@ def main() -> None:
     compared = moegeo_cli.compare(
         SAMPLES / "healthy-qwen3-moe", SAMPLES / "unbalanced-mixtral", **known
     )
+    checked = moegeo_cli.check(SAMPLES / "unbalanced-mixtral", **known)
     experts = moegeo_cli.experts(SAMPLES / "unbalanced-mixtral", **known)
     routing = moegeo_cli.routing(SAMPLES / "unbalanced-mixtral", **known)
     made = [
         screen("analyze", "moegeo demo", lambda console: print_run(run, console)),
+        screen("compare", "moegeo compare", lambda console: print_record(compared, console)),
+        screen("check", "moegeo check", lambda console: print_record(checked, console)),
+        screen("experts", "moegeo experts", lambda console: print_record(experts, console)),
+        screen("routing", "moegeo routing", lambda console: print_record(routing, console)),
         page("analyze-page", render(run, "html"), 1130),
         page("large-load", render(large_run(), "html"), 900, "load"),
         page("compare-page", render(compared, "html"), 900),
