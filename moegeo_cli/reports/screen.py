@@ -197,7 +197,10 @@ def _headed(page: Page, finding: Finding, words: str, weight: str = "") -> Text:
         listed += judgement.layer_list(finding.layers)
         where += f" {listed}" if len(listed) <= GAP * 8 else f" {len(finding.layers)} layers"
     where = shorten(where, page.width // 2)
-    told = cut(page, words, page.width - GAP - cell_len(where) - GAP, 1)[0]
+    room = page.width - GAP - cell_len(where) - GAP
+    if cell_len(re.split(r"[;.,:] ", words)[0]) > room:  # half a clause can say the opposite
+        words = summary.headline(finding)
+    told = cut(page, words, room, 1)[0]
     line = Text(f"{SIGNS.get(finding.severity, '!'):<{GAP}}", style)
     line.append(page.text(told, weight))
     line.append(" " * max(page.width - line.cell_len - cell_len(where), 1))
