@@ -12,8 +12,10 @@ answered here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,14 @@ def build(options: dict[str, Any], **parallel: int) -> Any:
     )  # fmt: skip
 
 
+def leave_the_place_out(folder: Path) -> None:
+    """The writer's metadata holds the folder that it wrote to; here its name alone."""
+    file = folder / ".metadata"
+    found = pickle.loads(file.read_bytes())
+    own = dataclasses.replace(found.storage_meta, checkpoint_id=folder.name)
+    file.write_bytes(pickle.dumps(dataclasses.replace(found, storage_meta=own)))
+
+
 def write(name: str) -> None:
     from megatron.core import dist_checkpointing
 
@@ -103,6 +113,7 @@ def write(name: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     dist_checkpointing.save(model.sharded_state_dict(prefix="", metadata=how), str(folder))
+    leave_the_place_out(folder)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     length = IDS.shape[1]
     later = torch.ones(1, 1, length, length).tril() < 0.5
@@ -157,6 +168,7 @@ def main() -> None:
         shutil.rmtree(FILES / name, ignore_errors=True)
         (FILES / name).mkdir()
         torch.multiprocessing.spawn(save_again, (name, port), nprocs=2)
+        leave_the_place_out(FILES / name)
         shutil.copy(FILES / next(iter(MODELS)) / "config.json", FILES / name)
         print(f"wrote {FILES / name}")
 
