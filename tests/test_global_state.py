@@ -31,6 +31,7 @@ from moegeo_cli import (
     invariance,
     report,
     routing,
+    watch,
 )
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.probes import build_probe, load_probe
@@ -180,6 +181,7 @@ CALLS: dict[str, Callable[[Path, Path, Path], Any]] = {
     "routing own": lambda r, p, t: own(routing, t, **SHORT),
     "inspect": lambda r, p, t: inspect(r),
     "demo": lambda r, p, t: demo(max_tokens=64),
+    "watch": lambda r, p, t: next(iter(watch(r, probe=p, **SHORT))),
     "report": lambda r, p, t: kept(r, p, t),
     "explain": lambda r, p, t: explain("MG101"),
     "invariance": lambda r, p, t: invariance(r, probe=p, max_tokens=64),

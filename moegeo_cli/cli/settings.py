@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import UsageError
-from moegeo_cli.keywords import declared
+from moegeo_cli.keywords import declared, flag
 from moegeo_cli.registry import commands
 
 Table = Mapping[str, Any]
@@ -214,17 +214,16 @@ def settings_in_force(command: str, defaults: Mapping[str, Any]) -> str:
         command: its name.
         defaults: of all commands, as `load_defaults` gives them.
     """
-    values = defaults.get(command, {})
-    words = [
-        f"{name.replace('_', '-')} = {value}"
-        for name, value in values.items()
-        if not isinstance(value, dict)
-    ]
     found = find_settings()
     if found is None:
         return ""
-    if command in commands() and any(
-        "thresholds" in declared(g) for g in commands()[command].groups
-    ):
+    groups = commands()[command].groups if command in commands() else ()
+    options = {name: option for group in groups for name, option in declared(group).items()}
+    words = [
+        f"{flag(name, options[name])[2:] if name in options else name.replace('_', '-')} = {value}"
+        for name, value in defaults.get(command, {}).items()
+        if not isinstance(value, dict)
+    ]
+    if "thresholds" in options:
         words += [f"thresholds.{name}" for name in found[1].get("thresholds", {})]
     return f"settings of {found[0].name}: {', '.join(words)}" if words else ""

@@ -144,7 +144,7 @@ def test_a_rule_that_is_not_understood_gives_no_margin() -> None:
         make_draws(group_sequences(2)),
     )
     assert found["margin"].value is None
-    assert "not understood" in str(found["margin"].reason)
+    assert "the selection rule does not explain" in str(found["margin"].reason)
     assert found["fsi"].value is not None
 
 

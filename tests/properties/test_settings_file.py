@@ -18,7 +18,7 @@ import typer.main
 from moegeo_cli.cli.app import app
 from moegeo_cli.cli.probe import probe_app
 from moegeo_cli.cli.settings import OTHER_MEANING
-from tests.command import Outcome, call
+from tests.command import call
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,10 @@ def test_an_option_means_the_same_in_a_settings_file(
     assert wanted != default
     for name, text in places(case):
         (tmp_path / name).write_text(text)
-        assert call(capsys, *case.bare) == Outcome(0, "", ""), text
+        found = call(capsys, *case.bare)
+        assert (found.code, found.out) == (0, ""), text
+        told = "" if case.command[0] == "probe" else f"settings of {name}: {case.option} = "
+        assert found.err[: len(told)] == told, text
         assert heard[-1] == wanted, text
         (tmp_path / name).unlink()
 
