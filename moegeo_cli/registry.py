@@ -10,10 +10,12 @@ is needed: importing the registry imports no torch.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 COMMANDS, FORMATS = "moegeo_cli.commands", "moegeo_cli.reports.formats"
@@ -163,6 +165,20 @@ def scoring_modules() -> list[Any]:
     return _found(SCORINGS, "SCORING")
 
 
+@functools.cache
+def added_code() -> Mapping[str, str]:
+    """Hashes of the metrics and scorings that lie beside moegeo's own: they decide numbers too."""
+    own = Path(__file__).parent
+    found = {}
+    for package in (ROUTER_METRICS, SCORINGS):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            spec = module.module_finder.find_spec(module.name, None)
+            file = Path(spec.origin) if spec is not None and spec.origin else None
+            if file is not None and file.is_file() and own not in file.resolve().parents:
+                found[f"{package}.{module.name}"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    return found
+
+
 def find_command(name: str) -> Command:
     """The command of a name."""
     return commands()[name]
@@ -216,5 +232,13 @@ def writer(record: type, name: str) -> Callable[[Any], Any] | None:
 
 def forget() -> None:
     """Look into the folders again at the next question: after a file was added."""
-    for known in (commands, formats, lenses, records, _commands_of_records, router_metrics):
+    for known in (
+        commands,
+        formats,
+        lenses,
+        records,
+        _commands_of_records,
+        router_metrics,
+        added_code,
+    ):
         known.cache_clear()

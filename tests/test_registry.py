@@ -267,7 +267,14 @@ def test_a_metric_that_is_added_is_measured_although_a_measurement_is_kept(
     assert "row_entropy" not in before.newest.metrics
     request.getfixturevalue("added")
     after = moegeo_cli.analyze(tiny("mixtral"), cache_dir=tmp_path / "store", **settings)
-    assert after.newest.metrics["row_entropy"].value is not None
+    value = after.newest.metrics["row_entropy"].value
+    assert value is not None
+    file = tmp_path / "row_entropy" / "row_entropy.py"
+    file.write_text(METRIC.replace("Estimate(float(", "Estimate(2 * float("))
+    sys.modules.pop("moegeo_cli.measuring.metrics.row_entropy")
+    forget()
+    again = moegeo_cli.analyze(tiny("mixtral"), cache_dir=tmp_path / "store", **settings)
+    assert again.newest.metrics["row_entropy"].value == pytest.approx(2 * value)
 
 
 def test_a_scoring_is_one_file(added: None, tmp_path: Path) -> None:

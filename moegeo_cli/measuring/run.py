@@ -29,6 +29,7 @@ from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
 from moegeo_cli.records.facts import ReplayFacts
+from moegeo_cli.registry import added_code
 from moegeo_cli.settings import Settings
 from moegeo_cli.store.cache import Store, entry_key
 
@@ -121,6 +122,7 @@ class RunMeasurement:
                 "versions": deciding_versions(),
                 **({"model": self.models.identity} if self.models.identity else {}),
                 **({"metrics": added_metrics()} if added_metrics() else {}),
+                **({"added": added_code()} if added_code() else {}),
             }
         )
 
