@@ -36,7 +36,7 @@ from moegeo_cli import (
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.probes import build_probe, load_probe
 from tests.end_to_end.conftest import random_ids, write_probe
-from tests.own import models
+from tests.own_models import models
 
 SHORT: dict[str, Any] = {"max_tokens": 64, "cache": False}
 LIBRARIES = (

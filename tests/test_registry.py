@@ -27,7 +27,7 @@ from moegeo_cli.records.schema import schema
 from moegeo_cli.reports import formats as formats_folder
 from moegeo_cli.reports import render
 from moegeo_cli.reports.json_report import read_any
-from tests.own import models
+from tests.own_models import models
 
 # How many experts each router has, as `moegeo width`.
 LENS = '''

@@ -19,15 +19,15 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measuring.arrays import CheckpointArrays
+from moegeo_cli.measuring.prepared import PreparedModel, digest, prepare, say_notes
 from moegeo_cli.measuring.provenance import running_versions
-from moegeo_cli.measuring.ready import Ready, digest, prepare, say_notes
 from moegeo_cli.measuring.router_arrays import form_router, sample_rows
 from moegeo_cli.measuring.routing_statistic import make_statistic
 from moegeo_cli.models.accounting import recall
 from moegeo_cli.models.fitting import Request, choose_source
 from moegeo_cli.models.given import Models
 from moegeo_cli.models.loading import resolve_device, resolve_dtype
-from moegeo_cli.models.sources import Manner, ModelSource
+from moegeo_cli.models.sources import ModelSource, ReplayMode
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.plan import SAMPLE_TOKENS, Plan, Replay
@@ -164,37 +164,37 @@ class Measurer:
 
         Raises: what loading and replaying raise, on any rank.
         """
-        ready = self.prepare(give)
-        self.replay(ready, self.plan(ready))
+        prepared = self.prepare(give)
+        self.replay(prepared, self.plan(prepared))
 
-    def open(self, checkpoint: Checkpoint) -> Ready:
+    def open(self, checkpoint: Checkpoint) -> PreparedModel:
         """A checkpoint's model, ready to be replayed.
 
         Raises: what loading raises.
         """
         return self.prepare(partial(self.load, checkpoint))
 
-    def prepare(self, give: Callable[[], nn.Module]) -> Ready:
+    def prepare(self, give: Callable[[], nn.Module]) -> PreparedModel:
         """The model that `give` gives, ready to be replayed; on all ranks the same.
 
         Raises: what `give` raises, and a model without the routers that were asked for.
         """
 
-        def make() -> Ready:
+        def make() -> PreparedModel:
             return prepare(give(), self.architecture, self.settings.layers)
 
         if self.ranks is None:
             return make()
-        ready = self.ranks.together(make)
-        self.ranks.require_same("the routers' weights", digest(ready.routers))
-        return ready
+        prepared = self.ranks.together(make)
+        self.ranks.require_same("the routers' weights", digest(prepared.routers))
+        return prepared
 
-    def plan(self, ready: Ready) -> Plan:
+    def plan(self, prepared: PreparedModel) -> Plan:
         """How a model is replayed for `measure`: what other measurements begin from.
 
         Raises: what a model's own code raises where it is tried out.
         """
-        ready.form.prepare(ready.asked, self.inputs)
+        prepared.form.prepare(prepared.asked, self.inputs)
         splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
         assert self.architecture.scoring is not None
         return Plan(
@@ -203,11 +203,11 @@ class Measurer:
             unselected=self.architecture.unselected_gradient,
             renormalised=bool(self.architecture.selection.renormalised),
             scoring=self.architecture.scoring,
-            batch_size=1 if ready.form.alone else self.settings.batch_size,
-            batch_tokens=self.manner.batch_tokens,
-            mixed_lengths=ready.form.mixes_lengths,
+            batch_size=1 if prepared.form.alone else self.settings.batch_size,
+            batch_tokens=self.mode.batch_tokens,
+            mixed_lengths=prepared.form.mixes_lengths,
             splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
-            sample_rows=self._input_rows(ready.asked, self.probe.tokens),
+            sample_rows=self._input_rows(prepared.asked, self.probe.tokens),
             statistic=partial(
                 make_statistic,
                 architecture=self.architecture,
@@ -218,12 +218,12 @@ class Measurer:
         )
 
     def replay(
-        self, ready: Ready, plan: Plan, progress: Callable[[int], None] | None = None
+        self, prepared: PreparedModel, plan: Plan, progress: Callable[[int], None] | None = None
     ) -> Replay:
         """The probe's pass through a model.
 
         Args:
-            ready: the model.
+            prepared: the model.
             plan: what of the pass is kept.
             progress: hears how many tokens were replayed.
 
@@ -231,8 +231,8 @@ class Measurer:
         """
         labels = [s.labels for s in self.probe.sequences]
         return replay(
-            ready.model, ready.asked, self.inputs, labels, plan,
-            progress=progress, kind=self.manner.kind, ranks=self.ranks,
+            prepared.model, prepared.asked, self.inputs, labels, plan,
+            progress=progress, kind=self.mode.kind, ranks=self.ranks,
         )  # fmt: skip
 
     @property
@@ -248,11 +248,11 @@ class Measurer:
         checkpoint: Checkpoint,
         progress: Callable[[int], None] | None,
     ) -> CheckpointArrays:
-        ready = self.prepare(give)
-        outcome = self.replay(ready, self.plan(ready), progress)
-        model, routers, asked = ready.model, ready.routers, ready.asked
-        tokens, manner = self.probe.tokens, self.manner
-        self.memory = manner.say_memory(self.device)
+        prepared = self.prepare(give)
+        outcome = self.replay(prepared, self.plan(prepared), progress)
+        model, routers, asked = prepared.model, prepared.routers, prepared.asked
+        tokens, mode = self.probe.tokens, self.mode
+        self.memory = mode.say_memory(self.device)
         adam = self._adam(model, checkpoint.path, asked)
         input_rows = self._input_rows(asked, tokens)
         measured = []
@@ -282,20 +282,20 @@ class Measurer:
                 "batch_size": outcome.batch_size,
                 "batch_tokens": None
                 if outcome.batch_size
-                else manner.batch_tokens or TOKENS_PER_BATCH,
+                else mode.batch_tokens or TOKENS_PER_BATCH,
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
-                "memory": manner.describe_memory(),
+                "memory": mode.describe_memory(),
                 "weights": recall(model),
-                **({"no_loss": ready.form.no_loss} if ready.form.runs_to_end else {}),
-                "notes": say_notes(ready, manner, outcome, self.probe),
+                **({"no_loss": prepared.form.no_loss} if prepared.form.runs_to_end else {}),
+                "notes": say_notes(prepared, mode, outcome, self.probe),
             },
         )
 
     @property
-    def manner(self) -> Manner:
+    def mode(self) -> ReplayMode:
         """How the models of the source are replayed."""
-        return self._source.manner if self._source is not None else Manner()
+        return self._source.mode if self._source is not None else ReplayMode()
 
     def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
         width = sum(int(r.weight_ED.shape[1]) for r in routers)

@@ -24,7 +24,7 @@ from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.models.adapting import trace_config
 from moegeo_cli.models.alone import LoneRouter, RoutersAlone, dtype_of
-from moegeo_cli.models.sources import Manner
+from moegeo_cli.models.sources import ReplayMode
 from moegeo_cli.replay.reading import RouterCall, verify_call
 
 NO_ROWS = np.zeros(0, dtype=np.int64)
@@ -41,7 +41,7 @@ class CapturedModels:
         device: where products are computed.
     """
 
-    manner = Manner(form="captured", unplanned="only routers and captured inputs are in memory")
+    mode = ReplayMode(form="captured", unplanned="only routers and captured inputs are in memory")
 
     def __init__(
         self,

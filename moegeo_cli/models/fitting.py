@@ -45,9 +45,9 @@ from moegeo_cli.models.memory.whole import (
 from moegeo_cli.models.offloading import PartedModels
 from moegeo_cli.models.parallel import ParallelModels
 from moegeo_cli.models.sources import (
-    Manner,
     MemoryPlan,
     ModelSource,
+    ReplayMode,
     StreamedModels,
     WholeModels,
 )
@@ -181,7 +181,7 @@ def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
             hint="stream in a single process, or leave both out",
         )
     if shared:
-        return WholeModels(device, dtype, _rough_manner(request))
+        return WholeModels(device, dtype, _rough_mode(request))
     whole = None if settings.stream else _whole(request)
     if whole is not None:
         return whole
@@ -196,7 +196,7 @@ def _whole(request: Request) -> ModelSource | None:
     """The source of models held whole; None if they do not fit."""
     settings, device, dtype = request.settings, request.device, request.dtype
     if settings.memory is None:
-        rough = _rough_manner(request)
+        rough = _rough_mode(request)
         if rough.memory is not None and rough.memory.at_most <= min(SMALL, free_bytes(device)):
             return WholeModels(device, dtype, rough)
     return_freed_blocks()
@@ -215,21 +215,21 @@ def _whole(request: Request) -> ModelSource | None:
         raise too_little(room, least.bound, terms, asked=settings.memory is not None, halves=False)
     if found is None:
         return None
-    return WholeModels(device, dtype, _manner(found), by_groups=True)
+    return WholeModels(device, dtype, _mode(found), by_groups=True)
 
 
-def _rough_manner(request: Request) -> Manner:
+def _rough_mode(request: Request) -> ReplayMode:
     """How a whole model is replayed if transformers loads it."""
     terms = _rough_terms(request)
     if terms is None:
-        return Manner(unplanned="config.json does not tell the model's widths")
-    return _manner(WholePlan(terms, held_bytes(request.device), TOKENS_PER_BATCH, "config"))
+        return ReplayMode(unplanned="config.json does not tell the model's widths")
+    return _mode(WholePlan(terms, held_bytes(request.device), TOKENS_PER_BATCH, "config"))
 
 
-def _manner(plan: WholePlan) -> Manner:
+def _mode(plan: WholePlan) -> ReplayMode:
     """How a whole model is replayed by a plan."""
     fewer = plan.positions < TOKENS_PER_BATCH
-    return Manner(
+    return ReplayMode(
         batch_tokens=plan.positions if fewer else None,
         memory=MemoryPlan("whole", plan.by, plan.terms, plan.process, at_most(plan.terms)),
         notes=(FEWER.format(plan.positions),) if fewer else (),

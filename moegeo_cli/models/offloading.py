@@ -22,7 +22,7 @@ from moegeo_cli.errors import MoegeoError, ResourceError, UsageError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
 from moegeo_cli.models.failures import explain
 from moegeo_cli.models.loading import load_model
-from moegeo_cli.models.sources import Manner
+from moegeo_cli.models.sources import ReplayMode
 from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
@@ -45,7 +45,7 @@ class PartedModels:
                 hint="pip install 'moegeo[offload]'",
             )
         self.device_map, self.device, self.dtype = device_map, device, dtype
-        self.manner = Manner(form="parts", unplanned="accelerate places the parts of the model")
+        self.mode = ReplayMode(form="parts", unplanned="accelerate places the parts of the model")
         self._parts: tempfile.TemporaryDirectory[str] | None = None
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:

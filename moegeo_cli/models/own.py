@@ -36,7 +36,7 @@ from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.global_state import seeded
 from moegeo_cli.models.accounting import remember
 from moegeo_cli.models.own_experts import find_own_experts
-from moegeo_cli.models.sources import Manner
+from moegeo_cli.models.sources import ReplayMode
 from moegeo_cli.replay.forms import Inputs, ModelAdapter, first_two
 from moegeo_cli.replay.reading import RouterCall, RouterTap
 from moegeo_cli.replay.samples import as_batch
@@ -141,7 +141,9 @@ class OwnModels:
         dtype: in which dtype.
     """
 
-    manner = Manner(form="own", unplanned="what a model of your own takes is not known beforehand")
+    mode = ReplayMode(
+        form="own", unplanned="what a model of your own takes is not known beforehand"
+    )
 
     def __init__(
         self,

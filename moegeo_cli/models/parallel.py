@@ -18,7 +18,7 @@ from moegeo_cli.checkpoints.opening import LAYOUT_FILES
 from moegeo_cli.errors import BaselineError, UnsupportedArchitectureError, UsageError
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.models.model_config import open_config
-from moegeo_cli.models.sources import Manner
+from moegeo_cli.models.sources import ReplayMode
 from moegeo_cli.models.uneven import own_experts
 
 PLANS = {"expert": "base_model_ep_plan", "tensor": "base_model_tp_plan"}
@@ -36,7 +36,7 @@ class ParallelModels:
 
     def __init__(self, split: str, world: int, device: torch.device, dtype: torch.dtype) -> None:
         self.split, self.world, self.device, self.dtype = split, world, device, dtype
-        self.manner = Manner(
+        self.mode = ReplayMode(
             form="parts",
             unplanned=f"the model lies in parts on {world} ranks: their memory is not planned",
             notes=(f"model split among {world} ranks by {split}s, by its plan in transformers",),

@@ -63,7 +63,7 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class ReplayMode:
     """How a source's models are replayed.
 
     `kind` is what `replay` takes, `batch_tokens` the positions of a batch (None: as usual),
@@ -96,10 +96,10 @@ class Manner:
 class ModelSource(Protocol):
     """Gives the models of a run's checkpoints, frozen and in evaluation mode.
 
-    A model that was given stays as it is until the next one is asked for; `manner` is of it.
+    A model that was given stays as it is until the next one is asked for; `mode` is of it.
     """
 
-    manner: Manner
+    mode: ReplayMode
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """The model with a checkpoint's weights.
@@ -120,7 +120,7 @@ class WholeModels:
     Args:
         device: where they compute.
         dtype: in which dtype.
-        manner: how they are replayed.
+        mode: how they are replayed.
         by_groups: fill the model from the files some parameters at a time, which takes little
             memory beside them; else transformers loads it.
     """
@@ -129,12 +129,12 @@ class WholeModels:
         self,
         device: torch.device,
         dtype: torch.dtype,
-        manner: Manner | None = None,
+        mode: ReplayMode | None = None,
         *,
         by_groups: bool = False,
     ) -> None:
         self.device, self.dtype = device, dtype
-        self.manner, self.by_groups = manner or Manner(), by_groups
+        self.mode, self.by_groups = mode or ReplayMode(), by_groups
         self._built: nn.Module | None = None
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
@@ -190,7 +190,7 @@ class StreamedModels:
         self.batch_size = batch_size
         self.device, self.dtype, self.lengths = device, dtype, lengths
         self.memory, self.sums = memory, sums
-        self.manner = Manner()
+        self.mode = ReplayMode()
         self._stream: LayerStream | None = None
         self._held = 0
 
@@ -218,7 +218,7 @@ class StreamedModels:
         stream, plan = self.plan(checkpoint)
         stream.open(plan.chunk_bytes)
         experts = "some experts at a time, by the eager kernel" if plan.chunk_bytes else "whole"
-        self.manner = Manner(
+        self.mode = ReplayMode(
             kind=streamed(stream, plan.boundary_bytes),
             batch_tokens=plan.positions,
             memory=MemoryPlan(

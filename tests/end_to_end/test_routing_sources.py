@@ -19,7 +19,7 @@ from moegeo_cli.records import Metric
 from moegeo_cli.reports import json_report
 from tests.command import call
 from tests.end_to_end.conftest import Outcome, random_ids, write_probe
-from tests.own import models
+from tests.own_models import models
 from tests.sharding import save_fsdp
 from tests.tiny_models import build_tiny
 
@@ -89,7 +89,9 @@ def test_a_model_of_ones_own(scoring: str, tmp_path: Path) -> None:
     ids = random_ids(LENGTHS, vocabulary=models.VOCABULARY)
     file = write_probe(tmp_path / "p.jsonl", ids)
     options: dict[str, Any] = {**OWN, "scoring": scoring, "probe": file, "cache": False}
-    record = routing(tmp_path / "run", model=f"tests.own.models:{scoring}", generate=2, **options)
+    record = routing(
+        tmp_path / "run", model=f"tests.own_models.models:{scoring}", generate=2, **options
+    )
     seen: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     for place, block in enumerate(model.blocks):
         block.gate.register_forward_hook(lambda _, a, o, p=place: seen[p].append(a[0][0]))

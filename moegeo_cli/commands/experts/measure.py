@@ -37,8 +37,8 @@ from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
 from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.prepared import PreparedModel, say_notes
 from moegeo_cli.measuring.provenance import running_versions
-from moegeo_cli.measuring.ready import Ready, say_notes
 from moegeo_cli.measuring.router_arrays import sample_rows
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
@@ -85,25 +85,25 @@ def measure_experts(
         architecture, checkpoint.config, probe, groups_S, settings.replay, models,
         beside=bytes_beside(settings, architecture, groups, probe.tokens), every_token=True,
     )  # fmt: skip
-    ready = measurer.open(checkpoint)
-    plan = measurer.plan(ready)
-    blocks = ready.form.find_experts(ready.asked, measurer.inputs)
+    prepared = measurer.open(checkpoint)
+    plan = measurer.plan(prepared)
+    blocks = prepared.form.find_experts(prepared.asked, measurer.inputs)
     if listener:
-        listener.begin(checkpoint.title, 1 + len(ready.asked), "part")
+        listener.begin(checkpoint.title, 1 + len(prepared.asked), "part")
         listener.checkpoint("replay", probe.tokens, f"{probe.tokens:,} tokens")
     plan = plan.of_every_token(
-        fishers=(CATEGORICAL, EMPIRICAL) if ready.form.no_loss is None else (CATEGORICAL,),
-        sample_rows=_kept_rows(ready.asked, probe.tokens, settings),
+        fishers=(CATEGORICAL, EMPIRICAL) if prepared.form.no_loss is None else (CATEGORICAL,),
+        sample_rows=_kept_rows(prepared.asked, probe.tokens, settings),
         input_modules=_input_modules(blocks),
     )
-    outcome = measurer.replay(ready, plan, listener.advance if listener else None)
+    outcome = measurer.replay(prepared, plan, listener.advance if listener else None)
     draws = make_draws(groups_S, settings.seed)
-    manner = measurer.manner
-    skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
+    mode = measurer.mode
+    skipped = {r.path: "left out by --layers" for r in prepared.routers if r not in prepared.asked}
     layers: list[MeasuredLayer] = []
-    streamed = manner.kind is not None
+    streamed = mode.kind is not None
     count = max(LISTED, settings.verify)
-    with _one_by_one(ready.model):
+    with _one_by_one(prepared.model):
         for trace in outcome.traces:
             path = trace.router.path
             block = blocks[path]
@@ -129,13 +129,13 @@ def measure_experts(
         raise UnsupportedArchitectureError(
             "no router's experts could be measured", found=f"{path}: {reason}", hint=STATE_HINT
         )
-    held = manner.say_memory(measurer.device)
+    held = mode.say_memory(measurer.device)
     if listener and held is not None:
         listener.note(held)
     verification, why_not = None, None
     if settings.verify:
-        verification, why_not = _verify(measurer, ready, outcome, plan, layers, draws, settings)
-    whole = len(layers) == len(ready.routers) and all(x.alignment_EE is not None for x in layers)
+        verification, why_not = _verify(measurer, prepared, outcome, plan, layers, draws, settings)
+    whole = len(layers) == len(prepared.routers) and all(x.alignment_EE is not None for x in layers)
     assert plan.sample_rows is not None
     return ExpertsRecord(
         status="complete" if whole else "partial",
@@ -153,18 +153,18 @@ def measure_experts(
             "dtype": str(measurer.dtype).removeprefix("torch."),
             "batch_size": outcome.batch_size,
             "threads": torch.get_num_threads() if measurer.device.type == "cpu" else None,
-            "memory_plan": manner.describe_memory(),
+            "memory_plan": mode.describe_memory(),
             "reweighting": settings.weights == "soft",
         },
-        coverage=Coverage(len(ready.routers), len(layers), skipped),
-        loss=_loss(ready, outcome, draws).metric("loss"),
+        coverage=Coverage(len(prepared.routers), len(layers), skipped),
+        loss=_loss(prepared, outcome, draws).metric("loss"),
         layers=tuple(layer.record for layer in layers),
         merge_candidates=merge_candidates(layers, count),
         prune_candidates=prune_candidates(layers, count, narrow=len(probe.domains) < 2),
         verification=verification,
         notes=(
             *_breadth(probe),
-            *say_notes(ready, manner, outcome, probe), *([why_not] if why_not else []),
+            *say_notes(prepared, mode, outcome, probe), *([why_not] if why_not else []),
             *unranked(layers),
         ),
     )  # fmt: skip
@@ -182,9 +182,9 @@ def _breadth(probe: Probe) -> list[str]:
     ]
 
 
-def _loss(ready: Ready, outcome: Replay, draws: Draws) -> Estimate:
+def _loss(prepared: PreparedModel, outcome: Replay, draws: Draws) -> Estimate:
     """The probe's loss a token."""
-    reason = ready.form.no_loss
+    reason = prepared.form.no_loss
     if reason is not None or outcome.loss_S is None:
         return missing(reason or "no loss was taken", 0)
     return ratio_of_sums(outcome.loss_S, outcome.loss_tokens_S, draws)
@@ -192,7 +192,7 @@ def _loss(ready: Ready, outcome: Replay, draws: Draws) -> Estimate:
 
 def _verify(
     measurer: Measurer,
-    ready: Ready,
+    prepared: PreparedModel,
     outcome: Replay,
     plan: Plan,
     layers: Sequence[MeasuredLayer],
@@ -200,7 +200,7 @@ def _verify(
     settings: ExpertSettings,
 ) -> tuple[Verification | None, str | None]:
     """The trials of `--verify`, or why there are none."""
-    if measurer.manner.kind is not None:
+    if measurer.mode.kind is not None:
         return None, NOT_IN_MEMORY
     if not any(layer.experts is not None and layer.experts.layout for layer in layers):
         return None, NOTHING_TO_CHANGE
@@ -211,7 +211,7 @@ def _verify(
 
     def losses() -> np.ndarray:
         labels = [s.labels for s in measurer.probe.sequences]
-        return sequence_losses(ready.model, measurer.inputs, labels, plan, outcome.batch_size)
+        return sequence_losses(prepared.model, measurer.inputs, labels, plan, outcome.batch_size)
 
     return verify(
         layers, losses, outcome.loss_tokens_S, draws, settings.verify, settings.seed

@@ -121,7 +121,7 @@ def measure_invariance(
     for name in TRANSFORMATIONS:
         entries.append(rewrite(name))
         gc.collect()  # modules refer to each other: one copy goes before the next one is made
-    held = measurer.manner.say_memory(measurer.device)
+    held = measurer.mode.say_memory(measurer.device)
     if listener and held is not None:
         listener.note(held)
     return tuple(entries)

@@ -85,7 +85,7 @@ def measure_routing_of(
             earlier.append(analysis.stage(checkpoint, now, routers))
         trajectory = trace_run([*earlier, final])
     device, dtype = analysis.measurer.device, analysis.measurer.dtype
-    plan = analysis.measurer.manner.describe_memory()
+    plan = analysis.measurer.mode.describe_memory()
     model_type, draws = analysis.architecture.model_type, analysis.draws
     del analysis, found, routers  # one model is in memory at a time
     beside = None if other is None else _beside(sides, models, *other, settings, draws, listener)

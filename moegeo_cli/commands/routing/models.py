@@ -23,7 +23,7 @@ from moegeo_cli.geometry.matching import Match, match_experts
 from moegeo_cli.geometry.pair_means import PairMean, pairs_apart, sum_by_group
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 from moegeo_cli.geometry.usage import Usage
-from moegeo_cli.measuring.ready import Ready
+from moegeo_cli.measuring.prepared import PreparedModel
 from moegeo_cli.models.sources import ModelSource
 
 OTHER_TOKENS = "the two routers see different tokens"
@@ -46,18 +46,20 @@ class Side:
     experts: ExpertSample | str
 
 
-def take_side(tokens: RoutedTokens, ready: Ready, source: ModelSource, seed: int) -> Side:
+def take_side(
+    tokens: RoutedTokens, prepared: PreparedModel, source: ModelSource, seed: int
+) -> Side:
     """Take from a router what is needed later, so that its model can be freed.
 
     Args:
         tokens: what a replay left of it.
-        ready: the model.
+        prepared: the model.
         source: who gives its weights.
         seed: of the choice of tokens.
     """
     rows_SM = even_rows(tokens.usage.sequence_T, seed)
-    router = next(r for r in ready.asked if r.path == tokens.router)
-    weights = find_expert_weights(ready.model, router)
+    router = next(r for r in prepared.asked if r.path == tokens.router)
+    weights = find_expert_weights(prepared.model, router)
     sample: ExpertSample | str = weights if isinstance(weights, str) else ""
     if not isinstance(weights, str):
         with source.holding(tokens.router):

@@ -22,7 +22,7 @@ from moegeo_cli.commands.routing.trajectory import Stage, snapshot, stage_figure
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.resample import Draws, group_sequences, make_draws
 from moegeo_cli.measuring.measurer import Measurer
-from moegeo_cli.measuring.ready import Ready, say_notes
+from moegeo_cli.measuring.prepared import PreparedModel, say_notes
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
@@ -33,7 +33,7 @@ from moegeo_cli.records import Coverage
 class Replayed:
     """A checkpoint after its replay: the model, and each router's tokens."""
 
-    ready: Ready
+    prepared: PreparedModel
     routers: list[RoutedTokens]
     coverage: Coverage
     notes: tuple[str, ...]
@@ -87,14 +87,16 @@ class RoutingReplay:
             note = f"{self.probe.tokens:,} tokens"
             self.listener.checkpoint(checkpoint.title, self.probe.tokens, note)
         measurer, settings = self.measurer, self.settings
-        ready = measurer.open(checkpoint)
-        rows_N = kept_rows(ready.asked, self.probe.tokens, settings.seed, settings.kept_bytes)
-        plan = measurer.plan(ready).of_every_token(fishers=(), sample_rows=rows_N)
-        outcome = measurer.replay(ready, plan, self.listener.advance if self.listener else None)
-        held = measurer.manner.say_memory(measurer.device)
+        prepared = measurer.open(checkpoint)
+        rows_N = kept_rows(prepared.asked, self.probe.tokens, settings.seed, settings.kept_bytes)
+        plan = measurer.plan(prepared).of_every_token(fishers=(), sample_rows=rows_N)
+        outcome = measurer.replay(prepared, plan, self.listener.advance if self.listener else None)
+        held = measurer.mode.say_memory(measurer.device)
         if self.listener and held is not None:
             self.listener.note(held)
-        skipped = {r.path: "left out by --layers" for r in ready.routers if r not in ready.asked}
+        skipped = {
+            r.path: "left out by --layers" for r in prepared.routers if r not in prepared.asked
+        }
         routers = []
         for trace in outcome.traces:
             own = gather_routed(trace, outcome, rows_N, self.probe, self.groups_S, architecture)
@@ -103,8 +105,8 @@ class RoutingReplay:
             else:
                 routers.append(own)
         return Replayed(
-            ready, routers, Coverage(len(ready.routers), len(routers), skipped),
-            tuple(say_notes(ready, measurer.manner, outcome, self.probe)), outcome.batch_size,
+            prepared, routers, Coverage(len(prepared.routers), len(routers), skipped),
+            tuple(say_notes(prepared, measurer.mode, outcome, self.probe)), outcome.batch_size,
             len(rows_N),
         )  # fmt: skip
 
@@ -124,7 +126,7 @@ class RoutingReplay:
     def sides(self, checkpoint: Checkpoint, found: Replayed) -> list[Side]:
         """Its routers, reduced to what a comparison with another model needs."""
         source = self.measurer.source(checkpoint)
-        return [take_side(t, found.ready, source, self.settings.seed) for t in found.routers]
+        return [take_side(t, found.prepared, source, self.settings.seed) for t in found.routers]
 
     def measure(
         self, found: Replayed, domains: Domains
@@ -136,7 +138,7 @@ class RoutingReplay:
         if settings.generate:
             if listener:
                 listener.checkpoint("prompts", 0, f"{settings.generate:,} new tokens each")
-            generated, told = generated_figures(found.ready, self.measurer, settings, None)
+            generated, told = generated_figures(found.prepared, self.measurer, settings, None)
         notes = (f"--generate: {generated}",) if isinstance(generated, str) else ()
         measured = []
         if listener:

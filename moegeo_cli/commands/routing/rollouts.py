@@ -17,8 +17,8 @@ from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.commands.routing.tokens import RoutedTokens, gather_routed
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.measuring.measurer import Measurer
+from moegeo_cli.measuring.prepared import PreparedModel
 from moegeo_cli.measuring.probe import context_of
-from moegeo_cli.measuring.ready import Ready
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.probes.dataset import IGNORED_LABEL, Sequence
 
@@ -54,7 +54,7 @@ def prompt_tokens(
 
 
 def generated_figures(
-    ready: Ready,
+    prepared: PreparedModel,
     measurer: Measurer,
     settings: RoutingSettings,
     progress: Callable[[int], None] | None,
@@ -65,18 +65,18 @@ def generated_figures(
     way. In place of figures stands the reason where nothing can be generated.
 
     Args:
-        ready: the model.
+        prepared: the model.
         measurer: whose probe has the prompts.
         settings: how many tokens, and the seed.
         progress: hears of new tokens.
     """
     architecture, probe = measurer.architecture, measurer.probe
     prompts = choose_prompts(probe, settings.generate, context_of(measurer.config))
-    problem = _problem(ready, measurer, prompts)
+    problem = _problem(prepared, measurer, prompts)
     if problem is not None:
         return NOTHING_TO_GENERATE[problem], {}
     ids = [s.input_ids[: s.source] for s in prompts]
-    new = continue_prompts(ready.model, ids, settings.generate, settings.seed, progress)
+    new = continue_prompts(prepared.model, ids, settings.generate, settings.seed, progress)
     continued = Probe.of(
         (
             Sequence(
@@ -92,8 +92,8 @@ def generated_figures(
     draws, domains = make_draws(groups_S, settings.seed), Domains.of([s.domain for s in prompts])
     rows = np.arange(1)  # inputs of these tokens are not looked at
     again = Measurer(architecture, measurer.config, continued, groups_S, settings.replay)
-    plan = again.plan(ready).of_every_token(fishers=(), sample_rows=rows)
-    outcome = again.replay(ready, plan)
+    plan = again.plan(prepared).of_every_token(fishers=(), sample_rows=rows)
+    outcome = again.replay(prepared, plan)
     found: dict[str, Figures] = {}
     for trace in outcome.traces:
         tokens = gather_routed(trace, outcome, rows, continued, groups_S, architecture)
@@ -118,13 +118,13 @@ def choose_prompts(probe: Probe, count: int, context: int | None) -> list[Sequen
     return [fitting[i] for i in np.linspace(0, len(fitting) - 1, MOST_PROMPTS).astype(int)]
 
 
-def _problem(ready: Ready, measurer: Measurer, prompts: list[Sequence]) -> str | None:
-    if ready.form.body is None:
+def _problem(prepared: PreparedModel, measurer: Measurer, prompts: list[Sequence]) -> str | None:
+    if prepared.form.body is None:
         return "alone"
     if measurer.architecture.encoder_decoder:
         return "pairs"
     if any(isinstance(s, Sample) for s in measurer.probe.sequences):
         return "samples"
-    if measurer.manner.kind is not None:
+    if measurer.mode.kind is not None:
         return "streamed"
     return None if prompts else "short"

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moegeo_cli import check
+from tests.commands.check.planting import State, find, is_expert, names
 from tests.tiny_models import save_tiny
-from tests.triage.planting import State, find, is_expert, names
 
-SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
+SAMPLES = Path(__file__).parents[3] / "sample_checkpoints"
 # Trained samples, each of another family, with the layers that have routers.
 TRAINED = {
     "healthy-qwen3-moe": (0, 1, 2),

@@ -15,9 +15,9 @@ import pytest
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.reports import json_report
 from tests.command import Outcome, call
+from tests.commands.check.planting import is_expert, is_router, load_file, save_file, save_run
+from tests.commands.check.test_findings import holding
 from tests.tiny_models import save_tiny
-from tests.triage.planting import is_expert, is_router, load_file, save_file, save_run
-from tests.triage.test_findings import holding
 
 Run = Callable[..., Outcome]
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from moegeo_cli import check
-from tests.tiny_models import save_tiny
-from tests.triage.planting import (
+from tests.commands.check.planting import (
     BIAS,
     State,
     find,
@@ -22,11 +21,12 @@ from tests.triage.planting import (
     save_file,
     save_run,
 )
+from tests.tiny_models import save_tiny
 
 TYPES = ("qwen3_moe", "mixtral", "deepseek_v3", "gpt_oss")
 FORMS = ("qwen3_moe", "gpt_oss")  # a tensor an expert; one of all experts
 FIRST = {"qwen3_moe": 1, "mixtral": 0, "deepseek_v3": 1, "gpt_oss": 0}  # layer with a router
-SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
+SAMPLES = Path(__file__).parents[3] / "sample_checkpoints"
 
 
 def holding(which: Callable[[str], bool], source: int, since: int = 0) -> Callable[..., None]:

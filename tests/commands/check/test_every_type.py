@@ -9,7 +9,7 @@ import pytest
 from moegeo_cli import check
 from tests.architectures.test_every_type import PAIRS, TOWERS, TYPES
 from tests.architectures.zoo import save_tiny
-from tests.triage.planting import names
+from tests.commands.check.planting import names
 
 
 @pytest.mark.slow

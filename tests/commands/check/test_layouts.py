@@ -12,9 +12,7 @@ import torch
 from safetensors import safe_open
 
 from moegeo_cli import check
-from tests.sharding import save_state
-from tests.tiny_models import build_tiny
-from tests.triage.planting import (
+from tests.commands.check.planting import (
     State,
     find,
     is_expert,
@@ -24,9 +22,11 @@ from tests.triage.planting import (
     save_file,
     save_run,
 )
-from tests.triage.test_findings import holding
+from tests.commands.check.test_findings import holding
+from tests.sharding import save_state
+from tests.tiny_models import build_tiny
 
-FORMS = Path(__file__).parents[1] / "forms" / "files"
+FORMS = Path(__file__).parents[2] / "forms" / "files"
 
 
 def pickled(path: Path, state: State) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moegeo_cli import check
-from tests.triage.planting import load_file, save_run
+from tests.commands.check.planting import load_file, save_run
 
 TYPES = ("qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3")
 

@@ -26,7 +26,7 @@ from moegeo_cli.models.factory import OwnFactory
 from moegeo_cli.records import LayerRecord, RunRecord
 from moegeo_cli.reports import schema
 from tests.command import call
-from tests.own import models
+from tests.own_models import models
 
 LENGTHS = [7, 12, 12, 5, 9, 12]
 ROUTERS = "blocks.*.gate"
@@ -53,7 +53,7 @@ def measure(name: str, folder: Path, probe: Path, **more: Any) -> RunRecord:
     scoring = "sigmoid" if name == "sigmoid" else "softmax"
     options = {"router": ROUTERS, "top_k": models.CHOSEN, "scoring": scoring,
                "baseline": "none", "cache": False, **more}  # fmt: skip
-    return analyze(folder, probe=probe, model=f"tests.own.models:{name}", **options)
+    return analyze(folder, probe=probe, model=f"tests.own_models.models:{name}", **options)
 
 
 def notes(run: RunRecord) -> str:
@@ -287,8 +287,9 @@ def test_a_run_of_files_its_baseline_and_its_cache(
     assert kept_nothing.dynamics == first.dynamics, "each checkpoint has weights of its own"
     init = measure("softmax", run, probe[0], baseline="init", latest=True)
     assert init.baseline["baseline_draws"] == 8
-    same = compare(run, run, probe=probe[0], model="tests.own.models:softmax", router=ROUTERS,
-                   top_k=2, scoring="softmax", cache=False, baseline="none")  # fmt: skip
+    same = compare(run, run, probe=probe[0], model="tests.own_models.models:softmax",
+                   router=ROUTERS, top_k=2, scoring="softmax", cache=False,
+                   baseline="none")  # fmt: skip
     assert same.healthier is None
 
 
@@ -320,7 +321,9 @@ def test_the_command_line_finds_a_module_in_the_current_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     save("softmax", tmp_path / "run")
-    (tmp_path / "my_own_models.py").write_text("from tests.own.models import softmax as build\n")
+    (tmp_path / "my_own_models.py").write_text(
+        "from tests.own_models.models import softmax as build\n"
+    )
     monkeypatch.chdir(tmp_path)
     own = ("--model", "my_own_models:build", "--router", ROUTERS, "--top-k", 2,
            "--scoring", "softmax")  # fmt: skip
@@ -343,7 +346,7 @@ def test_the_command_line_finds_a_module_in_the_current_folder(
 def test_the_functions_take_a_callable(tmp_path: Path, probe: tuple[Path, list[list[int]]]) -> None:
     save("sigmoid", tmp_path / "run")
     seen = inspect(tmp_path / "run", model=models.sigmoid, router=ROUTERS)
-    assert seen.model_type == "tests.own.models:sigmoid"
+    assert seen.model_type == "tests.own_models.models:sigmoid"
     entries = invariance(tmp_path / "run", model=models.sigmoid, router=ROUTERS, top_k=2,
                          scoring="sigmoid", probe=probe[0]).invariance  # fmt: skip
     assert {e.name for e in entries if e.applicable} == {"expert-permutation"}

@@ -18,10 +18,10 @@ from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.reports import json_report, render
 from moegeo_cli.verdict.files import with_files
 from moegeo_cli.verdict.rules import Found, Skipped
+from tests.commands.check.planting import is_expert, is_router, load_file, save_file, save_run
+from tests.commands.check.test_findings import holding
 from tests.end_to_end.conftest import random_ids, write_probe
 from tests.tiny_models import save_tiny
-from tests.triage.planting import is_expert, is_router, load_file, save_file, save_run
-from tests.triage.test_findings import holding
 
 
 @pytest.fixture(scope="module")

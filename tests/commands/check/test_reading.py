@@ -18,7 +18,7 @@ from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.commands.check.reading import MoELayer, read_layers
 from tests.tiny_models import save_tiny
 
-FORMS = Path(__file__).parents[1] / "forms" / "files"
+FORMS = Path(__file__).parents[2] / "forms" / "files"
 TYPES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss", "granitemoe", "deepseek_v3")
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file as save_arrays
 from moegeo_cli import analyze
 from moegeo_cli.errors import ProbeError, UnsupportedArchitectureError, UsageError
 from tests.command import call
-from tests.own import models
+from tests.own_models import models
 
 OPTIONS: dict[str, Any] = {
     "router": "blocks.*.gate", "top_k": models.CHOSEN, "scoring": "softmax", "baseline": "none",
@@ -113,5 +113,5 @@ def test_a_sample_with_a_negative_label(tmp_path: Path) -> None:
     save_arrays(arrays, tmp_path / "p.safetensors", metadata={"positions": "6"})
     with pytest.raises(ProbeError, match="label"):
         analyze(tmp_path / "weights.pt", probe=tmp_path / "p.safetensors",
-                model="tests.own.models:positions_first", router="block.gate", top_k=2,
+                model="tests.own_models.models:positions_first", router="block.gate", top_k=2,
                 scoring="softmax", cache=False)  # fmt: skip

@@ -28,7 +28,7 @@ from tests.architectures.table import write_probe
 from tests.architectures.test_every_type import TYPES
 from tests.architectures.zoo import save_tiny
 from tests.command import call
-from tests.own import models
+from tests.own_models import models
 
 # Softmax and sigmoid, groups and biases, biased logits, two routers a layer, a router that
 # normalises its input, one whose weight also scores shared experts, a hash.

@@ -24,7 +24,7 @@ from moegeo_cli.errors import UsageError
 from tests.command import call
 from tests.small_training import SAVES, WaitForLines, trainer
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SAMPLE = ROOT / "sample_checkpoints" / "unbalanced-mixtral"
 FEW = {"max_tokens": 512}
 

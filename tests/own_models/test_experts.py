@@ -17,7 +17,7 @@ from moegeo_cli import experts
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.reports import json_report
 from tests.command import call
-from tests.own import models
+from tests.own_models import models
 
 LENGTHS = [7, 12, 12, 5, 9, 12, 17, 4, 11, 8]
 DIGITS = "sample_checkpoints/digits-moe"
@@ -49,7 +49,7 @@ def measure(name: str, folder: Path, probe: Path, **more: Any) -> ExpertsRecord:
     options = {"scoring": scoring, "top_k": models.CHOSEN, "rank": 2, "cache": False, **more}
     if name != "listed":
         options["router"] = "blocks.*.gate"
-    return experts(folder, probe=probe, model=f"tests.own.models:{name}", **options)
+    return experts(folder, probe=probe, model=f"tests.own_models.models:{name}", **options)
 
 
 def function(name: str, block: Any, e: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -190,8 +190,8 @@ def test_a_planted_twin_is_found_merged_and_reaches_the_verdict(
     tmp_path: Path, probe: tuple[Path, list[list[int]]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     save("listed", tmp_path / "run", permuted_twin)
-    common = ["--model", "tests.own.models:listed", "--scoring", "sigmoid", "--probe", probe[0],
-              "--format", "json"]  # fmt: skip
+    common = ["--model", "tests.own_models.models:listed", "--scoring", "sigmoid",
+              "--probe", probe[0], "--format", "json"]  # fmt: skip
     found = call(capsys, "experts", tmp_path / "run", *common, "--rank", 2, "--verify", 1)
     assert found.code == 0, found.err
     document = found.document
@@ -207,7 +207,7 @@ def test_a_planted_twin_is_found_merged_and_reaches_the_verdict(
     names = {f["name"] for f in run["verdict"]["findings"]}
     assert "redundant-experts" in names
     # Another factory is another model: nothing that was measured through this one counts for it.
-    common[1] = "tests.own.models:same_listed"
+    common[1] = "tests.own_models.models:same_listed"
     other = call(capsys, "analyze", tmp_path / "run", *common, "--baseline", "none").document
     assert "redundant-experts" not in {f["name"] for f in other["verdict"]["findings"]}
 

@@ -18,11 +18,11 @@ from moegeo_cli import analyze, experts
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.code_identity import why_unidentified
 from moegeo_cli.reports import render
-from tests.own import models
-from tests.own.test_factory import ROUTERS
+from tests.own_models import models
+from tests.own_models.test_factory import ROUTERS
 
 SOURCE = """
-from tests.own import models
+from tests.own_models import models
 def build(config):
     return models.Causal()
 class Built(models.Causal):

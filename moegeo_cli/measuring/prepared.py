@@ -12,7 +12,7 @@ from torch import nn
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.accounting import say_weights
-from moegeo_cli.models.sources import Manner
+from moegeo_cli.models.sources import ReplayMode
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.forms import ModelForm, describe_choice, form_of
 from moegeo_cli.replay.plan import Replay
@@ -27,7 +27,7 @@ OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class PreparedModel:
     """A model with its form, its routers, and those asked for among them."""
 
     model: nn.Module
@@ -37,7 +37,9 @@ class Ready:
     encoder_decoder: bool
 
 
-def prepare(model: nn.Module, architecture: Architecture, layers: Sequence[int] | None) -> Ready:
+def prepare(
+    model: nn.Module, architecture: Architecture, layers: Sequence[int] | None
+) -> PreparedModel:
     """Find a model's routers, and those in the layers that are asked for.
 
     Raises:
@@ -61,22 +63,24 @@ def prepare(model: nn.Module, architecture: Architecture, layers: Sequence[int] 
             hint="--scoring for a model of your own; else report this model type, with its "
             "config.json",
         )
-    return Ready(model, form_of(model), routers, asked, architecture.encoder_decoder)
+    return PreparedModel(model, form_of(model), routers, asked, architecture.encoder_decoder)
 
 
-def say_notes(ready: Ready, manner: Manner, outcome: Replay, probe: Probe) -> list[str]:
+def say_notes(
+    prepared: PreparedModel, mode: ReplayMode, outcome: Replay, probe: Probe
+) -> list[str]:
     """What must be said of a replay beside its numbers."""
-    others = find_other_routers(ready.model)
+    others = find_other_routers(prepared.model)
     sources = sum(s.source for s in probe.sequences if not isinstance(s, Sample))
-    pairs = [PAIRS.format(sources, probe.tokens - sources)] if ready.encoder_decoder else []
+    pairs = [PAIRS.format(sources, probe.tokens - sources)] if prepared.encoder_decoder else []
     return [
         *probe.notes,
-        *manner.notes,
-        *say_weights(ready.model),
-        *ready.form.notes,
+        *mode.notes,
+        *say_weights(prepared.model),
+        *prepared.form.notes,
         *describe_choice(outcome.traces, held=outcome.loss_S is not None),
         *outcome.notes,
-        *([UNPADDED] if ready.form.stateful else []),
+        *([UNPADDED] if prepared.form.stateful else []),
         *pairs,
         *([OTHERS.format(len(others))] if others else []),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tests.own.models import CHOSEN, EXPERTS, WIDTH, Causal, Mixture
+from tests.own_models.models import CHOSEN, EXPERTS, WIDTH, Causal, Mixture
 
 
 class Twice(Causal):

@@ -21,7 +21,7 @@ from moegeo_cli.models.streaming.layer_stream import LayerStream
 from moegeo_cli.replay.plan import Plan
 from moegeo_cli.replay.session import replay
 from moegeo_cli.routers.finding import find_routers
-from tests.own import looped, models
+from tests.own_models import looped, models
 from tests.tiny_models import save_tiny
 
 CPU = torch.device("cpu")
@@ -33,7 +33,7 @@ def save(name: str, folder: Path) -> dict[str, Any]:
     model = models.spread(getattr(looped, name)(None), 0)
     folder.mkdir(parents=True)
     torch.save({"model": model.state_dict()}, folder / "weights.pt")
-    return {"model": f"tests.own.looped:{name}", "router": "blocks.*.gate", "top_k": 2,
+    return {"model": f"tests.own_models.looped:{name}", "router": "blocks.*.gate", "top_k": 2,
             "scoring": "softmax", "cache": False}  # fmt: skip
 
 
