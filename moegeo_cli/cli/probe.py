@@ -117,10 +117,10 @@ def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> di
     """What is known of a probe; of text without a model, the bytes."""
     from moegeo_cli.probes import BUNDLED, Probe, Source, load_probe
     from moegeo_cli.probes.reading import describe_rows, read_file
-    from moegeo_cli.probes.rows import Wanted, printable
+    from moegeo_cli.probes.rows import ReadOptions, printable
 
     source = Source(file, **keys)
-    content = read_file(file or BUNDLED, Wanted(**keys))
+    content = read_file(file or BUNDLED, ReadOptions(**keys))
     first = [
         {"domain": row.domain, "text": row.text[:PASSAGE_CHARACTERS]}
         for row in content.rows

@@ -1,4 +1,4 @@
-"""Probe datasets: token sequences that every checkpoint of a run is measured on."""
+"""Probe datasets: the token sequences that are replayed through every checkpoint of a run."""
 
 from moegeo_cli.probes.building import build_probe
 from moegeo_cli.probes.dataset import Probe, Sample, Sequence

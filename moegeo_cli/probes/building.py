@@ -1,4 +1,4 @@
-"""A probe file from a person's own texts."""
+"""Build a probe file from the user's own texts: `moegeo probe build`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.probes.chat import Encode, open_chat
 from moegeo_cli.probes.loading import check_vocabulary
 from moegeo_cli.probes.reading import read_file
-from moegeo_cli.probes.rows import Header, Row, Wanted, printable
+from moegeo_cli.probes.rows import Header, ReadOptions, Row, printable
 from moegeo_cli.probes.tokenizing import Tokenizer, open_tokenizer
 
 MAX_SEQUENCES = 256
@@ -34,28 +34,29 @@ def build_probe(
     text_key: str | None = None,
     domain_key: str | None = None,
 ) -> str:
-    """Choose passages of texts, evenly over the domains, interleaved, each once.
+    """Draw passages from texts: equally many from each domain, interleaved, no passage twice.
 
     Args:
         sources: (domain, file) pairs; files in any format that `analyze` reads.
         tokenizer_dir: a checkpoint whose tokenizer turns the passages into ids; None keeps
             text, which fits any model.
-        vocab_size: of that checkpoint's model; None not to check.
-        max_sequences: at most so many.
-        max_tokens: at most so many tokens, bytes where no tokenizer is given.
-        seed: of the choice.
-        text_key: of records, the key of their text, token ids or messages; None for the usual ones.
-        domain_key: of records, the key of their domain.
+        vocab_size: vocabulary size of that checkpoint's model; None skips the check.
+        max_sequences: largest number of sequences.
+        max_tokens: largest number of tokens; of bytes if no tokenizer is given.
+        seed: seed of the random draw.
+        text_key: key of a record's text, token ids or messages; None for the usual keys.
+        domain_key: key of a record's domain; None for "domain".
 
     Returns:
         The probe file, as JSON Lines: a header with the content's hash, then the sequences.
         The same input and seed give the same bytes.
 
     Raises:
-        ProbeError: a source that cannot be read, ids of different tokenizers, or no passage.
+        ProbeError: a source cannot be read, the sources hold ids of different tokenizers, or
+            there is no passage.
     """
-    wanted = Wanted(text_key, domain_key, vocab_size)
-    columns, header = _read_sources(sources, wanted)
+    options = ReadOptions(text_key, domain_key, vocab_size)
+    columns, header = _read_sources(sources, options)
     if tokenizer_dir is not None:
         tokenizer = open_tokenizer(tokenizer_dir, vocab_size or 0)
         if header.tokenizer not in (None, tokenizer.name):
@@ -83,14 +84,14 @@ def build_probe(
 
 
 def _read_sources(
-    sources: Sequence[tuple[str | None, Path]], wanted: Wanted
+    sources: Sequence[tuple[str | None, Path]], options: ReadOptions
 ) -> tuple[dict[str | None, list[Row]], Header]:
-    """Rows by domain without repetitions, and the tokenizer that made their ids."""
+    """Rows by domain without duplicates, and a header with the tokenizer that made their ids."""
     columns: dict[str | None, list[Row]] = {}
     seen: set[bytes] = set()
     made: dict[str | None, Header] = {}
     for domain, path in sources:
-        file = read_file(path, wanted)
+        file = read_file(path, options)
         if file.rows[0].inputs is not None:
             raise ProbeError(
                 f"{printable(path.name)} holds other inputs than text or token ids",
@@ -131,7 +132,7 @@ def _encode(row: Row, tokenizer: Tokenizer, chat: Encode | None, vocab_size: int
 def _choose(
     columns: dict[str | None, list[Row]], max_sequences: int, max_tokens: int | None, seed: int
 ) -> list[Row]:
-    """The same number of each domain, in turn, as far as each has some."""
+    """Take one row of each domain in turn until the limits are reached."""
     generator = np.random.default_rng(seed)
     queues = [
         [rows[i] for i in generator.permutation(len(rows)) if _size(rows[i])]

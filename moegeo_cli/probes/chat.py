@@ -1,4 +1,4 @@
-"""Conversations into token ids, with the checkpoint's own chat template.
+"""Turn conversations into token ids, with the checkpoint's own chat template.
 
 The template is a Jinja program out of the checkpoint. transformers runs it in Jinja's sandbox,
 which reaches neither files nor Python's own functions.
@@ -26,10 +26,15 @@ Encode = Callable[[Chat, str], tuple[np.ndarray, np.ndarray]]
 
 
 def open_chat(folder: Path) -> Encode:
-    """What turns a conversation into ids, and labels on the tokens of the assistant's turns.
+    """Open the checkpoint's chat template.
 
-    A template that marks those turns itself (`{% generation %}`) is asked. Else a turn is what
-    rendering adds behind the prompt for it.
+    Only the assistant's tokens have labels. A template with `{% generation %}` marks the
+    assistant's turns itself. For other templates, a turn is the text that rendering adds after
+    the generation prompt.
+
+    Returns:
+        A function of a conversation and its place in the file (for errors). It returns the token
+        ids and the labels, both (N,) int64, with label -100 at the tokens of the other roles.
 
     Raises:
         ProbeError: no tokenizer, or one without a chat template.
@@ -50,7 +55,7 @@ def open_chat(folder: Path) -> Encode:
             return _encode(tokenizer, template, chat, where)
         except ProbeError:
             raise
-        except Exception as error:  # whatever a template raises of its own accord
+        except Exception as error:  # a template may raise anything
             raise ProbeError(
                 f"the checkpoint's chat template does not take {where}",
                 found=f"{type(error).__name__}: {error}"[:200],
@@ -67,7 +72,7 @@ def _open(place: Path) -> Any:
         if (place / "tokenizer.json").is_file():
             return PreTrainedTokenizerFast.from_pretrained(place, local_files_only=True)
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever a damaged file makes it raise
+    except Exception as error:  # a damaged file may raise anything
         raise ProbeError(
             "the checkpoint's tokenizer cannot be opened for its chat template",
             found=str(error)[:200],
@@ -87,18 +92,18 @@ def _encode(tokenizer: Any, template: str, chat: Chat, where: str) -> tuple[np.n
     found = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids_N = np.array(found["input_ids"], dtype=np.int64)
     starts_N = np.array([start for start, _ in found["offset_mapping"]], dtype=np.int64)
-    told_N = np.zeros(len(ids_N), bool)
+    assistant_N = np.zeros(len(ids_N), bool)
     for start, end in (
-        _marked(tokenizer, template, chat)
+        _marked_turns(tokenizer, template, chat)
         if MARKED.search(template)
-        else _turns(render, messages, whole, where)
+        else _find_turns(render, messages, whole, where)
     ):
-        told_N |= (starts_N >= start) & (starts_N < end)
-    return ids_N, np.where(told_N, ids_N, IGNORED_LABEL)
+        assistant_N |= (starts_N >= start) & (starts_N < end)
+    return ids_N, np.where(assistant_N, ids_N, IGNORED_LABEL)
 
 
-def _marked(tokenizer: Any, template: str, chat: Chat) -> list[tuple[int, int]]:
-    """Where the assistant's turns stand in the text, as the template marks them."""
+def _marked_turns(tokenizer: Any, template: str, chat: Chat) -> list[tuple[int, int]]:
+    """(start, end) characters of the assistant's turns, as the template marks them."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     _, spans = render_jinja_template(
@@ -109,10 +114,10 @@ def _marked(tokenizer: Any, template: str, chat: Chat) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in spans[0]]
 
 
-def _turns(
+def _find_turns(
     render: Callable[..., str], messages: list[Mapping[str, Any]], whole: str, where: str
 ) -> list[tuple[int, int]]:
-    """Where the assistant's turns stand: from behind the prompt to where the next turn begins."""
+    """(start, end) characters of the assistant's turns: from after the prompt to the next turn."""
     found = []
     for place, message in enumerate(messages):
         if message["role"] != ASSISTANT:
@@ -121,19 +126,20 @@ def _turns(
         after = render(messages[: place + 1])
         if not whole.startswith(before):  # a template without a prompt, or with another one
             before = render(messages[:place]) if place else ""
-        shared = _common(whole, after)
+        shared = _shared_prefix(whole, after)
         if not whole.startswith(before) or shared <= len(before):
             raise ProbeError(
-                f"the checkpoint's chat template renders {where} otherwise when it goes on",
-                found=f"turn {place + 1}: its start is not the start of the whole",
-                hint="a template with {% generation %} marks the assistant's turns itself",
+                f"the checkpoint's chat template renders the start of {where} differently when "
+                "more turns follow",
+                found=f"turn {place + 1} alone is not the start of the whole conversation",
+                hint="use a template with {% generation %}: it marks the assistant's turns itself",
             )
         found.append((len(before), shared))
     return found
 
 
-def _common(one: str, other: str) -> int:
-    """How many characters two texts share from the start."""
+def _shared_prefix(one: str, other: str) -> int:
+    """Length of the longest common prefix of two texts."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""A probe as frozen data: sequences of token ids, their labels and domains.
+"""A loaded probe: sequences of token ids with their labels and domains, ready to be replayed.
 
 Legend: N tokens of a sequence.
 """
@@ -20,9 +20,10 @@ IGNORED_LABEL = -100
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """One sequence. `labels` stand at the positions of their own tokens, −100 for no loss.
+    """One sequence of token ids.
 
-    Without labels every token but the first is predicted.
+    `labels`, shape (N,), are aligned with `input_ids` (not shifted); −100 means no loss. Without
+    labels every token but the first is predicted.
     """
 
     input_ids: np.ndarray  # (N,), int64
@@ -31,25 +32,28 @@ class Sequence:
 
     @property
     def tokens(self) -> int:
-        """How many positions it has."""
+        """Number of positions."""
         return len(self.input_ids)
 
     @property
     def loss_tokens(self) -> int:
-        """How many next-token losses it has."""
+        """Number of next-token losses."""
         if self.labels is None:
             return max(len(self.input_ids) - 1, 0)
         return int((self.labels[1:] != IGNORED_LABEL).sum())
 
     @property
     def source(self) -> int:
-        """How many tokens an encoder reads: those before the first label, else half, at least 1."""
+        """Number of tokens that an encoder reads, at least 1.
+
+        With labels: the tokens before the first label. Without: half of the tokens, rounded up.
+        """
         if self.labels is not None and (self.labels != IGNORED_LABEL).any():
             return max(1, int(np.argmax(self.labels != IGNORED_LABEL)))
         return (len(self.input_ids) + 1) // 2
 
     def as_pair(self) -> Sequence:
-        """The same with labels for what follows the source alone; as it is where it has labels."""
+        """The sequence with labels on the tokens after the source only; unchanged if labelled."""
         if self.labels is not None:
             return self
         labels = self.input_ids.copy()
@@ -64,11 +68,11 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One sample of a model that takes other tensors than token ids, an image for instance.
+    """One sample for a model that takes other tensors than token ids, for example an image.
 
-    `inputs` are the tensors that the model is called with, by name, without their first axis.
-    `labels` stand at the outputs that they judge, one number for a sample or one a position,
-    −100 for no loss; nothing is shifted. `positions` are the tokens that a router sees of it.
+    `inputs` are the tensors that the model is called with, by name, without their batch axis.
+    `labels` are one number per sample or one per position, aligned with the model's outputs
+    (not shifted); −100 means no loss. `positions` is the number of tokens that a router sees.
     """
 
     inputs: Mapping[str, np.ndarray]
@@ -81,16 +85,16 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """How many positions a router sees."""
+        """Number of positions that a router sees."""
         return self.positions
 
     @property
     def loss_tokens(self) -> int:
-        """How many losses it has."""
+        """Number of losses."""
         return 0 if self.labels is None else int((self.labels != IGNORED_LABEL).sum())
 
     def cut(self, start: int, end: int) -> Sample:
-        """A sample is whole or not there: this one is refused.
+        """Refuse to cut: a sample is replayed whole or not at all.
 
         Raises:
             UsageError: always.
@@ -104,11 +108,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A probe dataset, tokenised.
+    """A tokenised probe dataset.
 
-    `name` is what a person calls it, never a path of one machine; `tokenizer` says where the
-    ids come from: "ids" (from the file), "bytes", or the tokenizer's hash. `notes` is what a report
-    must say of how its file was read.
+    `name` is a file name or "bundled", never a full path; `tokenizer` says where the ids come
+    from: "ids" (from the file), "bytes", or the tokenizer's hash. `notes` are sentences for the
+    report about how the file was read.
     """
 
     name: str
@@ -119,28 +123,28 @@ class Probe:
 
     @classmethod
     def of(cls, sequences: Iterable[Sequence | Sample], name: str, tokenizer: str = "ids") -> Probe:
-        """A probe of these sequences, with the hash of their content."""
+        """Build a probe from sequences; its `sha256` is the hash of their content."""
         found = tuple(sequences)
         return cls(name, found, _digest(found), tokenizer)
 
     @property
     def tokens(self) -> int:
-        """All tokens of all sequences."""
+        """Number of tokens of all sequences together."""
         return sum(s.tokens for s in self.sequences)
 
     @property
     def loss_tokens(self) -> int:
-        """All next-token losses of all sequences."""
+        """Number of losses of all sequences together."""
         return sum(s.loss_tokens for s in self.sequences)
 
     @property
     def domains(self) -> dict[str, int]:
-        """How many sequences each named domain has."""
+        """Number of sequences of each named domain."""
         return dict(sorted(Counter(s.domain for s in self.sequences if s.domain).items()))
 
     @property
     def domain_tokens(self) -> dict[str, int]:
-        """How many tokens each named domain has."""
+        """Number of tokens of each named domain."""
         found: Counter[str] = Counter()
         for sequence in self.sequences:
             if sequence.domain:
@@ -150,10 +154,10 @@ class Probe:
     @property
     def lengths(self) -> dict[str, int]:
         """The shortest, the median and the longest sequence, in tokens."""
-        return spread(s.tokens for s in self.sequences)
+        return summarize_lengths(s.tokens for s in self.sequences)
 
     def describe(self) -> ProbeFacts:
-        """What a result says of its probe."""
+        """The facts about the probe that are stored with a result."""
         return {
             "source": self.name,
             "sha256": self.sha256,
@@ -165,18 +169,18 @@ class Probe:
         }
 
     def as_pairs(self) -> Probe:
-        """The same as sources and targets, for an encoder with a decoder."""
+        """The probe split into source and target tokens, for an encoder-decoder model."""
         pairs = (s.as_pair() if isinstance(s, Sequence) else s for s in self.sequences)
         return replace(Probe.of(pairs, self.name, self.tokenizer), notes=self.notes)
 
     def take(self, max_tokens: int, seed: int = 0) -> Probe:
-        """At most so many tokens, by whole sequences, balanced between the domains.
+        """A probe of at most `max_tokens` tokens: whole sequences, balanced between domains.
 
-        Which ones is drawn by the seed; those that stay keep their order. A larger
-        `max_tokens` adds to the same draw. A sequence that is too long by itself is cut.
+        The seed decides which sequences are drawn; they keep their order. A larger `max_tokens`
+        adds sequences to the same draw. If no sequence fits whole, one is cut.
 
         Raises:
-            UsageError: less than one token.
+            UsageError: `max_tokens` is less than 1.
         """
         if 0 < self.tokens <= max_tokens:
             return self
@@ -185,8 +189,8 @@ class Probe:
         return replace(Probe.of(drawn, self.name, self.tokenizer), notes=self.notes)
 
 
-def spread(sizes: Iterable[int]) -> dict[str, int]:
-    """Smallest, lower median and largest of some sizes."""
+def summarize_lengths(sizes: Iterable[int]) -> dict[str, int]:
+    """Shortest, lower median and longest of some lengths."""
     found = sorted(sizes)
     return {"shortest": found[0], "median": found[(len(found) - 1) // 2], "longest": found[-1]}
 
@@ -196,20 +200,20 @@ def draw_balanced(
 ) -> list[Sequence | Sample]:
     """Draw whole sequences so that every domain gets as many tokens as the others.
 
-    The domain with the fewest tokens is next; it is done when it has no further sequence or
-    its next one no longer fits. Sequences behind that point are never asked for, so that
-    a large text is not tokenised for nothing. If none fits at all, the first one is cut.
+    The next sequence comes from the domain with the fewest tokens so far. A domain is finished
+    when it has no further sequence or its next one does not fit. Later sequences are not
+    tokenised. If no sequence fits at all, the first one is cut.
 
     Args:
-        documents: the domain of each, and its sequences.
-        max_tokens: at most so many.
-        seed: of the order of documents within a domain.
+        documents: the domain of each document, and its sequences.
+        max_tokens: largest number of tokens.
+        seed: seed of the order of documents within a domain.
 
     Returns:
-        The chosen ones in their first order.
+        The drawn sequences, in the order of `documents`.
 
     Raises:
-        UsageError: less than one token.
+        UsageError: `max_tokens` is less than 1.
     """
     if max_tokens < 1:
         raise UsageError("at least one probe token is needed", found=f"max_tokens {max_tokens}")
@@ -248,7 +252,7 @@ def _in_order(
 
 
 def _digest(sequences: tuple[Sequence | Sample, ...]) -> str:
-    """Hash of ids, labels and domains: the same content has the same hash, whatever its file."""
+    """Hash of ids, labels and domains. It does not depend on the file format."""
     digest = hashlib.sha256()
     for sequence in sequences:
         arrays = [sequence.labels]

@@ -1,4 +1,4 @@
-"""From a probe file, or the bundled one, to the sequences that a model is shown."""
+"""Load a probe: read the file (or the bundled one), tokenise it, check it against the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from moegeo_cli.probes.chat import Encode, open_chat
 from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sample, Sequence, draw_balanced
 from moegeo_cli.probes.forms.tensors import INPUTS
 from moegeo_cli.probes.reading import read_file
-from moegeo_cli.probes.rows import Header, Row, Source, Wanted, printable
+from moegeo_cli.probes.rows import Header, ReadOptions, Row, Source, printable
 from moegeo_cli.probes.tokenizing import (
     BYTE_LEVEL,
     BYTES,
@@ -43,22 +43,25 @@ def load_probe(
 
     Args:
         source: a probe file and the keys of its records; None for the bundled one.
-        vocab_size: of the model; None where it is not known, and then ids go unchecked.
-        tokenizer_dir: the checkpoint, for its tokenizer.
-        max_tokens: at most so many, by whole sequences, balanced between domains.
-        seed: of which ones, where there are more.
-        max_length: the model's context; longer sequences are cut into pieces.
+        vocab_size: vocabulary size of the model; None if unknown, then ids are not checked.
+        tokenizer_dir: the checkpoint folder, for its tokenizer.
+        max_tokens: largest number of tokens; whole sequences, balanced between domains.
+        seed: seed of the draw if the file holds more tokens.
+        max_length: the model's context length; longer sequences are cut into pieces.
         samples: whether the model takes other tensors than token ids.
-        ends: the model's ids that end a document, for files without borders between them.
+        ends: the model's end-of-document ids, for files that hold one long stream of tokens.
+
+    Returns:
+        The sequences or samples that the model is shown.
 
     Raises:
-        ProbeError: not readable, of inputs that the model does not take, made with another
-            tokenizer, ids outside the vocabulary, or no token.
-        UsageError: less than one token asked for.
+        ProbeError: the file cannot be read, holds inputs that the model does not take, was made
+            with another tokenizer, has ids outside the vocabulary, or holds no token.
+        UsageError: `max_tokens` is less than 1.
     """
     source = Source.of(source)
-    wanted = Wanted(source.text_key, source.domain_key, vocab_size, ends, max_length)
-    file = read_file(source.path or BUNDLED, wanted)
+    options = ReadOptions(source.text_key, source.domain_key, vocab_size, ends, max_length)
+    file = read_file(source.path or BUNDLED, options)
     name = "bundled" if source.path is None else printable(source.path.name)
     if file.rows[0].inputs is not None:
         return _load_samples(file.rows, name, max_tokens, seed, taken=samples)
@@ -109,14 +112,14 @@ def _encode(
 def _load_samples(
     rows: tuple[Row, ...], name: str, max_tokens: int | None, seed: int, *, taken: bool
 ) -> Probe:
-    """Samples as they are, or so many of them as fit."""
+    """All samples, or a balanced draw of at most `max_tokens` tokens."""
     if not taken:
         raise ProbeError(
             f"the probe {name} holds other inputs than token ids, which a language model needs",
             found=", ".join(sorted(rows[0].inputs or ()))[:200],
             hint=f"give {INPUTS}; or name your own model with --model",
         )
-    for row in rows:  # how many classes there are is seen when the model is run
+    for row in rows:  # the number of classes is known only once the model runs
         check_vocabulary(None, row.labels, row, name, None)
     found = [Sample(row.inputs or {}, row.positions, row.labels, row.domain) for row in rows]
     if max_tokens is None:
@@ -128,10 +131,11 @@ def _load_samples(
 def check_header(
     header: Header | None, name: str, vocab_size: int | None, tokenizer_dir: Path
 ) -> None:
-    """Refuse ids that another tokenizer made; what names no tokenizer passes.
+    """Refuse a probe whose ids come from another tokenizer. A header without a tokenizer passes.
 
     Raises:
-        ProbeError: another tokenizer, or another vocabulary where the checkpoint has none.
+        ProbeError: another tokenizer; or another vocabulary size if the checkpoint has no
+            tokenizer.
     """
     if header is None or header.tokenizer is None:
         return
@@ -156,10 +160,10 @@ def check_vocabulary(
     ids_N: np.ndarray | None, labels_N: np.ndarray | None, row: Row, name: str,
     vocab_size: int | None,
 ) -> None:  # fmt: skip
-    """Refuse ids and labels that the model has no row for; negative ones whatever its vocabulary.
+    """Refuse ids and labels outside the vocabulary; negative ids even if its size is unknown.
 
     Raises:
-        ProbeError: naming the first one, its line and the vocabulary's size.
+        ProbeError: it names the first such id, its line and the vocabulary size.
     """
     for values_N, kind, free in ((ids_N, "token id", None), (labels_N, "label", IGNORED_LABEL)):
         if values_N is None:

@@ -1,4 +1,7 @@
-"""Conversations in a record: who says what, in the two ways that data sets write it."""
+"""Read the conversation in a record, in the two notations that data sets use.
+
+One has messages with `role` and `content`, the other turns with `from` and `value`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from moegeo_cli.probes.rows import Chat, is_text
 
 CHATS = ("messages", "conversations")
 ASSISTANT = "assistant"
-# Speakers of the form with `from` and `value`, by the role that templates know.
+# The role, as chat templates name it, of each speaker in the notation with `from` and `value`.
 ROLES = {
     "human": "user", "user": "user", "gpt": ASSISTANT, "assistant": ASSISTANT, "model": ASSISTANT,
     "bot": ASSISTANT, "system": "system", "tool": "tool", "observation": "tool",
@@ -20,12 +23,12 @@ ROLES = {
 
 
 def read_chat(value: Any, record: Mapping[str, Any], where: str) -> Chat:
-    """The turns of a record, as chat templates take them.
+    """The messages of a record, as chat templates take them.
 
     Args:
-        value: its list of messages, with `role` and `content`, or `from` and `value`.
-        record: what stands beside them: `tools`, and a `system` text.
-        where: the record, for errors.
+        value: the record's list of messages, with `role` and `content`, or `from` and `value`.
+        record: the whole record; its `tools` and its `system` text are used too.
+        where: the record's place in the file, for errors.
 
     Raises:
         ProbeError: not a conversation of text.
@@ -61,7 +64,7 @@ def _message(given: Mapping[str, Any], where: str) -> dict[str, Any]:
         if kind != "text" or not isinstance(part, str | dict):
             raise ProbeError(
                 f"a message in {where} is not text", found=ascii(part)[:80],
-                hint="a language model's router is shown text alone",
+                hint="only text is supported: remove images and other parts",
             )  # fmt: skip
     return message
 

@@ -1,8 +1,8 @@
-"""Padding, packed sequences and loss masks: one row of a file cut into its sequences.
+"""Cut one row of a probe file into its sequences, by its masks, positions and lengths.
 
-What a row says of its tokens is honoured, or the row is refused by name. A token that is masked
-off reaches no model and no statistic. Sequences that were packed into one row are measured apart,
-so that none attends to another.
+Every mask and length of a row is applied, or the row is refused with an error. Padding tokens are
+removed. Sequences that were packed into one row are replayed one by one, so that none attends to
+another.
 
 Legend: N tokens of a row.
 """
@@ -22,7 +22,7 @@ SEGMENTS = ("segment_ids", "sequence_ids", "document_ids", "doc_ids", "seq_idx")
 LENGTHS = ("seq_lengths", "seq_lens", "seqlens", "sequence_lengths")
 BORDERS = ("cu_seqlens",)
 LOSS_MASKS = ("loss_mask", "completion_mask", "assistant_masks", "assistant_mask", "response_mask")
-# All of these are lists of integers; those of LENGTHS and BORDERS are not one a token.
+# All are lists of integers with one value per token, except LENGTHS and BORDERS.
 FIELDS = (
     "labels", "attention_mask", "position_ids", "token_type_ids", *SEGMENTS, *LENGTHS, *BORDERS,
     *LOSS_MASKS,
@@ -39,46 +39,46 @@ class Piece:
 
 
 def cut_row(ids_N: np.ndarray, fields: Mapping[str, np.ndarray], where: str) -> list[Piece]:
-    """The sequences of a row, without padding; none where all of it is padding.
+    """The sequences of a row, without padding; an empty list if the row is all padding.
 
     Args:
         ids_N: token ids.
-        fields: what the row says of them, by the names in `FIELDS`.
-        where: the row, for errors.
+        fields: the row's masks, labels, positions and lengths, by the names in `FIELDS`.
+        where: the row's place in the file, for errors.
 
     Raises:
-        ProbeError: fields of another length, or that say what is not supported.
+        ProbeError: a field has another length than the ids, or values that are not supported.
     """
     for name, values in fields.items():
         if name not in (*LENGTHS, *BORDERS) and len(values) != len(ids_N):
             raise ProbeError(
                 f"{where} has {name} of another length than its input_ids",
                 found=f"{len(ids_N)} input_ids and {len(values)} {name}",
-                hint="labels stand at their own tokens; -100 for no loss"
+                hint="give one label per token, not shifted; -100 for no loss"
                 if name == "labels"
-                else "each of them is of one token",
+                else "give one value per token",
             )
     if (fields.get("token_type_ids", np.zeros(1)) != 0).any():
-        raise _refused(
-            where, "token_type_ids besides 0", "the replay gives a model token ids alone"
+        raise _unsupported(
+            where, "token_type_ids other than 0", "moegeo calls the model with token ids only"
         )
-    kept_N, numbers_N = _masked(len(ids_N), fields, where)
+    kept_N, numbers_N = _read_mask(len(ids_N), fields, where)
     for name in SEGMENTS:
         if name in fields:
             own_N = fields[name]
             if "attention_mask" not in fields:
                 kept_N &= ~_trailing_zeros(own_N)
             numbers_N = numbers_N + np.cumsum(_changes(own_N))
-            _refuse_return(own_N[kept_N], name, where)
+            _refuse_interleaved(own_N[kept_N], name, where)
     if not kept_N.any():
         return []
     places = np.flatnonzero(kept_N)
     start, end = int(places[0]), int(places[-1]) + 1
     if end - start != len(places):
-        raise _refused(where, "attention_mask with gaps", HINT)
+        raise _unsupported(where, "attention_mask with gaps", HINT)
     starts = _changes(numbers_N[start:end])
-    starts |= _counted(fields, end - start, where)
-    _honour_positions(fields.get("position_ids"), start, end, starts, where, fields)
+    starts |= _starts_by_lengths(fields, end - start, where)
+    _add_position_starts(fields.get("position_ids"), start, end, starts, where, fields)
     labels_N = _labels(ids_N, fields, where)
     borders = [start, *(start + np.flatnonzero(starts)), end]
     return [
@@ -88,16 +88,16 @@ def cut_row(ids_N: np.ndarray, fields: Mapping[str, np.ndarray], where: str) -> 
     ]
 
 
-def _masked(
+def _read_mask(
     length: int, fields: Mapping[str, np.ndarray], where: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which tokens an attention mask keeps, and the number of each one's sequence."""
+    """Which tokens an attention mask keeps, and the number of each token's sequence."""
     mask_N = fields.get("attention_mask")
     if mask_N is None:
         return np.ones(length, bool), np.zeros(length, np.int64)
     if (mask_N < 0).any():
-        raise _refused(where, f"{int(mask_N.min())} in attention_mask", HINT)
-    _refuse_return(mask_N[mask_N > 0], "attention_mask", where)
+        raise _unsupported(where, f"{int(mask_N.min())} in attention_mask", HINT)
+    _refuse_interleaved(mask_N[mask_N > 0], "attention_mask", where)
     return mask_N > 0, np.cumsum(_changes(mask_N))
 
 
@@ -109,7 +109,7 @@ def _changes(values_N: np.ndarray) -> np.ndarray:
 
 
 def _trailing_zeros(values_N: np.ndarray) -> np.ndarray:
-    """True at zeros behind the last other number: padding of numbers that count from 1."""
+    """True at zeros after the last nonzero number: the padding if segments count from 1."""
     others = np.flatnonzero(values_N)
     found = np.zeros(len(values_N), bool)
     if len(others):
@@ -117,14 +117,14 @@ def _trailing_zeros(values_N: np.ndarray) -> np.ndarray:
     return found
 
 
-def _refuse_return(values_N: np.ndarray, name: str, where: str) -> None:
+def _refuse_interleaved(values_N: np.ndarray, name: str, where: str) -> None:
     runs = values_N[np.concatenate([[True], _changes(values_N)[1:]])] if len(values_N) else values_N
     if len(np.unique(runs)) != len(runs):
-        raise _refused(where, f"{name} in which a sequence comes back after another", HINT)
+        raise _unsupported(where, f"{name} with one sequence in several separate parts", HINT)
 
 
-def _counted(fields: Mapping[str, np.ndarray], size: int, where: str) -> np.ndarray:
-    """True where a sequence begins by the lengths of the sequences."""
+def _starts_by_lengths(fields: Mapping[str, np.ndarray], size: int, where: str) -> np.ndarray:
+    """True where a sequence begins, according to the row's sequence lengths."""
     found = np.zeros(size, bool)
     for name in (*LENGTHS, *BORDERS):
         if name not in fields:
@@ -132,22 +132,22 @@ def _counted(fields: Mapping[str, np.ndarray], size: int, where: str) -> np.ndar
         values = fields[name]
         borders = np.concatenate([[0], np.cumsum(values)]) if name in LENGTHS else values
         if borders[0] != 0 or borders[-1] != size or (np.diff(borders) < 1).any():
-            raise _refused(where, f"{name} that do not add up to its {size} tokens", HINT)
+            raise _unsupported(where, f"{name} that do not add up to its {size} tokens", HINT)
         found[borders[1:-1].astype(np.int64)] = True
     return found
 
 
-def _honour_positions(
+def _add_position_starts(
     positions_N: np.ndarray | None, start: int, end: int, starts: np.ndarray, where: str,
     fields: Mapping[str, np.ndarray],
 ) -> None:  # fmt: skip
-    """Add to `starts` where positions begin again; refuse positions that are no count from 0."""
+    """Mark in `starts` where positions restart at 0; refuse positions that do not count up."""
     if positions_N is None:
         return
     own_N = positions_N[start:end]
     again = own_N == 0
     if "attention_mask" not in fields and again[-2:].all() and len(again) > 2:
-        raise _refused(
+        raise _unsupported(
             where, "position_ids that end in several zeros: padding, or sequences of one token",
             "give its attention_mask too",
         )  # fmt: skip
@@ -155,21 +155,23 @@ def _honour_positions(
     starts |= again
     first = np.maximum.accumulate(np.where(starts, np.arange(len(own_N)), 0))
     if (own_N != np.arange(len(own_N)) - first).any():
-        raise _refused(where, "position_ids that do not count on from 0 in each sequence", HINT)
+        raise _unsupported(where, "position_ids that do not count up from 0 in each sequence", HINT)
 
 
 def _labels(ids_N: np.ndarray, fields: Mapping[str, np.ndarray], where: str) -> np.ndarray | None:
-    """The labels, those of tokens that a loss mask leaves out being -100."""
+    """The labels, with -100 at tokens that a loss mask excludes."""
     labels_N = fields.get("labels")
     for name in LOSS_MASKS:
         if name in fields:
             mask_N = fields[name]
             if ((mask_N != 0) & (mask_N != 1)).any():
-                raise _refused(where, f"{name} besides 0 and 1", "1 where a token is predicted")
+                raise _unsupported(
+                    where, f"{name} other than 0 and 1", "give 1 where a token is predicted"
+                )
             given_N = ids_N if labels_N is None else labels_N
             labels_N = np.where(mask_N == 1, given_N.astype(np.int64), IGNORED_LABEL)
     return labels_N
 
 
-def _refused(where: str, found: str, hint: str) -> ProbeError:
-    return ProbeError(f"{where} says of its tokens what is not supported", found=found, hint=hint)
+def _unsupported(where: str, found: str, hint: str) -> ProbeError:
+    return ProbeError(f"{where} has fields that are not supported", found=found, hint=hint)

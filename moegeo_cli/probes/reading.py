@@ -1,4 +1,4 @@
-"""A probe file of any form, read into rows; strict: what is not understood is an error."""
+"""Read a probe file of any form into rows. Anything that is not understood is an error."""
 
 from __future__ import annotations
 
@@ -7,29 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.dataset import spread
+from moegeo_cli.probes.dataset import summarize_lengths
 from moegeo_cli.probes.forms import form_of
-from moegeo_cli.probes.forms.arrow import is_saved
-from moegeo_cli.probes.rows import FORMATS, MAX_DOMAINS, ProbeFile, Row, Wanted, printable
+from moegeo_cli.probes.forms.arrow import is_saved_dataset
+from moegeo_cli.probes.rows import FORMATS, MAX_DOMAINS, ProbeFile, ReadOptions, Row, printable
 
-ANY = Wanted()
+ANY = ReadOptions()
 
 
-def read_file(path: Path, wanted: Wanted = ANY) -> ProbeFile:
-    """Read a probe file by its form; anything unknown is plain text.
+def read_file(path: Path, options: ReadOptions = ANY) -> ProbeFile:
+    """Read a probe file; a file of no known form is read as plain text.
 
     Raises:
-        ProbeError: no such file, too large, not of its form, or without a token.
+        ProbeError: the file does not exist, is too large, is damaged, or holds no token.
     """
     name = printable(path.name)
     try:
         path.stat()
-        if not path.is_file() and not is_saved(path):
+        if not path.is_file() and not is_saved_dataset(path):
             raise _no_file(path, name)
         form = form_of(path)
         if form.read is None:
-            raise ProbeError(f"the probe {name} is not read", found=form.name, hint=form.instead)
-        found = form.read(path, wanted)
+            raise ProbeError(
+                f"the probe {name} has a form that is not supported",
+                found=form.name,
+                hint=form.instead,
+            )
+        found = form.read(path, options)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path itself
         raise ProbeError(
             f"the probe {printable(str(path))} cannot be read",
@@ -41,11 +45,11 @@ def read_file(path: Path, wanted: Wanted = ANY) -> ProbeFile:
     if not found.rows:
         raise ProbeError(f"the probe {name} holds no token", hint=f"give {FORMATS}")
     domains = {row.domain for row in found.rows}
-    if wanted.domain_key is not None and len(domains) > MAX_DOMAINS:
+    if options.domain_key is not None and len(domains) > MAX_DOMAINS:
         raise ProbeError(
-            f"{printable(wanted.domain_key)} in {name} names too many domains",
+            f"{printable(options.domain_key)} in {name} names too many domains",
             found=f"{len(domains):,}, at most {MAX_DOMAINS}",
-            hint="--domain-key names a kind of text, like a language",
+            hint="choose a key with few values, for example the language",
         )
     return found
 
@@ -67,7 +71,7 @@ FOUND_WITHIN = (".parquet", ".jsonl", ".arrow", ".npy")
 
 
 def describe_rows(file: ProbeFile) -> dict[str, Any]:
-    """What is known of a probe file without a model: ids in tokens, text in bytes."""
+    """Facts about a probe file that need no model. Sizes are in tokens for ids, bytes for text."""
     sizes = [_size(row) for row in file.rows]
     text = [row.text is not None or row.chat is not None for row in file.rows]
     unit = "bytes" if all(text) else "size" if any(text) else "tokens"
@@ -76,7 +80,7 @@ def describe_rows(file: ProbeFile) -> dict[str, Any]:
         "sha256": file.sha256,
         "sequences": len(file.rows),
         unit: sum(sizes),
-        "lengths": spread(sizes),
+        "lengths": summarize_lengths(sizes),
         "domains": dict(sorted(domains.items())),
         "tokenizer": file.header.tokenizer if file.header else None,
     }

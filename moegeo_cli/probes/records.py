@@ -1,4 +1,4 @@
-"""A record of a probe file (an object of JSON, a row of a table) turned into sequences."""
+"""Turn one record of a probe file (a JSON object, a row of a table) into sequences."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ import numpy as np
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.messages import CHATS, read_chat
 from moegeo_cli.probes.packing import FIELDS, cut_row
-from moegeo_cli.probes.rows import MAX_DOMAIN, Row, Wanted, is_domain, is_text, printable
+from moegeo_cli.probes.rows import MAX_DOMAIN, ReadOptions, Row, is_domain, is_text, printable
 
 CONTENTS = ("input_ids", "text", *CHATS)
 
 
-def rows_of(data: Any, number: int, where: str, wanted: Wanted) -> Iterator[Row]:
-    """The sequences of a record: one, or as many as are packed in it.
+def rows_of(data: Any, number: int, where: str, options: ReadOptions) -> Iterator[Row]:
+    """The sequences of a record: one, or several that were packed into it.
 
     Args:
         data: the record, as a mapping.
         number: its line or row, from 1.
-        where: the same in words.
-        wanted: the keys to read.
+        where: its place in the file in words, for errors.
+        options: the keys to read.
 
     Raises:
-        ProbeError: a record that is not understood.
+        ProbeError: the record is not understood.
     """
     if not isinstance(data, dict):
         raise ProbeError(
-            f"{where} is no record", found="no object", hint="an object with input_ids or text"
+            f"{where} is not a record",
+            found="no object",
+            hint="give an object with input_ids or text",
         )
-    key = _content_key(data, where, wanted.text_key)
+    key = _content_key(data, where, options.text_key)
     content = data[key] if key in data else _lookup(data, key)
-    domain = _domain(data, where, wanted.domain_key)
+    domain = _domain(data, where, options.domain_key)
     fields = {name: data[name] for name in FIELDS if data.get(name) is not None}
     if key == "text" or (isinstance(content, str) and key not in CONTENTS):
         _refuse_fields(fields, data, where, "text")
@@ -72,7 +74,7 @@ def _content_key(data: Mapping[str, Any], where: str, text_key: str | None) -> s
 
 
 def _lookup(data: Mapping[str, Any], key: str) -> Any:
-    """What stands under a key like meta.language; None where nothing does."""
+    """The value under a dotted key like meta.language; None if there is none."""
     found: Any = data
     for part in key.split("."):
         found = found.get(part) if isinstance(found, dict) else None
@@ -100,11 +102,13 @@ def _domain(data: Mapping[str, Any], where: str, key: str | None) -> str | None:
 def _refuse_fields(
     fields: Mapping[str, Any], data: Mapping[str, Any], where: str, kind: str
 ) -> None:
-    """Masks and labels of tokens have no meaning where the tokens are not given."""
+    """Refuse masks and labels of tokens in a record without token ids."""
     of_tokens = [name for name, value in fields.items() if isinstance(value, list | np.ndarray)]
     if of_tokens and "input_ids" not in data:
         raise ProbeError(
-            f"{where} has {of_tokens[0]} for a {kind}", hint=f"give input_ids with {of_tokens[0]}"
+            f"{where} has {of_tokens[0]}, but no input_ids",
+            found=f"a {kind}",
+            hint=f"give input_ids with {of_tokens[0]}",
         )
 
 
@@ -118,10 +122,10 @@ def _text(text: Any, where: str, key: str) -> str:
 
 
 def integers(values: Any, name: str, where: str) -> np.ndarray:
-    """Integers of a record as an array: a list, or an array of a table as it is.
+    """The integers of a record as an array; a list becomes int64, an array keeps its type.
 
     Raises:
-        ProbeError: none, or other values.
+        ProbeError: there are no values, or values that are not integers.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind == "b":
         values = values.astype(np.int64)

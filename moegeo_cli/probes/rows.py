@@ -1,4 +1,4 @@
-"""A sequence as a probe file has it, before any tokenizer, and what a file is read for."""
+"""Rows of a probe file before tokenising, and the options with which a file is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moegeo_cli.errors import ProbeError, UsageError
 MAX_DOMAIN = 80
 MAX_DOMAINS = 200
 MAX_BYTES = 256 * 2**20
-READ_BYTES = 64 * 2**20  # what is taken of a table or a token file, evenly spread over it
+READ_BYTES = 64 * 2**20  # of a larger table or token file, this much is read in evenly spaced parts
 FORMATS = "a file of text, token ids or chats (docs/reference/probe-files.md lists the forms)"
 HEADER_KEY = "moegeo.probe"
 HEADER_VERSION = 1
@@ -24,10 +24,10 @@ HEADER_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Which file a probe is read from, and under which keys of a record.
+    """Which file a probe is read from, and which keys of its records are used.
 
-    `path` None is the bundled probe. `text_key` names text, token ids or messages; None for the
-    usual names. `domain_key` names the domain; None for "domain".
+    `path` None is the bundled probe. `text_key` is the key of text, token ids or messages; None
+    for the usual keys. `domain_key` is the key of the domain; None for "domain".
     """
 
     path: Path | None = None
@@ -37,29 +37,29 @@ class Source:
     def __post_init__(self) -> None:
         if self.path is None and (self.text_key or self.domain_key):
             raise UsageError(
-                "--text-key and --domain-key are of a probe file, and none is given",
+                "--text-key and --domain-key need a probe file, and none is given",
                 found=self.text_key or self.domain_key,
                 hint="name the file: --probe FILE",
             )
 
     @classmethod
     def of(cls, given: Source | Path | str | None) -> Source:
-        """A source as such, or a path alone."""
+        """A source from a path; a source is returned unchanged."""
         return given if isinstance(given, Source) else cls(None if given is None else Path(given))
 
     @classmethod
-    def chosen(cls, options: Mapping[str, Any]) -> Source:
-        """The one that a command's options name."""
+    def from_options(cls, options: Mapping[str, Any]) -> Source:
+        """The source that a command's options name."""
         probe = options["probe"]
         path = None if probe is None else Path(probe)
         return cls(path, options["text_key"], options["domain_key"])
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a form needs to know of the model and of the user's keys to read a file.
+class ReadOptions:
+    """How a probe file is read: the user's keys, and facts about the model.
 
-    `ends` are the ids that end a document; `length` is the model's context, None for any.
+    `ends` are the ids that end a document; `length` is the model's context length, None for any.
     """
 
     text_key: str | None = None
@@ -71,13 +71,13 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """Turns of a conversation, and the tools that its template is told of."""
+    """Messages of a conversation, and the tools that are passed to the chat template."""
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Any, ...] | None = None
 
     def render(self) -> str:
-        """The same as JSON, in one way."""
+        """The conversation as JSON; equal conversations give equal text."""
         known = {"messages": list(self.messages)}
         if self.tools is not None:
             known["tools"] = list(self.tools)
@@ -86,10 +86,10 @@ class Chat:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One of ids, text, a chat, and the inputs of a model that takes something else.
+    """One row: either token ids, text, a chat, or the input tensors of another kind of model.
 
-    `line` counts from 1; of a table it is the row. `positions` goes with `inputs`. Ids keep the
-    type of their file.
+    `line` is the line of the file or the row of the table, from 1. `positions` goes with `inputs`.
+    Ids keep the integer type of their file.
     """
 
     line: int
@@ -104,10 +104,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What `moegeo probe build` writes first.
+    """The first line of a file that `moegeo probe build` wrote.
 
-    `tokenizer` is "bytes", a tokenizer's hash, or None where the rows are text; `sha256` is
-    of the lines that follow.
+    `tokenizer` is "bytes", a tokenizer's hash, or None if the rows are text; `sha256` is the hash
+    of the lines after it.
     """
 
     tokenizer: str | None = None
@@ -123,7 +123,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class ProbeFile:
-    """A file's rows, a hash of its content, the header if any, and what a report must say of it."""
+    """The rows of a file, a hash of its content, its header if any, and notes for the report."""
 
     rows: tuple[Row, ...]
     sha256: str
@@ -132,7 +132,7 @@ class ProbeFile:
 
 
 def hash_rows(rows: Iterable[Row]) -> str:
-    """The hash of rows out of a file that is not read whole."""
+    """Hash of the rows that were read, for files that are not read whole."""
     found = hashlib.sha256()
     for row in rows:
         found.update(f"{row.domain!r}\0".encode())
@@ -145,15 +145,15 @@ def hash_rows(rows: Iterable[Row]) -> str:
     return found.hexdigest()
 
 
-def spread_over(count: int, wanted: int) -> list[int]:
-    """At most so many of the numbers below `count`, evenly spread, the first one among them."""
-    if count <= wanted:
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers 0 … count − 1, evenly spaced, starting with 0."""
+    if count <= most:
         return list(range(count))
-    return [place * count // wanted for place in range(wanted)]
+    return [place * count // most for place in range(most)]
 
 
 def is_text(text: str) -> bool:
-    """Whether a string can be written as UTF-8, which half of a surrogate pair cannot."""
+    """Whether a string can be written as UTF-8; a lone surrogate cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -162,18 +162,18 @@ def is_text(text: str) -> bool:
 
 
 def is_domain(name: Any) -> bool:
-    """Whether this is a short printable name."""
+    """Whether a value can name a domain: a printable string of 1 to `MAX_DOMAIN` characters."""
     return isinstance(name, str) and 0 < len(name) <= MAX_DOMAIN and name.isprintable()
 
 
 def printable(text: str) -> str:
-    """A foreign string in one line, its control characters escaped."""
+    """Text from a file as one printable line, with control characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def lacking(library: str, name: str, what: str) -> ProbeError:
-    """The refusal where an optional library is absent."""
+def missing_library(library: str, name: str, what: str) -> ProbeError:
+    """The error for a file that needs an optional library which is not installed."""
     return ProbeError(
-        f"{name} is {what}, which is read with {library}, and {library} is not installed",
+        f"{name} is {what}; reading it needs {library}, which is not installed",
         hint="pip install 'moegeo[probes]'",
     )

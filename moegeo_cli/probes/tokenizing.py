@@ -1,4 +1,7 @@
-"""Text into token ids, with the checkpoint's own tokenizer or as bytes; nothing is executed."""
+"""Turn text into token ids, with the checkpoint's own tokenizer or as bytes.
+
+No code of the checkpoint is executed.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from moegeo_cli.errors import ProbeError
 BYTES = 256
 BYTE_LEVEL = "bytes"
 FAST = "tokenizer.json"
-# What tokenizers without a tokenizer.json consist of.
+# Files of tokenizers that have no tokenizer.json.
 OTHERS = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt", "vocab.txt")
 MAX_TOKENIZER_BYTES = 512 * 2**20
 
@@ -29,7 +32,11 @@ class Tokenizer:
 
 
 def find_tokenizer(folder: Path) -> Path | None:
-    """The folder in which the checkpoint's tokenizer is: its own, or the run's above it."""
+    """The folder with the checkpoint's tokenizer: the checkpoint itself or the run above it.
+
+    Returns:
+        None if neither has one.
+    """
     for place in (folder, folder.absolute().parent):
         if any((place / name).is_file() for name in (FAST, *OTHERS)):
             return place
@@ -37,10 +44,10 @@ def find_tokenizer(folder: Path) -> Path | None:
 
 
 def tokenizer_sha256(folder: Path) -> str | None:
-    """The hash of a checkpoint's tokenizer, None where it has none.
+    """The hash of a checkpoint's tokenizer; None if it has none.
 
-    Padding and truncation, which a training script may leave in tokenizer.json, do not
-    count, nor does how that file is laid out.
+    The hash ignores padding and truncation, which a training script may leave in tokenizer.json,
+    and the file's whitespace and order of keys.
 
     Raises:
         ProbeError: a damaged tokenizer.json.
@@ -58,11 +65,11 @@ def tokenizer_sha256(folder: Path) -> str | None:
 
 
 def open_tokenizer(folder: Path, vocab_size: int | None) -> Tokenizer:
-    """The tokenizer of a checkpoint; bytes where its vocabulary is bytes.
+    """The tokenizer of a checkpoint; bytes if it has none and the vocabulary has 256 ids.
 
     Args:
-        folder: the checkpoint; the tokenizer may also lie in the run above it.
-        vocab_size: of the model.
+        folder: the checkpoint; the tokenizer may also be in the run folder above it.
+        vocab_size: vocabulary size of the model; None if unknown.
 
     Raises:
         ProbeError: neither a tokenizer nor a vocabulary of bytes, or a damaged tokenizer.
@@ -125,7 +132,7 @@ def _open(folder: Path) -> Callable[[str], np.ndarray]:
 
     try:
         slow = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever a damaged file makes it raise
+    except Exception as error:  # a damaged file may raise anything
         raise _damaged("tokenizer", error) from error
     return lambda text: np.array(_attempt(lambda: slow(text)["input_ids"]), dtype=np.int64)
 

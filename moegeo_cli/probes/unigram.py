@@ -1,4 +1,4 @@
-"""The loss of the best guess that knows how often each label occurs, and nothing of its context.
+"""Unigram loss: the loss of a model that knows label frequencies and ignores the context.
 
 Legend: N labels.
 """
@@ -15,8 +15,8 @@ from moegeo_cli.probes.dataset import IGNORED_LABEL, Probe, Sample, Sequence
 def unigram_losses(probe: Probe) -> tuple[float | None, dict[str, float]]:
     """The unigram loss of a probe and of each of its domains, in nats per loss token.
 
-    It is the entropy of the labels' frequencies with Miller and Madow's correction for few
-    labels, (distinct - 1) / 2N. A trained model lies under it on text that it models.
+    It is the entropy of the label frequencies with the Miller-Madow correction for few labels,
+    (distinct - 1) / 2N. A trained model has a lower loss on text that it models.
 
     Source: Miller (1955), "Note on the bias of information estimates".
 
@@ -24,7 +24,7 @@ def unigram_losses(probe: Probe) -> tuple[float | None, dict[str, float]]:
         probe: the probe.
 
     Returns:
-        Of the whole probe, None where it has no label; and by domain.
+        The unigram loss of the whole probe (None if it has no label), and of each domain.
     """
     by_domain: dict[str, list[np.ndarray]] = {}
     labels = []
@@ -38,7 +38,7 @@ def unigram_losses(probe: Probe) -> tuple[float | None, dict[str, float]]:
 
 
 def _labels(sequence: Sequence | Sample) -> np.ndarray:
-    """The labels that a loss is taken of."""
+    """The labels that count towards the loss."""
     if isinstance(sequence, Sample):
         labels = sequence.labels
         given = np.zeros(0, np.int64) if labels is None else np.asarray(labels).reshape(-1)

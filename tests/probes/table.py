@@ -14,7 +14,7 @@ HEAD = "| form | recognised by | what is read | instead |\n|---|---|---|---|\n"
 def table() -> str:
     """The table as it stands in the page."""
     return HEAD + "".join(
-        f"| {form.name} | {form.told} | {form.holds or 'refused'} | {form.instead} |\n"
+        f"| {form.name} | {form.recognised_by} | {form.holds or 'refused'} | {form.instead} |\n"
         for form in FORMS
     )
 

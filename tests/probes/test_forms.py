@@ -20,7 +20,7 @@ from moegeo_cli.probes.forms import FORMS, arrow, streams
 from moegeo_cli.probes.forms import parquet as parquet_form
 from moegeo_cli.probes.packing import cut_row
 from moegeo_cli.probes.reading import read_file
-from moegeo_cli.probes.rows import Wanted
+from moegeo_cli.probes.rows import ReadOptions
 from tests.probes.conftest import save_tokenizer
 from tests.probes.table import END as TABLE_END
 from tests.probes.table import PAGE, START, table
@@ -45,7 +45,7 @@ def test_every_form_that_is_read_is_written_here(tmp_path: Path) -> None:
     for place, (name, write) in enumerate(SAME.values()):
         (folder := tmp_path / str(place)).mkdir()
         path = write(sequences(), folder / name)
-        written.add(next(f.name for f in FORMS if f.fits(path)))
+        written.add(next(f.name for f in FORMS if f.matches(path)))
     others = {"CSV, TSV", "plain text, UTF-8"}  # these hold no ids; their own tests are elsewhere
     assert {form.name for form in FORMS if form.read} == written | others
 
@@ -57,7 +57,7 @@ def test_the_page_holds_the_table() -> None:
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f.read is None], ids=lambda f: f.name)
 def test_a_form_that_is_not_read_says_what_to_do(form: Any, tmp_path: Path, load: Load) -> None:
-    names = [word.strip("`") for word in form.told.split(", ") if word.startswith("`.")]
+    names = [word.strip("`") for word in form.recognised_by.split(", ") if word.startswith("`.")]
     path = tmp_path / f"a{names[0] if names else '.txt'}"
     path.write_bytes("some words".encode("utf-16"))
     with pytest.raises(ProbeError) as caught:
@@ -149,7 +149,7 @@ def test_a_template_gets_tools_and_a_system_text(bare: Path, tmp_path: Path, loa
         (TEMPLATE, [{"role": "user", "content": "\ud800"}], "Unicode"),
         ("{{ raise_exception('roles') }}", [{"role": "user", "content": "a"}], "roles"),
         ("{{ ''.__class__.__mro__ }}", [{"role": "user", "content": "a"}], "template"),
-        ("{{ messages | length }}", [{"role": "assistant", "content": "a"}] * 2, "otherwise"),
+        ("{{ messages | length }}", [{"role": "assistant", "content": "a"}] * 2, "differently"),
     ],
 )
 def test_a_chat_that_cannot_be_shown_is_refused(
@@ -190,17 +190,17 @@ def test_a_row_is_cut_as_its_fields_say(fields: dict[str, list[int]], cut: list[
     [
         ({"attention_mask": [1, 0, 1, 1, 1, 1]}, "gaps"),
         ({"attention_mask": [1, -1, 1, 1, 1, 1]}, "-1 in attention_mask"),
-        ({"attention_mask": [1, 2, 1, 1, 1, 1]}, "comes back"),
+        ({"attention_mask": [1, 2, 1, 1, 1, 1]}, "separate parts"),
         ({"attention_mask": [1, 1]}, "another length"),
-        ({"segment_ids": [1, 2, 1, 1, 1, 1]}, "comes back"),
-        ({"position_ids": [1, 2, 3, 4, 5, 6]}, "count on from 0"),
-        ({"position_ids": [0, 2, 4, 6, 8, 10]}, "count on from 0"),
+        ({"segment_ids": [1, 2, 1, 1, 1, 1]}, "separate parts"),
+        ({"position_ids": [1, 2, 3, 4, 5, 6]}, "count up from 0"),
+        ({"position_ids": [0, 2, 4, 6, 8, 10]}, "count up from 0"),
         ({"position_ids": [0, 1, 2, 3, 0, 0]}, "several zeros"),
-        ({"position_ids": [0, 1, 2, 3, 4, 5], "segment_ids": [0, 0, 0, 1, 1, 1]}, "count on"),
+        ({"position_ids": [0, 1, 2, 3, 4, 5], "segment_ids": [0, 0, 0, 1, 1, 1]}, "count up"),
         ({"seq_lengths": [3, 4]}, "add up"),
         ({"cu_seqlens": [0, 4]}, "add up"),
         ({"cu_seqlens": [0, 6, 4, 6]}, "add up"),
-        ({"loss_mask": [0, 1, 2, 1, 1, 1]}, "besides 0 and 1"),
+        ({"loss_mask": [0, 1, 2, 1, 1, 1]}, "other than 0 and 1"),
         ({"token_type_ids": [0, 0, 0, 1, 1, 1]}, "token_type_ids"),
     ],
 )
@@ -221,7 +221,7 @@ def test_masks_reach_the_labels(tmp_path: Path, load: Load) -> None:
     assert isinstance(found, Sequence)
     assert found.labels is not None
     assert found.labels.tolist() == [-100, -100, 3, 4, -100]
-    with pytest.raises(ProbeError, match="attention_mask for a text"):
+    with pytest.raises(ProbeError, match="attention_mask, but no input_ids"):
         load(lines(tmp_path / "a.jsonl", [{"text": "ab", "attention_mask": [1, 1]}]))
 
 
@@ -251,7 +251,7 @@ def test_keys_are_named_by_the_user(tmp_path: Path, bare: Path) -> None:
         Source(None, "content")
     many = lines(tmp_path / "many.jsonl", [{"text": "a", "url": str(n)} for n in range(300)])
     with pytest.raises(ProbeError, match="too many domains"):
-        read_file(many, Wanted(domain_key="url"))
+        read_file(many, ReadOptions(domain_key="url"))
 
 
 def test_tables_of_text(tmp_path: Path, load: Load) -> None:

@@ -72,7 +72,7 @@ def analyze(
     if max_tokens is None and beside is not None:  # paired: both need the same draw
         max_tokens = max(default_tokens(run, models) for run in (folder, beside))
     shared: dict[str, Any] = {
-        "models": models, "settings": settings, "probe": Source.chosen(options),
+        "models": models, "settings": settings, "probe": Source.from_options(options),
         "max_tokens": max_tokens, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     other: RunRecord | None = None

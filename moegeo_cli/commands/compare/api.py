@@ -65,7 +65,7 @@ def compare(
     if max_tokens is None:  # paired: both need the same draw, of any probe
         max_tokens = max(default_tokens(run, models) for run in runs)
     how: dict[str, Any] = {
-        "models": models, "settings": settings, "probe": Source.chosen(options),
+        "models": models, "settings": settings, "probe": Source.from_options(options),
         "max_tokens": max_tokens, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     baseline = options["baseline"]

@@ -52,7 +52,7 @@ def experts(
     folder = models.open(path)
     bring(folder)
     architecture = models.describe(folder.newest)
-    loaded = open_probe(folder, Source.chosen(options), options["max_tokens"], models)
+    loaded = open_probe(folder, Source.from_options(options), options["max_tokens"], models)
     models.check(folder.newest, architecture)
     found = folder.newest.fingerprint(options["verify_fingerprint"])
     record = measure_experts(folder.newest, architecture, loaded, settings, models,

@@ -50,7 +50,7 @@ def invariance(
             hint="use --fisher empirical or categorical",
         )
     tokens = options["max_tokens"] or MINIMUM_TOKENS
-    loaded = open_probe(folder, Source.chosen(options), tokens, models)
+    loaded = open_probe(folder, Source.from_options(options), tokens, models)
     settings = settings_of(Settings, {**options, "dtype": "float32"})
     models.check(folder.newest, architecture)
     return InvarianceRecord(

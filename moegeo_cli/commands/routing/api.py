@@ -62,11 +62,14 @@ def routing(
     bring(*(run for run in (folder, beside) if run is not None))
     if beside is not None and max_tokens is None and captures is None:
         max_tokens = max(default_tokens(run, models) for run in (folder, beside))
-    loaded = open_probe(folder, Source.chosen(options), max_tokens, models)
+    loaded = open_probe(folder, Source.from_options(options), max_tokens, models)
     chosen = choose_checkpoints(folder, options["steps"], options["latest"] or beside is not None)
     second = None
     if beside is not None:
-        second = (beside.newest, open_probe(beside, Source.chosen(options), max_tokens, models))
+        second = (
+            beside.newest,
+            open_probe(beside, Source.from_options(options), max_tokens, models),
+        )
     record = measure_routing_of(chosen, models, loaded, settings, second, progress)
     store = open_store(folder, options["cache"], options["cache_dir"], models)
     keep_lens(store, "routing", dataclasses.replace(record, other=None), models)

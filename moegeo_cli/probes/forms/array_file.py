@@ -1,4 +1,7 @@
-"""NumPy's .npy: a table of token ids, one sequence a row, or a stream of them; mapped."""
+"""Read NumPy's .npy: a table of token ids (one sequence per row) or a stream of token ids.
+
+The file is memory-mapped.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +15,23 @@ from moegeo_cli.probes.forms.streams import rows_of_stream
 from moegeo_cli.probes.rows import (
     READ_BYTES,
     ProbeFile,
+    ReadOptions,
     Row,
-    Wanted,
+    evenly_spaced,
     hash_rows,
     printable,
-    spread_over,
 )
 
 MAGIC = b"\x93NUMPY"
 PART = "{name}: {read:,} of its {total:,} rows are read, evenly spread"
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The sequences of an array; a .npy without NumPy's own head is a raw token file (OLMo's)."""
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The sequences of an array. A .npy without NumPy's header is a raw token file (as OLMo's)."""
     name = printable(path.name)
     with path.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            return token_file.read(path, wanted)
+            return token_file.read(path, options)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError) as error:
@@ -36,14 +39,14 @@ def read(path: Path, wanted: Wanted) -> ProbeFile:
                          hint="write it with numpy.save") from error  # fmt: skip
     if array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         raise ProbeError(
-            f"{name} is no table and no stream of token ids",
+            f"{name} is neither a table nor a stream of token ids",
             found=f"{array.dtype} {array.shape}",
-            hint="integers, one or two axes: tokens, or sequences and tokens",
+            hint="give integers of shape (tokens,) or (sequences, tokens)",
         )
     if array.ndim == 1:
-        return rows_of_stream(array, wanted, name)
+        return rows_of_stream(array, options, name)
     count = max(1, len(array) * READ_BYTES // max(array.nbytes, READ_BYTES))
-    rows = [Row(p + 1, input_ids=array[p]) for p in spread_over(len(array), count)
+    rows = [Row(p + 1, input_ids=array[p]) for p in evenly_spaced(len(array), count)
             if array.shape[1]]  # fmt: skip
     part = (PART.format(name=name, read=len(rows), total=len(array)),)
     return ProbeFile(tuple(rows), hash_rows(rows), None, part if count < len(array) else ())

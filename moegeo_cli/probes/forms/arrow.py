@@ -1,6 +1,6 @@
-"""Arrow: a file or a stream of record batches, and the folders that `datasets` saves and caches.
+"""Read Arrow files and streams, and the folders that `datasets` saves and caches.
 
-The file is mapped into memory; a batch that is not taken is not read.
+The file is memory-mapped; only the chosen batches are read.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.forms.tables import arrow_of, columns_wanted, read_records, records_of
-from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, Wanted, printable, spread_over
+from moegeo_cli.probes.forms.tables import choose_columns, import_arrow, read_records, records_of
+from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, ReadOptions, evenly_spaced, printable
 
 STATE, SPLITS, CACHED = "state.json", "dataset_dict.json", "dataset_info.json"
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 PART = "{name}: {read} of its {total} batches are read, evenly spread"
 
 
-def is_saved(path: Path) -> bool:
-    """Whether this is a folder that `save_to_disk` wrote, or one of the cache of `datasets`."""
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`, or belongs to the cache of `datasets`."""
     if not path.is_dir():
         return False
     if (path / STATE).is_file() or (path / SPLITS).is_file():
@@ -30,32 +30,32 @@ def is_saved(path: Path) -> bool:
 
 
 def _cached(folder: Path) -> dict[str, list[Path]]:
-    """The splits of a folder of the cache, each with its files in order."""
+    """The splits of a cache folder, each with its files in order."""
     found: dict[str, list[Path]] = {}
     for file in sorted(folder.glob("*.arrow")):
-        if not file.name.startswith(("cache-", "tmp")):  # what map() and filter() kept
+        if not file.name.startswith(("cache-", "tmp")):  # written by map() and filter()
             found.setdefault(_SHARD.sub("", file.stem), []).append(file)
     return found
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The rows of a table of Arrow, or of all files of a saved data set."""
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The rows of an Arrow table, or of all files of a saved data set."""
     name = printable(path.name)
-    arrow = arrow_of(path, "a table of Arrow")
+    arrow = import_arrow(path, "an Arrow table")
     files = _files(path, name) if path.is_dir() else [path]
     try:
         batches = [batch for file in files for batch in _open(arrow, file)]
         if not batches:
             return ProbeFile((), "")
-        columns = columns_wanted(batches[0].schema.names, wanted, name)
+        columns = choose_columns(batches[0].schema.names, options, name)
         sizes = [batch.select(columns).nbytes for batch in batches]
         count = len(batches)
         if sum(sizes) > READ_BYTES:
             count = max(1, len(batches) * READ_BYTES // sum(sizes))
-        chosen = spread_over(len(batches), count)
+        chosen = evenly_spaced(len(batches), count)
         part = [PART.format(name=name, read=count, total=len(batches))]
         return read_records(
-            records_of(_numbered(batches, chosen, columns)), name, wanted,
+            records_of(_numbered(batches, chosen, columns)), name, options,
             part if count < len(batches) else (),
         )  # fmt: skip
     except (arrow.ArrowException, KeyError) as error:
@@ -82,7 +82,7 @@ def _files(folder: Path, name: str) -> list[Path]:
                          hint="save it again with save_to_disk") from error  # fmt: skip
     if state.get("_indices_data_files"):
         raise ProbeError(
-            f"the probe {name} is a selection of rows that lie elsewhere", found=STATE,
+            f"the probe {name} is a selection of rows that are stored elsewhere", found=STATE,
             hint="dataset.flatten_indices().save_to_disk(…) writes the rows themselves",
         )  # fmt: skip
     return files

@@ -1,4 +1,4 @@
-"""One JSON array of records; a `.json` that is none is read as JSON Lines."""
+"""Read a JSON array of records; a `.json` file that is not an array is read as JSON Lines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.forms.json_lines import read_lines
 from moegeo_cli.probes.forms.opening import open_bytes
 from moegeo_cli.probes.records import rows_of
-from moegeo_cli.probes.rows import FORMATS, ProbeFile, Row, Wanted, printable
+from moegeo_cli.probes.rows import FORMATS, ProbeFile, ReadOptions, Row, printable
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The rows of an array, or of lines where the file holds none."""
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The rows of a JSON array, or of JSON Lines if the file does not begin with `[`."""
     name = printable(path.name)
     with open_bytes(path) as file:
         start = file.read(4096)
         file.seek(0)
         if start.lstrip()[:1] != b"[":
-            return read_lines(file, name, wanted)
+            return read_lines(file, name, options)
         data = file.read()
     try:
         records = json.loads(data)
@@ -30,5 +30,5 @@ def read(path: Path, wanted: Wanted) -> ProbeFile:
         ) from error
     rows: list[Row] = []
     for number, record in enumerate(records, 1):
-        rows += rows_of(record, number, f"entry {number} of {name}", wanted)
+        rows += rows_of(record, number, f"entry {number} of {name}", options)
     return ProbeFile(tuple(rows), hashlib.sha256(data).hexdigest())

@@ -1,4 +1,4 @@
-"""JSON Lines: a record a line, and moegeo's own header before them."""
+"""Read JSON Lines: one record per line, after an optional header of moegeo's own."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from moegeo_cli.probes.rows import (
     HEADER_VERSION,
     Header,
     ProbeFile,
+    ReadOptions,
     Row,
-    Wanted,
     printable,
 )
 
-MAX_LINE_BYTES = 16 * 2**20  # of JSON, which takes up to forty times as much memory
+MAX_LINE_BYTES = 16 * 2**20  # parsed JSON takes up to forty times as much memory
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The rows of a file of lines; strict: a line that is not understood is an error."""
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The rows of a file; a line that is not understood is an error."""
     with open_bytes(path) as file:
-        return read_lines(file, printable(path.name), wanted)
+        return read_lines(file, printable(path.name), options)
 
 
-def read_lines(file: IO[bytes], name: str, wanted: Wanted) -> ProbeFile:
-    """The same of an open file."""
+def read_lines(file: IO[bytes], name: str, options: ReadOptions) -> ProbeFile:
+    """The rows of an open file; `name` is used in errors."""
     rows: list[Row] = []
     header: Header | None = None
     content = hashlib.sha256()
@@ -48,11 +48,11 @@ def read_lines(file: IO[bytes], name: str, wanted: Wanted) -> ProbeFile:
             continue
         content.update(line.rstrip(b"\r\n") + b"\n")
         if line.strip():
-            rows += rows_of(data, number, where, wanted)
+            rows += rows_of(data, number, where, options)
     if header is not None and header.sha256 not in (None, content.hexdigest()):
         raise ProbeError(
-            f"the probe {name} is not as it was built: its lines were cut or changed",
-            found=f"{content.hexdigest()[:12]} instead of {str(header.sha256)[:12]}",
+            f"the probe {name} was changed or cut after it was built",
+            found=f"hash {content.hexdigest()[:12]} instead of {str(header.sha256)[:12]}",
             hint='copy it again, or remove "sha256" from its first line if the change is meant',
         )
     return ProbeFile(tuple(rows), content.hexdigest(), header)

@@ -1,4 +1,4 @@
-"""Megatron's indexed data sets: tokens in a .bin, and in the .idx where each document lies."""
+"""Read Megatron's indexed data sets: tokens in a .bin, the places of documents in its .idx."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.rows import (
     READ_BYTES,
     ProbeFile,
+    ReadOptions,
     Row,
-    Wanted,
+    evenly_spaced,
     hash_rows,
     printable,
-    spread_over,
 )
 
 MAGIC = b"MMIDIDX\x00\x00"
-HEAD = struct.Struct(
-    "<QBQQ"
-)  # version, type of token, sequences, documents with the end of the last
+# Version, token type, number of sequences, number of document borders (documents + 1).
+HEAD = struct.Struct("<QBQQ")
 KINDS = {1: "<u1", 2: "<i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
 MAX_DOCUMENTS = 65_536
 PART = "{name}: {read:,} of its {total:,} documents are read, evenly spread"
 
 
 def is_indexed(path: Path) -> bool:
-    """Whether an index of Megatron's lies beside this file, or is it."""
+    """Whether a path is a Megatron index, or has one beside it."""
     try:
         with path.with_suffix(".idx").open("rb") as file:
             return file.read(len(MAGIC)) == MAGIC
@@ -36,8 +35,8 @@ def is_indexed(path: Path) -> bool:
         return False
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The documents of a data set; one of several sequences is their tokens in a row."""
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The documents of a data set; the sequences of a document are joined."""
     name = printable(path.name)
     index = np.memmap(path.with_suffix(".idx"), dtype=np.uint8, mode="r")
     start = len(MAGIC) + HEAD.size
@@ -58,7 +57,7 @@ def read(path: Path, wanted: Wanted) -> ProbeFile:
         raise _damaged(name, str(error)) from error
     wanted_documents = min(MAX_DOCUMENTS, max(1, count * READ_BYTES // max(len(raw), READ_BYTES)))
     rows = []
-    for place in spread_over(count, wanted_documents):
+    for place in evenly_spaced(count, wanted_documents):
         first, last = int(borders[place]), int(borders[place + 1]) - 1
         if not 0 <= first <= last + 1 <= sequences:
             raise _damaged(name, f"document {place + 1:,}")
@@ -77,6 +76,6 @@ def read(path: Path, wanted: Wanted) -> ProbeFile:
 
 def _damaged(name: str, found: str) -> ProbeError:
     return ProbeError(
-        f"{name} and its .idx are not of one data set of Megatron's", found=found,
+        f"{name} and its .idx are not of one data set that Megatron wrote", found=found,
         hint="copy both files again, the .bin and the .idx",
     )  # fmt: skip

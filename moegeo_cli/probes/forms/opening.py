@@ -1,4 +1,4 @@
-"""A text file's bytes, decompressed where its name says so, and never more than a bound of them."""
+"""Open a text file as bytes, decompressed by its suffix, up to a maximum size."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.rows import MAX_BYTES, lacking, printable
+from moegeo_cli.probes.rows import MAX_BYTES, missing_library, printable
 
 
 def _open_zst(path: Path) -> Any:
-    """Zstandard: with Python itself from 3.14 on, else with pyarrow."""
+    """Open Zstandard: by the standard library from Python 3.14 on, else by pyarrow."""
     try:
         return importlib.import_module("compression.zstd").open(path, "rb")
     except ModuleNotFoundError:
@@ -25,7 +25,7 @@ def _open_zst(path: Path) -> Any:
     try:
         import pyarrow
     except ModuleNotFoundError as error:
-        raise lacking("pyarrow", printable(path.name), "a Zstandard file") from error
+        raise missing_library("pyarrow", printable(path.name), "a Zstandard file") from error
     return pyarrow.input_stream(str(path), compression="zstd")
 
 
@@ -35,17 +35,17 @@ COMPRESSED: Mapping[str, Callable[[Path], Any]] = {
 
 
 def inner_suffix(path: Path) -> str:
-    """The suffix in small letters, of a compressed file that of what is in it."""
+    """The suffix in lower case; for a compressed file, the suffix before .gz and the like."""
     suffix = path.suffix.lower()
     return Path(path.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """A file for reading, decompressed.
+    """Open a file for reading, decompressed.
 
     Raises:
-        ProbeError: too large, or damaged where it is compressed.
-        OSError: it cannot be read.
+        ProbeError: the file is too large, or its compressed content is damaged.
+        OSError: the file cannot be read.
     """
     name = printable(path.name)
     size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""Parquet: the columns that count, of row groups evenly spread over a large file."""
+"""Read Parquet: only the needed columns; of a large file, evenly spaced row groups."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.errors import ProbeError
-from moegeo_cli.probes.forms.tables import arrow_of, columns_wanted, read_records, records_of
-from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, Wanted, printable, spread_over
+from moegeo_cli.probes.forms.tables import choose_columns, import_arrow, read_records, records_of
+from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, ReadOptions, evenly_spaced, printable
 
 BATCH_ROWS = 256
 PART = "{name}: {read} of its {total} row groups are read, evenly spread"
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The rows of a table of Parquet."""
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The rows of a Parquet table."""
     name = printable(path.name)
-    arrow = arrow_of(path, "a Parquet file")
+    arrow = import_arrow(path, "a Parquet file")
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path, memory_map=True) as file:
-            columns = columns_wanted(file.schema_arrow.names, wanted, name)
+            columns = choose_columns(file.schema_arrow.names, options, name)
             groups, share = _choose(file.metadata, columns)
             total = file.metadata.num_row_groups
             part = [PART.format(name=name, read=len(groups), total=total)]
             return read_records(
-                records_of(_batches(file, groups, columns, share)), name, wanted,
+                records_of(_batches(file, groups, columns, share)), name, options,
                 part if len(groups) < total else (),
             )  # fmt: skip
     except (arrow.ArrowException, OSError) as error:
@@ -40,7 +40,7 @@ def read(path: Path, wanted: Wanted) -> ProbeFile:
 
 
 def _choose(metadata: Any, columns: list[str]) -> tuple[list[int], int]:
-    """Which row groups are read, and how many bytes of each at most."""
+    """Which row groups are read, and the largest number of bytes read of each."""
     sizes = []
     for place in range(metadata.num_row_groups):
         group = metadata.row_group(place)
@@ -50,8 +50,8 @@ def _choose(metadata: Any, columns: list[str]) -> tuple[list[int], int]:
     total = sum(sizes)
     if total <= READ_BYTES:
         return list(range(len(sizes))), max(total, READ_BYTES)
-    wanted = max(1, len(sizes) * READ_BYTES // total)
-    groups = spread_over(len(sizes), wanted)
+    most = max(1, len(sizes) * READ_BYTES // total)
+    groups = evenly_spaced(len(sizes), most)
     return groups, READ_BYTES // len(groups)
 
 

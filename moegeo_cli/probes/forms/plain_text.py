@@ -1,4 +1,4 @@
-"""Plain text cut into passages."""
+"""Read plain text and cut it into passages."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.forms.opening import open_bytes
-from moegeo_cli.probes.rows import FORMATS, ProbeFile, Row, Wanted, printable
+from moegeo_cli.probes.rows import FORMATS, ProbeFile, ReadOptions, Row, printable
 
 PASSAGE_CHARACTERS = 1000
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """Passages of a UTF-8 text, cut where a paragraph ends, or a word of a long one.
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """Passages of a UTF-8 text, cut between paragraphs; a long paragraph is cut between words.
 
     Raises:
-        ProbeError: not a text.
+        ProbeError: not UTF-8 text.
         OSError: the file cannot be read.
     """
     name = printable(path.name)
@@ -55,7 +55,7 @@ def _cut_text(text: str) -> Iterator[Row]:
 
 
 def _cut_passage(passage: str, line: int) -> Iterator[Row]:
-    """One passage, or several where a single paragraph is longer than one may be."""
+    """One passage, or several if a single paragraph is longer than the limit."""
     start = 0
     while start < len(passage):
         end = start + PASSAGE_CHARACTERS

@@ -1,4 +1,4 @@
-"""Token ids without borders between sequences, cut into documents; mapped, never read whole.
+"""Cut a long stream of token ids into documents. The stream is memory-mapped, never read whole.
 
 Legend: N tokens of a file.
 """
@@ -10,24 +10,24 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, Row, Wanted, hash_rows, spread_over
+from moegeo_cli.probes.rows import READ_BYTES, ProbeFile, ReadOptions, Row, evenly_spaced, hash_rows
 
-STRETCHES = 64  # parts of a large file
+STRETCHES = 64  # number of parts that are read of a large file
 PIECE_TOKENS = 512
-CUT = "{name}: documents are what ends with id {ends}"
-UNCUT = "{name}: no end of a document is known in it; pieces of {step} tokens"
+CUT = "{name}: documents end at token id {ends}"
+UNCUT = "{name}: no end-of-document id was found; cut into pieces of {step} tokens"
 PART = "{name}: {read:,} of its {total:,} tokens are read, in {parts} parts evenly spread"
 
 
-def rows_of_stream(tokens_N: np.ndarray, wanted: Wanted, name: str) -> ProbeFile:
-    """The documents of a stream of tokens, or pieces of it where nothing says how one ends."""
+def rows_of_stream(tokens_N: np.ndarray, options: ReadOptions, name: str) -> ProbeFile:
+    """The documents of a stream of tokens, or pieces of equal length if no end id occurs in it."""
     notes = []
     parts = _parts(tokens_N)
-    ends = np.array(wanted.ends, dtype=np.int64)
+    ends = np.array(options.ends, dtype=np.int64)
     bounded = any(np.isin(tokens_N[a:b], ends).any() for a, b in parts) if len(ends) else False
-    step = min(PIECE_TOKENS, wanted.length or PIECE_TOKENS)
+    step = min(PIECE_TOKENS, options.length or PIECE_TOKENS)
     if bounded:
-        shown = " or ".join(map(str, wanted.ends))
+        shown = " or ".join(map(str, options.ends))
         notes.append(CUT.format(name=name, ends=shown))
     else:
         notes.append(UNCUT.format(name=name, step=step))
@@ -46,13 +46,13 @@ def rows_of_stream(tokens_N: np.ndarray, wanted: Wanted, name: str) -> ProbeFile
 
 
 def _parts(tokens_N: np.ndarray) -> list[tuple[int, int]]:
-    """All tokens, or as many as are read of a large file."""
+    """(start, end) of the parts that are read: everything, or evenly spaced parts."""
     total = len(tokens_N)
     if tokens_N.nbytes <= READ_BYTES:
         return [(0, total)]
     size = READ_BYTES // tokens_N.itemsize // STRETCHES
     return [(place, min(place + size, total)) for place in
-            (total * s // STRETCHES for s in spread_over(STRETCHES, STRETCHES))]  # fmt: skip
+            (total * s // STRETCHES for s in evenly_spaced(STRETCHES, STRETCHES))]  # fmt: skip
 
 
 def _pieces(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
@@ -63,7 +63,7 @@ def _pieces(start: int, end: int, step: int) -> Iterator[tuple[int, int]]:
 def _documents(
     tokens_N: np.ndarray, start: int, end: int, ends: np.ndarray
 ) -> Iterator[tuple[int, int]]:
-    """From behind one end up to the next, it included; none that a part's border cuts."""
+    """(start, end) of each document, end id included. A document that a part cuts is skipped."""
     borders = start + np.flatnonzero(np.isin(tokens_N[start:end], ends)) + 1
     first = [start] if start == 0 else []
     last = [end] if end == len(tokens_N) else []

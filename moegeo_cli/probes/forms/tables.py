@@ -1,4 +1,4 @@
-"""Rows out of a table: what stands in its columns, a batch of Arrow at a time."""
+"""Turn the columns of a table into rows, one Arrow batch at a time."""
 
 from __future__ import annotations
 
@@ -10,38 +10,45 @@ from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.messages import CHATS
 from moegeo_cli.probes.packing import FIELDS
 from moegeo_cli.probes.records import CONTENTS, rows_of
-from moegeo_cli.probes.rows import ProbeFile, Row, Wanted, hash_rows, lacking, printable
+from moegeo_cli.probes.rows import (
+    ProbeFile,
+    ReadOptions,
+    Row,
+    hash_rows,
+    missing_library,
+    printable,
+)
 
 EMPTY = "{name}: {count:,} rows without text or tokens are left out"
 
 
-def arrow_of(path: Path, what: str) -> Any:
-    """The library, where it is installed.
+def import_arrow(path: Path, what: str) -> Any:
+    """Import pyarrow.
 
     Raises:
-        ProbeError: it is not.
+        ProbeError: it is not installed.
     """
     try:
         import pyarrow
     except ModuleNotFoundError as error:
-        raise lacking("pyarrow", printable(path.name), what) from error
+        raise missing_library("pyarrow", printable(path.name), what) from error
     return pyarrow
 
 
-def columns_wanted(names: Iterable[str], wanted: Wanted, name: str) -> list[str]:
-    """Which columns are read: those that a probe may have, and the user's own.
+def choose_columns(names: Iterable[str], options: ReadOptions, name: str) -> list[str]:
+    """The columns to read: the usual names, and those that the user names.
 
     Raises:
-        ProbeError: none of them holds text or tokens.
+        ProbeError: no column holds text or tokens.
     """
     names = list(names)
-    keys = [k for k in (wanted.text_key, wanted.domain_key) if k]
+    keys = [k for k in (options.text_key, options.domain_key) if k]
     known = {*CONTENTS, *CHATS, *FIELDS, "tools", "system", "domain",
              *keys, *(k.partition(".")[0] for k in keys)}  # fmt: skip
-    if wanted.text_key is not None:
-        known -= set(CONTENTS) - {wanted.text_key, "input_ids"}
+    if options.text_key is not None:
+        known -= set(CONTENTS) - {options.text_key, "input_ids"}
     found = [column for column in names if column in known]
-    if wanted.text_key is None and not set(found) & set(CONTENTS):
+    if options.text_key is None and not set(found) & set(CONTENTS):
         raise ProbeError(
             f"{name} has no column of text, input_ids or messages",
             found=", ".join(map(printable, names))[:200] or "no column",
@@ -51,22 +58,25 @@ def columns_wanted(names: Iterable[str], wanted: Wanted, name: str) -> list[str]
 
 
 def read_records(
-    records: Iterable[tuple[int, dict[str, Any]]], name: str, wanted: Wanted, notes: Iterable[str]
+    records: Iterable[tuple[int, dict[str, Any]]],
+    name: str,
+    options: ReadOptions,
+    notes: Iterable[str],
 ) -> ProbeFile:
-    """The rows of numbered records; those that hold nothing are counted in a note."""
+    """The rows of numbered records. Empty records are skipped, and a note counts them."""
     rows: list[Row] = []
     empty = 0
     for number, record in records:
-        if _empty(record, wanted):
+        if _empty(record, options):
             empty += 1
             continue
-        rows += rows_of(record, number, f"row {number} of {name}", wanted)
+        rows += rows_of(record, number, f"row {number} of {name}", options)
     left = [EMPTY.format(name=name, count=empty)] if empty else []
     return ProbeFile(tuple(rows), hash_rows(rows), None, (*notes, *left))
 
 
-def _empty(record: dict[str, Any], wanted: Wanted) -> bool:
-    keys = (wanted.text_key,) if wanted.text_key else CONTENTS
+def _empty(record: dict[str, Any], options: ReadOptions) -> bool:
+    keys = (options.text_key,) if options.text_key else CONTENTS
     found = [record[key] for key in keys if key in record]
     return bool(found) and all(value is None or len(value) == 0 for value in found
                                if value is None or hasattr(value, "__len__"))  # fmt: skip
@@ -76,7 +86,7 @@ def records_of(batches: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, dict[s
     """The records of batches, each with its number from 1; lists of integers stay arrays.
 
     Args:
-        batches: the number of rows before it in the file, and the batch.
+        batches: pairs of (number of earlier rows in the file, batch).
     """
     for before, batch in batches:
         columns = {n: _values(batch.column(n)) for n in batch.schema.names}

@@ -1,9 +1,9 @@
-"""Named model inputs in a safetensors file: a table of token ids, or whatever a model takes.
+"""Read a safetensors file: a table of token ids, or the input tensors of another kind of model.
 
-With `input_ids` the file is a table of token ids. Without, it holds samples: every tensor but
-`labels` and `domains` is an input of the model, its first axis being the samples. The file's
-metadata may say `positions`, how many tokens a router sees of a sample (1 where it does not),
-and `domains`, a JSON list of names that the numbers in `domains` count through.
+A file with `input_ids` is a table of token ids. Otherwise it holds samples: every tensor except
+`labels` and `domains` is an input of the model, and its first axis is the samples. The file's
+metadata may hold `positions` (number of tokens that a router sees of a sample, 1 by default) and
+`domains` (a JSON list of names; the tensor `domains` holds indices into it).
 
 Legend: S sequences or samples, N tokens of a sequence with padding.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.probes.packing import LOSS_MASKS, SEGMENTS, cut_row
-from moegeo_cli.probes.rows import MAX_BYTES, ProbeFile, Row, Wanted, is_domain, printable
+from moegeo_cli.probes.rows import MAX_BYTES, ProbeFile, ReadOptions, Row, is_domain, printable
 
 NAMES = ("input_ids", "labels", "attention_mask", "position_ids", *SEGMENTS, *LOSS_MASKS)
 INPUTS = (
@@ -29,11 +29,11 @@ INPUTS = (
 MAX_POSITIONS = 2**24  # tokens of one sample: far beyond any image or recording
 
 
-def read(path: Path, wanted: Wanted) -> ProbeFile:
-    """The rows of a table of input_ids without their padding, or the samples of a file.
+def read(path: Path, options: ReadOptions) -> ProbeFile:
+    """The rows of a table of input_ids without padding, or the samples of a file.
 
     Raises:
-        ProbeError: damaged, or shapes that contradict each other.
+        ProbeError: the file is damaged, or its shapes do not agree.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -127,7 +127,7 @@ def _positions(metadata: Mapping[str, str], name: str) -> int:
         raise ProbeError(
             f"positions in the metadata of {name} is not a number of tokens",
             found=ascii(metadata.get("positions"))[:80],
-            hint="say how many tokens a router sees of one sample",
+            hint="give the number of tokens that a router sees of one sample",
         )
     return int(text)
 
@@ -135,7 +135,7 @@ def _positions(metadata: Mapping[str, str], name: str) -> int:
 def _domain_names(
     metadata: Mapping[str, str], domains: np.ndarray | None, name: str
 ) -> Mapping[int, str]:
-    """The name of each number in `domains`: from the metadata, else the number itself."""
+    """The name of each number in `domains`: from the metadata, or else the number as text."""
     if domains is None:
         return {}
     found: object = None
