@@ -100,7 +100,7 @@ def _replace(
 
 
 def _layers(checkpoint: Checkpoint) -> Iterator[MoELayer]:
-    index, architecture = checkpoint.weights, checkpoint.described
+    index, architecture = checkpoint.weights, checkpoint.config_architecture
     return read_layers(index, find_router_tensors(index, architecture), architecture)
 
 

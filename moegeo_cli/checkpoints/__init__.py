@@ -1,4 +1,7 @@
-"""Find checkpoints in a run, open each layout, judge completeness, describe the model.
+"""The first step of every command: find a run's checkpoints, open their files, describe the model.
 
-Nothing here imports torch until a pickled weight file is really opened.
+`discover.open_run` finds the checkpoints of a run. `checkpoint.Checkpoint` gives access to the
+files of one: config, training log, tensors. `models/` and `replay/` take it from there.
+torch is imported only when a pickled weight file is opened or a tensor is asked for as a torch
+tensor.
 """

@@ -1,4 +1,7 @@
-"""One checkpoint, opened once and passed on: whoever asks again is given what was found before."""
+"""`Checkpoint`: access to the files of one checkpoint, each read once and cached.
+
+A command opens a `Checkpoint` once and passes it on to replay, measuring and reports.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +25,23 @@ from moegeo_cli.checkpoints.layouts import recognise_foreign, refuse_foreign
 from moegeo_cli.checkpoints.opening import detect_layout, open_adapter, open_weights
 from moegeo_cli.checkpoints.quantised.settings import read_settings
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
-from moegeo_cli.checkpoints.uneven import with_own_experts
+from moegeo_cli.checkpoints.uneven import with_experts_by_layer
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, NoCheckpointError
 
 
 class Checkpoint:
-    """What the files of one checkpoint say; each is read when it is first asked for, and kept.
+    """The files of one checkpoint. Each is read on first access and then cached.
 
-    Files that change later are not seen: open the checkpoint again for that.
+    Later changes of the files are not seen; open a new `Checkpoint` to see them.
 
     Args:
-        path: its folder; of a user's own model, also the one file that holds its state dict.
-        relative: its path within its run, "." for a single one.
-        given: the folder that `--config` gave.
-        own: whether it is of a user's own model, whose names may hold what a wrapper's look like.
-
-    Attributes:
-        step: of training; None where nothing tells it.
+        path: the checkpoint's folder. For a user's own model also a single state-dict file.
+        relative: its path within its run, "." for a run of one checkpoint.
+        step: the training step; None where it is not known.
+        given_config: the folder that `--config` names.
+        own: whether the checkpoint is of a user's own model. Parts of its tensor names may then
+            look like a wrapper's prefix (`module.`) without being one.
     """
 
     def __init__(
@@ -48,11 +50,11 @@ class Checkpoint:
         relative: str = ".",
         *,
         step: int | None = None,
-        given: Path | None = None,
+        given_config: Path | None = None,
         own: bool = False,
     ) -> None:
         self.path, self.relative, self.step = path, relative, step
-        self.given, self.own = given, own
+        self.given_config, self.own = given_config, own
         self._fingerprints: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -60,80 +62,86 @@ class Checkpoint:
 
     @property
     def title(self) -> str:
-        """What people call it: its path within its run, of a single one the folder's name."""
+        """Its name in reports: the path within its run, or the folder's name if it stands alone."""
         return self.path.resolve().name if self.relative == "." else self.relative
 
-    def named(self, relative: str) -> Checkpoint:
-        """The same checkpoint under another name."""
+    def renamed(self, relative: str) -> Checkpoint:
+        """A copy of this checkpoint with another `relative` path."""
         twin = copy.copy(self)
         twin.relative = relative
         return twin
 
     @cached_property
     def found_layout(self) -> str | None:
-        """The layout by the names of files; None where there are no weights."""
+        """The layout, recognised by file names alone; None where there are no weights."""
         return detect_layout(self.path)
 
     @property
     def layout(self) -> str:
-        """The layout of its weights.
+        """The layout of the opened weights.
 
-        Raises: what opening the weights raises.
+        Raises: the same errors as `files`.
         """
         return self.files.layout
 
     @cached_property
     def config_folder(self) -> Path:
-        """The folder of its config.json: see `find_config`."""
-        return find_config(self.path, self.given, self.found_layout)
+        """The folder that holds its config.json: see `find_config`."""
+        return find_config(self.path, self.given_config, self.found_layout)
 
     @cached_property
     def config_bytes(self) -> bytes | None:
-        """config.json as it is; None for one file of a user's own model that has none beside it.
+        """The bytes of config.json; None for a single state-dict file without one beside it.
 
         Raises:
-            IncompleteCheckpointError: it is absent or too long.
+            IncompleteCheckpointError: a folder without config.json, or config.json is too long.
         """
         return config_bytes(self.config_folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """config.json, parsed; {} for one file without it.
+        """config.json, parsed; {} for a single state-dict file without one.
 
         Raises:
-            IncompleteCheckpointError: absent, cut, or not an object.
+            IncompleteCheckpointError: config.json is absent, truncated, or not an object.
         """
         raw = self.config_bytes
         return {} if raw is None else parse_config(raw, self.config_folder)
 
     @cached_property
     def trainer_state(self) -> dict[str, Any] | None:
-        """The Trainer's state; None where there is none."""
+        """trainer_state.json, parsed; None where there is none.
+
+        Raises:
+            IncompleteCheckpointError: the file is truncated or not an object.
+        """
         return read_trainer_state(self.path)
 
     @cached_property
     def training(self) -> TrainingLog:
-        """What the training left beside the weights.
+        """Step, loss log and settings of the training, from the files beside the weights.
 
         Raises:
-            IncompleteCheckpointError: config.json or trainer_state.json is cut.
+            IncompleteCheckpointError: config.json or trainer_state.json is truncated.
         """
         found = read_training(self)
-        if self.trainer_state is not None:  # its log is held once
+        if self.trainer_state is not None:  # `found.log` holds the log: keep no second copy
             self.trainer_state = {**self.trainer_state, "log_history": None}
         return found
 
     @cached_property
     def files(self) -> WeightIndex:
-        """The tensors of its own files: of an adapter that lies alone, the adapter's.
+        """The tensors in the checkpoint's own files.
 
-        Raises: what `open_weights` raises.
+        For an adapter without its base model these are the adapter's tensors.
+
+        Raises: the same errors as `open_weights`.
         """
         return open_weights(self.path, self._known_config)
 
     @property
     def _known_config(self) -> dict[str, Any]:
-        """config.json; {} where there is none, or a broken one: whoever needs it says so."""
+        """config.json; {} where it is absent or broken. `config` raises the error for that."""
         try:
             return self.config
         except MoegeoError:
@@ -141,10 +149,12 @@ class Checkpoint:
 
     @cached_property
     def adapter(self) -> WeightIndex | None:
-        """The tensors of the adapter in its folder, beside weights or alone; None without one.
+        """The tensors of the adapter in the checkpoint's folder; None where there is no adapter.
+
+        The adapter may lie beside full weights or alone.
 
         Raises:
-            IncompleteCheckpointError: its file is truncated.
+            IncompleteCheckpointError: the adapter's file is truncated.
         """
         if self.path.is_file():
             return open_adapter(self.path.parent)
@@ -152,9 +162,11 @@ class Checkpoint:
 
     @cached_property
     def stored(self) -> WeightIndex:
-        """The files' tensors of the whole model: of an adapter that lies alone, the base model's.
+        """The stored tensors of the whole model.
 
-        Raises: what `open_weights` raises; PathError where that base model is not there.
+        For an adapter without its base model beside it, these are the base model's tensors.
+
+        Raises: the same errors as `open_weights`; PathError where the base model is not found.
         """
         if self.layout == ADAPTER:
             return open_weights(self.config_folder, self._known_config)
@@ -162,18 +174,20 @@ class Checkpoint:
 
     @cached_property
     def weights(self) -> EffectiveWeights:
-        """The tensors that the model computes with.
+        """The tensors that the model computes with: unwrapped, dequantised, adapter merged.
 
-        Raises: as `stored`.
+        Raises: the same errors as `stored`.
         """
         return self._make()
 
     def effective(self, *, inner: bool | None = None, merge: bool = True) -> EffectiveWeights:
-        """The same, where they are asked for otherwise.
+        """`weights`, with other choices of unwrapping and merging.
 
         Args:
-            inner: see `unwrap_names`; None for what suits the model.
-            merge: false where the model has an adapter's matrices as parameters of its own.
+            inner: see `unwrap_names`; None for true, or false for a user's own model.
+            merge: false if the model itself has the adapter's matrices as parameters.
+
+        Raises: the same errors as `stored`.
         """
         if merge and inner in (None, not self.own):
             return self.weights
@@ -190,34 +204,37 @@ class Checkpoint:
         )
 
     @cached_property
-    def described(self) -> Architecture:
-        """What config.json says of the routers.
+    def config_architecture(self) -> Architecture:
+        """The routers as config.json describes them.
 
         Raises:
-            DenseModelError: no routed experts.
-            ShapeError: what it says is impossible.
+            DenseModelError: config.json asks for no routed experts.
+            ShapeError: config.json describes an impossible model.
         """
         return describe_architecture(self.config, refuse=False)
 
     @cached_property
     def architecture(self) -> Architecture:
-        """The same, with each layer's own number of experts where the files show that they differ.
+        """`config_architecture`, with the number of experts of each layer as the files hold it.
 
-        Raises: as `described`, and what `with_own_experts` raises.
+        Raises: the same errors as `config_architecture` and `with_experts_by_layer`.
         """
-        return with_own_experts(self.weights, self.described)
+        return with_experts_by_layer(self.weights, self.config_architecture)
 
     def fingerprint(self, mode: str = "sampled") -> str:
-        """See `fingerprint.fingerprint`."""
+        """A hash of config and weights: see `fingerprint.fingerprint`."""
         if mode not in self._fingerprints:
             self._fingerprints[mode] = fingerprint(self, mode)
         return self._fingerprints[mode]
 
     def require_whole(self) -> None:
-        """See that config and weight files are there, and whole as far as their headers tell.
+        """Check that config and weight files exist and that their headers match their sizes.
 
         Raises:
-            IncompleteCheckpointError, UnsafeFileError, PathError, UnsupportedLayoutError: why not.
+            IncompleteCheckpointError: a file is missing or truncated.
+            UnsafeFileError: an index or a pickle leads outside the folder or runs code.
+            PathError: a file is unreadable, or the base model of an adapter is not found.
+            UnsupportedLayoutError: a layout that must be converted first.
         """
         if self.found_layout is None:
             foreign = recognise_foreign(self.path)
@@ -234,18 +251,18 @@ class Checkpoint:
             ) from None
 
     @property
-    def held(self) -> int:
-        """How many tensors and log entries are held in memory."""
+    def cached_entries(self) -> int:
+        """How many tensor entries (name, shape, place) and log entries are cached in memory."""
         log = (self.trainer_state or {}).get("log_history")
-        return self.files.placed + (len(log) if isinstance(log, list) else 0)
+        return self.files.cached_entries + (len(log) if isinstance(log, list) else 0)
 
-    def let_go(self) -> None:
-        """Forget what is large: it is read again when it is asked for."""
+    def drop_cache(self) -> None:
+        """Drop the large cached values; they are read again on the next access."""
         for name in ("files", "adapter", "stored", "weights", "trainer_state", "training"):
             self.__dict__.pop(name, None)
 
     def unmap(self) -> None:
-        """Let go of mapped files; names and shapes stay known."""
+        """Close memory-mapped files; names and shapes stay cached."""
         for index in (self.__dict__.get("files"), self.__dict__.get("stored")):
             if index is not None:
                 index.unmap()

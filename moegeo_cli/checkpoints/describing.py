@@ -1,4 +1,8 @@
-"""Who says what a model is that its config.json does not describe."""
+"""The protocol `Describer`: describes a model's routers where config.json alone does not.
+
+A model that a user builds with a factory of their own is described by its options and by its
+tensors (`models/`). A command asks a `Describer` for the run and for the routers.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +17,25 @@ from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.routers import RouterTensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 
-# Says how a config's module tree is filled, for adapters.
+# Says which stored tensors fill each parameter of the model that config.json builds. Adapters need
+# it, since they name the model's modules, not the stored tensors.
 Filler = Callable[[Checkpoint, WeightIndex], Mapping[str, Filling]]
 
 
 class Describer(Protocol):
-    """What a model is: a user's own one, say.
+    """Opens the runs of a model and describes its routers.
 
-    `own`: a user's own model, whose names may hold what a wrapper's look like.
+    Attributes:
+        own: whether the model is a user's own; see `Checkpoint`.
     """
 
     own: bool
 
     def open(self, path: Path | str) -> RunFolder:
-        """The run under a path."""
+        """Find the checkpoints under a path."""
 
     def describe(self, checkpoint: Checkpoint) -> Architecture:
-        """What is known of a checkpoint's routers."""
+        """Describe a checkpoint's routers."""
 
     def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
-        """The routers among a checkpoint's tensors."""
+        """Find the routers among a checkpoint's tensors."""

@@ -1,8 +1,7 @@
-"""Find the checkpoints of a run, in order, and tell the whole ones from the rest.
+"""Find the complete checkpoints of a run in order of their steps. Every command starts here.
 
-A path is one checkpoint (config.json beside weights) or a folder of them, named after their
-steps. A Trainer writes `trainer_state.json` last, so the newest checkpoint of a run whose
-others have it is still being written as long as it lacks it.
+A path is one checkpoint (config.json beside weights), or a folder of checkpoints named after
+their steps. Checkpoints that are incomplete or still being written are skipped with a reason.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.folders import given_config, list_folder
+from moegeo_cli.checkpoints.folders import find_given_config, list_folder
 from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
@@ -26,13 +25,13 @@ from moegeo_cli.checkpoints.nesting import (
     several_runs,
     step_folder,
 )
-from moegeo_cli.checkpoints.ordering import Skipped, in_order
+from moegeo_cli.checkpoints.ordering import Skipped, sort_by_step
 from moegeo_cli.checkpoints.sentinels import why_unfinished
 from moegeo_cli.checkpoints.step_names import (
     TEMPORARY,
+    has_step_or_epoch,
     is_checkpoint_name,
     parse_step,
-    tells_order,
 )
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -41,10 +40,10 @@ from moegeo_cli.errors import (
     UnsupportedLayoutError,
 )
 
-# So many tensors and log entries of a run are held on to, some 150 MB.
-MOST_HELD = 250_000
+# Tensor and log entries that the checkpoints of one run may cache in memory: about 150 MB.
+MAX_CACHED_ENTRIES = 250_000
 
-# parts of one checkpoint, accelerate's and others', which are no checkpoints themselves
+# Subfolders that are parts of a checkpoint (accelerate's and others'), not checkpoints themselves.
 _PART_NAME = re.compile(r"(?:pytorch_model_fsdp|optimizer)_\d+|model_and_optim|model")
 
 
@@ -53,10 +52,15 @@ __all__ = ["RunFolder", "Skipped", "open_run"]
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run: its complete checkpoints by step, and what was left out.
+    """A run: its complete checkpoints in order of their steps, and what was skipped.
 
-    `config` is the folder that `--config` gave for checkpoints that have no config.json of
-    their own.
+    Attributes:
+        name: the folder's name, for reports.
+        path: the folder.
+        is_single: whether the path that was given is itself one checkpoint.
+        checkpoints: the complete ones, oldest first.
+        skipped: the rest, each with a reason.
+        config: the folder that `--config` names, for checkpoints without a config.json.
     """
 
     name: str
@@ -72,9 +76,9 @@ class RunFolder:
         return self.checkpoints[-1]
 
     @property
-    def missed(self) -> bool:
-        """Whether a point of the run's course was left out."""
-        return any(not item.spare for item in self.skipped)
+    def has_gaps(self) -> bool:
+        """Whether a step of the run is missing because its checkpoint was skipped."""
+        return any(not item.redundant for item in self.skipped)
 
 
 def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
@@ -85,26 +89,26 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
         config: a config.json, or a folder with one, for checkpoints without one of their own.
 
     Raises:
-        PathError: `path` does not exist, is a file, or is unreadable; or no config in `config`.
-        NoCheckpointError: no checkpoint in it.
-        IncompleteCheckpointError: the one checkpoint, or every one of the run, is incomplete.
+        PathError: `path` does not exist, is a file, or is unreadable; or `config` has no config.
+        NoCheckpointError: `path` holds no checkpoint, or several runs.
+        IncompleteCheckpointError: no checkpoint is complete.
         UnsupportedLayoutError: a layout that must be converted first.
     """
     folder = Path(path).expanduser()
-    given = None if config is None else given_config(config)
+    given = None if config is None else find_given_config(config)
     entries = list_folder(folder)
     name = folder.resolve().name or str(folder)
-    root = Checkpoint(folder, given=given)
+    root = Checkpoint(folder, given_config=given)
     children = [c for c in (_candidate(entry, given) for entry in entries) if c is not None]
     own_layout = root.found_layout
-    if own_layout is not None:  # further adapters that peft saves below the one at work
+    if own_layout is not None:  # peft saves further adapters in subfolders of the active one
         children = [c for c in children if parse_step(c.relative) or c.found_layout != ADAPTER]
     if own_layout is not None and not any(child.found_layout for child in children):
         return _open_single(root, name)
     inner = inner_folder(folder) if own_layout is None and not _has_steps(children) else None
     if inner is not None:
         relative = inner.relative_to(folder).as_posix()
-        return _open_single(Checkpoint(inner, relative, given=given), name)
+        return _open_single(Checkpoint(inner, relative, given_config=given), name)
     if own_layout is None and not _has_steps(children):
         runs = find_runs(folder)
         known = [run.path for run in runs]
@@ -115,9 +119,9 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
             raise several_runs(folder, runs, others)
     if not children:
         raise _no_checkpoint(root, entries)
-    kept, skipped, errors = _judge(folder, children)
+    kept, skipped, errors = _open_members(folder, children)
     if own_layout is not None:
-        final = _judge_root(root, kept)
+        final = _open_final_model(root, kept)
         if isinstance(final, Skipped):
             skipped.append(final)
         else:
@@ -128,32 +132,33 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
 
 
 def _has_steps(children: Sequence[Checkpoint]) -> bool:
-    return any(tells_order(child.relative) for child in children)
+    return any(has_step_or_epoch(child.relative) for child in children)
 
 
 def _candidate(entry: Path, given: Path | None) -> Checkpoint | None:
-    """An entry of a run folder as a checkpoint; None where it can be none."""
-    found, named = Checkpoint(entry, entry.name, given=given), parse_step(entry.name) is not None
+    """An entry of a run folder as a checkpoint; None where it cannot be one."""
+    found = Checkpoint(entry, entry.name, given_config=given)
+    has_step = parse_step(entry.name) is not None
     try:
         if not entry.is_dir():
-            # A link to a checkpoint that is gone is missed, not overlooked.
-            return found if entry.is_symlink() and not entry.exists() and named else None
+            # A broken link that is named like a checkpoint is reported as skipped.
+            return found if entry.is_symlink() and not entry.exists() and has_step else None
         layout = found.found_layout
         if layout == DISTRIBUTED and _PART_NAME.fullmatch(entry.name):
             return None
-        told = (
+        is_candidate = (
             layout is not None
             or is_checkpoint_name(entry.name)
             or TEMPORARY.fullmatch(entry.name) is not None
-            or (tells_order(entry.name) and inner_folder(entry) is not None)
+            or (has_step_or_epoch(entry.name) and inner_folder(entry) is not None)
         )
     except OSError:
         return None
-    return found if told else None
+    return found if is_candidate else None
 
 
 def _open_single(checkpoint: Checkpoint, name: str) -> RunFolder:
-    """A run of one checkpoint, which must be complete; it may lie below the path that was given."""
+    """A run of one checkpoint. Raises where it is incomplete or still being written."""
     checkpoint.require_whole()
     folder = checkpoint.path
     checkpoint.step = step = _step_of(checkpoint)
@@ -167,7 +172,7 @@ def _open_single(checkpoint: Checkpoint, name: str) -> RunFolder:
                 found=reason.removeprefix("still being written: "),
                 hint="wait until it is written, or give an earlier checkpoint",
             )
-    return RunFolder(name, folder, True, (checkpoint,), (), checkpoint.given)
+    return RunFolder(name, folder, True, (checkpoint,), (), checkpoint.given_config)
 
 
 def _list_quietly(folder: Path) -> list[Path]:
@@ -178,25 +183,31 @@ def _list_quietly(folder: Path) -> list[Path]:
 
 
 def _step_of(checkpoint: Checkpoint) -> int | None:
-    """The step by the folder's name, or that of the one that it lies deep in, else by the state."""
-    stated = _stated_step(checkpoint)  # read in any case: one that is cut is still being written
+    """The step in the name of the checkpoint's step folder, else in trainer_state.json."""
+    # Read in any case: a truncated trainer_state.json raises, since it is still being written.
+    stated = _stated_step(checkpoint)
     step = parse_step(step_folder(checkpoint.path).name)
     return stated if step is None else step
 
 
 def _stated_step(checkpoint: Checkpoint) -> int | None:
+    """The step in trainer_state.json; None where it has none."""
     stated = (checkpoint.trainer_state or {}).get("global_step")
     return stated if type(stated) is int and stated >= 0 else None
 
 
-def _judge(
+def _open_members(
     run: Path, children: Sequence[Checkpoint]
 ) -> tuple[list[Checkpoint], list[Skipped], list[MoegeoError]]:
-    """Sort a run's candidates into complete checkpoints and skipped ones."""
+    """Open a run's candidates.
+
+    Returns:
+        The complete checkpoints in order, the skipped ones, and the errors of the skipped ones.
+    """
     kept: list[Checkpoint] = []
     skipped: list[Skipped] = []
     errors: list[MoegeoError] = []
-    held = 0
+    cached = 0
     for child in children:
         try:
             kept.append(_open_member(child, [c.path for c in children]))
@@ -205,22 +216,22 @@ def _judge(
             found = f" ({error.found})" if error.found else ""
             skipped.append(Skipped(child.relative, f"{error.message}{found}"))
             continue
-        held += kept[-1].held
-        if held > MOST_HELD:
-            kept[-1].let_go()
-    kept, left_out = in_order(run, kept)
+        cached += kept[-1].cached_entries
+        if cached > MAX_CACHED_ENTRIES:
+            kept[-1].drop_cache()
+    kept, left_out = sort_by_step(run, kept)
     return kept, sorted(skipped + left_out, key=lambda item: item.path), errors
 
 
 def _open_member(child: Checkpoint, siblings: Sequence[Path]) -> Checkpoint:
-    """One checkpoint of a run, which may lie deeper; raises where it must be skipped."""
+    """Open one checkpoint of a run; its files may lie in a subfolder. Raises if it is skipped."""
     if TEMPORARY.fullmatch(child.relative):
         raise IncompleteCheckpointError("a temporary name: still being written, or left over")
     inner = inner_folder(child.path) if child.found_layout is None else None
     found = child
     if inner is not None:
         relative = inner.relative_to(child.path.parent).as_posix()
-        found = Checkpoint(inner, relative, given=child.given)
+        found = Checkpoint(inner, relative, given_config=child.given_config)
     found.require_whole()
     found.step = _step_of(found)
     reason = why_unfinished(child.path, found.step, siblings)
@@ -229,16 +240,16 @@ def _open_member(child: Checkpoint, siblings: Sequence[Path]) -> Checkpoint:
     return found
 
 
-def _judge_root(root: Checkpoint, kept: Sequence[Checkpoint]) -> Checkpoint | Skipped:
-    """The model that a run saved in its own folder: its last checkpoint, or why not."""
+def _open_final_model(root: Checkpoint, kept: Sequence[Checkpoint]) -> Checkpoint | Skipped:
+    """The model saved in the run's folder itself: a checkpoint if it is newer than `kept`."""
     try:
         root.step = step = _stated_step(root)
         if step is None:
             reason = "the run's final model, without a trainer_state.json to tell its step"
-            return Skipped(".", reason, spare=True)
+            return Skipped(".", reason, redundant=True)
         match = next((c.relative for c in kept if c.step is not None and c.step >= step), None)
         if match:
-            return Skipped(".", f"the run's final model, not newer than {match}", spare=True)
+            return Skipped(".", f"the run's final model, not newer than {match}", redundant=True)
         root.require_whole()
         return root
     except MoegeoError as error:
@@ -275,7 +286,7 @@ def _no_checkpoint(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
 
 
 def _none_usable(folder: Path, errors: Sequence[MoegeoError]) -> MoegeoError:
-    """The error for a run of which every checkpoint was skipped."""
+    """The error for a run whose checkpoints were all skipped."""
     foreign = next((error for error in errors if isinstance(error, UnsupportedLayoutError)), None)
     if foreign is not None and all(isinstance(error, UnsupportedLayoutError) for error in errors):
         return foreign

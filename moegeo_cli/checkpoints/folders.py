@@ -1,4 +1,7 @@
-"""One checkpoint's folder: its config, its Trainer state, its step."""
+"""Read config.json and trainer_state.json of one checkpoint's folder.
+
+`Checkpoint` calls these functions. They raise the errors for paths that are no checkpoint folder.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,18 @@ MAX_STATE_BYTES = 512_000_000  # log_history grows with the run
 
 
 def config_file(checkpoint: Path) -> Path:
-    """Where a checkpoint's config.json is: in its folder, or beside its one file."""
+    """The path of a checkpoint's config.json: in its folder, or beside its single file."""
     return (checkpoint.parent if checkpoint.is_file() else checkpoint) / "config.json"
 
 
-def given_config(path: Path | str) -> Path:
-    """The folder of the config.json that `--config` names: that file, or its folder.
+def find_given_config(path: Path | str) -> Path:
+    """The folder of the config.json that `--config` names.
+
+    Args:
+        path: a config.json, or a folder that holds one.
 
     Raises:
-        PathError: neither.
+        PathError: `path` is neither.
     """
     given = Path(path).expanduser()
     folder = given.parent if given.name == "config.json" else given
@@ -45,19 +51,21 @@ def given_config(path: Path | str) -> Path:
 
 
 def find_config(folder: Path, given: Path | None, layout: str | None) -> Path:
-    """The folder in which a checkpoint's config.json is.
+    """The folder that holds a checkpoint's config.json.
 
-    That is the checkpoint's own folder; else the one that `--config` gave; else, for a
-    torch.distributed checkpoint, to which nobody adds a config, the run's folder above it.
-    Where there is none, the checkpoint's own folder, in which it will be missed. Of an adapter
-    that lies alone, it is the folder of its base model.
+    The first that has one: the checkpoint's folder, the folder that `--config` names, and for a
+    torch.distributed checkpoint the run's folder above it (its writers add no config.json).
+    For an adapter without its base model beside it: the folder of the base model.
 
     Args:
         folder: the checkpoint.
-        given: the folder that `--config` gave.
-        layout: what `detect_layout` says of `folder`.
+        given: the folder that `--config` names.
+        layout: the result of `detect_layout(folder)`.
 
-    Raises: of such an adapter, what `find_base` raises.
+    Returns:
+        `folder` where no config.json is found; reading it then raises.
+
+    Raises: the same errors as `find_base`, for an adapter without its base model.
     """
     if layout == ADAPTER:
         return find_base(folder, given)
@@ -72,20 +80,20 @@ def find_config(folder: Path, given: Path | None, layout: str | None) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a checkpoint's config.json; a checkpoint that is one file may do without.
+    """Read and parse a checkpoint's config.json; {} for a single file without one.
 
     Raises:
-        IncompleteCheckpointError: absent, cut, or not an object.
+        IncompleteCheckpointError: config.json is absent, truncated, or not an object.
     """
     raw = config_bytes(folder)
     return {} if raw is None else parse_config(raw, folder)
 
 
 def config_bytes(folder: Path) -> bytes | None:
-    """A checkpoint's config.json as it is; None for a checkpoint that is one file without it.
+    """The bytes of a checkpoint's config.json; None for a single file without one.
 
     Raises:
-        IncompleteCheckpointError: absent or too long.
+        IncompleteCheckpointError: a folder without config.json, or config.json is too long.
     """
     path = config_file(folder)
     if is_there(path):
@@ -103,10 +111,10 @@ def config_bytes(folder: Path) -> bytes | None:
 
 
 def parse_config(raw: bytes, folder: Path) -> dict[str, Any]:
-    """Parse a checkpoint's config.json.
+    """Parse the bytes of a checkpoint's config.json.
 
     Raises:
-        IncompleteCheckpointError: cut, or not an object.
+        IncompleteCheckpointError: they are truncated, or not an object.
     """
     document = parse_json(raw, config_file(folder))
     if not isinstance(document, dict):
@@ -117,10 +125,10 @@ def parse_config(raw: bytes, folder: Path) -> dict[str, Any]:
 
 
 def read_trainer_state(folder: Path) -> dict[str, Any] | None:
-    """Read the Trainer's state; None where there is none.
+    """Read and parse trainer_state.json; None where there is none.
 
     Raises:
-        IncompleteCheckpointError: the file is cut or not an object.
+        IncompleteCheckpointError: the file is truncated or not an object.
     """
     path = folder / "trainer_state.json"
     if not is_there(path):
@@ -134,10 +142,11 @@ def read_trainer_state(folder: Path) -> dict[str, Any] | None:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """Entries of a folder, hidden ones left out, sorted by name.
+    """Entries of a folder without hidden ones, sorted by name.
 
     Raises:
-        PathError: absent, a file, a loop of links, or unreadable.
+        PathError: the path is absent, a file, a loop of links, or unreadable.
+        UnsupportedLayoutError: the path is a GGUF file.
     """
     try:
         if not folder.is_dir():

@@ -21,10 +21,10 @@ from typing import Any
 from moegeo_cli.checkpoints.adapters.files import ADAPTER_FILES
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder, Skipped, open_run
-from moegeo_cli.checkpoints.folders import given_config
+from moegeo_cli.checkpoints.folders import find_given_config
 from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES, is_there
 from moegeo_cli.checkpoints.hub_notes import HubNote, note_of
-from moegeo_cli.checkpoints.ordering import in_order
+from moegeo_cli.checkpoints.ordering import sort_by_step
 from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.environment import hub_endpoint, hub_home
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, PathError, UnsupportedLayoutError
@@ -80,7 +80,7 @@ def open_path(path: Path | str, config: Path | str | None = None) -> RunFolder:
     name = parse_hub(path)
     if name is None:
         return open_run(path, config)
-    return open_hub(name, None if config is None else given_config(config))
+    return open_hub(name, None if config is None else find_given_config(config))
 
 
 def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
@@ -101,7 +101,9 @@ def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
     for revision in revisions:
         folder = top / re.sub(r"^\.+|[^\w.=-]", "--", revision)
         relative = folder.name if name.is_pattern else "."
-        checkpoint = Checkpoint(folder, relative, step=read_name(revision).step, given=config)
+        checkpoint = Checkpoint(
+            folder, relative, step=read_name(revision).step, given_config=config
+        )
         try:
             _describe(name.repository, revision, folder)
             checkpoint.require_whole()
@@ -121,7 +123,7 @@ def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
             hint="name one revision: hf://ORG/NAME@REVISION",
         )
     try:
-        ordered, left_out = in_order(top, found)
+        ordered, left_out = sort_by_step(top, found)
     except NoCheckpointError as error:
         raise NoCheckpointError(
             error.message.replace(str(top), str(name)),

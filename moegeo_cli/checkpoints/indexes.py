@@ -1,4 +1,8 @@
-"""The index of a sharded checkpoint: which file holds which tensor, and nothing else."""
+"""Read the index of a sharded checkpoint: which file holds which tensor.
+
+`opening` reads an index before any shard. File names in it are checked, since an index may come
+from an untrusted source.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +20,14 @@ from moegeo_cli.errors import IncompleteCheckpointError, UnsafeFileError
 
 
 def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
-    """Read a shard index: file -> the tensors that it should hold.
+    """Read a shard index.
+
+    Returns:
+        Shard file -> names of the tensors that it should hold.
 
     Raises:
-        IncompleteCheckpointError: not an index, or shards that are not there, by name.
-        UnsafeFileError: a shard outside the checkpoint's folder.
+        IncompleteCheckpointError: the file is not an index, or shards are missing.
+        UnsafeFileError: a shard lies outside the checkpoint's folder.
     """
     document = read_json(path)
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
@@ -47,11 +54,11 @@ def read_index(path: Path) -> dict[Path, tuple[str, ...]]:
 
 
 def read_json(path: Path, limit: int = MAX_HEADER_BYTES) -> Any:
-    """Read a JSON file of at most `limit` bytes.
+    """Read and parse a JSON file of at most `limit` bytes.
 
     Raises:
-        PathError: absent or unreadable.
-        IncompleteCheckpointError: not JSON, or longer than `limit`.
+        PathError: the file is absent or unreadable.
+        IncompleteCheckpointError: the file is not JSON, or longer than `limit`.
     """
     return parse_json(read_whole(path, limit), path)
 
@@ -60,8 +67,8 @@ def read_whole(path: Path, limit: int) -> bytes:
     """Read a file of at most `limit` bytes.
 
     Raises:
-        PathError: absent or unreadable.
-        IncompleteCheckpointError: longer than `limit`.
+        PathError: the file is absent or unreadable.
+        IncompleteCheckpointError: the file is longer than `limit`.
     """
     with open_regular(path) as (file, size):
         if size > limit:
@@ -70,7 +77,11 @@ def read_whole(path: Path, limit: int) -> bytes:
 
 
 def check_shard_name(index: Path, shard: str) -> None:
-    """Refuse a shard name that leads out of the index's folder."""
+    """Check that a shard name stays within the index's folder.
+
+    Raises:
+        UnsafeFileError: it leads out of the folder.
+    """
     parts = PurePosixPath(shard.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in shard or "\0" in shard or not shard:
         raise UnsafeFileError(

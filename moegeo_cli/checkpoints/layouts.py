@@ -1,4 +1,8 @@
-"""Layouts told by file names: torch.distributed's, and those that must be converted first."""
+"""Recognise layouts by file names: torch.distributed, GGUF, and those to be converted first.
+
+`opening` opens what can be read. For a layout that moegeo cannot read, the error raised here
+names the command that converts it.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +17,24 @@ from typing import Any
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.errors import UnsupportedLayoutError
 
-# What `distributed` reads: torch.distributed.checkpoint, as FSDP and torchtitan write it.
+# torch.distributed.checkpoint, as FSDP and torchtitan write it; read by `distributed`.
 DISTRIBUTED = "torch-distributed"
-GGUF = "gguf"  # one file of llama.cpp's
-FSDP_PART = "pytorch_model_fsdp_0"  # in which accelerate, and with it the Trainer, saves a model
-# Megatron-core notes here which backend wrote a checkpoint: torch's own, or another.
+GGUF = "gguf"  # one file in llama.cpp's format; read by `gguf_file`
+FSDP_PART = "pytorch_model_fsdp_0"  # subfolder in which accelerate and the Trainer save a model
+# Megatron-core names in this file the backend that wrote a checkpoint. Only torch's can be read.
 _BACKEND, _TORCH = "metadata.json", "torch_dist"
 _MOST_BACKEND_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignLayout:
-    """A layout that must be converted first.
+    """A layout that moegeo cannot read, and how to convert it.
 
-    `patterns` are alternatives; each is a tuple of globs that must all match in the folder.
-    `{path}` in the hint stands for the folder, `{zero}` for DeepSpeed's command that converts it.
+    Attributes:
+        name: the layout in words, for the error.
+        patterns: alternatives; each is a tuple of globs that must all match in the folder.
+        hint: how to convert it. `{path}` stands for the folder, `{zero}` for DeepSpeed's
+            conversion command.
     """
 
     name: str
@@ -35,7 +42,7 @@ class ForeignLayout:
     hint: str
 
 
-# The first that matches is reported, so the more specific come first.
+# The first match is reported, so more specific layouts come first.
 FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
     ForeignLayout(
         "a folder of several GGUF files",
@@ -148,7 +155,11 @@ FOREIGN_LAYOUTS: Sequence[ForeignLayout] = (
 
 
 def find_distributed(folder: Path) -> Path | None:
-    """Where in a checkpoint's folder a torch.distributed checkpoint of a model lies, by names."""
+    """The folder of a torch.distributed checkpoint: `folder` itself, or accelerate's subfolder.
+
+    Returns:
+        None where there is none, or where another backend than torch's wrote it.
+    """
     if is_there(folder / _BACKEND) and _backend(folder / _BACKEND) != _TORCH:
         return None
     for place in (folder, folder / FSDP_PART):
@@ -164,7 +175,7 @@ def find_gguf(folder: Path) -> Path | None:
 
 
 def _backend(path: Path) -> Any:
-    """What Megatron-core says that a checkpoint was written by; None where it does not."""
+    """The backend that Megatron-core names in its metadata.json; None where it names none."""
     try:
         document = json.loads(path.read_bytes()[:_MOST_BACKEND_BYTES])
     except (OSError, ValueError, RecursionError):
@@ -173,7 +184,7 @@ def _backend(path: Path) -> Any:
 
 
 def recognise_foreign(folder: Path) -> ForeignLayout | None:
-    """The layout that must be converted first, or None where none is recognised."""
+    """The unreadable layout that a folder's files match; None where they match none."""
     for layout in FOREIGN_LAYOUTS:
         for globs in layout.patterns:
             if all(any(True for _ in folder.glob(pattern)) for pattern in globs):
@@ -193,14 +204,17 @@ def refuse_foreign(folder: Path, layout: ForeignLayout) -> UnsupportedLayoutErro
 
 
 def _zero(folder: Path) -> str:
-    """The command that makes weights of a ZeRO checkpoint: its script lies above global_stepN."""
+    """DeepSpeed's command that converts a ZeRO checkpoint to safetensors.
+
+    DeepSpeed saves its script beside the global_stepN folders.
+    """
     script = "zero_to_fp32.py"
     place = folder.absolute()
     if not is_there(place / script) and is_there(place.parent / script):
         where, tag = place.parent, f" --tag {shlex.quote(place.name)}"
     elif is_there(place / script):
         where, tag = place, ""
-    else:  # the script was not copied along; DeepSpeed itself has it
+    else:  # the script was not copied along; the installed DeepSpeed has it too
         step = bool(re.fullmatch(r"global_step\d+", place.name))
         where, tag = (place.parent, f" --tag {place.name}") if step else (place, "")
         script = "-m deepspeed.utils.zero_to_fp32"

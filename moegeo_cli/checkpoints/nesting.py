@@ -1,8 +1,8 @@
-"""Runs and checkpoints that lie deeper than the folder that a user gives.
+"""Find runs and checkpoints in subfolders of the path that a user gives. Part of discovery.
 
-Some trainers put a run below a folder named by version and date (ms-swift's
-`v0-DATE/checkpoint-N`), others put a checkpoint's weights some folders below its step (verl's
-`global_step_N/actor/huggingface`).
+Some trainers put a run into a folder named by version and date (ms-swift:
+`v0-DATE/checkpoint-N`). Others put a checkpoint's weights into subfolders of its step folder
+(verl: `global_step_N/actor/huggingface`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from moegeo_cli.checkpoints.folders import list_folder
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.opening import LAYOUT_FILES, detect_layout
-from moegeo_cli.checkpoints.step_names import parse_step, tells_order
+from moegeo_cli.checkpoints.step_names import has_step_or_epoch, parse_step
 from moegeo_cli.errors import MoegeoError, NoCheckpointError
 
-# Where below a step's folder trainers put a model in transformers' layout, the likeliest first.
+# Subfolders of a step folder in which trainers save a model in transformers' layout, most likely
+# first.
 INNER = (
     "actor/huggingface",   # verl
     "actor",               # verl, after its model_merger
@@ -31,13 +32,13 @@ INNER = (
     "hf_ckpt",             # VeOmni
     "consolidated", "weights", "hf_model", "model",
 )  # fmt: skip
-DEPTH = 3
-MOST_ENTRIES = 2000  # of all folders looked into
-SHOWN = 8
+DEPTH = 3  # levels of subfolders that are searched
+MOST_ENTRIES = 2000  # folders that are searched in all
+SHOWN = 8  # entries that an error message lists
 
 
 def inner_folder(folder: Path) -> Path | None:
-    """The folder below a step's that holds its model in transformers' layout; None for none."""
+    """The subfolder of a step folder that holds a model in transformers' layout, or None."""
     if not folder.is_dir():
         return None
     for name in INNER:
@@ -48,25 +49,30 @@ def inner_folder(folder: Path) -> Path | None:
 
 
 def step_folder(folder: Path) -> Path:
-    """The folder whose name tells a checkpoint's step: its own, or one that it lies deep in."""
+    """The folder whose name gives a checkpoint's step: `folder` itself, or one above it."""
     place = folder.resolve()
     for name in INNER:
         parts = len(Path(name).parts)
         above = place.parents[min(parts, len(place.parents)) - 1]
-        if place.as_posix().endswith(f"/{name}") and tells_order(above.name):
+        if place.as_posix().endswith(f"/{name}") and has_step_or_epoch(above.name):
             return above
     return place
 
 
 @dataclass(frozen=True, slots=True)
-class Nested:
-    """A run below a folder, and the names of its checkpoints by step."""
+class NestedRun:
+    """A run in a subfolder.
+
+    Attributes:
+        path: its folder.
+        members: names of its checkpoints, in order of their steps.
+    """
 
     path: Path
     members: tuple[str, ...]
 
     def describe(self, top: Path) -> str:
-        """In words: where it is, and what is in it."""
+        """Its path below `top`, its number of checkpoints and its range of steps, in words."""
         steps = [parse_step(name) for name in self.members]
         known = [step for step in steps if step is not None]
         words = _count(len(self.members), "checkpoint")
@@ -75,17 +81,21 @@ class Nested:
         return f"{self.path.relative_to(top)} ({words})"
 
 
-def find_runs(folder: Path, is_member: Callable[[Path], bool] | None = None) -> list[Nested]:
-    """The runs below a folder, those of the same depth by name; links are not followed.
+def find_runs(folder: Path, is_member: Callable[[Path], bool] | None = None) -> list[NestedRun]:
+    """The runs in subfolders of a folder. Links are not followed.
 
     Args:
         folder: where to look.
-        is_member: whether an entry is a checkpoint with a step; None for those of transformers.
+        is_member: whether an entry is a checkpoint with a step; None to look for checkpoints in
+            transformers' layout.
+
+    Returns:
+        The runs by depth, then by name.
     """
     is_member = is_member or _is_member
     left = MOST_ENTRIES
     level = [folder]
-    found: list[Nested] = []
+    found: list[NestedRun] = []
     for _ in range(DEPTH):
         deeper: list[Path] = []
         for place in level:
@@ -96,8 +106,8 @@ def find_runs(folder: Path, is_member: Callable[[Path], bool] | None = None) -> 
             for entry in entries:
                 members = tuple(e.name for e in _entries(entry) if is_member(e))
                 if members:
-                    found.append(Nested(entry, tuple(sorted(members, key=_order))))
-                elif detect_layout(entry) is None and not tells_order(entry.name):
+                    found.append(NestedRun(entry, tuple(sorted(members, key=_order))))
+                elif detect_layout(entry) is None and not has_step_or_epoch(entry.name):
                     deeper.append(entry)
         level = deeper
     return found
@@ -111,13 +121,13 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_member(entry: Path) -> bool:
-    if not tells_order(entry.name) or not entry.is_dir():
+    if not has_step_or_epoch(entry.name) or not entry.is_dir():
         return False
     return detect_layout(entry) is not None or inner_folder(entry) is not None
 
 
 def find_models(folder: Path) -> list[Path]:
-    """The models in transformers' layout below a folder, by path; links are not followed."""
+    """The models in transformers' layout in subfolders, sorted by path. Links are not followed."""
     level, left = [folder], MOST_ENTRIES
     found: list[Path] = []
     for _ in range(DEPTH):
@@ -140,47 +150,47 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def several_runs(
-    folder: Path, runs: Sequence[Nested], models: Sequence[str] = ()
+    folder: Path, runs: Sequence[NestedRun], models: Sequence[str] = ()
 ) -> NoCheckpointError:
-    """The error for a folder of several runs: what each is, and what to run next.
+    """The error for a folder that holds several runs: lists them and the command for one.
 
     Args:
-        folder: that was given.
-        runs: below it.
+        folder: the path that the user gave.
+        runs: the runs below it.
         models: names of further models in it.
     """
     newest = runs[-1].path
-    said = [run.describe(folder) for run in runs] + list(_say_models(folder, models))
-    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
-    words = _count(len(runs), "run") + (f" and {_count(len(models), 'model')}" if models else "")
+    words = [run.describe(folder) for run in runs] + list(_describe_models(folder, models))
+    more = f"; and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    counts = _count(len(runs), "run") + (f" and {_count(len(models), 'model')}" if models else "")
     return NoCheckpointError(
-        f"{folder} holds {words}",
-        found="; ".join(said[:SHOWN]) + more,
+        f"{folder} holds {counts}",
+        found="; ".join(words[:SHOWN]) + more,
         hint=f"give one of them: moegeo analyze {shlex.quote(str(newest))}",
         context={"runs": [str(run.path) for run in runs]},
     )
 
 
 def several_models(folder: Path, names: Sequence[str]) -> NoCheckpointError:
-    """The error for models side by side that no step orders: what each is, and what to run next."""
+    """The error for several models without a step: lists them and the commands for them."""
     first, last = (shlex.quote(str(folder / name)) for name in (names[0], names[-1]))
     more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return NoCheckpointError(
         f"{folder} holds {len(names)} checkpoints without a step, so they have no order",
-        found="; ".join(_say_models(folder, names[:SHOWN])) + more,
+        found="; ".join(_describe_models(folder, names[:SHOWN])) + more,
         hint=f"moegeo analyze {last}, or moegeo compare {first} {last}; the checkpoints of a run "
         "are named checkpoint-STEP",
     )
 
 
 def models_below(folder: Path, models: Sequence[Path]) -> NoCheckpointError:
-    """The error for models that lie deeper in places of no known meaning: where they are."""
+    """The error for models in subfolders with unknown names: lists where they lie."""
     names = [model.relative_to(folder).as_posix() for model in models]
     more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     words = "a model lies" if len(names) == 1 else f"{len(names)} models lie"
     return NoCheckpointError(
         f"{folder} holds no checkpoint; {words} deeper in it",
-        found="; ".join(_say_models(folder, names[:SHOWN])) + more,
+        found="; ".join(_describe_models(folder, names[:SHOWN])) + more,
         hint=f"give {'it' if len(names) == 1 else 'one of them'}: "
         f"moegeo analyze {shlex.quote(str(models[-1]))}",
         context={"models": [str(model) for model in models[:64]]},
@@ -192,9 +202,14 @@ def _count(number: int, word: str) -> str:
 
 
 def several_stages(folder: Path, stages: Sequence[tuple[str, Sequence[str]]]) -> NoCheckpointError:
-    """The error for stages of a training in one folder, each with steps of its own."""
+    """The error for training stages in one folder, each of which counts its own steps.
+
+    Args:
+        folder: the run's folder.
+        stages: (name of the stage, names of its checkpoints by step).
+    """
     name, members = stages[-1]
-    said = [
+    words = [
         f"{stage} ({_count(len(held), 'checkpoint')}, "
         f"{' to '.join(dict.fromkeys((held[0], held[-1])))})"
         for stage, held in stages
@@ -203,12 +218,13 @@ def several_stages(folder: Path, stages: Sequence[tuple[str, Sequence[str]]]) ->
     link = f"mkdir {name} && ln -s ../{members[-1]} {name}/"
     return NoCheckpointError(
         f"{folder} holds {len(stages)} stages of a training, each with steps of its own",
-        found="; ".join(said),
+        found="; ".join(words),
         hint=f"give one checkpoint, or a folder with links to one stage's: cd {place} && {link}",
     )
 
 
-def _say_models(folder: Path, names: Sequence[str]) -> Iterator[str]:
+def _describe_models(folder: Path, names: Sequence[str]) -> Iterator[str]:
+    """Each model's name, with its model type where config.json has one."""
     for name in names:
         kind = None
         try:

@@ -1,4 +1,4 @@
-"""Opening a checkpoint's weights by the files that its folder holds."""
+"""Recognise the layout of a checkpoint's folder and open its weights as a `WeightIndex`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYOUT_FILES: Mapping[str, str] = {
 
 
 def detect_layout(folder: Path) -> str | None:
-    """The layout of the folder's weights by file names; None where no weights are."""
+    """The layout of a folder's weights, by file names alone; None where there are no weights."""
     for name, layout in LAYOUT_FILES.items():
         if is_there(folder / name):
             return layout
@@ -38,17 +38,21 @@ def detect_layout(folder: Path) -> str | None:
 
 
 def open_weights(folder: Path, config: Mapping[str, Any] | None = None) -> WeightIndex:
-    """Open a checkpoint's weights; for safetensors this reads every header and nothing else.
+    """Open a checkpoint's weights. Of safetensors files only the headers are read.
 
     Args:
-        folder: a folder in transformers' layout, or one file that holds a state dict. Of an
-            adapter that lies alone, the adapter's own tensors.
-        config: the parsed config.json, where there is one: names of other frameworks need it.
+        folder: the checkpoint's folder, or a single file that holds a state dict.
+        config: the parsed config.json, where there is one. Names of other frameworks are
+            translated with it.
+
+    Returns:
+        The tensors in the folder's files. For an adapter without its base model, the adapter's.
 
     Raises:
-        NoCheckpointError: no weights in the folder.
-        IncompleteCheckpointError: a file truncated, a shard or an index missing.
-        UnsafeFileError: an index that points outside the folder.
+        NoCheckpointError: the folder holds no weights.
+        IncompleteCheckpointError: a file is truncated, or a shard or the index is missing.
+        UnsafeFileError: an index points outside the folder.
+        UnsupportedLayoutError: the folder holds two different saves of its weights.
     """
     if folder.is_file():
         kind = "safetensors" if folder.suffix == ".safetensors" else "pytorch"
@@ -88,10 +92,10 @@ def open_weights(folder: Path, config: Mapping[str, Any] | None = None) -> Weigh
 
 
 def open_adapter(folder: Path) -> WeightIndex | None:
-    """Open the tensors of the adapter in a folder; None where there is none.
+    """Open the tensors of the adapter in a folder; None where there is no adapter.
 
     Raises:
-        IncompleteCheckpointError: its file is truncated.
+        IncompleteCheckpointError: the adapter's file is truncated.
     """
     file = adapter_file(folder)
     return None if file is None else WeightIndex(folder, ADAPTER, {file: None})

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in the order of training, by what their names and states tell."""
+"""Sort the checkpoints of a run by training step, and skip duplicates. Part of discovery."""
 
 from __future__ import annotations
 
@@ -13,30 +13,37 @@ from moegeo_cli.checkpoints.step_names import parse_step, read_name
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something in a run that looked like a checkpoint and was left out.
+    """Something in a run that looks like a checkpoint and was skipped.
 
-    A spare one is no further point of the run's course: a copy of a checkpoint, or the final model.
+    Attributes:
+        path: relative to the run.
+        reason: why it was skipped, in words.
+        redundant: the run loses no step by it: it is a copy of another checkpoint, the run's
+            final model, or has no step.
     """
 
     path: str
     reason: str
-    spare: bool = False
+    redundant: bool = False
 
 
-def in_order(
+def sort_by_step(
     run: Path, checkpoints: Sequence[Checkpoint]
 ) -> tuple[list[Checkpoint], list[Skipped]]:
-    """Checkpoints by step, and those that are left out: without a step, or a copy.
+    """Sort checkpoints by step.
 
-    Where no checkpoint has a step, the epochs of their names order them. One without either stays
-    as it is.
+    Where no checkpoint has a step, the epochs in their names take the place of steps. A single
+    checkpoint with neither is kept.
 
     Args:
-        run: where they are, for errors.
-        checkpoints: whole ones. `relative` begins with the name that tells a step.
+        run: the run's folder, for errors.
+        checkpoints: complete ones. `relative` begins with the name that holds the step.
+
+    Returns:
+        The sorted checkpoints, and the skipped ones: those without a step, and copies.
 
     Raises:
-        NoCheckpointError: several without a step, or of several stages.
+        NoCheckpointError: several checkpoints and none has a step, or several training stages.
     """
     if all(checkpoint.step is None for checkpoint in checkpoints):
         for checkpoint in checkpoints:
@@ -48,16 +55,18 @@ def in_order(
     if not numbered:
         return unordered, []
     _refuse_stages(run, numbered)
-    skipped = [Skipped(c.relative, "no step in its name or state", spare=True) for c in unordered]
+    skipped = [
+        Skipped(c.relative, "no step in its name or state", redundant=True) for c in unordered
+    ]
     kept: list[Checkpoint] = []
-    # Names that tell a step win over links and copies such as `latest` and `best`.
+    # Names with a step win over links and copies such as `latest` and `best`.
     for checkpoint in sorted(
         numbered,
         key=lambda c: (c.step, parse_step(c.relative) is None, c.path.is_symlink(), c.relative),
     ):
         if kept and kept[-1].step == checkpoint.step:
             reason = f"the same step as {kept[-1].relative}"
-            skipped.append(Skipped(checkpoint.relative, reason, spare=True))
+            skipped.append(Skipped(checkpoint.relative, reason, redundant=True))
         else:
             kept.append(checkpoint)
     return kept, skipped
@@ -68,7 +77,7 @@ def _own_name(checkpoint: Checkpoint) -> str:
 
 
 def _refuse_stages(run: Path, numbered: Sequence[Checkpoint]) -> None:
-    """Stages of a training count their steps anew: together they are no run."""
+    """Raise where checkpoints are of several training stages, each of which counts from 0."""
     stages: dict[str, list[Checkpoint]] = {}
     for checkpoint in sorted(numbered, key=lambda c: (c.step or 0, c.relative)):
         stage = read_name(_own_name(checkpoint)).stage or "no stage"

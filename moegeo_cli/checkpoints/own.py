@@ -114,7 +114,7 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
         same = [c.relative for c in kept if c.step == step]
         if step is None or same:
             reason = "no step in its name" if step is None else f"the same step as {same[0]}"
-            skipped.append(Skipped(entry.name, reason, spare=True))
+            skipped.append(Skipped(entry.name, reason, redundant=True))
             continue
         kept.append(checkpoint)
     if not kept:

@@ -1,7 +1,7 @@
-"""What the name of a checkpoint tells: step, epoch, tokens and stage, each from its own word.
+"""Parse step, epoch, tokens and stage from a checkpoint's name. Discovery sorts a run by them.
 
-A number without such a word is no step: it may be a width, a number of tokens or a date. A name
-that is a number alone is a step, unless it is a date.
+A number counts only after its own word (`step`, `epoch`, `tokens`); other numbers may be a width
+or a date. A name that is only a number is a step, unless it is a date.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-# The number behind a word. What goes on as 1_000, 1,000 or 1.5 does is none: it can be meant in
-# more than one way.
+# The number after a word. Numbers such as 1_000, 1,000 and 1.5 are ambiguous and do not match.
 _NUMBER = r"[-_=]?(\d{1,15})(?![\dA-Za-z])(?!\.\d)(?![_,]\d{3}(?!\d))"
 _STEP = re.compile(
     rf"(?<![A-Za-z])(?:global[-_]?steps?|steps?|iter(?:ation)?s?|updates?|batch|ba){_NUMBER}", re.I
 )
-# Words that other things are counted by as well: a step where no word of the first kind is there.
+# Words that may also count other things: they give the step only where no word of _STEP occurs.
 _SAVE = re.compile(rf"(?<![A-Za-z])(?:(?:checkpoint|chkpt|ckpt){_NUMBER}|model[-_](0\d{{3,14}})$)",
                    re.I)  # fmt: skip
 # fairseq's files: checkpoint_EPOCH_UPDATES
@@ -31,7 +30,7 @@ _DATE = re.compile(
     r"(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
     r"(?:[-_T. ]?(?:[01]\d|2[0-3])[-_:.]?[0-5]\d(?:[-_:.]?[0-5]\d)?(?:[-_.]?\d{1,6})?)?"
 )
-# Names that are a checkpoint's whatever lies in them: what is missing there is then said.
+# Names that mark a checkpoint whatever the folder holds; missing files are then reported.
 _CHECKPOINT = re.compile(
     r"(?:checkpoint|ckpt|global[-_]?step|step|iter|iteration)[-_]?\d{1,15}(?:[-_].*)?|\d{1,15}"
 )
@@ -42,11 +41,14 @@ TEMPORARY = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a name tells; None for each that it does not.
+class NameParts:
+    """What a name holds; None for each part that it lacks.
 
-    `stage` is what stands before the step where a word of stages is in it. `tokens` is rounded as
-    the name is.
+    Attributes:
+        step: the training step.
+        epoch: the epoch.
+        tokens: number of training tokens, as the name rounds it.
+        stage: the part of the name before the step, where it holds `stage` or `phase`.
     """
 
     step: int | None = None
@@ -55,13 +57,16 @@ class Told:
     stage: str | None = None
 
 
-def read_name(name: str) -> Told:
-    """What the name of a folder, or of a file without its suffix, tells."""
+def read_name(name: str) -> NameParts:
+    """Parse the name of a folder, or of a file without its suffix.
+
+    A temporary name (`tmp-checkpoint-100`) has no parts.
+    """
     if TEMPORARY.fullmatch(name):
-        return Told()
+        return NameParts()
     fairseq = _FAIRSEQ.fullmatch(name)
     if fairseq is not None:
-        return Told(int(fairseq[2]), int(fairseq[1]))
+        return NameParts(int(fairseq[2]), int(fairseq[1]))
     epoch = _one(_EPOCH, name)
     step = _one(_STEP, name)
     if step is None and not _STEP.search(name):
@@ -72,22 +77,22 @@ def read_name(name: str) -> Told:
     if _STAGE.search(name):
         word = _STEP.search(name) or _SAVE.search(name)
         stage = name[: word.start()].strip("-_=. ") if word else None
-    return Told(step, epoch, _tokens(name), stage or None)
+    return NameParts(step, epoch, _tokens(name), stage or None)
 
 
 def parse_step(name: str) -> int | None:
-    """The step that a name tells, as in checkpoint-500, stage1-step500-tokens2B or ep2-ba160."""
+    """The step in a name such as checkpoint-500, stage1-step500-tokens2B or ep2-ba160, or None."""
     return read_name(name).step
 
 
-def tells_order(name: str) -> bool:
-    """Whether a name tells a step or an epoch."""
-    told = read_name(name)
-    return told.step is not None or told.epoch is not None
+def has_step_or_epoch(name: str) -> bool:
+    """Whether a name holds a step or an epoch."""
+    parts = read_name(name)
+    return parts.step is not None or parts.epoch is not None
 
 
 def is_checkpoint_name(name: str) -> bool:
-    """Whether a name begins as a checkpoint's does, or is a number that is no date."""
+    """Whether a name begins like a checkpoint's, or is a number that is no date."""
     return _CHECKPOINT.fullmatch(name) is not None and parse_step(name) is not None
 
 
@@ -97,7 +102,7 @@ def is_date(name: str) -> bool:
 
 
 def _one(pattern: re.Pattern[str], name: str) -> int | None:
-    """The number behind a word; None where there is none, or several that differ."""
+    """The number that a pattern finds; None where it finds none, or several that differ."""
     found = {int(number) for groups in pattern.findall(name) for number in
              ([groups] if isinstance(groups, str) else groups) if number}  # fmt: skip
     return found.pop() if len(found) == 1 else None

@@ -18,7 +18,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import ShapeError
 
 
-def with_own_experts(index: WeightIndex, architecture: Architecture) -> Architecture:
+def with_experts_by_layer(index: WeightIndex, architecture: Architecture) -> Architecture:
     """The architecture with each layer's own number of experts, where layers differ.
 
     Args:

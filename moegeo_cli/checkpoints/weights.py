@@ -80,8 +80,8 @@ class WeightIndex:
                 check_pickled(path)
 
     @property
-    def placed(self) -> int:
-        """How many tensors' places are held in memory."""
+    def cached_entries(self) -> int:
+        """How many tensor entries (name, shape, place) are cached in memory."""
         return len(self._entries or ())
 
     def names(self) -> tuple[str, ...]:

@@ -89,7 +89,10 @@ def each_revision(
 def _alone(run: RunFolder, checkpoint: Checkpoint) -> RunFolder:
     """A run of one of its checkpoints, opened anew: its weights may have come."""
     fresh = Checkpoint(
-        checkpoint.path, checkpoint.relative, step=checkpoint.step, given=checkpoint.given
+        checkpoint.path,
+        checkpoint.relative,
+        step=checkpoint.step,
+        given_config=checkpoint.given_config,
     )
     return RunFolder(run.name, checkpoint.path, True, (fresh,), (), run.config)
 

@@ -73,7 +73,7 @@ def serve(ranks: Ranks) -> int:
                 measurer = _follow(ranks, order)
                 given = Models(order["models"]).config
             elif measurer is not None:
-                checkpoint = Checkpoint(Path(order["path"]), given=given)
+                checkpoint = Checkpoint(Path(order["path"]), given_config=given)
                 measurer.take_part(
                     partial(measurer.load, checkpoint)
                     if order["order"] == "load"

@@ -138,7 +138,7 @@ def _switches_off(checkpoint: Checkpoint) -> bool:
     """Whether a router in the files switches experts off. True if the files cannot be read."""
     index = checkpoint.weights
     try:
-        for router in find_router_tensors(index, checkpoint.described):
+        for router in find_router_tensors(index, checkpoint.config_architecture):
             weight_ED = index.read(router.weight)
             biases = (None if n is None else index.read(n)
                       for n in (router.bias, router.selection_bias))  # fmt: skip

@@ -15,7 +15,7 @@ from typing import Any
 from moegeo_cli.checkpoints.architecture import Architecture, describe_architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.folders import given_config
+from moegeo_cli.checkpoints.folders import find_given_config
 from moegeo_cli.checkpoints.hub import open_path
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -33,7 +33,7 @@ class Models:
     config: Path | None = None  # the folder that --config gave
 
     def __init__(self, config: Path | str | None = None) -> None:
-        self.config = None if config is None else given_config(config)
+        self.config = None if config is None else find_given_config(config)
 
     def open(self, path: Path | str) -> RunFolder:
         """The run under a path.

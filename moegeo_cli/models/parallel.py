@@ -109,7 +109,7 @@ class ParallelModels:
                 found=f"{PLANS[self.split]} of its config class is empty",
                 hint="leave --parallel out: each rank then holds the whole model",
             )
-        experts = checkpoint.described.experts
+        experts = checkpoint.config_architecture.experts
         if self.split == "expert" and experts % self.world:
             raise UsageError(
                 f"{experts} experts cannot be split evenly among {self.world} ranks",

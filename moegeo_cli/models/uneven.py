@@ -19,12 +19,12 @@ def own_experts(checkpoint: Checkpoint) -> dict[int, int]:
     """Layer -> number of experts, if the layers of a checkpoint differ; else {}.
 
     Raises:
-        ShapeError: what `with_own_experts` raises.
+        ShapeError: what `with_experts_by_layer` raises.
     """
     if checkpoint.weights.obstacle is not None:
         return {}
     try:
-        _ = checkpoint.described
+        _ = checkpoint.config_architecture
     except MoegeoError:
         return {}  # what is wrong with it is said where it is described
     return dict(checkpoint.architecture.experts_by_layer or ())

@@ -53,7 +53,7 @@ def test_an_adapter_of_everything(model_type: str, tmp_path: Path) -> None:
         randomise(tuned, 1)
         tuned.save_pretrained(tmp_path / "adapter")
         want = tuned.merge_and_unload().state_dict()  # type: ignore[operator]
-    adapter = Checkpoint(tmp_path / "adapter", given=tmp_path / "base")
+    adapter = Checkpoint(tmp_path / "adapter", given_config=tmp_path / "base")
     if model_type in REFUSED:
         with pytest.raises(UnsupportedLayoutError, match=REFUSED[model_type]):
             load_model(adapter, CPU, torch.float32)

@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def opened(path: Path, base: Path) -> EffectiveWeights:
-    checkpoint = Checkpoint(path, given=base)
+    checkpoint = Checkpoint(path, given_config=base)
     checkpoint.weights.resolve(partial(fill_tree, checkpoint))
     return checkpoint.weights
 

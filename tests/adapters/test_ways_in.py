@@ -126,7 +126,7 @@ def test_layers_with_different_numbers_of_experts(model_type: str, tmp_path: Pat
     tuned.save_pretrained(adapter)
     edit(adapter, base_model_name_or_path=str(base))
     want = tuned.merge_and_unload().state_dict()
-    have = load_model(Checkpoint(adapter, given=base), CPU, torch.float32).state_dict()
+    have = load_model(Checkpoint(adapter, given_config=base), CPU, torch.float32).state_dict()
     assert set(have) == set(want)
     for name, values in want.items():
         torch.testing.assert_close(have[name], values, rtol=1e-5, atol=1e-6)
@@ -144,7 +144,7 @@ def test_tied_embeddings(module: str, tmp_path: Path) -> None:
         tmp_path, "qwen3_moe", changes={"tie_word_embeddings": True}, target_modules=[module]
     )
     with pytest.raises(UnsupportedLayoutError, match=r"uses twice|fits no weight"):
-        load_model(Checkpoint(files.adapter, given=files.base), CPU, torch.float32)
+        load_model(Checkpoint(files.adapter, given_config=files.base), CPU, torch.float32)
 
 
 class Block(nn.Module):

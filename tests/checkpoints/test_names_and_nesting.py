@@ -90,7 +90,7 @@ def test_epochs_order_where_nothing_tells_a_step(checkpoint: Checkpoint, tmp_pat
     checkpoint(to="run/step-3")
     run = open_run(tmp_path / "run")
     assert steps(run) == [3]
-    assert not run.missed
+    assert not run.has_gaps
 
 
 def test_stages_in_one_folder_are_listed(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_a_seal_that_the_newest_lacks(seal: str, checkpoint: Checkpoint, tmp_pat
             (folder / seal).write_text("{}")
     run = open_run(tmp_path / "run")
     assert steps(run) == [1, 2]
-    assert run.missed
+    assert run.has_gaps
     assert f"no {seal}" in run.skipped[0].reason
 
 
@@ -205,4 +205,4 @@ def test_a_final_model_leaves_the_run_whole(checkpoint: Checkpoint, tmp_path: Pa
     checkpoint(to="run/final")
     run = open_run(root)
     assert {s.path for s in run.skipped} == {".", "final"}
-    assert not run.missed
+    assert not run.has_gaps

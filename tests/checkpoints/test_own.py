@@ -66,7 +66,7 @@ def test_steps_are_told_by_words(tmp_path: Path) -> None:
         "pretrain_768_moe.pth": "no step in its name",
         "twin_step_20.pt": "the same step as net2_step_20.pt",
     }
-    assert not run.missed
+    assert not run.has_gaps
 
 
 def test_epochs_order_where_no_name_tells_a_step(tmp_path: Path) -> None:

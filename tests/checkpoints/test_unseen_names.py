@@ -139,4 +139,4 @@ def test_names_are_read_or_listed(places: tuple[str, ...], expected: Any, tmp_pa
         return
     run = open_it(top)
     assert [checkpoint.step for checkpoint in run.checkpoints] == expected
-    assert not run.missed
+    assert not run.has_gaps

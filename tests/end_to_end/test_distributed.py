@@ -218,7 +218,7 @@ def assert_same_logits(model: Any, state: dict[str, Any], folder: Path) -> None:
     model.config.save_pretrained(folder.parent)
     assert set(open_weights(folder).names()) == set(model.state_dict())
     tokens = torch.arange(20)[None]
-    loaded = load_model(Checkpoint(folder, given=folder.parent), CPU, torch.float32)
+    loaded = load_model(Checkpoint(folder, given_config=folder.parent), CPU, torch.float32)
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
@@ -257,4 +257,4 @@ def test_a_config_of_another_model_than_torchtitans_names(tmp_path: Path) -> Non
     save_state(as_torchtitan(build_tiny("qwen3_moe"), True), tmp_path / "step-1")
     build_tiny("olmoe").config.save_pretrained(tmp_path)
     with pytest.raises(Exception, match="the config is of a olmoe"):
-        load_model(Checkpoint(tmp_path / "step-1", given=tmp_path), CPU, torch.float32)
+        load_model(Checkpoint(tmp_path / "step-1", given_config=tmp_path), CPU, torch.float32)

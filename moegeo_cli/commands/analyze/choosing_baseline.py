@@ -34,7 +34,7 @@ def choose_baseline(
     other = models.open(Path(baseline))
     start = other.checkpoints[0]
     name = start.path.name if other.is_single else f"{other.name}/{start.relative}"
-    return start.named(f"baseline:{name}"), None
+    return start.renamed(f"baseline:{name}"), None
 
 
 def _started_from(folder: RunFolder) -> Checkpoint | None:

@@ -36,7 +36,7 @@ def fill_facts(
     trained = folder.newest.training
     coverage = [c.coverage for c in history.checkpoints]
     versions, version_notes = measured_versions(history.checkpoints)
-    whole = not folder.missed and all(c.routers_found == c.routers_measured for c in coverage)
+    whole = not folder.has_gaps and all(c.routers_found == c.routers_measured for c in coverage)
     return dataclasses.replace(
         history,
         status="complete" if whole else "partial",

@@ -159,7 +159,7 @@ def _describe(checkpoint: Checkpoint, models: Describer | None) -> Architecture:
     if models is not None and models.own:
         return models.describe(checkpoint)
     if checkpoint.weights.obstacle is not None:
-        return checkpoint.described
+        return checkpoint.config_architecture
     return checkpoint.architecture
 
 

@@ -178,7 +178,7 @@ def check_run(
     checked = [
         _check(Past(story, place, limits), held.fingerprint) for place, held in enumerate(kept)
     ]
-    whole = not folder.missed and all(
+    whole = not folder.has_gaps and all(
         c.coverage.routers_found == c.coverage.routers_measured for c in checked
     )
     facts = kept[-1].sums.facts

@@ -76,7 +76,7 @@ def _describe_checkpoint(
     routers: tuple[RouterTensors, ...] = ()
     try:
         if models is None:
-            architecture = checkpoint.described
+            architecture = checkpoint.config_architecture
             architecture = checkpoint.architecture
             routers, problem = _list_routers(index, architecture)
         else:

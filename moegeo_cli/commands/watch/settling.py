@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.checkpoints.sentinels import is_sealed
+from moegeo_cli.checkpoints.sentinels import has_last_file
 
 State = frozenset[tuple[str, int, int]]  # (path, size, time of change) of a checkpoint's files
 
@@ -27,7 +27,7 @@ class Settling:
         """The whole checkpoints, oldest first."""
         newest = run.newest
         now = _state(newest.path)
-        settled = is_sealed(newest.path) or (bool(now) and now == self.before)
+        settled = has_last_file(newest.path) or (bool(now) and now == self.before)
         self.before = now
         return run.checkpoints if settled else run.checkpoints[:-1]
 

@@ -100,7 +100,7 @@ def folder_of(**changes: Any) -> Any:
         training=TRAINED, layout="transformers", config={"architectures": ["MixtralForCausalLM"]}
     )
     known = {"name": "run", "newest": newest, "checkpoints": (newest,), "skipped": (),
-             "missed": False}  # fmt: skip
+             "has_gaps": False}  # fmt: skip
     return SimpleNamespace(**known | changes)
 
 
@@ -131,7 +131,7 @@ def test_facts_of_a_run_are_those_of_its_newest_checkpoint() -> None:
 
 def test_a_run_that_misses_something_is_partial() -> None:
     whole = checkpoint(7)
-    assert facts_of(run_of(whole), folder_of(missed=True)).status == "partial"
+    assert facts_of(run_of(whole), folder_of(has_gaps=True)).status == "partial"
     part = dataclasses.replace(whole, coverage=Coverage(3, 2, {"layers.2": "not called"}))
     assert facts_of(run_of(part, whole), folder_of()).status == "partial"
 
