@@ -17,7 +17,7 @@ from moegeo_cli.commands.routing.layers import Domains, measure_router
 from moegeo_cli.commands.routing.models import Side, compare_pair
 from moegeo_cli.commands.routing.settings import KEPT_TOKENS, RoutingSettings
 from moegeo_cli.commands.routing.tokens import RoutedTokens
-from moegeo_cli.geometry.mantel import even_rows
+from moegeo_cli.geometry.mantel import sample_rows_evenly
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.geometry.shared_direction import centre_rows, row_space
 from moegeo_cli.geometry.usage import Usage
@@ -65,7 +65,7 @@ def layer(tokens: RoutedTokens, settings: RoutingSettings) -> Callable[[], None]
 
 def beside(tokens: RoutedTokens) -> Callable[[], None]:
     """One router held against another model's."""
-    rows_SM = even_rows(tokens.usage.sequence_T, 0)
+    rows_SM = sample_rows_evenly(tokens.usage.sequence_T, 0)
     side = Side(0, "gate", tokens.usage, rows_SM, tokens.roots(rows_SM.ravel()), "")
     draws = make_draws(tokens.usage.groups_S, 0)
 

@@ -1,1 +1,1 @@
-"""Geometry: distances, entropies, heterogeneity and their uncertainty, in numpy float64 alone."""
+"""The mathematics: from sums over tokens to metrics with intervals, in NumPy float64, no torch."""

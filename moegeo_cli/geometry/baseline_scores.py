@@ -28,13 +28,14 @@ def fhs_estimates(
     """FHS: heterogeneity of each router over its value at the baseline.
 
     Args:
-        now: each router's heterogeneity estimates.
-        bases: the same of every baseline draw; several are fresh initialisations.
-        draws: the draws that all of them share.
+        now: the heterogeneity estimates of each router.
+        bases: the heterogeneity estimates of each router, for each baseline draw (several draws
+            are fresh initialisations).
+        draws: the bootstrap draws, shared by all estimates.
 
     Returns:
-        By router and catalogue name. With several baseline draws the base is their geometric
-        mean, and the interval holds the spread of ln H(0) between them as well.
+        For each router, estimates by catalogue name (a ratio, without unit). With several baseline
+        draws the base is their geometric mean, and the interval includes their spread of ln H(0).
 
     Source: [GM]'s Fisher Heterogeneity Score H(t)/H(0); estimator ours.
     """

@@ -1,12 +1,12 @@
-r"""Which experts are chosen together, over all pairs of a token's choices, against their loads.
+r"""Which experts are chosen together by a token, compared with what their loads alone give.
 
-:math:`N_{ab}` counts tokens that choose both a and b. What the loads alone would give is the
-quasi-independent table :math:`\tilde N_{ab} = \alpha_a \alpha_b` (a ≠ b) with the same row sums:
-nobody is chosen together with himself, so plain products of loads would not do.
+:math:`N_{ab}` counts tokens that choose both a and b. The loads alone give the quasi-independent
+table :math:`\tilde N_{ab} = \alpha_a \alpha_b` (a ≠ b) with the same row sums. The plain product
+of the loads is no null, because an expert is never chosen together with itself.
 
 Legend: T tokens, K experts chosen per token, E experts, G groups of sequences.
-Source: OLMoE (arXiv 2409.02060) for co-activation, whose code counts neighbours in rank alone;
-Goodman (1968) for quasi-independence.
+Source: OLMoE (arXiv 2409.02060) for co-activation (its code counts only experts of neighbouring
+rank); Goodman (1968) for quasi-independence.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NULL_DRAWS = 16
 
 
 def pair_counts(selected_TK: np.ndarray, experts: int) -> np.ndarray:
-    """Tokens that choose both of two experts, shape (E, E), symmetric with a zero diagonal.
+    """Number of tokens that choose both of two experts: (E, E), symmetric, with a zero diagonal.
 
     Args:
         selected_TK: expert numbers, −1 for an empty slot.
@@ -53,7 +53,10 @@ def expected_counts(counts_EE: np.ndarray) -> np.ndarray:
 
 
 def conditional(counts_EE: np.ndarray, tokens_E: np.ndarray) -> np.ndarray:
-    """Share of an expert's tokens (rows) that another one gets as well; NaN without a token."""
+    """Share of each expert's tokens (rows) that also choose another expert (columns), (E, E).
+
+    NaN on the diagonal and for an expert without a token.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         share_EE = np.asarray(counts_EE / tokens_E[:, None])
     np.fill_diagonal(share_EE, np.nan)
@@ -61,7 +64,11 @@ def conditional(counts_EE: np.ndarray, tokens_E: np.ndarray) -> np.ndarray:
 
 
 def excess(counts_EE: np.ndarray) -> float:
-    """Total variation distance of the pairs from what the loads alone give; NaN without a pair."""
+    """Total variation distance between the pair counts and the quasi-independent table.
+
+    Returns:
+        Between 0 and 1; NaN without a pair.
+    """
     total = counts_EE.sum()
     if not total:
         return float("nan")
@@ -71,14 +78,18 @@ def excess(counts_EE: np.ndarray) -> float:
 def excess_estimate(
     selected_TK: np.ndarray, group_T: np.ndarray, experts: int, draws: Draws, seed: int
 ) -> tuple[Estimate, float | None]:
-    """The excess, and what as many independent pairs with these loads would show of it.
+    """The excess with its draws, and its null value.
 
     Args:
         selected_TK: expert numbers, −1 for an empty slot.
         group_T: each token's group of sequences.
         experts: E.
         draws: the bootstrap draws.
-        seed: of the null.
+        seed: seed of the null draws.
+
+    Returns:
+        The excess, and its mean over as many independent pairs with the same loads (None without
+        a pair).
     """
     counts_EE = pair_counts(selected_TK, experts)
     pairs = int(counts_EE.sum()) // 2

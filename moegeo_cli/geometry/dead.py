@@ -1,8 +1,8 @@
-r"""Which experts are certainly unused, and how many tokens a probe needs to tell.
+r"""The dead-expert test: which experts are significantly unused, and the tokens that it needs.
 
-An expert is dead when its share of the dispatch is significantly under 5% of the fair share:
-T Bernoulli trials of selecting it at 0.05·K/E, with T divided by the design effect, since
-tokens of one sequence are not independent; Holm's correction over experts × routers at 1%.
+An expert is dead if its share of the dispatch is significantly under 5% of the fair share. The null
+hypothesis is T Bernoulli trials with chance 0.05·K/E. T is divided by the design effect, because
+tokens of one sequence are not independent. Holm's correction over experts × routers, at 1%.
 
 Legend: S sequences, T tokens, E experts, K experts chosen per token, L routers.
 """
@@ -16,19 +16,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from moegeo_cli.geometry.sums import RoutingSums
+from moegeo_cli.records.metric import NO_POWER
 
 DEAD_SHARE = 0.05  # of the fair share
 LEVEL = 0.01
-# Assumed where no probe has been seen yet: what trained routers showed on passages of 264 bytes
-# was 20 to 38 (`moegeo analyze` prints how many tokens a test would need).
+# Assumed before a probe was replayed. Trained routers showed 20 to 38 on passages of 264 bytes
+# (`moegeo analyze` prints how many tokens the test would need).
 USUAL_DESIGN_EFFECT = 40.0
 
 
 @dataclass(frozen=True, slots=True)
 class DeadTest:
-    """The result of one router: the dead experts, or None with the reason.
+    """The result of one router: the dead experts, or None with a reason.
 
-    `needed` says how many tokens would give the test its power.
+    `needed` is the number of tokens that the test needs; None if the test was possible.
     """
 
     dead: tuple[int, ...] | None
@@ -45,8 +46,8 @@ def find_dead(routers: Sequence[RoutingSums]) -> list[DeadTest]:
         routers: all routers' sums over the same probe, or over one domain of it.
 
     Returns:
-        One outcome a router. A router has power when zero hits would reject after the
-        correction for all experts.
+        One result per router. The test of a router has power if an expert with zero hits would be
+        found dead after the correction over all experts.
     """
     family = sum(r.experts for r in routers if _reason(r) is None)
     outcomes: list[DeadTest | None] = []
@@ -63,7 +64,7 @@ def find_dead(routers: Sequence[RoutingSums]) -> list[DeadTest]:
             needed = math.ceil(effect * _trials(chance, family))
             outcomes.append(
                 DeadTest(None, router.tokens, effect, needed,
-                         f"{router.tokens:,} tokens cannot tell: about {needed:,} are needed")
+                         f"{router.tokens:,} {NO_POWER} {needed:,} are needed")
             )  # fmt: skip
             continue
         p_E = _low_tail(router.dispatch_SE.sum(axis=0) / effect, trials, chance)
@@ -87,10 +88,13 @@ def find_dead(routers: Sequence[RoutingSums]) -> list[DeadTest]:
 
 
 def design_effect(router: RoutingSums) -> float:
-    """Variance of expert counts between sequences, relative to that of independent tokens.
+    """Variance of expert counts between sequences over their variance for independent tokens.
 
-    The variance of the counts between sequences over the binomial one, pooled over experts;
-    at least 1. The square root of it is how much wider intervals are.
+    Both variances are pooled over experts. Its square root is the factor by which dependence
+    within sequences widens an interval.
+
+    Returns:
+        At least 1.
 
     Source: Kish (1965), *Survey Sampling*, for clusters of unequal size.
     """
@@ -109,12 +113,16 @@ def design_effect(router: RoutingSums) -> float:
 
 
 def tokens_for_power(experts: int, top_k: int, routers: int) -> int:
-    """Probe tokens with which an expert that is never selected will be found dead.
+    """Number of probe tokens with which the test finds an expert that is never selected.
 
     Args:
         experts: E.
         top_k: K.
         routers: L.
+
+    Returns:
+        Tokens, with the design effect assumed as `USUAL_DESIGN_EFFECT`; 0 if every token uses
+        every expert.
     """
     if top_k >= experts:
         return 0
@@ -123,12 +131,12 @@ def tokens_for_power(experts: int, top_k: int, routers: int) -> int:
 
 
 def _trials(chance: float, family: int) -> float:
-    """Trials after which zero hits reject at `LEVEL` over the family."""
+    """Number of trials with which zero hits reject at `LEVEL` over `family` tests."""
     return math.log(LEVEL / family) / math.log1p(-chance)
 
 
 def _low_tail(hits_E: np.ndarray, trials: float, chance: float) -> np.ndarray:
-    """P(X ≤ hits) of a binomial distribution, continued to fractional numbers of trials."""
+    """P(X ≤ hits) of a binomial distribution, extended to fractional numbers of trials."""
     from scipy.special import betainc
 
     rest_E = np.maximum(trials - hits_E, 1e-12)
@@ -136,7 +144,7 @@ def _low_tail(hits_E: np.ndarray, trials: float, chance: float) -> np.ndarray:
 
 
 def _reason(router: RoutingSums) -> str | None:
-    """Why a router cannot be tested at all."""
+    """Why a router cannot be tested whatever the number of tokens; None if it can."""
     if not router.top_k:
         return "the number of experts per token varies"
     if router.top_k >= router.experts:

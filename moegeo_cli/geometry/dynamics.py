@@ -1,7 +1,7 @@
-r"""How routing moves between checkpoints of one run, on the same tokens of the same probe.
+r"""How routing changes between checkpoints of one run, on the same tokens of the same probe.
 
-Everything rests on a fixed sample of the probe's tokens whose logits are kept with every
-checkpoint; the forms that hold the input fixed rest on a smaller sample of router inputs.
+The input is a fixed sample of the probe's tokens; their logits are stored with every checkpoint.
+The metrics that hold the router's input fixed use a smaller sample of router inputs.
 
 Legend: M sampled tokens, N sampled router inputs (some of the M), C checkpoints,
 E experts, K experts chosen per token, D router input width, G groups, B draws.
@@ -19,16 +19,17 @@ from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.geometry.simplex import distance, distance_max
 from moegeo_cli.scorings import find_scoring
 
-# Repeats of one checkpoint differ by the rounding of its logits.
+# Relative rounding error of logits, by which two replays of one checkpoint may differ.
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}
 REPEATS = 3.0
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One router at one checkpoint. `group_M` gives each sampled token's group.
+    """One router at one checkpoint, on the sampled tokens.
 
-    `x_ND` are inputs of the tokens `input_rows_N` of the sample; None without them.
+    `group_M` is each sampled token's group of sequences. `x_ND` are router inputs of the sampled
+    tokens `input_rows_N`; both are None if no inputs were kept.
     """
 
     logits_ME: np.ndarray
@@ -45,12 +46,12 @@ class Snapshot:
 
     @cached_property
     def probabilities_ME(self) -> np.ndarray:
-        """P of the sampled tokens."""
+        """Routing distributions p of the sampled tokens."""
         return probabilities(self.logits_ME, self.scoring)
 
     @cached_property
     def finite(self) -> bool:
-        """Whether every sampled logit is a number."""
+        """Whether every sampled logit is finite."""
         return bool(np.isfinite(self.logits_ME).all())
 
 
@@ -60,14 +61,19 @@ def step_estimates(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str,
     Args:
         before: the earlier checkpoint.
         after: the later one, on the same tokens.
-        draws: of the probe's groups.
+        draws: the bootstrap draws of the probe's groups.
 
     Returns:
-        `speed` (mean Fisher-Rao distance a token moved), `fsi_rate` (change of FSI),
-        `fsi_rate_bound` (speed / d_max, which the triangle inequality sets) and
-        `fsi_rate_share` of it; `fisher_step` and its root, the root mean square distances
-        with the input held fixed, in total, and by moving inputs, and what the diagonal
-        form of the step errs by.
+        Estimates by name; a missing one has a reason.
+
+        - `speed`: mean Fisher-Rao distance that a token's p moved.
+        - `fsi_rate`: change of FSI. `fsi_rate_bound`: its upper bound speed / d_max, by the
+          triangle inequality. `fsi_rate_share`: |fsi_rate| over the bound.
+        - `fisher_step`: mean squared length, in the Fisher metric, of the first-order change of p
+          from the router's own change with its input fixed. `fisher_step_root`: its square root.
+        - `rms_fixed_input`, `rms_moving_input`, `rms_total`: root mean square Fisher-Rao distance
+          by the router's change with its input fixed, by the change of its input, and by both.
+        - `diagonal_error`: relative error of `fisher_step` with the diagonal Fisher only.
 
     Source: [GM], theorems 2 and 3; estimators ours.
     """
@@ -106,17 +112,20 @@ def step_estimates(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str,
 
 
 def saturation(now: Snapshot, last: Snapshot, draws: Draws) -> Estimate:
-    r"""Share of a checkpoint's choices that are the last checkpoint's already, above chance.
+    r"""Share of a checkpoint's choices that the last checkpoint makes too, above chance.
 
     .. math:: (\text{overlap} - c) / (1 - c), \quad c = K \sum_e q_e q'_e
 
-    with the dispatch shares q, q′ of both: what independent choices with these loads
-    would overlap by (K/E under balance).
+    c is the overlap of independent choices with the dispatch shares q and q′ of the two
+    checkpoints (K/E if both are balanced).
 
     Args:
         now: the checkpoint.
-        last: the run's last one, on the same tokens.
-        draws: of the probe's groups.
+        last: the run's last checkpoint, on the same tokens.
+        draws: the bootstrap draws of the probe's groups.
+
+    Returns:
+        1 if all choices are the same, 0 at chance.
 
     Source: OLMoE's router saturation (arXiv 2409.02060), corrected for chance here.
     """
@@ -136,17 +145,15 @@ def saturation(now: Snapshot, last: Snapshot, draws: Draws) -> Estimate:
 
 
 def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
-    """Rank correlation of a selection bias's change with the load.
-
-    Negative: it works against the load.
+    """Rank correlation, over experts, of the change of the selection bias with the load.
 
     Args:
-        before: the earlier checkpoint, whose load the change is held against.
+        before: the earlier checkpoint; its load is used.
         after: the later one.
 
     Returns:
-        Spearman's rank correlation over experts: negative where overloaded experts lose bias, as
-        balancing wants it. Among independent ranks it has mean 0 and variance 1/(E − 1).
+        Spearman's rank correlation. Negative if overloaded experts lose bias, which is what
+        balancing intends. Independent ranks give mean 0 and variance 1/(E − 1).
 
     Source: the update of DeepSeek-V3 (arXiv 2412.19437); the correlation is ours.
     """
@@ -158,10 +165,10 @@ def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
     load_E = np.bincount(
         before.selected_MK[before.selected_MK >= 0], minlength=len(moved_E)
     ).astype(np.float64)
-    told_E = np.isfinite(moved_E)
-    if told_E.sum() < 3:
+    known_E = np.isfinite(moved_E)
+    if known_E.sum() < 3:
         return missing("fewer than three experts have a finite bias")
-    moved_E, load_E = moved_E[told_E], load_E[told_E]
+    moved_E, load_E = moved_E[known_E], load_E[known_E]
     if not np.ptp(moved_E):
         return missing("no expert's bias moved relative to the others")
     if not np.ptp(load_E):
@@ -170,32 +177,32 @@ def bias_response(before: Snapshot, after: Snapshot) -> Estimate:
 
 
 class PathLength:
-    """Length of the path that one router's tokens took over the checkpoints."""
+    """Length of the path of one router's routing distributions over the checkpoints."""
 
     def __init__(self) -> None:
         self.checkpoints = 0
         self.problem: str | None = None
 
-    def follow(self, snapshot: Snapshot) -> None:
+    def add_checkpoint(self, snapshot: Snapshot) -> None:
         """Add the router's next checkpoint."""
         if self.checkpoints == 0:
             self.first = self.newest = snapshot
-            self.way_M = np.zeros(len(snapshot.logits_ME))
+            self.length_M = np.zeros(len(snapshot.logits_ME))
         self.checkpoints += 1
         self.problem = self.problem or _problem(self.first, snapshot)
         if self.problem is None:
-            self.way_M += distance(self.newest.probabilities_ME, snapshot.probabilities_ME)
+            self.length_M += distance(self.newest.probabilities_ME, snapshot.probabilities_ME)
         self.newest = snapshot
 
     def excess(self, draws: Draws) -> Estimate:
-        """Length of the path over the shortest one from first to newest, minus 1.
+        """Length of the path over the distance from the first to the newest checkpoint, minus 1.
 
         Args:
-            draws: of the probe's groups.
+            draws: the bootstrap draws of the probe's groups.
 
         Returns:
-            Σ way / Σ shortest − 1; 0 is a geodesic. It grows with the number of checkpoints:
-            compare it only on the same steps.
+            Σ length / Σ distance − 1; 0 for a geodesic. It grows with the number of checkpoints, so
+            compare it only between the same steps.
         """
         if self.checkpoints < 3:
             return missing("needs three checkpoints")
@@ -203,8 +210,8 @@ class PathLength:
             return missing(self.problem)
         shortest_M = distance(self.first.probabilities_ME, self.newest.probabilities_ME)
         if shortest_M.mean() <= REPEATS * repeat_distance(self.newest):
-            return missing("first and last checkpoint differ no more than two repeats of one would")
-        top, bottom = (_mean(v, self.first.group_M, draws) for v in (self.way_M, shortest_M))
+            return missing("the first and the last checkpoint differ by rounding only")
+        top, bottom = (_mean(v, self.first.group_M, draws) for v in (self.length_M, shortest_M))
         assert top.value is not None
         assert bottom.value is not None
         draws_B = None
@@ -217,7 +224,7 @@ class PathLength:
 def repeat_distance(snapshot: Snapshot) -> float:
     """Mean distance between two replays of one checkpoint whose logits differ by rounding."""
     step = ROUNDING.get(snapshot.dtype, ROUNDING["float32"])
-    # alternate signs: a common factor on all logits would move p less than rounding can
+    # Alternating signs: one common factor on all logits would move p less than rounding can.
     signs_E = np.where(np.arange(snapshot.logits_ME.shape[1]) % 2, step, -step)
     other_ME = probabilities(snapshot.logits_ME * (1.0 + signs_E), snapshot.scoring)
     return float(distance(snapshot.probabilities_ME, other_ME).mean())
@@ -232,7 +239,7 @@ def _problem(before: Snapshot, after: Snapshot) -> str | None:
 
 
 def _fixed_input(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str, Estimate]:
-    """How far the router's own change moves p while the inputs stay fixed."""
+    """How far the router's own change moves p while its input is fixed."""
     names = (
         "fisher_step", "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input",
         "diagonal_error",
@@ -290,7 +297,7 @@ def _mean(values_M: np.ndarray, group_M: np.ndarray, draws: Draws) -> Estimate:
 
 
 def _rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's, with mean ranks for ties."""
+    """Spearman's rank correlation, with mean ranks for ties."""
     from scipy.stats import rankdata
 
     ranks = np.array([rankdata(one), rankdata(other)])

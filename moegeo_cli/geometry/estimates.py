@@ -1,8 +1,8 @@
-r"""One router's metrics from its sums, each with the draws for its interval.
+r"""One router's routing metrics from its sums, each with the bootstrap draws of its interval.
 
-A statistic of a draw is the same formula applied to the draw's sums. Two are linear by
-choice: the mean of p that dispersion measures from is the whole probe's, and the null of
-an imbalance moves the draws of the shares to centre on balance, keeping their spread.
+A draw of a metric is the same formula applied to the sums of that draw. There are two exceptions.
+Dispersion is measured from the mean of p over the whole probe, not over the draw. The null of an
+imbalance shifts the drawn shares so that their mean is balanced, and keeps their spread.
 
 Legend: S sequences, G groups, B draws, E experts, K experts chosen per token, L routers.
 """
@@ -31,7 +31,7 @@ from moegeo_cli.geometry.simplex import distance, distance_max, distance_reachab
 from moegeo_cli.geometry.sums import CONTRADICTIONS, TOKEN_MEANS, RoutingSums
 from moegeo_cli.records import NOT_FINITE
 
-# A router without a choice of its own has dispatch, and nothing else to measure.
+# A hash router has no logits: only its dispatch can be measured.
 HASHED = "the router dispatches by token id (hash), so there is no choice to measure"
 NEED_LOGITS = (
     "fsi", "dispersion", "entropy_token", "logit_z", "logit_max", "collapse_soft", "information",
@@ -52,15 +52,15 @@ ALL_USED = "every token uses every expert"
 def routing_estimates(
     sums: RoutingSums, draws: Draws, dead: DeadTest | None = None
 ) -> dict[str, Estimate]:
-    """Every metric of one router that rests on its logits and its dispatch.
+    """Every metric of one router that is computed from its logits and its dispatch.
 
     Args:
         sums: the router's sums by sequence.
-        draws: shared by all routers and checkpoints of the probe.
-        dead: the outcome of the dead-expert test, which runs over all routers at once.
+        draws: the bootstrap draws, shared by all routers and checkpoints of the probe.
+        dead: the router's result of the dead-expert test, which runs over all routers at once.
 
     Returns:
-        By name; what could not be measured has its reason.
+        Estimates by metric name; one without a value has a reason.
     """
     found = dict.fromkeys(ROUTING_NAMES, missing("no token was measured"))
     finite = sums.tokens - sums.nonfinite_tokens
@@ -93,12 +93,15 @@ def routing_estimates(
 
 
 def ratio_of_sums(values_S: np.ndarray, counts_S: np.ndarray, draws: Draws) -> Estimate:
-    """A mean over tokens from sums by sequence, such as the loss per token.
+    """A mean over tokens from sums by sequence, for example the loss per token.
 
     Args:
-        values_S: sums over each sequence.
-        counts_S: how many terms each sum has.
-        draws: the draws.
+        values_S: sum over each sequence.
+        counts_S: number of terms of each sum.
+        draws: the bootstrap draws.
+
+    Returns:
+        The mean; missing with a reason if nothing was counted or the sum is not finite.
     """
     total = float(counts_S.sum())
     if not total:
@@ -116,15 +119,15 @@ def ratio_of_sums(values_S: np.ndarray, counts_S: np.ndarray, draws: Draws) -> E
 def over_routers(
     by_router: Sequence[Mapping[str, Estimate]], routers: list[str], names: Sequence[str]
 ) -> dict[str, Estimate]:
-    """Run-level values: mean, sum or geometric mean over routers, and the worst one.
+    """Run-level values: the mean, sum or geometric mean over routers, and the worst router.
 
     Args:
-        by_router: each router's estimates.
-        routers: their module paths, in the same order.
+        by_router: the estimates of each router.
+        routers: the module paths of the routers, in the same order.
         names: which metrics.
 
     Returns:
-        By name, with `<name>_worst` where the names an extreme.
+        Estimates by metric name, and as `<name>_worst` for metrics with a worst direction.
     """
     combine: dict[str, Callable[[list[Estimate]], Estimate]] = {
         "mean": mean_of, "sum": sum_of, "geometric": geometric_mean_of,
@@ -173,7 +176,7 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
     if not sums.margin_in_logits and found["near_ties"].value is not None:
         found["near_ties_centred"] = missing(NOT_IN_LOGITS)
     if sums.top_k and sums.top_k < sums.experts:
-        # Beside the share of near-ties: what E and K alone make of normal logits.
+        # The null of the share of near-ties: its value for normal logits with this E and K.
         expected_B = np.array([expected_near_ties(sums.experts, sums.top_k)])
         for name in ("near_ties", "near_ties_centred"):
             if found[name].value is not None:
@@ -182,7 +185,7 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
 
 
 def _means_of_p(sums: RoutingSums, draws: Draws, finite: int) -> dict[str, Estimate]:
-    """Metrics of the mean of p and of the mean of the combine weights."""
+    """Metrics that depend on the mean of p or on the mean of the combine weights."""
     found = {}
     for name, means_SE, part in (
         ("information", sums.probability_SE, "entropy_token"),
@@ -202,7 +205,7 @@ def _means_of_p(sums: RoutingSums, draws: Draws, finite: int) -> dict[str, Estim
         value -= float(sums.values_SM[:, column].sum()) / count
         with np.errstate(divide="ignore", invalid="ignore"):
             draws_B = entropy(mean_BE) / scale - tops_B / counts_B
-        # Zero up to rounding where every token's distribution is the same.
+        # If every token has the same distribution, this is zero up to rounding.
         found[name] = Estimate(
             max(value, 0.0), np.maximum(draws_B, 0.0) if len(draws_B) else None, count
         )
@@ -257,7 +260,7 @@ def _imbalance(
     statistic: Callable[[np.ndarray], np.ndarray],
     count: int,
 ) -> Estimate:
-    """A statistic of the load, with its draws and with draws under balanced routing."""
+    """A statistic of the shares, with its draws and its draws under balanced routing (the null)."""
     value = float(statistic(shares_E))
     if not len(shares_BE):
         return Estimate(value, n=count)

@@ -1,8 +1,8 @@
-r"""One router's diagonal Fisher sums, in total and between groups of sequences.
+r"""One router's diagonal Fisher sums, in total and as inner products between groups of sequences.
 
-Intervals need every draw's heterogeneity without every draw's Fisher: a draw is a sum of
-group sums, so squared norms are quadratic forms of its counts in Gram matrices between
-groups, of which one is kept an expert.
+Intervals need the heterogeneity of every bootstrap draw. The Fisher of a draw is a weighted sum of
+group sums, so its squared norm is a quadratic form of the draw's counts in a Gram matrix between
+groups. One Gram matrix per expert is kept; the Fishers of the draws are never formed.
 
 Legend: E experts, D router input width, P columns of the group sums (D, or fewer where
 they are projected), G groups of sequences.
@@ -15,18 +15,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-# Under so many tokens an expert's Fisher is a rough guess: flagged, not in the conditional form.
+# Experts with fewer tokens have a rough Fisher: they are flagged and left out of the conditional
+# form of heterogeneity.
 FEW_TOKENS = 30
 
 
 @dataclass(frozen=True, slots=True)
 class FisherSums:
-    """One router's diagonal Fisher sums of one kind and unit, in total and between groups.
+    """One router's diagonal Fisher sums of one kind and unit.
 
-    `total_ED` is the sum over tokens (for a kind without tokens, the Fisher itself).
-    `gram_EGG` holds inner products between the groups' deviations F_e − F̄, `mean_gram_GG`
-    between their means F̄, both of sums, None without groups. `mass_GE` is what the
-    conditional form divides by. `projected`: the Gram matrices are of a random projection.
+    `total_ED` is the sum over tokens (for a kind without tokens, the Fisher itself). `gram_EGG`
+    holds inner products between groups of F_e − F̄, where F̄ is the mean over experts;
+    `mean_gram_GG` holds those of F̄. Both are of sums over tokens, and None without groups.
+    `mass_GE` is the divisor of the conditional form: each expert's mass in each group.
+    `projected` says that the Gram matrices are of a random projection of the Fisher.
     """
 
     kind: str
@@ -43,49 +45,49 @@ class FisherSums:
 
     @classmethod
     def without_groups(cls, kind: str, unit: str, total_ED: np.ndarray) -> FisherSums:
-        """Sums of a Fisher that has no tokens, such as Adam's second moment.
+        """Wrap a Fisher that is no sum over tokens, such as Adam's second moment.
 
-        They give no intervals.
+        It has no groups, so its metrics have no intervals.
         """
         has_E = np.ones(len(total_ED), dtype=bool)
         return cls(kind, unit, total_ED, None, None, None, None, None, None, has_E)
 
     @property
     def tokens(self) -> float:
-        """T, or 1 for a kind without tokens."""
+        """Number of tokens; 1 for a kind without tokens."""
         return float(self.tokens_G.sum()) if self.tokens_G is not None else 1.0
 
     @property
     def trace_E(self) -> np.ndarray:
-        """Tr F_e, NaN for an expert without a Fisher."""
+        """Trace of each expert's Fisher per token, (E,); NaN for an expert without a Fisher."""
         trace_E = self.total_ED.sum(axis=1) / max(self.tokens, 1.0)
         return np.where(self.has_fisher_E, trace_E, np.nan)
 
     @property
     def few_E(self) -> np.ndarray | None:
-        """Experts with fewer than 30 dispatched tokens; None where tokens are not counted."""
+        """Mask of experts with fewer than 30 dispatched tokens; None if tokens are not counted."""
         return None if self.dispatched_E is None else self.dispatched_E < FEW_TOKENS
 
     def without(self, experts: Sequence[int]) -> FisherSums:
-        """The sums without some experts that have no Fisher."""
+        """The sums without the given experts, which must have no Fisher."""
         if not experts:
             return self
 
-        def left(values: np.ndarray | None, axis: int) -> np.ndarray | None:
+        def drop(values: np.ndarray | None, axis: int) -> np.ndarray | None:
             return None if values is None else np.delete(values, experts, axis)
 
         return replace(
             self,
             total_ED=np.delete(self.total_ED, experts, 0),
-            trace_GE=left(self.trace_GE, 1),
-            gram_EGG=left(self.gram_EGG, 0),
-            mass_GE=left(self.mass_GE, 1),
-            dispatched_E=left(self.dispatched_E, 0),
+            trace_GE=drop(self.trace_GE, 1),
+            gram_EGG=drop(self.gram_EGG, 0),
+            mass_GE=drop(self.mass_GE, 1),
+            dispatched_E=drop(self.dispatched_E, 0),
             has_fisher_E=np.delete(self.has_fisher_E, experts, 0),
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, ready to be saved; Gram matrices as float32 triangles."""
+        """Named arrays for storage; Gram matrices are stored as float32 upper triangles."""
         optional = {
             "trace": self.trace_GE, "tokens": self.tokens_G, "mass": self.mass_GE,
             "dispatched": self.dispatched_E,
@@ -95,7 +97,7 @@ class FisherSums:
         if self.gram_EGG is not None and self.mean_gram_GG is not None:
             both = np.concatenate([self.gram_EGG, self.mean_gram_GG[None]])
             rows, columns = np.triu_indices(both.shape[1])
-            # float32 has no room for what squares of small gradients come to
+            # Scaled, because squares of small gradients underflow float32.
             scale = float(np.abs(both).max()) or 1.0
             found["grams"] = (both[:, rows, columns] / scale).astype(np.float32)
             found["gram_scale"] = np.array([scale])
@@ -104,7 +106,7 @@ class FisherSums:
 
     @classmethod
     def from_arrays(cls, kind: str, unit: str, arrays: Mapping[str, np.ndarray]) -> FisherSums:
-        """Rebuild from `to_arrays`."""
+        """Rebuild the sums from the arrays of `to_arrays`."""
         gram_EGG = mean_gram_GG = None
         if "grams" in arrays:
             packed = arrays["grams"].astype(np.float64) * float(arrays["gram_scale"][0])
@@ -129,14 +131,16 @@ class FisherSums:
 
 
 def grams(groups_GEP: np.ndarray, has_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Inner products between groups, of the deviations from the mean expert and of that mean.
+    """Gram matrices between groups.
 
     Args:
         groups_GEP: Fisher sums of each group.
-        has_E: which experts have a Fisher; the others are zero in the first and not in the mean.
+        has_E: which experts have a Fisher. The mean over experts is taken over these only; the
+            matrices of the others are zero.
 
     Returns:
-        (E, G, G) and (G, G), float64.
+        The Gram matrices of each expert's deviation from the mean over experts, (E, G, G), and of
+        that mean, (G, G); both float64.
     """
     groups, experts, _ = groups_GEP.shape
     if not has_E.any():

@@ -1,8 +1,8 @@
-r"""Whether a weight matrix looks untrained: its rows point in random directions.
+r"""Tests whether a weight matrix looks untrained, that is, whether its rows have random directions.
 
-Independent entries of mean zero give rows whose directions are independent and nearly uniform,
-whatever the scale and the distribution of the entries. Training adds directions that many rows
-share. The squared cosines of pairs of rows tell the two apart.
+Independent entries of mean zero give rows whose directions are independent and nearly uniform, for
+any scale and distribution of the entries. Training adds directions that many rows share, which
+raises the squared cosines of pairs of rows.
 
 Legend: R rows, C columns.
 """
@@ -22,16 +22,19 @@ def row_alignment(weight_RC: np.ndarray) -> float | None:
     .. math:: z = \frac{\sum_{i<j} (\cos^2_{ij} - 1/C)}{\sqrt{n\,\mathrm{Var}}},\quad
         \mathrm{Var} = \frac{3}{C(C+2)} - \frac{1}{C^2},\quad n = \frac{R(R-1)}{2}
 
-    For uniform directions the mean is 0 and the variance 1, both exactly: cosines of different
-    pairs are uncorrelated there. Of more than `MOST_ROWS` rows, so many at equal distances are
-    taken.
+    For uniform directions z has exactly mean 0 and variance 1, because squared cosines of
+    different pairs are uncorrelated. Of more rows than `MOST_ROWS`, that many evenly spaced ones
+    are used.
 
     Args:
         weight_RC: shape (R, C), any scale.
 
     Returns:
-        z, without unit; None with fewer than two rows or columns, or where an entry is not finite.
+        z, without unit; None with fewer than two rows or columns, or if an entry is not finite.
         Rows of zeros are left out.
+
+    Raises:
+        ValueError: not a matrix.
 
     Source: moments of a coordinate of a uniform unit vector; the sum is the test of Schott (2005)
     for complete independence, with squared cosines in place of squared correlations.
@@ -60,5 +63,5 @@ def row_alignment(weight_RC: np.ndarray) -> float | None:
 
 
 def pool(scores: list[float]) -> float | None:
-    """One score, again of variance 1, from several independent ones; None without any."""
+    """Combine independent scores of variance 1 into one of variance 1; None without any."""
     return sum(scores) / math.sqrt(len(scores)) if scores else None

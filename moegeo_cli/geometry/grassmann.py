@@ -1,7 +1,7 @@
-r"""Subspaces that tokens span, and the distance of two subspaces.
+r"""Subspaces that the tokens of an expert span, and distances between two such subspaces.
 
-Distances come from principal angles by the sine-cosine method: cosines lose small angles to
-rounding and sines lose large ones, so each angle is taken from the one that is exact there.
+Distances are computed from principal angles by the sine-cosine method. A cosine is inexact for
+small angles and a sine for large ones, so each angle is taken from whichever is exact.
 
 Legend: N tokens, D width, R rank of a subspace, P pairs.
 Source: Björck and Golub (1973), Numerical methods for computing angles between linear subspaces,
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh, eigvalsh
 
-# Fewer tokens than this many a dimension span whatever they happen to: no subspace is taken.
+# An expert with fewer tokens per dimension has no subspace: it would depend on the sample.
 TOKENS_PER_RANK = 4
-PRESENT = 1e-12  # of the largest variance: below it a component is rounding
-NOTHING = 1e-24  # of the mean's squared norm: rows that differ by less do not differ
+PRESENT = 1e-12  # share of the largest variance under which a component is rounding error
+NOTHING = 1e-24  # share of the mean's squared norm under which the total variance counts as 0
 
 
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """Weighted principal components: `basis_DQ` orthonormal columns, best first.
+    """Weighted principal components, largest variance first.
 
-    `variances` holds those of all components, kept or not.
+    `basis_DQ` holds the kept components as orthonormal columns; `variances` those of all
+    components, kept or not.
     """
 
     mean_D: np.ndarray
@@ -35,12 +36,12 @@ class Spectrum:
 
     @property
     def effective_rank(self) -> float:
-        """exp(entropy of the shares of variance)."""
+        """The exponential of the entropy of the components' shares of the variance."""
         shares = self.variances / self.variances.sum()
         return math.exp(-float((shares * np.log(shares)).sum()))
 
     def rank_of(self, share: float) -> int:
-        """How many leading components it takes to explain a share of the variance."""
+        """Number of leading components that explain at least this share of the variance."""
         reached = np.cumsum(self.variances) / self.variances.sum()
         return min(int(np.searchsorted(reached, share - 1e-12)) + 1, len(self.variances))
 
@@ -53,10 +54,10 @@ def weighted_pca(
     Args:
         rows_ND: one row a token.
         weights_N: non-negative weights; only their ratios matter.
-        components: how many to keep; None for all that carry variance.
+        components: number to keep; None for all with a positive variance.
 
     Returns:
-        None where no two rows with weight differ.
+        The components; None if all rows with a positive weight are equal.
     """
     found = _centre(rows_ND, weights_N)
     if found is None:
@@ -71,9 +72,10 @@ def weighted_pca(
 
 
 def leading_basis(rows_ND: np.ndarray, weights_N: np.ndarray, rank: int) -> np.ndarray | None:
-    """The leading components of `weighted_pca` alone, (D, R), at a third of its cost.
+    """Only the leading components of `weighted_pca`, (D, R), at a third of its cost.
 
-    None where the rows about their mean span fewer dimensions.
+    Returns:
+        None if the centred rows span fewer than R dimensions.
     """
     found = _centre(rows_ND, weights_N)
     if found is None or len(found[2]) < rank:
@@ -87,7 +89,7 @@ def leading_basis(rows_ND: np.ndarray, weights_N: np.ndarray, rank: int) -> np.n
 def _centre(
     rows_ND: np.ndarray, weights_N: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Mean, centred weighted rows, and the smaller of their two Gram matrices."""
+    """The mean, the centred weighted rows, and the smaller of their two Gram matrices."""
     used = weights_N > 0
     if used.sum() < 2:
         return None
@@ -101,7 +103,7 @@ def _centre(
 
 
 def _leading(scaled_ND: np.ndarray, gram: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The leading components of rows, (D, Q), and their variances, best first."""
+    """The leading components of rows, (D, Q), and their variances, largest first."""
     size = len(gram)
     variance_Q, vectors = eigh(gram, subset_by_index=[size - count, size - 1])
     variance_Q, vectors = variance_Q[::-1], vectors[:, ::-1]
@@ -114,8 +116,8 @@ def principal_angles(one_DR: np.ndarray, other_DR: np.ndarray) -> np.ndarray:
     """Angles between two subspaces, in radians, smallest first.
 
     Args:
-        one_DR: orthonormal columns; leading dimensions are pairs.
-        other_DR: likewise, of the same number.
+        one_DR: orthonormal columns, shape (..., D, R).
+        other_DR: orthonormal columns, of the same shape.
 
     Returns:
         Shape (..., R), each in [0, π/2].
@@ -133,24 +135,24 @@ def principal_angles(one_DR: np.ndarray, other_DR: np.ndarray) -> np.ndarray:
 
 
 def geodesic_distance(angles: np.ndarray) -> np.ndarray:
-    """Grassmann distance ‖θ‖ / (√R π/2): 0 for one subspace, 1 where all angles are right."""
+    """Grassmann distance ‖θ‖ / (√R π/2): 0 for equal subspaces, 1 for orthogonal ones."""
     rank = angles.shape[-1]
     return np.asarray(np.sqrt((angles**2).sum(-1)) / (math.sqrt(rank) * math.pi / 2))
 
 
 def overlap(angles: np.ndarray) -> np.ndarray:
-    """Mean cos² θ: the share of one subspace's energy that the other holds.
+    """Mean of cos² θ: the share of one subspace that lies in the other, from 0 to 1.
 
-    Two random subspaces of rank R in D dimensions have R / D in the mean.
+    Its mean for two random subspaces of rank R in D dimensions is R / D.
     """
     return np.asarray((np.cos(angles) ** 2).mean(-1))
 
 
 def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and overlaps of all pairs, shapes (E, E); NaN where one has no subspace.
+    """Distances and overlaps of all pairs of experts, both (E, E); NaN if one has no subspace.
 
     Args:
-        bases_EDR: each expert's orthonormal columns, of one rank and width, or None.
+        bases_EDR: each expert's orthonormal columns, (D, R), or None.
     """
     count = len(bases_EDR)
     distance_EE, overlap_EE = np.full((2, count, count), np.nan)
@@ -175,7 +177,7 @@ def pair_distances(bases_EDR: list[np.ndarray | None]) -> tuple[np.ndarray, np.n
 
 
 def _within_their_span(bases_EDR: list[np.ndarray | None]) -> list[np.ndarray | None]:
-    """The same subspaces in coordinates of the span of all of them, if that is smaller."""
+    """The subspaces in coordinates of their common span, if it has fewer than D dimensions."""
     known = [basis for basis in bases_EDR if basis is not None]
     if not known or sum(basis.shape[1] for basis in known) >= known[0].shape[0]:
         return bases_EDR
@@ -184,7 +186,11 @@ def _within_their_span(bases_EDR: list[np.ndarray | None]) -> list[np.ndarray | 
 
 
 def enough_tokens(count: float, rank: int) -> str | None:
-    """None if there are enough tokens for a subspace of this rank, else the reason."""
+    """Check that there are enough tokens for a subspace of this rank.
+
+    Returns:
+        None if so, otherwise the reason.
+    """
     needed = TOKENS_PER_RANK * rank
     if count >= needed:
         return None
@@ -193,10 +199,13 @@ def enough_tokens(count: float, rank: int) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Subspaces without each group of sequences, as (G, Q, R) within `basis_DQ`'s columns."""
+    """One expert's subspace without each group of sequences.
+
+    `coordinates_GQR` are its orthonormal columns in coordinates of `basis_DQ`.
+    """
 
     basis_DQ: np.ndarray
-    turns_GQR: np.ndarray
+    coordinates_GQR: np.ndarray
 
 
 def leave_groups_out(
@@ -207,15 +216,15 @@ def leave_groups_out(
     groups: int,
     rank: int,
 ) -> LeftOut:
-    """The subspace of an expert without each group, within its own leading components.
+    """The subspace of an expert without each group, within the expert's leading components.
 
-    Leaving out a group turns a subspace mostly towards the components next to it, so the kept
-    components (a few times the rank) hold all of the turn but its far tail.
+    This is an approximation: leaving out a group mixes the subspace mostly with the next
+    components, so a few times R components are enough.
 
     Args:
         spectrum: the components of all rows.
-        rows_ND: the rows that it comes from.
-        weights_N: their weights.
+        rows_ND: the rows of the spectrum.
+        weights_N: the weights of the rows.
         group_N: the group of each row.
         groups: G.
         rank: R.
@@ -242,10 +251,10 @@ def leave_groups_out(
 def pair_distances_left_out(
     parts: list[LeftOut | None], rank: int, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances and overlaps of all pairs without each group, shapes (G, E, E).
+    """Distances and overlaps of all pairs of experts without each group, both (G, E, E).
 
-    Angles come from cosines alone: this serves intervals, not small angles. NaN where an expert
-    has no subspace.
+    Angles are computed from cosines only: that is exact enough for intervals. NaN if an expert has
+    no subspace.
     """
     count = len(parts)
     distance, overlaps = np.full((2, groups, count, count), np.nan)
@@ -255,7 +264,7 @@ def pair_distances_left_out(
             if one is None or other is None:
                 continue
             cross_QQ = one.basis_DQ.T @ other.basis_DQ
-            inner_GRR = np.swapaxes(one.turns_GQR, 1, 2) @ cross_QQ @ other.turns_GQR
+            inner_GRR = np.swapaxes(one.coordinates_GQR, 1, 2) @ cross_QQ @ other.coordinates_GQR
             angles = np.arccos(np.clip(np.linalg.svd(inner_GRR, compute_uv=False), 0.0, 1.0))
             distance[:, a, b] = distance[:, b, a] = geodesic_distance(angles)
             overlaps[:, a, b] = overlaps[:, b, a] = (inner_GRR**2).sum((1, 2)) / rank

@@ -1,4 +1,4 @@
-r"""How different the experts' Fishers are.
+r"""Heterogeneity: how much the Fisher information differs between the experts of a router.
 
 Legend: E experts, D router input width, B draws.
 """
@@ -18,14 +18,14 @@ FORMS = (
 
 
 def heterogeneity_estimates(sums: FisherSums, draws: Draws) -> dict[str, Estimate]:
-    """The four forms of heterogeneity of one router, and how many experts have few tokens.
+    """The four forms of heterogeneity of one router, and its number of experts with few tokens.
 
     Args:
         sums: the router's Fisher sums.
-        draws: shared by all routers and checkpoints of the probe.
+        draws: the bootstrap draws, shared by all routers and checkpoints of the probe.
 
     Returns:
-        By catalogue name. The null of a form is what sampling noise alone would give where
+        Estimates by catalogue name. The null of a form is its value from sampling noise alone, if
         all experts had the same Fisher.
 
     Source: docs/reference/metrics.md; norms over the D entries, population standard deviations.
@@ -73,7 +73,7 @@ def _norm_forms(sums: FisherSums, draws: Draws, count: int | None) -> dict[str, 
         draws_B, sizes_B = norms_BA[:, :-1].mean(axis=1), norms_BA[:, -1]
         null_B = _norm_noise(sums, draws, tokens_B)
         if sums.projected:
-            # A projection errs by a few percent, the same way in all draws.
+            # A projection has an error of a few percent, which is the same in all draws.
             whole = np.sqrt(np.maximum(both.sum(axis=(1, 2)), 0.0)) / sums.tokens
             draws_B = draws_B * (value / whole[:-1].mean() if whole[:-1].any() else 1.0)
             sizes_B = sizes_B * (size / whole[-1] if whole[-1] else 1.0)
@@ -89,7 +89,7 @@ def _norm_forms(sums: FisherSums, draws: Draws, count: int | None) -> dict[str, 
 
 
 def _norm_noise(sums: FisherSums, draws: Draws, tokens_B: np.ndarray) -> np.ndarray:
-    """Mean over experts of the distance between each draw's deviation and the probe's."""
+    """Mean over experts of ‖deviation in a draw − deviation in the probe‖, (B,)."""
     assert sums.gram_EGG is not None
     gram_EGG = sums.gram_EGG[sums.has_fisher_E]
     # ‖Σ c S / n − Σ S / N‖², expanded
@@ -116,7 +116,7 @@ def _trace_form(sums: FisherSums, draws: Draws, count: int | None) -> Estimate:
 
 
 def _conditional_form(sums: FisherSums, draws: Draws, count: int | None) -> Estimate:
-    """The trace form with each expert's Fisher divided by the expert's mass."""
+    """The trace form, with each expert's Fisher divided by the expert's mass."""
     if sums.mass_GE is None or sums.trace_GE is None:
         return missing(f"the {sums.kind} kind counts no tokens")
     mass_E = sums.mass_GE.sum(axis=0)
@@ -145,13 +145,13 @@ def _conditional_form(sums: FisherSums, draws: Draws, count: int | None) -> Esti
 
 
 def _spread(trace_BE: np.ndarray) -> np.ndarray:
-    """Population standard deviation over mean, row by row."""
+    """Population standard deviation over mean of each row, (B,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(trace_BE.std(axis=1) / trace_BE.mean(axis=1))
 
 
 def _spread_noise(trace_BE: np.ndarray, trace_E: np.ndarray) -> np.ndarray:
-    """Spread of the differences between the draws' relative traces and the probe's."""
+    """Standard deviation over experts of (relative trace in a draw − in the probe), (B,)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         relative_BE = trace_BE / trace_BE.mean(axis=1, keepdims=True)
     return np.asarray((relative_BE - trace_E / trace_E.mean()).std(axis=1))

@@ -2,10 +2,10 @@ r"""Alignment of experts as functions: cosines between their Jacobians, with err
 
 .. math:: A_{ab}(x) = \frac{\langle J_a(x), J_b(x)\rangle}{\lVert J_a(x)\rVert\,\lVert J_b(x)\rVert}
 
-with the Frobenius product. Exact, it is the product of the Jacobians themselves. Otherwise
-:math:`\langle J_a, J_b\rangle = E_v[(J_a v)\cdot(J_b v)]` for directions with E[vvᵀ] = I, three
-such products make the ratio, and leaving out one direction at a time (jackknife) takes away the
-ratio's first bias and gives its standard error.
+with the Frobenius product. The product is either exact, or estimated from random directions v with
+E[vvᵀ] = I: :math:`\langle J_a, J_b\rangle = E_v[(J_a v)\cdot(J_b v)]`. The ratio of three estimated
+products is biased; the jackknife over directions removes the bias to first order and gives a
+standard error.
 
 Legend: T tokens, M directions a token, E experts, G groups of sequences, D width.
 Source: [GA] for the alignment; the estimator is ours.
@@ -23,17 +23,16 @@ SELECTIONS = ("routed", "coselected", "all")
 def alignment_ratio(
     inner_TMEE: np.ndarray, norm_a_TME: np.ndarray, norm_b_TME: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines at each token and the variance that the choice of directions gives them.
+    """Alignments at each token, and their variance from the choice of directions.
 
     Args:
         inner_TMEE: (J_a v)·(J_b v) for each direction, or the exact product with M = 1.
-        norm_a_TME: (J_a v)·(J_a v) of the rows.
-        norm_b_TME: the same of the columns.
+        norm_a_TME: (J_a v)·(J_a v) of the experts in the rows.
+        norm_b_TME: (J_b v)·(J_b v) of the experts in the columns.
 
     Returns:
-        The cosines and their variances, shapes (T, E, E), in float64. With one direction the value
-        is the plain ratio and the variance 0: exact products have none. NaN where an expert's
-        Jacobian is zero.
+        The cosines and their variances, both (T, E, E), float64. M = 1 means exact products: the
+        value is the plain ratio and the variance is 0. NaN if an expert's Jacobian is zero.
     """
     inner = inner_TMEE.astype(np.float64)
     rows, columns = norm_a_TME.astype(np.float64), norm_b_TME.astype(np.float64)
@@ -58,13 +57,13 @@ def _cosine(inner: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndar
 
 
 def pair_weights(mass_TE: np.ndarray, selection: str) -> np.ndarray:
-    """How much each token counts for each pair, shape (T, E, E).
+    """Weight of each token for each pair of experts (a, b), shape (T, E, E).
 
     Args:
-        mass_TE: each token's mass on each expert: 1 where it is dispatched, or the whole routing
+        mass_TE: each token's mass on each expert: 1 if dispatched to it, or the routing
             distribution.
-        selection: "routed" to a or b (for masses between 0 and 1 the probabilistic or),
-            "coselected", both, or "all" tokens alike.
+        selection: "routed": tokens routed to a or b, with weight a + b − ab; "coselected": tokens
+            routed to both, with weight ab; "all": every token, with weight 1.
     """
     a, b = mass_TE[:, :, None], mass_TE[:, None, :]
     if selection == "all":
@@ -73,7 +72,7 @@ def pair_weights(mass_TE: np.ndarray, selection: str) -> np.ndarray:
 
 
 class AlignmentSums:
-    """Sums over tokens, by group of sequences, of alignments that count for a pair.
+    """Weighted sums of alignments over tokens, by group of sequences and pair of experts.
 
     Args:
         groups: G.
@@ -92,7 +91,7 @@ class AlignmentSums:
         values_TEE: np.ndarray,
         variance_TEE: np.ndarray,
     ) -> None:
-        """Add tokens; where a Jacobian is zero a token counts for nothing."""
+        """Add tokens. A token at which a Jacobian is zero has weight 0."""
         known = np.isfinite(values_TEE) & np.isfinite(variance_TEE)
         weights = np.where(known, weights_TEE, 0.0)
         np.add.at(self.top_GEE, group_T, weights * np.where(known, values_TEE, 0.0))
@@ -102,17 +101,17 @@ class AlignmentSums:
 
     @property
     def mean_EE(self) -> np.ndarray:
-        """Mean alignment of each pair; NaN where no token counts."""
+        """Mean alignment of each pair; NaN without a token."""
         return _ratio(self.top_GEE.sum(0), self.weight_GEE.sum(0))
 
     @property
     def error_EE(self) -> np.ndarray:
-        """Standard error of the means from the choice of directions; 0 where they are exact."""
+        """Standard error of the means from the choice of directions; 0 if they are exact."""
         return _ratio(np.sqrt(self.variance_EE), self.weight_GEE.sum(0))
 
     @property
     def tokens_EE(self) -> np.ndarray:
-        """Tokens behind each mean: their effective number where weights differ."""
+        """Effective number of tokens of each mean, (Σ w)² / Σ w²."""
         return np.where(
             self.square_EE > 0,
             self.weight_GEE.sum(0) ** 2 / np.where(self.square_EE > 0, self.square_EE, 1.0),
@@ -120,7 +119,7 @@ class AlignmentSums:
         )
 
     def draws_of(self, draws: Draws, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Means of some pairs in each draw of groups, shape (B, P)."""
+        """Means of the pairs (rows, columns) in each bootstrap draw, shape (B, P)."""
         tops = draws.sum_draws(self.top_GEE[:, rows, columns])
         return _ratio(tops, draws.sum_draws(self.weight_GEE[:, rows, columns]))
 
@@ -133,8 +132,8 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
 def rotation_null(width: int) -> float:
     """Standard deviation of the alignment of two independent random rotations: 1/D.
 
-    The product ⟨Q_a, Q_b⟩ is the trace of a random rotation, of mean 0 and variance 1, and the
-    norms are √D each. It does not shrink with the number of tokens, which share the weights.
+    ⟨Q_a, Q_b⟩ is the trace of a random rotation, with mean 0 and variance 1, and both norms are √D.
+    More tokens do not reduce it, because all tokens see the same weights.
     """
     return 1.0 / width
 

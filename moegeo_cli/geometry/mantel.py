@@ -1,11 +1,11 @@
-r"""Compares two models' routing of the same tokens without matching their experts.
+r"""Mantel's test: compares the routing of two models on the same tokens without matching experts.
 
-Each model gives a table of similarities between tokens, Σ √(p_te p_se) of their routing
-distributions (the cosine of half their Fisher-Rao distance): renumbering experts changes none of
-it, and two models with other experts can be compared. Mantel's test correlates the tables' entries
-and asks how often as much comes from dealing whole sequences of one model to others: tokens of one
-sequence resemble each other, so dealing tokens would find everything significant. Pairs within a
-sequence are left out for the same reason.
+Each model gives a table of similarities between tokens t and s, Σ √(p_te p_se) of their routing
+distributions (the cosine of half their Fisher-Rao distance). Renumbering the experts does not
+change the table, so two models with different experts can be compared. The statistic is the
+correlation of the entries of the two tables. Its null permutes whole sequences of one model: tokens
+of one sequence resemble each other, so permuting tokens would make everything significant. Pairs
+within a sequence are left out for the same reason.
 
 Legend: N tokens, M of each sequence, S sequences, P pairs, E experts of one model, F of the other.
 Source: Mantel (1967); by sequence, ours.
@@ -23,15 +23,17 @@ MOST_TOKENS, MOST_EACH, LEAST_SEQUENCES = 512, 8, 8
 PERMUTATIONS = 499
 
 
-def even_rows(sequence_T: np.ndarray, seed: int) -> np.ndarray:
-    """The same number of tokens from each sequence, spread evenly: sequences can be permuted.
+def sample_rows_evenly(sequence_T: np.ndarray, seed: int) -> np.ndarray:
+    """Choose the same number of evenly spaced tokens from each sequence.
+
+    With equal numbers, whole sequences can be permuted.
 
     Args:
-        sequence_T: each token's sequence; tokens of one lie together.
-        seed: of the choice of sequences, where there are too many.
+        sequence_T: each token's sequence; the tokens of a sequence are adjacent.
+        seed: seed of the choice of sequences, if there are too many.
 
     Returns:
-        Rows by sequence, shape (S, M); sequences that are too short are not among them.
+        Row numbers by sequence, shape (S, M); sequences that are too short are left out.
     """
     _, start, size = np.unique(sequence_T, return_index=True, return_counts=True)
     each = max(1, min(MOST_EACH, MOST_TOKENS // max(len(start), 1)))
@@ -46,18 +48,19 @@ def even_rows(sequence_T: np.ndarray, seed: int) -> np.ndarray:
 def mantel(
     one_NE: np.ndarray, other_NF: np.ndarray, groups_S: np.ndarray, draws: Draws, seed: int
 ) -> tuple[Estimate, Estimate, float | None, float | None]:
-    """Correlations of two tables of similarities, their mean under permutation, and a p-value.
+    """Correlations of two tables of similarities, with the permutation test of Pearson's.
 
     Args:
-        one_NE: roots of one model's routing distributions, M tokens of each sequence together.
-        other_NF: the same tokens' of the other.
+        one_NE: square roots of one model's routing distributions, M adjacent rows per sequence.
+        other_NF: square roots of the other model's routing distributions, of the same tokens.
         groups_S: the group of each of these sequences.
         draws: the bootstrap draws.
-        seed: of the permutations.
+        seed: seed of the permutations.
 
     Returns:
-        Pearson's and Spearman's correlation over pairs of tokens of different sequences; the mean
-        of Pearson's, and how often it reaches as much, where sequences trade places.
+        Pearson's and Spearman's correlation over pairs of tokens of different sequences; then the
+        mean of Pearson's under permutation of sequences, and its p-value. The last two are None if
+        there are too few sequences or a table is constant.
     """
     sequences, count = len(groups_S), len(one_NE)
     if sequences < LEAST_SEQUENCES:
@@ -77,12 +80,12 @@ def mantel(
         return pearson, spearman, None, None
     generator = np.random.default_rng(seed)
     centred_P = one_P - one_P.mean()
-    # The pairs stay the same pairs, so neither mean nor spread of the other table changes.
+    # Permuting sequences permutes the pairs: mean and spread of the other table do not change.
     scale = np.sqrt((centred_P**2).sum() * ((other_P - other_P.mean()) ** 2).sum())
     null_P = np.empty(PERMUTATIONS)
     for place in range(PERMUTATIONS):
-        dealt_N = (
+        permuted_N = (
             generator.permutation(sequences)[:, None] * each + np.arange(each)
         ).ravel()  # fmt: skip
-        null_P[place] = centred_P @ other_NN[dealt_N[left], dealt_N[right]] / scale
+        null_P[place] = centred_P @ other_NN[permuted_N[left], permuted_N[right]] / scale
     return pearson, spearman, float(null_P.mean()), p_value(pearson.value, null_P)

@@ -1,4 +1,4 @@
-"""Experts that are switched off on purpose, by a row of the router or by a bias.
+"""Find experts that are switched off on purpose, by a router row or by a bias.
 
 Legend: E experts, D width of the router's input.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# A bias this far under the others, or a row this many times as long as the others, is no weight
-# that training found.
+# Training does not produce a bias this far under the median, or a row this many times as long as
+# the median.
 MASK_BIAS, MASK_ROW = 100.0, 1e4
 
 
@@ -18,14 +18,14 @@ def find_masked(
     """Experts that the weights of a router switch off.
 
     Args:
-        weight_ED: the router's rows; None where they are not known.
+        weight_ED: the router's rows; None if not known.
         bias_E: bias of the logits; None without one.
-        selection_bias_E: bias of the selection alone; None without one.
+        selection_bias_E: bias of the selection only; None without one.
 
     Returns:
-        Their numbers: a bias of −infinity, a bias `MASK_BIAS` or more under the median, or a row
-        over `MASK_ROW` times the median norm. The last pushes an expert's logit far down for some
-        inputs and far up for others: whether it keeps the expert off, the choices tell.
+        Numbers of the experts with a bias of −infinity, a bias `MASK_BIAS` or more under the
+        median, or a row over `MASK_ROW` times the median norm. A long row lowers the logit for some
+        inputs and raises it for others, so the load must show whether the expert is really off.
     """
     masked = {*_by_bias(bias_E), *_by_bias(selection_bias_E)}
     if weight_ED is not None and len(weight_ED) > 1:

@@ -1,9 +1,9 @@
-r"""Matches the experts of two layers one to one by weights, and tells whether they are related.
+r"""Match the experts of two layers one to one by their weights, and test whether they are related.
 
-Experts are matched on one half of a sample of their weights and judged on the other, so that the
-best of E! matchings of noise shows nothing: the cosines of matched pairs stand beside those of
-all other pairs, which are the null. Experts that were all copied from one dense layer resemble
-each other as much as their counterparts, and are then rightly not told apart.
+Experts are matched on one half of a sample of their weights and compared on the other half, because
+the best of E! matchings of noise looks good on the half that it was chosen on. The null of the
+cosines of matched pairs is the cosines of all other pairs. Experts that were all copied from one
+dense layer resemble each other as much as their counterparts, so they count as not related.
 
 Legend: E experts, W sampled weights.
 Source: ours; the assignment is Kuhn's (1955), by scipy.
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-# Standard errors by which matched pairs must exceed the others, beyond what any number of layers
-# reaches by chance; and by how much cosine, so that a trace of common data does not count.
+# Matched pairs must exceed the others by this many standard errors (no number of layers reaches it
+# by chance) and by this much cosine (so that a trace of common data does not count).
 CLEARLY, LEAST_COSINE = 5.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One layer's matching: the other layer's expert for each of this one's.
+    """The matching of two layers.
 
-    `matched` and `others` are mean cosines of matched pairs and of all other pairs, on weights that
-    the matching did not see; `score` how many standard errors lie between.
+    `partner_E` is the other layer's expert for each of this layer's. `matched` and `others` are
+    mean cosines of matched pairs and of all other pairs, on weights that were not used for the
+    matching; `score` is their difference in standard errors.
     """
 
     partner_E: np.ndarray
@@ -46,11 +47,14 @@ class Match:
 
 
 def match_experts(one_EW: np.ndarray, other_EW: np.ndarray) -> Match | None:
-    """Match the experts of two layers; None if they cannot be matched.
+    """Match the experts of two layers.
 
     Args:
-        one_EW: the same sample of every expert's weights.
-        other_EW: of the other layer's, as many experts and weights.
+        one_EW: the same sampled weights of every expert of one layer.
+        other_EW: the same sampled weights of every expert of the other layer.
+
+    Returns:
+        None if the shapes differ, one axis is shorter than 2, or a weight is not finite.
     """
     if one_EW.shape != other_EW.shape or min(one_EW.shape) < 2:
         return None

@@ -1,8 +1,8 @@
-r"""Correlations of two similarities over sampled pairs, with intervals.
+r"""Correlation of two similarities (of hidden states and of expert usage) over sampled pairs.
 
-Pairs share tokens, and tokens share sequences, so pairs are no independent sample: a group of
-sequences is left out with every pair that it is in, and the interval follows from what that
-changes (the bootstrap over groups, to first order).
+Pairs are not independent, because they share tokens and tokens share sequences. The interval is a
+first-order bootstrap over groups of sequences: the correlation is computed without each group, that
+is, without every pair with an item of that group.
 
 Legend: N items (tokens, or sequences), P pairs of them, G groups of sequences, D width, E experts.
 """
@@ -19,18 +19,18 @@ from moegeo_cli.geometry.simplex import distance_from_roots
 from moegeo_cli.records.similarities import Hidden, Usage
 
 PIECE = 1 << 21  # entries of a piece of gathered rows: 16 MiB
-NULL_DEALS = 20
+NULL_PERMUTATIONS = 20
 FEW_PAIRS = 16
 
 
 @dataclass(frozen=True)
 class Items:
-    """The compared items: their rows, and the sequence and group of each.
+    """The compared items: tokens, or means over sequences. Items of one sequence are adjacent.
 
-    Items of one sequence lie together. `x_ND` are hidden states, `response_NE` what the router's
-    rows make of them (None where its logits say nothing), `root_NE` the roots of routing
-    distributions (None likewise), `usage_NE` what was chosen: 1/√k at each chosen expert, or the
-    mean of that.
+    `x_ND` are hidden states, `response_NE` their products with the router's rows, `root_NE` square
+    roots of routing distributions, `usage_NE` the chosen experts: 1/√k at each of a token's k
+    experts, or the mean of such vectors. `response_NE` and `root_NE` are None if the router has no
+    logits. `sequence_N` and `group_N` are each item's sequence and group of sequences.
     """
 
     x_ND: np.ndarray
@@ -41,9 +41,9 @@ class Items:
     group_N: np.ndarray
 
     def by_sequence(self, least: int) -> Items:
-        """Means over the items of each sequence that has at least `least` items.
+        """One item per sequence with at least `least` items: the mean over them.
 
-        The root of a mean distribution is that of the mean of the distributions.
+        Distributions are averaged before the square root is taken.
         """
         sequences, first, counts = np.unique(self.sequence_N, return_index=True, return_counts=True)
 
@@ -66,15 +66,16 @@ class Items:
 def sample_pairs(
     sequence_N: np.ndarray, count: int, generator: np.random.Generator, *, within: bool
 ) -> np.ndarray:
-    """Pairs of different items, of one sequence or of two, each equally likely, shape (P, 2).
-
-    All of them, once each, where there are no more than `count`.
+    """Draw pairs of different items, each pair equally likely.
 
     Args:
-        sequence_N: each item's sequence; items of one lie together.
-        count: P.
-        generator: draws them.
-        within: of one sequence; else of two.
+        sequence_N: each item's sequence; the items of a sequence are adjacent.
+        count: P, the number of pairs.
+        generator: the random generator.
+        within: True for pairs of one sequence, False for pairs of two sequences.
+
+    Returns:
+        Shape (P, 2); if there are at most `count` pairs, all of them, each once.
     """
     total = len(sequence_N)
     _, start, size = np.unique(sequence_N, return_index=True, return_counts=True)
@@ -87,17 +88,18 @@ def sample_pairs(
         return np.stack([left[kept], right[kept]], axis=1)
     left = generator.choice(total, count, p=partners_N / partners_N.sum())
     step = 1 + np.floor(generator.random(count) * partners_N[left]).astype(np.int64)
-    if within:  # round the sequence, never back to oneself
+    if within:  # step cyclically within the sequence; the step never leads back to the item itself
         right = start_N[left] + (left - start_N[left] + step) % own_N[left]
-    else:  # round all items, past one's own sequence
+    else:  # step cyclically over all items, past the item's own sequence
         right = (start_N[left] + own_N[left] + step - 1) % total
     return np.stack([left, right], axis=1)
 
 
 def hidden_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Hidden, np.ndarray]:
-    """Hidden similarities of pairs, by name.
+    """Similarities of the hidden states of pairs, each (P,), by name.
 
-    "cosine" of the hidden states, and "visible", xᵀ WᵀW x′: the part that the router can see.
+    "cosine" is the cosine of the hidden states; "visible" is xᵀ WᵀW x′, the part that the router
+    sees (left out without logits).
     """
     norm_N = np.linalg.norm(items.x_ND, axis=1)
     unit_ND = items.x_ND / np.where(norm_N > 0, norm_N, 1.0)[:, None]
@@ -108,10 +110,10 @@ def hidden_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Hidden, np.n
 
 
 def usage_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Usage, np.ndarray]:
-    """Usage similarities of pairs, by name.
+    """Similarities of the expert usage of pairs, each (P,), by name.
 
-    "distribution" is 1 − d/π with the Fisher-Rao distance d of the routing distributions, "chosen"
-    the share of the chosen experts that are in common.
+    "distribution" is 1 − d/π with the Fisher-Rao distance d of the routing distributions (left out
+    without logits); "chosen" is the share of chosen experts in common.
     """
     found: dict[Usage, np.ndarray] = {}
     if items.root_NE is not None:
@@ -123,11 +125,12 @@ def usage_similarities(items: Items, pairs_P2: np.ndarray) -> dict[Usage, np.nda
     return found | {"chosen": _dots(items.usage_NE, pairs_P2)}
 
 
-def deal_sequences(sequence_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Permute sequences: for each item, the item at the same place of another sequence, (N,).
+def permute_sequences(sequence_N: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Permute whole sequences, so that tokens of one sequence stay together.
 
-    Whole sequences trade places, so what tokens of one have in common stays together; a shorter one
-    is gone through again.
+    Returns:
+        For each item, the number of the item at the same place of another sequence, (N,). A
+        sequence that is too short is repeated.
     """
     sequences, start, size = np.unique(sequence_N, return_index=True, return_counts=True)
     other = generator.permutation(len(sequences))
@@ -138,17 +141,20 @@ def deal_sequences(sequence_N: np.ndarray, generator: np.random.Generator) -> np
 
 @dataclass(frozen=True)
 class Similarity:
-    """A similarity of each pair, and its ranks: over all pairs, then without each group's."""
+    """A similarity of each pair and its ranks.
+
+    The first row of `ranks_HP` ranks all pairs; row g + 1 ranks them without the pairs of group g.
+    """
 
     values_P: np.ndarray
     ranks_HP: np.ndarray
 
 
 class PairSample:
-    """Sampled pairs that are correlated: which groups of sequences each one is of.
+    """Sampled pairs, with the subset of pairs that is left without each group of sequences.
 
     Args:
-        groups_P2: the two groups of each pair.
+        groups_P2: the groups of both items of each pair.
         draws: the bootstrap draws.
     """
 
@@ -159,7 +165,7 @@ class PairSample:
         self.kept_HP = np.concatenate([np.ones((1, self.count), dtype=bool), without_GP])
 
     def rank(self, values_P: np.ndarray) -> Similarity:
-        """A similarity with its ranks."""
+        """Rank a similarity over all pairs and without each group."""
         return Similarity(values_P, _ranks(values_P, self.kept_HP))
 
     def correlate(self, hidden: Similarity, usage: Similarity) -> tuple[Estimate, Estimate]:
@@ -184,19 +190,22 @@ class PairSample:
         return found[0], found[1]
 
 
-def correlation_sizes(hidden: Similarity, dealt: Sequence[Similarity]) -> tuple[float, float]:
-    """Mean size of Spearman's and of Pearson's correlation with each of some usage similarities.
+def mean_absolute_correlations(
+    hidden: Similarity, permuted: Sequence[Similarity]
+) -> tuple[float, float]:
+    """Mean absolute Spearman and Pearson correlation with permuted usage similarities: the null.
 
     Args:
-        hidden: a hidden similarity.
-        dealt: where nothing ties usage to it; one that does not vary has a correlation of 0.
+        hidden: a similarity of hidden states.
+        permuted: usage similarities after permuting sequences. One that does not vary counts as a
+            correlation of 0.
     """
-    if not len(hidden.values_P) or not dealt:
+    if not len(hidden.values_P) or not permuted:
         return 0.0, 0.0
     found = []
     for one_P, others in (
-        (hidden.ranks_HP[0], [d.ranks_HP[0] for d in dealt]),
-        (hidden.values_P, [d.values_P for d in dealt]),
+        (hidden.ranks_HP[0], [d.ranks_HP[0] for d in permuted]),
+        (hidden.values_P, [d.values_P for d in permuted]),
     ):
         own_P = one_P - one_P.mean()
         rows_NP = np.stack(others) - np.mean(others, axis=1, keepdims=True)
@@ -208,12 +217,12 @@ def correlation_sizes(hidden: Similarity, dealt: Sequence[Similarity]) -> tuple[
 
 
 def rank_alone(values_P: np.ndarray) -> Similarity:
-    """A similarity ranked over all pairs alone."""
+    """Rank a similarity over all pairs only, not without each group."""
     return Similarity(values_P, _ranks(values_P, np.ones((1, len(values_P)), dtype=bool)))
 
 
 def _ranks(values_P: np.ndarray, kept_HP: np.ndarray) -> np.ndarray:
-    """Ranks among the kept ones of each row, ties sharing their mean: shape (H, P)."""
+    """Ranks among the kept pairs of each row, with mean ranks for ties, shape (H, P)."""
     if not len(values_P):
         return np.zeros(kept_HP.shape)
     order = np.argsort(values_P, kind="stable")
@@ -227,7 +236,7 @@ def _ranks(values_P: np.ndarray, kept_HP: np.ndarray) -> np.ndarray:
 
 
 def _correlation(one_HP: np.ndarray, other_HP: np.ndarray, kept_HP: np.ndarray) -> np.ndarray:
-    """Pearson's correlation over the kept ones of each row, shape (H,)."""
+    """Pearson's correlation over the kept pairs of each row, shape (H,)."""
     weight = kept_HP / kept_HP.sum(axis=1, keepdims=True)
 
     def centred(values: np.ndarray) -> np.ndarray:
@@ -246,7 +255,7 @@ def _pieces(pairs_P2: np.ndarray, width: int) -> Iterator[np.ndarray]:
 
 
 def _dots(rows_NX: np.ndarray, pairs_P2: np.ndarray) -> np.ndarray:
-    """Products of the rows of each pair, in float64."""
+    """Dot product of the two rows of each pair, in float64, shape (P,)."""
     found = [
         np.einsum("px,px->p", rows_NX[p[:, 0]].astype(float), rows_NX[p[:, 1]].astype(float))
         for p in _pieces(pairs_P2, rows_NX.shape[1])

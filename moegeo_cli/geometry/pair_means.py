@@ -1,7 +1,7 @@
-r"""Means of products over all pairs of two sets, from sums by sequence. No pair is formed.
+r"""Means of dot products over all pairs of items, computed from sums by sequence.
 
 :math:`\sum_{t,s} \langle a_t, b_s \rangle = \langle \sum_t a_t, \sum_s b_s \rangle`, so a mean over
-millions of pairs is a product of two sums, and no pair is left to chance.
+millions of pairs is the product of two sums, and pairs need not be sampled.
 
 Legend: S sequences, G groups of sequences, B draws, E experts.
 """
@@ -20,10 +20,12 @@ ONE_CHOICE = "all tokens choose the same experts"
 
 @dataclass(frozen=True)
 class PairMean:
-    """A mean over pairs, as sums by group: of pairs between two groups, and of those within one.
+    """A mean over pairs of items, stored as sums by groups of sequences.
 
-    `top_GG` and `count_GG` are symmetric with a zero diagonal. A draw holds a pair as often as it
-    holds both of its groups, and a pair within a group as often as that group.
+    `top_GG` sums the products of pairs between two groups, `top_G` those of pairs within a group;
+    `count_GG` and `count_G` are the numbers of pairs. The tables are symmetric with a zero
+    diagonal. In a bootstrap draw, the weight of a pair between two groups is the product of the
+    groups' counts; the weight of a pair within a group is the group's count.
     """
 
     top_GG: np.ndarray
@@ -32,14 +34,14 @@ class PairMean:
     count_G: np.ndarray
 
     def __add__(self, other: PairMean) -> PairMean:
-        """The mean over the pairs of both."""
+        """The mean over the pairs of both operands."""
         return PairMean(
             self.top_GG + other.top_GG, self.top_G + other.top_G,
             self.count_GG + other.count_GG, self.count_G + other.count_G,
         )  # fmt: skip
 
     def __sub__(self, other: PairMean) -> PairMean:
-        """The mean over the pairs that are not among the other's."""
+        """The mean over the pairs of this operand that are not pairs of the other."""
         return PairMean(
             self.top_GG - other.top_GG, self.top_G - other.top_G,
             self.count_GG - other.count_GG, self.count_G - other.count_G,
@@ -47,7 +49,7 @@ class PairMean:
 
     @property
     def pairs(self) -> float:
-        """How many there are."""
+        """Number of pairs."""
         return float(self.count_GG.sum() + self.count_G.sum())
 
     @property
@@ -56,7 +58,7 @@ class PairMean:
         return float(self.top_GG.sum() + self.top_G.sum()) / self.pairs if self.pairs else None
 
     def draws_of(self, draws: Draws) -> np.ndarray | None:
-        """The mean in each draw of groups, shape (B,); None without draws."""
+        """The mean in each bootstrap draw, shape (B,); None without draws."""
         if not len(draws.counts_BG):
             return None
         quadratic_B2 = draws.sum_quadratic(np.stack([self.top_GG, self.count_GG]))
@@ -71,8 +73,8 @@ class PairMean:
             return missing(NO_PAIR, 0)
         return Estimate(self.value, self.draws_of(draws), n)
 
-    def above(self, chance: PairMean, draws: Draws, n: int | None = None) -> Estimate:
-        """The mean above chance, (o − c) / (1 − c), draw by draw."""
+    def above_chance(self, chance: PairMean, draws: Draws, n: int | None = None) -> Estimate:
+        """The mean o above a chance c, (o − c) / (1 − c); its draws pair those of o and c."""
         if self.value is None or chance.value is None:
             return missing(NO_PAIR, 0)
         if chance.value >= 1.0 - 1e-9:
@@ -86,18 +88,20 @@ class PairMean:
 
 
 @dataclass(frozen=True)
-class Sums:
-    """Sums of vectors over the items of each sequence, and the number of items."""
+class SequenceSums:
+    """The sum of the vectors of each sequence's items, and the number of items."""
 
     sums_SE: np.ndarray
     counts_S: np.ndarray
 
-    def only(self, mask_S: np.ndarray) -> Sums:
-        """The sums of some sequences only."""
-        return Sums(self.sums_SE * mask_S[:, None], self.counts_S * mask_S)
+    def only(self, mask_S: np.ndarray) -> SequenceSums:
+        """The sums with all other sequences set to zero."""
+        return SequenceSums(self.sums_SE * mask_S[:, None], self.counts_S * mask_S)
 
 
-def pairs_apart(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
+def pairs_across_sequences(
+    one: SequenceSums, other: SequenceSums, groups_S: np.ndarray
+) -> PairMean:
     """Pairs of an item of `one` and an item of `other` in different sequences, in both orders."""
     groups = count_groups(groups_S)
     tables = []
@@ -108,7 +112,9 @@ def pairs_apart(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
     return PairMean(*tables)
 
 
-def pairs_together(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
+def pairs_within_sequences(
+    one: SequenceSums, other: SequenceSums, groups_S: np.ndarray
+) -> PairMean:
     """Pairs of an item of `one` and an item of `other` in the same sequence, in both orders."""
     groups = count_groups(groups_S)
     none_GG = np.zeros((groups, groups))
@@ -119,28 +125,31 @@ def pairs_together(one: Sums, other: Sums, groups_S: np.ndarray) -> PairMean:
     )  # fmt: skip
 
 
-def pairs_labelled(
-    one: Sums, other: Sums, labels_S: np.ndarray, groups_S: np.ndarray
+def pairs_by_label(
+    one: SequenceSums, other: SequenceSums, labels_S: np.ndarray, groups_S: np.ndarray
 ) -> tuple[PairMean, PairMean]:
-    """Pairs of different sequences with the same label, and with different labels.
+    """Pairs of items of different sequences, split into equal and different labels.
 
     Args:
-        one: the first things.
-        other: the second ones.
+        one: sums of the first items.
+        other: sums of the second items.
         labels_S: a number for each sequence; −1 for none, and then it is in no pair.
         groups_S: each sequence's group.
+
+    Returns:
+        The mean over pairs with the same label, and over pairs with different labels.
     """
     known_S = labels_S >= 0
-    everything = pairs_apart(one.only(known_S), other.only(known_S), groups_S)
+    everything = pairs_across_sequences(one.only(known_S), other.only(known_S), groups_S)
     within = everything - everything
     for label in np.unique(labels_S[known_S]):
         own_S = labels_S == label
-        within = within + pairs_apart(one.only(own_S), other.only(own_S), groups_S)
+        within = within + pairs_across_sequences(one.only(own_S), other.only(own_S), groups_S)
     return within, everything - within
 
 
 def count_groups(groups_S: np.ndarray) -> int:
-    """G."""
+    """Number of groups, G."""
     return int(groups_S.max()) + 1 if len(groups_S) else 0
 
 

@@ -1,8 +1,8 @@
-"""Uncertainty: sequences are resampled in groups, with the same draws for every router and run.
+"""Estimates with intervals: a bootstrap over groups of sequences, with the same draws everywhere.
 
-A statistic of a draw is computed from sums by group, weighted by how often each group was
-drawn. Since all routers, checkpoints and runs of one probe share the draws, differences,
-ratios, means and maxima over routers are formed draw by draw and keep their correlation.
+A statistic of a draw is computed from sums by group, each weighted by the number of times that the
+group was drawn. All routers, checkpoints and runs of one probe share the draws. Differences, ratios
+and means over routers are therefore formed draw by draw, which accounts for their correlation.
 
 Legend: S sequences, G groups, B draws.
 """
@@ -26,13 +26,13 @@ USABLE = 0.95
 
 
 def group_sequences(count: int, seed: int = 0) -> np.ndarray:
-    """Each sequence's group: a seeded shuffle into at most 32 groups of near equal size.
+    """Assign sequences at random to at most 32 groups of nearly equal size.
 
-    Up to 32 sequences each are their own group; beyond that there are 17 to 32 groups.
+    Up to 32 sequences have a group each; more sequences give 17 to 32 groups.
 
     Args:
         count: S.
-        seed: of the shuffle.
+        seed: seed of the shuffle.
 
     Returns:
         Shape (S,), int64, groups numbered from 0.
@@ -49,10 +49,10 @@ def group_sequences(count: int, seed: int = 0) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Draws:
-    """Seeded bootstrap draws of groups. `counts_BG` says how often each draw took each group.
+    """Seeded bootstrap draws of groups of sequences.
 
-    With fewer than two groups there are no draws, and nothing that is computed from them
-    has an interval.
+    `groups_S` is each sequence's group; `counts_BG` is the number of times that each draw took each
+    group. With fewer than two groups there are no draws (B = 0), and estimates have no interval.
     """
 
     groups_S: np.ndarray
@@ -61,7 +61,7 @@ class Draws:
 
     @property
     def groups(self) -> int:
-        """G."""
+        """Number of groups, G."""
         return int(self.counts_BG.shape[1])
 
     def sum_by_group(self, values_S: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ class Draws:
         return np.asarray(np.tensordot(self.counts_BG, sums_G, axes=1))
 
     def sum_quadratic(self, gram_AGG: np.ndarray) -> np.ndarray:
-        """The quadratic form of each draw's counts: (A, G, G) becomes (B, A)."""
+        """The quadratic form cᵀ M c of each draw's counts c: (A, G, G) becomes (B, A)."""
         rows, columns = np.triu_indices(self.groups)
         packed_AP = gram_AGG[:, rows, columns] * np.where(rows == columns, 1.0, 2.0)
         return np.asarray(self._products_BP @ packed_AP.T)
@@ -86,19 +86,22 @@ class Draws:
         return np.asarray(self.counts_BG[:, rows] * self.counts_BG[:, columns])
 
     def maxima(self, maxima_S: np.ndarray) -> np.ndarray:
-        """Largest over each draw's groups: (S,) becomes (B,)."""
+        """The maximum over each draw's groups: (S,) becomes (B,)."""
         maxima_G = np.full(self.groups, -np.inf)
         np.maximum.at(maxima_G, self.groups_S, maxima_S)
         return np.asarray(np.where(self.counts_BG > 0, maxima_G, -np.inf).max(axis=1))
 
     def predict_noise(self, residuals_NL: np.ndarray) -> np.ndarray:
-        """Differences from their mean that one more draw like these N would have, shape (B, L).
+        """Draw how far one more row like the N given ones would be from their mean.
 
-        Multivariate t with the rows' own covariance, times 1 + 1/N: columns keep their
-        correlation, and the same N and seed give the same draws whatever the columns are.
+        The distribution is multivariate t with the covariance of the rows times 1 + 1/N, so columns
+        keep their correlation. The same N and seed give the same draws for any columns.
 
         Args:
-            residuals_NL: N ≥ 2 rows, each less the mean row.
+            residuals_NL: N ≥ 2 rows, each minus the mean row.
+
+        Returns:
+            Shape (B, L).
         """
         count = len(residuals_NL)
         generator = np.random.Generator(np.random.PCG64([self.seed, count]))
@@ -109,11 +112,11 @@ class Draws:
 
 
 def make_draws(groups_S: np.ndarray, seed: int = 0, count: int = DRAWS) -> Draws:
-    """Multinomial draws of as many groups as there are.
+    """Draw G of the G groups with replacement, B times.
 
     Args:
         groups_S: each sequence's group, from `group_sequences`.
-        seed: of the draws.
+        seed: seed of the draws.
         count: B.
     """
     groups = int(groups_S.max()) + 1 if len(groups_S) else 0
@@ -126,11 +129,12 @@ def make_draws(groups_S: np.ndarray, seed: int = 0, count: int = DRAWS) -> Draws
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its draws, from which intervals of anything built on it follow.
+    """A value with its bootstrap draws.
 
-    `draws_B` is None where there is no interval; `null_B` are draws under balanced routing
-    (or whatever null the statistic has), `reason` says why `value` is None, or what a
-    run-level value leaves out.
+    Intervals of the value, and of values computed from it, come from `draws_B`; None means no
+    interval. `null_B` are draws under the null of the metric, for example balanced routing.
+    `reason` says why `value` is None, or what is left out of it. `router` is the router that a
+    maximum or minimum over routers comes from.
     """
 
     value: float | None
@@ -142,7 +146,7 @@ class Estimate:
     unit: str | None = None  # where it depends on the router
 
     def metric(self, name: str) -> Metric:
-        """The estimate as a record, with the unit and direction of `name` in the catalogue."""
+        """The estimate as a record, with the unit and direction of the metric `name`."""
         spec = specs()[name.removesuffix("_worst")]
         low, high = interval(self.draws_B, self.value)
         null = None if self.null_B is None or self.value is None else _finite_mean(self.null_B)
@@ -160,15 +164,18 @@ class Estimate:
 
 
 def draws_from_jackknife(value: float, without_G: np.ndarray, draws: Draws) -> np.ndarray | None:
-    """Bootstrap draws of a smooth statistic that is too expensive to compute a thousand times.
+    """Approximate bootstrap draws of a smooth statistic that is expensive to compute.
 
-    Linear in how often each group was drawn, with the influences that leaving out one group at a
-    time shows (the infinitesimal jackknife's approximation of the bootstrap).
+    A draw is linear in the numbers of times that the groups were drawn. The influence of a group is
+    measured by leaving it out (the infinitesimal jackknife).
 
     Args:
         value: the statistic of all groups.
         without_G: the statistic without each group.
-        draws: the draws; None comes back where there are none, or a statistic is missing.
+        draws: the bootstrap draws.
+
+    Returns:
+        Shape (B,); None if there are no draws, or if a value of `without_G` is not finite.
     """
     if not len(draws.counts_BG) or not np.isfinite(without_G).all():
         return None
@@ -185,12 +192,15 @@ def missing(reason: str, n: int | None = None) -> Estimate:
 def interval(
     draws_B: np.ndarray | None, value: float | None, level: float = LEVEL
 ) -> tuple[float | None, float | None]:
-    """Percentile interval of bootstrap draws; (None, None) where there are too few.
+    """Percentile interval of bootstrap draws.
 
     Args:
-        draws_B: shape (B,), NaN where a draw has no value.
-        value: the estimate; the interval is widened to hold it where bias left it outside.
+        draws_B: shape (B,), NaN for a draw without a value.
+        value: the estimate; if it is outside, the interval is widened to include it.
         level: coverage.
+
+    Returns:
+        The lower and upper end; (None, None) if too few draws have a value.
     """
     if draws_B is None or value is None or not len(draws_B):
         return None, None
@@ -222,7 +232,7 @@ def geometric_mean_of(estimates: list[Estimate]) -> Estimate:
 
 
 def worst_of(estimates: list[Estimate], routers: list[str], *, largest: bool = True) -> Estimate:
-    """The extreme over routers, bootstrapped as such, with the router that it comes from."""
+    """The maximum (or minimum) over routers, draw by draw, with the router that it comes from."""
     extreme = np.max if largest else np.min
     combined = _combine(estimates, lambda values: np.asarray(extreme(values, axis=0)))
     if combined.value is None:
@@ -232,12 +242,12 @@ def worst_of(estimates: list[Estimate], routers: list[str], *, largest: bool = T
 
 
 def difference(now: Estimate, base: Estimate) -> Estimate:
-    """Now − base, paired by the draws; both must come from the same groups."""
+    """Now − base, draw by draw; both must come from the same groups."""
     return _pair(now, base, lambda a, b: a - b)
 
 
 def ratio(now: Estimate, base: Estimate) -> Estimate:
-    """Now / base, paired by the draws; NaN draws where the base is 0."""
+    """Now / base, draw by draw; a draw with base 0 is NaN."""
 
     def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -247,7 +257,7 @@ def ratio(now: Estimate, base: Estimate) -> Estimate:
 
 
 def _combine(estimates: list[Estimate], combine: Callable[[np.ndarray], np.ndarray]) -> Estimate:
-    """Combine values, draws and null draws over routers; routers without a value are named."""
+    """Combine values, draws and null draws over routers; the reason counts those without value."""
     present = [e for e in estimates if e.value is not None]
     if not present:
         reasons = sorted({e.reason for e in estimates if e.reason})

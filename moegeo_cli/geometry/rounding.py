@@ -1,7 +1,7 @@
-"""Whether a selection bias is stored finely enough for the choices that it decides.
+"""Whether a selection bias is stored with enough precision for the choices that it decides.
 
-The bias is added to scores, and the K largest sums are chosen. A bias that was rounded on saving
-chooses otherwise for tokens whose gap at the boundary is smaller than what rounding took.
+The bias is added to the scores, and the K experts with the largest sums are chosen. A bias that was
+rounded on saving changes the choice of tokens whose margin is smaller than the rounding error.
 
 Legend: T tokens, E experts.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from moegeo_cli.geometry.selection import SelectionRule
 
 DRAWS = 4
-# Bits of the significand, the hidden one included.
+# Bits of the significand, including the hidden bit.
 _BITS = {"BF16": 8, "F16": 11}
 _NAMES = {"BF16": "bfloat16", "F16": "float16"}
 
@@ -25,8 +25,8 @@ class Coarseness:
     """How coarsely a bias is stored.
 
     Attributes:
-        precision: "bfloat16" or "float16": the coarsest that all values fit.
-        step_E: distance of two neighbouring values of that precision at each entry; 0 at zero.
+        precision: "bfloat16" or "float16": the coarsest precision that represents all values.
+        step_E: spacing of that precision at each value; 0 for a value of zero.
         distinct: number of different values.
     """
 
@@ -36,13 +36,16 @@ class Coarseness:
 
 
 def coarseness(bias_E: np.ndarray, dtype: str = "F32") -> Coarseness | None:
-    """How coarsely a bias is stored; None where it is stored finely or is constant.
+    """How coarsely a bias is stored.
 
-    A float32 bias whose values all fit bfloat16 was bfloat16 before.
+    A float32 bias whose values are all representable in bfloat16 was bfloat16 before.
 
     Args:
         bias_E: the bias, float32.
-        dtype: as stored: BF16, F16 or F32.
+        dtype: the stored type: BF16, F16 or F32.
+
+    Returns:
+        None if the bias needs float32 or is constant.
     """
     finite = bias_E[np.isfinite(bias_E)]
     if finite.size < 2 or finite.min() == finite.max():
@@ -63,13 +66,16 @@ def changed_choices(
     step_E: np.ndarray,
     generator: np.random.Generator,
 ) -> float:
-    """Share of tokens for which some bias that rounds to this one chooses otherwise.
+    """Share of tokens whose choice may have changed when the bias was rounded.
 
     Args:
         rule: how experts are chosen.
-        scores_TE: what the rule compares, the bias included.
-        step_E: as `coarseness` gives it.
-        generator: draws what rounding took, uniform over each step, `DRAWS` times.
+        scores_TE: the scores that the rule compares, including the bias.
+        step_E: the spacing of stored values, from `coarseness`.
+        generator: draws the rounding error, uniform over each step, `DRAWS` times.
+
+    Returns:
+        The mean share over the draws.
     """
     chosen_TE = rule.select(scores_TE)
     changed = 0.0
@@ -80,7 +86,7 @@ def changed_choices(
 
 
 def _precision(values: np.ndarray, dtype: str) -> str | None:
-    """The coarsest float that holds all values; None where only float32 does."""
+    """The coarsest type that represents all values; None if only float32 does."""
     if dtype in _BITS:
         return dtype
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)

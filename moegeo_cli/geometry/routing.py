@@ -1,10 +1,8 @@
-r"""Sums of one router over a probe, by sequence, from which its metrics are computed.
+r"""From the tokens of one router to its sums by sequence, from which its metrics are computed.
 
-One pass over the logits, in pieces that stay in the processor's cache. The distance to the mean
-distribution needs that mean first: it is summed afterwards, over tokens that were kept.
-Everything is float64 from the logits on.
-Arrays are laid out by column (Fortran order): NumPy reduces the few entries of a row one row
-after another, but whole columns at once.
+One pass reads the logits, in pieces that fit the processor's cache. Dispersion needs the mean
+distribution first, so it is added afterwards, over tokens whose logits were kept. All arithmetic is
+in float64. Arrays are in Fortran order, because NumPy reduces along short rows faster that way.
 
 Legend: T tokens, S sequences, E experts, K experts chosen per token, N tokens of a piece,
 M token means.
@@ -27,10 +25,10 @@ PIECE = 1 << 16  # entries of a piece: half a megabyte of float64
 
 
 def measure_routing(tokens: RouterTokens) -> RoutingSums:
-    """Sum what the metrics of section "per router" need, sequence by sequence.
+    """All sums of one router, by sequence, including dispersion.
 
     Args:
-        tokens: one router's tokens, all of the probe. Tokens with a non-finite logit or weight
+        tokens: one router's tokens, over the whole probe. Tokens with a non-finite logit or weight
             are counted and left out of the sums.
 
     Returns:
@@ -48,8 +46,12 @@ def measure_routing(tokens: RouterTokens) -> RoutingSums:
 
 
 def sum_tokens(tokens: RouterTokens) -> RoutingSums:
-    """The same of some whole sequences, but for the dispersion, which stays 0 and uncounted."""
-    return _Measuring(tokens).run()
+    """The sums of one router over some whole sequences, without dispersion (0, with count 0).
+
+    Raises:
+        UnsupportedArchitectureError: an unknown scoring.
+    """
+    return _RoutingSummation(tokens).run()
 
 
 def add_dispersion(
@@ -60,15 +62,18 @@ def add_dispersion(
     scoring: str,
     masked: Sequence[int] = (),
 ) -> RoutingSums:
-    """The sums with the dispersion of some of the tokens about the mean of all.
+    """Add the dispersion of some tokens around the mean distribution of all tokens.
 
     Args:
-        sums: of all tokens.
-        logits_ME: raw logits of some of them. Those that are not finite are left out.
-        weights_MK: their combine weights.
-        sequence_M: their sequences.
-        scoring: how logits become a distribution.
+        sums: the sums of all tokens.
+        logits_ME: raw logits of some tokens; non-finite ones are left out.
+        weights_MK: combine weights of these tokens.
+        sequence_M: sequences of these tokens.
+        scoring: name of the scoring.
         masked: experts that are switched off.
+
+    Returns:
+        New sums; unchanged for a hash router, or with fewer than two experts.
     """
     open_E = np.setdiff1d(np.arange(sums.experts), masked)
     if len(open_E) < 2 or sums.hashed:
@@ -96,8 +101,8 @@ def add_dispersion(
     return dataclasses.replace(sums, values_SM=values_SM, counts_SM=counts_SM)
 
 
-class _Measuring:
-    """One router's measurement: the arrays by token, filled piece by piece."""
+class _RoutingSummation:
+    """The summation of one router's tokens: arrays by token are filled piece by piece."""
 
     def __init__(self, tokens: RouterTokens) -> None:
         sequence_T = np.asarray(tokens.sequence_T)
@@ -132,7 +137,7 @@ class _Measuring:
         self.probability_SE = np.zeros((self.sequences, self.experts))
 
     def _rule(self, tokens: RouterTokens) -> SelectionRule | None:
-        """The selection rule, where there is one and it leaves something unselected."""
+        """The selection rule; None if it is not known or selects every expert."""
         if self.scoring is None or not tokens.top_k:
             return None
         if tokens.top_k != self.selected_TK.shape[1] or tokens.top_k >= self.choices:
@@ -175,7 +180,7 @@ class _Measuring:
         return np.bincount(self.sequence_T, weights=values_T, minlength=self.sequences)
 
     def _largest(self, values_T: np.ndarray) -> np.ndarray:
-        """Largest by sequence; 0 without a token."""
+        """Maximum by sequence; 0 without a token."""
         largest_S = np.zeros(self.sequences)
         np.maximum.at(largest_S, self.sequence_T, values_T)
         return largest_S
@@ -186,11 +191,11 @@ class _Measuring:
             yield slice(start, min(start + rows, self.count))
 
     def _open(self, logits_NE: np.ndarray) -> np.ndarray:
-        """Logits of the experts that can be chosen, by column."""
+        """Logits of the experts that can be chosen, in Fortran order."""
         return np.asfortranarray(logits_NE[:, self.open_E] if self.masked else logits_NE)
 
     def _measure_logits(self, logits_TE: np.ndarray, scoring: Scoring) -> None:
-        """Everything that rests on the logits of one token at a time."""
+        """Everything that needs the logits of one token at a time."""
         for piece in self._pieces():
             piece_NE = self._open(logits_TE[piece])
             rows: slice | np.ndarray = piece
@@ -203,7 +208,7 @@ class _Measuring:
                 continue
             self._measure_piece(rows, piece_NE, scoring)
             if self.rule is not None:
-                if self.masked and self.rule.groups:  # groups are of all experts
+                if self.masked and self.rule.groups:  # groups include masked experts
                     piece_NE = np.asfortranarray(logits_TE[rows])
                 self._measure_selection(self.rule, rows, piece_NE)
         for name in ("fsi", "entropy_token", "logit_z"):
@@ -212,7 +217,7 @@ class _Measuring:
     def _measure_piece(
         self, rows: slice | np.ndarray, logits_NE: np.ndarray, scoring: Scoring
     ) -> None:
-        """Distributions of a piece."""
+        """Values that need the routing distributions of a piece of tokens."""
         z_NE = logits_NE.astype(np.float64)
         highest_N, lowest_N = z_NE.max(axis=1), z_NE.min(axis=1)
         centre_N = z_NE.mean(axis=1) if scoring.constant_free else 0.0
@@ -240,7 +245,7 @@ class _Measuring:
     def _measure_selection(
         self, rule: SelectionRule, rows: slice | np.ndarray, logits_NE: np.ndarray
     ) -> None:
-        """Margins and near-ties of the tokens whose slots are all filled."""
+        """Margins and near-ties of the tokens with K selected experts."""
         selected_NK = self.selected_TK[rows]
         full_N = (selected_NK >= 0).all(axis=1)
         if isinstance(rows, slice):
@@ -279,7 +284,7 @@ class _Measuring:
         combine_SE = np.bincount(
             cells_TK[taken_TK], weights=weights_TK[taken_TK], minlength=size
         ).reshape(shape)
-        # An empty slot weighs 0 and stands for one of the experts that were not selected.
+        # An empty slot has weight 0, like an expert that was not selected.
         gap_TK = np.sqrt(weights_TK) - 1.0 / math.sqrt(self.choices)
         rest = (self.choices - weights_TK.shape[1]) / self.choices
         chord_T = np.einsum("tk,tk->t", gap_TK, gap_TK) + rest
@@ -292,7 +297,7 @@ class _Measuring:
 
 
 def _roots(logs_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """√p and ln Σ exp(ln s − max ln s); leaves ln s − max ln s in `logs_NE`."""
+    """√p and ln Σ exp(ln s − max ln s); changes `logs_NE` in place to ln s − max ln s."""
     logs_NE -= logs_NE.max(axis=1, keepdims=True)
     root_NE = np.multiply(logs_NE, 0.5)
     np.exp(root_NE, out=root_NE)

@@ -1,4 +1,4 @@
-"""The routing distribution of router logits: p = s(z) / Σ s(z), by the scoring's own s.
+"""The routing distribution of router logits z: p = s(z) / Σ s(z), with the scoring's function s.
 
 Legend: E experts. Leading axes are free.
 """
@@ -11,11 +11,11 @@ from moegeo_cli.scorings import find_scoring
 
 
 def probabilities(logits_E: np.ndarray, scoring: str) -> np.ndarray:
-    """The routing distribution: before top-k, renormalisation and selection bias.
+    """The routing distribution, before top-k, renormalisation and selection bias.
 
     Args:
         logits_E: raw router logits, shape (..., E), finite.
-        scoring: its name.
+        scoring: name of the scoring.
 
     Returns:
         Shape (..., E), float64, summing to 1 along the last axis.

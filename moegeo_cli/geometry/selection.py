@@ -1,7 +1,7 @@
-"""The rule by which a router selects experts, computed again for margins and near-ties.
+"""Recompute the selection of experts from the logits, for margins and near-ties.
 
-A margin means something only where the rule is understood, so what the rule would have
-selected is held against what the model did select, token by token.
+A margin is meaningful only if the selection rule is right, so the experts that the rule selects are
+compared with those that the model selected, token by token.
 
 Legend: N tokens, E experts, K experts chosen per token, G groups of experts.
 """
@@ -17,18 +17,19 @@ import numpy as np
 from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.scorings import find_scoring
 
-# A model selects on float32 scores, we on float64: smaller contradictions are rounding.
+# A model selects by float32 scores, moegeo by float64: smaller contradictions are rounding errors.
 TOLERANCE = 1e-5
-# Mean of (spacing of bfloat16 at a value) / (that value): uniform in the logarithm over a binade.
+# Mean of (spacing of bfloat16 at a value) / value, for values log-uniform between powers of two.
 BFLOAT16_SPACING = 0.0056
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionRule:
-    """Top-k of the scores, after a bias and within the best groups of experts.
+    """Top-k of the scores, after adding a bias and within the best groups of experts.
 
-    `groups` is (groups, groups kept); a group ranks by `group_score`: "top2" (the sum of its
-    two best scores) or "max". Equal scores go to the lower index.
+    `groups` is (number of groups, number of groups kept). Groups are ranked by `group_score`:
+    "top2" (the sum of a group's two best scores) or "max". `bias_on` says whether the bias is added
+    to "scores" or "logits". Of equal scores the lower index is chosen.
     """
 
     top_k: int
@@ -40,14 +41,14 @@ class SelectionRule:
 
     @property
     def in_logits(self) -> bool:
-        """Whether selection follows the logits themselves, so that a margin is in logits."""
+        """Whether the order of the logits decides the selection, so that margins are in logits."""
         sums = self.groups is not None and self.group_score != "max"
         if self.bias_on == "logits":
             return not sums
         return self.bias_E is None and not sums and find_scoring(self.scoring).monotone
 
     def score(self, logits_NE: np.ndarray) -> np.ndarray:
-        """What the rule compares: logits, or the score with its bias (softmax: p)."""
+        """The values that the rule compares: logits, or scores plus bias (softmax: p), (N, E)."""
         if self.bias_on == "logits" and self.bias_E is not None:
             logits_NE = logits_NE.astype(np.float64) + self.bias_E
         if self.in_logits:
@@ -62,7 +63,7 @@ class SelectionRule:
         return scores_NE
 
     def rank_groups(self, scores_NE: np.ndarray) -> np.ndarray:
-        """The scores by which groups are chosen, shape (N, G). Only for a rule with groups."""
+        """The scores by which groups are ranked, shape (N, G). Only for a rule with groups."""
         assert self.groups is not None
         scores_NGE = scores_NE.reshape(len(scores_NE), self.groups[0], -1)
         if self.group_score == "max" or scores_NGE.shape[2] == 1:
@@ -87,9 +88,9 @@ class SelectionRule:
 
 @dataclass(frozen=True, slots=True)
 class SelectionCheck:
-    """Per token: the gap behind the last selected expert, near-tie or not, rule met or not.
+    """Result of `check_selection` for each token; it explains the fields.
 
-    `near_tie_centred_N` is None where the rule does not follow the logits themselves.
+    `near_tie_centred_N` is None if the order of the logits does not decide the selection.
     """
 
     margin_N: np.ndarray
@@ -109,14 +110,14 @@ def check_selection(
         selected_NK: the K experts that the model selected, none missing.
 
     Returns:
-        `margin_N`: last selected minus best eligible unselected (infinite where every
-        eligible expert is selected); `near_tie_N`: the rule no longer selects this set
-        for sure once the logits are rounded to bfloat16; `near_tie_centred_N`: the same once
-        each token's mean logit is taken off, which changes no choice before rounding;
-        `contradicted_N`: the rule would not select this set.
+        `margin_N`: score of the last selected expert minus that of the best eligible unselected
+        one (infinite if every eligible expert is selected). `near_tie_N`: rounding the logits to
+        bfloat16 changes the selected set or creates a tie at its boundary. `near_tie_centred_N`:
+        the same after subtracting each token's mean logit, which changes no choice before
+        rounding. `contradicted_N`: the rule does not select the model's set.
     """
     count, experts = logits_NE.shape
-    # By column: NumPy reduces a row's few entries one row after another (see routing.py).
+    # In Fortran order for speed (see routing.py).
     logits_NE, selected_NK = np.asfortranarray(logits_NE), np.asfortranarray(selected_NK)
     flat_NK = selected_NK * count + np.arange(count)[:, None]
     scores_NE = rule.score(logits_NE)
@@ -138,7 +139,7 @@ def check_selection(
 
 @dataclass(frozen=True, slots=True)
 class _Selected:
-    """What a rule selects from unrounded logits, to compare rounded ones with."""
+    """The rule's selection from unrounded logits, for comparison with rounded ones."""
 
     rule: SelectionRule
     scores_NE: np.ndarray
@@ -148,12 +149,13 @@ class _Selected:
     contradicted_N: np.ndarray
 
     def changes_when_rounded(self, logits_NE: np.ndarray) -> np.ndarray:
-        """Tokens that the rule selects other experts for, or ties at, in bfloat16."""
+        """Mask of tokens whose selection changes or is tied with logits rounded to bfloat16."""
         near_tie_N = np.zeros(len(logits_NE), dtype=bool)
         scores_NE = self.rule.score(round_to_bfloat16(logits_NE))
         kept_NG = self.rule.keep_groups(scores_NE)
         margin_N, _ = _margins(scores_NE, self.flat_NK, kept_NG)
-        # A gap on both sides proves that both select the model's set: only the others are re-run.
+        # Positive margins before and after rounding prove that both select the model's set: only
+        # the other tokens are selected again.
         doubtful_N = (self.margin_N <= 0) | (margin_N <= 0) | self.contradicted_N
         if self.kept_NG is not None and kept_NG is not None:
             doubtful_N |= (self.kept_NG != kept_NG).any(axis=1)
@@ -164,8 +166,8 @@ class _Selected:
                 self.rule.select(scores_NE[rows]),
             )
             near_tie_N[rows] = (before != after).any(axis=1)
-        # An exact tie in bfloat16 is decided by the experts' numbers: near as well, and above all
-        # where the logits were bfloat16 from the start and rounding changes nothing.
+        # An exact tie in bfloat16 is decided by the experts' indices, so it is a near-tie too. This
+        # matters most if the logits were bfloat16 from the start: rounding then changes nothing.
         near_tie_N |= (margin_N == 0) & ~self.contradicted_N
         if kept_NG is not None:
             gap_N = _group_gap(self.rule.rank_groups(scores_NE), kept_NG)
@@ -174,14 +176,16 @@ class _Selected:
 
 
 def expected_near_ties(experts: int, top_k: int) -> float:
-    r"""Share of near-ties among independent normal logits of any spread, without a common offset.
+    r"""Expected share of near-ties for independent normal logits of any scale and mean zero.
 
-    The gap at the boundary is exponential with rate E·φ(t), t the normal quantile of 1 − K/E. Two
-    values at a gap g share a cell of width w with chance 1 − g/w, so that with x = E·φ(t)·w
+    The margin is exponential with rate E·φ(t), where t is the normal quantile of 1 − K/E. Two
+    values with a gap g round to the same bfloat16 of spacing w with chance 1 − g/w. With
+    x = E·φ(t)·w the share is
 
     .. math:: 1 - (1 - e^{-x}) / x, \qquad w = 0.0056 \, t
 
-    0.0056 is the mean spacing of bfloat16 over the value. Held to simulation by the tests.
+    0.0056 is the mean relative spacing of bfloat16. Source: ours; the tests compare it with
+    simulation.
 
     Args:
         experts: E, at least 2.
@@ -208,7 +212,7 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
 def _margins(
     scores_NE: np.ndarray, flat_NK: np.ndarray, kept_NG: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Gap behind the last selected expert, and the size of the scores there; by column."""
+    """Last selected minus best unselected score, and the last selected's absolute score."""
     last_N = scores_NE.T.reshape(-1)[flat_NK].min(axis=1).astype(np.float64)
     others_NE = scores_NE.copy(order="F")
     others_NE.T.reshape(-1)[flat_NK] = -np.inf  # a view: the columns lie one after another
@@ -219,7 +223,7 @@ def _margins(
 
 
 def _group_gap(ranks_NG: np.ndarray, kept_NG: np.ndarray) -> np.ndarray:
-    """The worst kept group's rank minus the best left-out one's."""
+    """The lowest rank score of a kept group minus the highest of a group left out."""
     worst_N = np.where(kept_NG, ranks_NG, np.inf).min(axis=1)
     gap_N: np.ndarray = worst_N - np.where(kept_NG, -np.inf, ranks_NG).max(axis=1)
     return gap_N
@@ -233,7 +237,7 @@ def _forbid(scores_NE: np.ndarray, kept_NG: np.ndarray) -> np.ndarray:
 
 
 def _top_mask(scores_NE: np.ndarray, top_k: int) -> np.ndarray:
-    """The `top_k` largest of each row; of equal ones the first."""
+    """Mask of the `top_k` largest values of each row; of equal values the first."""
     order_NE = np.argsort(-scores_NE, axis=1, kind="stable")
     mask_NE = np.zeros(scores_NE.shape, dtype=bool)
     np.put_along_axis(mask_NE, order_NE[:, :top_k], True, axis=1)
@@ -241,6 +245,6 @@ def _top_mask(scores_NE: np.ndarray, top_k: int) -> np.ndarray:
 
 
 def _repeated(selected_NK: np.ndarray) -> np.ndarray:
-    """Tokens that name one expert twice."""
+    """Mask of tokens whose selection has the same expert twice."""
     sorted_NK = np.sort(selected_NK, axis=1)
     return np.asarray((sorted_NK[:, 1:] == sorted_NK[:, :-1]).any(axis=1))

@@ -1,10 +1,11 @@
 r"""The direction that all router inputs share, and the router's response to it.
 
-With μ the mean input, μ̂ = μ / ‖μ‖ and W the router's rows (centred over experts for softmax, which
-sees nothing of a vector that all rows have), the response is the gain ‖W μ̂‖. A random direction
-has the root mean square gain ‖W‖_F / √D; hidden principal directions have their own.
+Let μ be the mean input, μ̂ = μ / ‖μ‖, and W the router's rows. For softmax, W is centred over
+experts, because softmax ignores a vector that is added to all rows. The response is the gain
+‖W μ̂‖. It is compared with the root mean square gain of a random direction, ‖W‖_F / √D, and with
+the gain of principal directions of the inputs.
 
-Sums by group of sequences hold all that draws need: every quantity is of μ and of mean squares.
+Every quantity depends only on μ and on mean squares, so bootstrap draws need only sums by group.
 
 Legend: N tokens, D width, E experts, R rank of the row space, G groups of sequences, B draws.
 Source: [MY] for the question (balancing suppresses shared directions); the estimators are ours.
@@ -20,16 +21,16 @@ import numpy as np
 from moegeo_cli.geometry.grassmann import weighted_pca
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 
-ROUNDING = 1e-5  # of the largest singular value: below it a direction of float32 rows is rounding
-SAME_ROWS = 1e-6  # of the rows' size
+ROUNDING = 1e-5  # share of the largest singular value under which one of float32 rows is rounding
+SAME_ROWS = 1e-6  # share of the rows' norm under which centred rows count as zero
 NO_RESPONSE = "all rows of the router are the same"
 NOTHING_SHARED = "the mean of the router's inputs is zero"
 
 
 def centre_rows(weight_ED: np.ndarray) -> np.ndarray:
-    """W_c = (I − 11ᵀ/E) W in float64: a vector added to every row leaves it as it is.
+    """W_c = (I − 11ᵀ/E) W in float64, (E, D): the rows minus their mean.
 
-    Rows that differ by the rounding of float32 alone come back as zeros.
+    Rows that differ only by float32 rounding give zeros.
     """
     wide_ED = weight_ED.astype(np.float64)
     centred_ED = wide_ED - wide_ED.mean(axis=0)
@@ -39,11 +40,11 @@ def centre_rows(weight_ED: np.ndarray) -> np.ndarray:
 
 
 def row_space(weight_ED: np.ndarray, *, centred: bool) -> np.ndarray:
-    """An orthonormal basis of the rows' span, shape (D, R); centred rows span at most E − 1.
+    """An orthonormal basis of the span of the rows, shape (D, R).
 
     Args:
         weight_ED: the rows, finite.
-        centred: whether their mean was taken off.
+        centred: whether their mean was subtracted; then R is at most E − 1.
     """
     _, sizes, rows = np.linalg.svd(weight_ED, full_matrices=False)
     most = len(weight_ED) - centred
@@ -53,9 +54,10 @@ def row_space(weight_ED: np.ndarray, *, centred: bool) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MeanSums:
-    """Sums of vectors, and of their squared lengths, by group of sequences.
+    """Sums of vectors by group of sequences.
 
-    `sums_GX` adds vectors, `squares_G` squared lengths, `counts_G` how many there were.
+    `sums_GX` are sums of the vectors, `squares_G` sums of their squared lengths, `counts_G` the
+    number of vectors.
     """
 
     sums_GX: np.ndarray
@@ -64,7 +66,7 @@ class MeanSums:
 
     @classmethod
     def of(cls, rows_NX: np.ndarray, group_N: np.ndarray, groups: int) -> MeanSums:
-        """The sums of rows, in float64."""
+        """Sum rows by group, in float64."""
         sums_GX = np.zeros((groups, rows_NX.shape[1]))
         for group in np.unique(group_N):
             sums_GX[group] = rows_NX[group_N == group].sum(axis=0, dtype=np.float64)
@@ -80,7 +82,7 @@ class MeanSums:
         return np.asarray(self.sums_GX @ map_XY)
 
     def mean_square(self, sums_GX: np.ndarray, draws: Draws) -> tuple[float, np.ndarray]:
-        """Squared length of the mean of mapped sums: of all, and in each draw, shape (B,)."""
+        """Squared length of the mean vector: over all groups, and in each draw, shape (B,)."""
         whole = float((sums_GX.sum(axis=0) ** 2).sum()) / self.counts_G.sum() ** 2
         gram_GG = sums_GX @ sums_GX.T
         counts_B = draws.counts_BG @ self.counts_G
@@ -88,13 +90,13 @@ class MeanSums:
             return whole, draws.sum_quadratic(gram_GG[None])[:, 0] / counts_B**2
 
     def square_mean(self, squares_G: np.ndarray, draws: Draws) -> tuple[float, np.ndarray]:
-        """Mean of squared lengths: of all, and in each draw."""
+        """Mean of the squared lengths: over all groups, and in each draw, shape (B,)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             draws_B = draws.counts_BG @ squares_G / (draws.counts_BG @ self.counts_G)
         return float(squares_G.sum() / self.counts_G.sum()), draws_B
 
     def share_of_mean(self, draws: Draws) -> tuple[Estimate, float | None]:
-        """‖mean‖² over mean ‖·‖², and what sampling groups around a mean of zero gives of it."""
+        """‖mean‖² over mean ‖·‖², and its null: its value from sampling noise around mean zero."""
         count = int(self.counts_G.sum())
         energy, energy_B = self.square_mean(self.squares_G, draws)
         if not energy > 0:
@@ -114,9 +116,10 @@ class MeanSums:
 
 @dataclass(frozen=True)
 class SharedDirection:
-    """Router inputs at some tokens against the router's rows.
+    """Measures the shared direction of router inputs `x_ND` and the router's response to it.
 
-    `weight_ED` are centred rows for softmax. Everything rests on `x_ND`, in float64 sums.
+    `weight_ED` are the router's rows, centred for softmax; `basis_DR` is a basis of their span.
+    `group_N` is each token's group of sequences.
     """
 
     x_ND: np.ndarray
@@ -130,7 +133,7 @@ class SharedDirection:
         return MeanSums.of(self.x_ND, self.group_N, self.draws.groups)
 
     def energy(self) -> tuple[Estimate, float | None]:
-        """‖μ‖² as a share of the mean squared length of inputs, and its null."""
+        """‖μ‖² over the mean squared length of the inputs, and its null value."""
         return self._sums.share_of_mean(self.draws)
 
     @property
@@ -139,7 +142,7 @@ class SharedDirection:
         return float(np.sqrt((self.weight_ED**2).sum() / self.weight_ED.shape[1]))
 
     def response(self) -> Estimate:
-        """The gain ‖W μ̂‖, in logits a unit of length."""
+        """The gain ‖W μ̂‖, in logits per unit of length."""
         sums, count = self._sums, len(self.x_ND)
         if not self.basis_DR.shape[1]:
             return missing(NO_RESPONSE, count)
@@ -152,7 +155,7 @@ class SharedDirection:
         return Estimate(float(np.sqrt(answered / shared)), draws_B if len(draws_B) else None, count)
 
     def relative_response(self) -> Estimate:
-        """The response over that of a random direction. Below 1: the direction is suppressed."""
+        """The response over that of a random direction; below 1 the direction is suppressed."""
         found = self.response()
         if found.value is None:
             return found
@@ -161,14 +164,14 @@ class SharedDirection:
         return Estimate(found.value / scale, draws_B, found.n)
 
     def principal_response(self, rows: int) -> Estimate:
-        """Gain of hidden principal directions that carry as much energy, about the mean.
+        """Gain of the leading principal directions of the inputs, as a comparison.
 
-        The leading ones, until together they have the energy of the shared direction (all, where
-        they do not): the root of the mean of ‖W v‖² over them, weighted by variance. Draws hold the
-        directions fixed and weigh them anew.
+        The leading directions are taken until their variance reaches ‖μ‖² (all, if it does not).
+        The gain is the square root of the variance-weighted mean of ‖W v‖² over them. Draws keep
+        the directions and change the weights.
 
         Args:
-            rows: at most so many tokens, spread evenly, are decomposed.
+            rows: largest number of tokens, evenly spaced, for the decomposition.
         """
         chosen = np.linspace(0, len(self.x_ND) - 1, min(rows, len(self.x_ND))).astype(np.int64)
         x_ND, draws = self.x_ND[chosen], self.draws
@@ -190,7 +193,7 @@ class SharedDirection:
         return Estimate(value, draws_B if len(draws_B) else None, len(chosen))
 
     def row_space_share(self) -> Estimate:
-        """Share of the inputs' variance that lies in the span of the router's rows."""
+        """Share of the variance of the inputs that lies in the span of the router's rows."""
         sums, basis_DR, draws = self._sums, self.basis_DR, self.draws
         inside_NR = self.x_ND.astype(np.float64) @ basis_DR
         seen_G = np.bincount(self.group_N, (inside_NR**2).sum(axis=1), draws.groups)

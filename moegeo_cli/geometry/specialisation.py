@@ -1,11 +1,12 @@
-r"""How far a domain's tokens, or one token's occurrences, go to experts of their own.
+r"""How far experts specialise in domains and in token ids.
 
-Domain specialisation: the share of a domain's tokens that an expert gets, over domains and experts;
-its summary is the mean total variation distance of a domain's load from the layer's. Vocabulary
-specialisation: the largest share of a token id's occurrences that one expert gets, averaged over
-the ids that occur often enough: an id that occurs once has share 1 whatever the router does.
+Domain specialisation is the mean, over domains, of the total variation distance between the
+domain's load and the layer's load. Vocabulary specialisation is the largest share of a token id's
+occurrences that one expert gets, averaged over the ids that occur often enough (an id that occurs
+once always has share 1).
 
-Tests deal labels among whole sequences, never among tokens, which resemble their neighbours.
+Tests permute labels among whole sequences, not among tokens, because neighbouring tokens resemble
+each other.
 
 Legend: T tokens, S sequences, E experts, G groups of sequences, V token ids, L labels.
 Source: OLMoE (arXiv 2409.02060) for both; summaries, nulls and tests are ours.
@@ -15,13 +16,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from moegeo_cli.geometry.pair_means import Sums, sum_by_group
+from moegeo_cli.geometry.pair_means import SequenceSums, sum_by_group
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.geometry.usage import Usage
 
 PERMUTATIONS = 999
 LEAST_OCCURRENCES = 16
-VOCABULARY_DEALS = 4
+VOCABULARY_PERMUTATIONS = 4
 
 
 def permute_labels(labels_S: np.ndarray, count: int, seed: int) -> np.ndarray:
@@ -35,19 +36,19 @@ def permute_labels(labels_S: np.ndarray, count: int, seed: int) -> np.ndarray:
 
 
 def p_value(value: float, null_P: np.ndarray) -> float:
-    """How often a permutation gives as much, the observed one counted among them."""
+    """Share of permutations with at least this value; the observed value counts as one of them."""
     return float((1 + (null_P >= value - 1e-12).sum()) / (1 + len(null_P)))
 
 
-def label_gap(sums: Sums, labels_PS: np.ndarray) -> np.ndarray:
-    """Mean overlap of sequences with the same label minus that with different labels, by labelling.
+def label_gap(sums: SequenceSums, labels_PS: np.ndarray) -> np.ndarray:
+    """Mean overlap of tokens with the same label minus that of tokens with different labels.
 
     Args:
-        sums: of each sequence's tokens.
-        labels_PS: labellings of the sequences, −1 for none.
+        sums: usage sums of each sequence's tokens.
+        labels_PS: P labellings of the sequences, −1 for none.
 
     Returns:
-        Shape (P,): in shares of experts in common, over pairs of tokens of different sequences.
+        Shape (P,), in shares of experts in common, over pairs of tokens of different sequences.
     """
     known_S = labels_PS[0] >= 0
     sums_SE, tokens_S = sums.sums_SE[known_S], sums.counts_S[known_S]
@@ -67,13 +68,17 @@ def label_gap(sums: Sums, labels_PS: np.ndarray) -> np.ndarray:
 def domain_overlap(
     usage: Usage, labels_S: np.ndarray, draws: Draws, seed: int
 ) -> tuple[Estimate, Estimate, Estimate, float | None, float | None]:
-    """Overlap within domains, across them, the gap between, the gap's null mean and its p-value.
+    """Overlap of tokens within domains and across domains, and a test of the difference.
 
-    All above the chance of the layer's own load; pairs are of different sequences.
+    Overlaps are above the chance of the layer's load, over pairs of tokens of different sequences.
+
+    Returns:
+        The overlap within domains, the overlap across domains, their difference, the mean of the
+        difference under permuted labels, and its p-value (None if it cannot be computed).
     """
     within, across = usage.labelled(labels_S)
     n = int(usage.sums.counts_S[labels_S >= 0].sum())
-    found = [part.above(usage.chance, draws, n) for part in (within, across)]
+    found = [part.above_chance(usage.chance, draws, n) for part in (within, across)]
     if found[0].value is None or found[1].value is None:
         reason = found[0].reason or found[1].reason or ""
         return found[0], found[1], missing(reason, n), None, None
@@ -91,9 +96,10 @@ def domain_overlap(
 def domain_specialisation(
     usage: Usage, labels_S: np.ndarray, draws: Draws, seed: int
 ) -> tuple[Estimate, float | None]:
-    """Mean over domains of the total variation between a domain's load and the layer's.
+    """Mean over domains of the total variation distance between the domain's and the layer's load.
 
-    Beside it the mean of the same with labels dealt anew among sequences.
+    Returns:
+        The estimate, and its null: the mean over permutations of the labels among sequences.
     """
     known_S = labels_S >= 0
     dispatch_SE = usage.dispatch_SE * known_S[:, None]
@@ -125,8 +131,11 @@ def vocabulary_specialisation(
 ) -> tuple[Estimate, float | None]:
     """Mean over token ids of the largest share of their occurrences that one expert gets.
 
-    Only ids with at least `LEAST_OCCURRENCES` occurrences count. Beside it the same with choices
-    dealt to tokens at random, which keeps every count and the load.
+    Only ids with at least `LEAST_OCCURRENCES` occurrences count.
+
+    Returns:
+        The estimate, and its null: the mean with choices permuted among tokens, which keeps the
+        counts of the ids and the load.
     """
     used = np.flatnonzero(usage.chosen_T > 0)
     _, inverse, counts_V = np.unique(token_T[used], return_inverse=True, return_counts=True)
@@ -157,16 +166,16 @@ def vocabulary_specialisation(
     generator = np.random.default_rng(seed)
     nulls = [
         largest(*totals(usage.part(generator.permutation(everyone)[: len(used)]), inverse))
-        for _ in range(VOCABULARY_DEALS)
+        for _ in range(VOCABULARY_PERMUTATIONS)
     ]
     estimate = Estimate(value, draws_from_jackknife(value, without_G, draws), kinds)
     return estimate, float(np.mean(nulls))
 
 
 def domain_table(usage: Usage, labels_S: np.ndarray, labels: int) -> np.ndarray:
-    """Overlap above chance of tokens of two domains, in different sequences, shape (L, L).
+    """Overlap above chance of tokens of each two domains, in different sequences, shape (L, L).
 
-    NaN where no two tokens make such a pair, or where all tokens choose the same experts.
+    NaN for two domains without a pair of tokens; all NaN if all tokens choose the same experts.
     """
     sums, chance = usage.sums, usage.chance.value
     own_LS = (labels_S == np.arange(labels)[:, None]).astype(np.float64)

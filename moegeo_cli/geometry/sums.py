@@ -1,4 +1,4 @@
-"""One router's tokens, and their sums by sequence: what all its metrics are made from.
+"""One router's tokens, and their sums by sequence, from which all its metrics are computed.
 
 Legend: T tokens, S sequences, E experts, K experts chosen per token, M token means.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A selection rule that fails for more than this share of the tokens is not understood.
+# If the selection rule fails for more than this share of the tokens, margins are not reported.
 CONTRADICTIONS = 1e-3
 TOKEN_MEANS = (
     "fsi", "dispersion", "entropy_token", "logit_z",
@@ -23,13 +23,20 @@ TOKEN_MEANS = (
 class RouterTokens:
     """One router's tokens, in the probe's order.
 
-    `logits_TE` are the raw logits, float32 (None for a router that hashes: then `experts`
-    says E). `selected_TK` holds expert indices, −1 for an empty or dropped slot;
-    `weights_TK` the combine weights applied. `selection_bias_E` acts on the selection alone,
-    added to the scores or to the logits (`bias_on`); `groups` is (groups, groups kept),
-    ranked by `group_score`. `top_k` is None where it varies, `sequences` the number of
-    sequences where the last ones may be empty. `masked` experts are switched off and never
-    selected: distributions are over the others.
+    Attributes:
+        logits_TE: raw logits, float32; None for a hash router.
+        selected_TK: expert indices, −1 for an empty or dropped slot.
+        weights_TK: the combine weights that were applied.
+        sequence_T: each token's sequence.
+        scoring: name of the scoring.
+        selection_bias_E: bias that acts on the selection only.
+        bias_on: whether that bias is added to "scores" or "logits".
+        groups: (number of groups, number of groups kept), or None.
+        group_score: how groups are ranked.
+        top_k: K; None if it varies.
+        experts: E, for a hash router.
+        sequences: number of sequences, if the last ones may be empty.
+        masked: experts that are switched off and never selected; distributions leave them out.
     """
 
     logits_TE: np.ndarray | None
@@ -49,13 +56,21 @@ class RouterTokens:
 
 @dataclass(frozen=True, slots=True)
 class RoutingSums:
-    """Sums over each sequence's tokens.
+    """One router's sums over the tokens of each sequence.
 
-    `values_SM` are sums of the `TOKEN_MEANS`, already in their final units, and
-    `counts_SM` how many tokens went into each. `probability_SE` sums p, `combine_SE` the
-    combine weights normalised to 1, `dispatch_SE` counts (token, slot) pairs. `logit_max_S`
-    is a maximum. `top_k` is 0 where it varies. `contradicted` counts tokens whose selection
-    the rule does not explain, −1 where no rule could be held against it.
+    Attributes:
+        values_SM: sums of the `TOKEN_MEANS`, in their final units.
+        counts_SM: number of tokens in each of these sums.
+        sequence_tokens: number of tokens of each sequence.
+        dispatch_SE: number of (token, slot) pairs of each expert.
+        probability_SE: sums of the routing distributions p.
+        combine_SE: sums of the combine weights, normalised to 1 per token.
+        logit_max_S: maximum of the absolute logits (centred if the scoring ignores a constant).
+        nonfinite_S: number of tokens with a non-finite logit or combine weight.
+        top_k: K; 0 if it varies.
+        contradicted: number of tokens whose selection the rule does not explain; −1 without a rule.
+        margin_in_logits: whether margins are in logits; otherwise in selection scores.
+        hashed: whether this is a hash router.
     """
 
     values_SM: np.ndarray
@@ -73,39 +88,39 @@ class RoutingSums:
 
     @property
     def experts(self) -> int:
-        """E."""
+        """Number of experts, E."""
         return int(self.dispatch_SE.shape[1])
 
     @property
     def tokens(self) -> int:
-        """T."""
+        """Number of tokens, T."""
         return int(self.sequence_tokens.sum())
 
     @property
     def nonfinite_tokens(self) -> int:
-        """Tokens with a NaN or an infinity among their logits or combine weights."""
+        """Number of tokens with NaN or infinity among their logits or combine weights."""
         return int(self.nonfinite_S.sum())
 
     @property
     def load_E(self) -> np.ndarray | None:
-        """Share of the dispatch of each expert, summing to 1; None without any dispatch."""
+        """Each expert's share of the dispatch, summing to 1; None if nothing was dispatched."""
         counts_E = self.dispatch_SE.sum(axis=0).astype(np.float64)
         return counts_E / counts_E.sum() if counts_E.sum() else None
 
     @property
     def mean_probability_E(self) -> np.ndarray | None:
-        """Mean of p over the tokens; None where no token has one."""
+        """Mean of p over the tokens, (E,); None if no token has a p."""
         total = self.probability_SE.sum()
         return None if self.hashed or not total else self.probability_SE.sum(axis=0) / total
 
     def subset(self, chosen_S: np.ndarray) -> RoutingSums:
-        """The same of the sequences that a mask or an index array chooses, a domain's for one."""
+        """The sums of some sequences, for example of a domain, chosen by a mask or by indices."""
         arrays = self.to_arrays()
         facts = {"facts": arrays.pop("facts")}
         return self.from_arrays({name: a[chosen_S] for name, a in arrays.items()} | facts)
 
     def without(self, masked: Sequence[int]) -> RoutingSums:
-        """The same of a router without some experts, whose columns hold nothing."""
+        """The sums without the given experts, whose columns must be zero."""
         if not masked:
             return self
         return dataclasses.replace(
@@ -116,7 +131,7 @@ class RoutingSums:
         )
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, ready to be saved."""
+        """Named arrays for storage."""
         facts = [self.top_k, self.contradicted, int(self.margin_in_logits), int(self.hashed)]
         return {
             "values": self.values_SM,
@@ -132,7 +147,7 @@ class RoutingSums:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> RoutingSums:
-        """Rebuild from `to_arrays`."""
+        """Rebuild the sums from the arrays of `to_arrays`."""
         top_k, contradicted, in_logits, hashed = (int(v) for v in arrays["facts"])
         return cls(
             values_SM=arrays["values"],

@@ -9,7 +9,9 @@ from typing import Annotated
 
 from moegeo_cli.records.fields import WHERE_DUE, Count, about
 
-NOT_FINITE = "not finite"  # the reason of a value that NaN or infinity spoilt
+NOT_FINITE = "not finite"  # the reason if NaN or infinity made a value meaningless
+# Part of the reason if the probe has too few tokens for a test: "600 tokens cannot tell: about …".
+NO_POWER = "tokens cannot tell: about"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +42,13 @@ class Metric:
         str | None, about("the router that a maximum over routers comes from"), WHERE_DUE
     ] = None
 
+    @property
+    def lacks_power(self) -> bool:
+        """Whether the value is null because the probe has too few tokens for the test."""
+        return self.value is None and NO_POWER in (self.reason or "")
 
-# What the schema of a metric says beside its fields: no null without a reason.
+
+# Added to the schema of a metric: a null value needs a reason.
 NULL_HAS_REASON = {
     "if": {"properties": {"value": {"type": "null"}}},
     "then": {"required": ["reason"]},

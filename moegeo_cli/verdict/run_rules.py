@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
 from moegeo_cli.records import Evidence, Metric
-from moegeo_cli.verdict.rules import MIN_SEQUENCES, Found, Outcome, Situation, Skipped, known
+from moegeo_cli.verdict.rules import MIN_SEQUENCES, Found, Outcome, Situation, Skipped
 
 
 def heterogeneity_above_init(situation: Situation) -> Outcome:
@@ -78,25 +77,19 @@ def sample_too_small(situation: Situation) -> Outcome:
             (),
             (Evidence("sequences", Metric(float(sequences))),),
         )
-    untold = [
-        x
+    untested = [
+        (x, metric)
         for x in situation.now.layers
-        if known(x, "dead_experts") is None and "cannot tell" in _reason(x.metrics)
+        if (metric := x.metrics.get("dead_experts")) is not None and metric.lacks_power
     ]
-    if not untold:
+    if not untested:
         return None
     return Found(
         "info",
-        f"the dead-expert test has no power: {_reason(untold[0].metrics)}",
-        tuple(x.layer for x in untold),
-        tuple(Evidence("dead_experts", x.metrics["dead_experts"], x.layer, x.router)
-              for x in untold[:4]),
-    )  # fmt: skip
-
-
-def _reason(metrics: Mapping[str, Metric]) -> str:
-    metric = metrics.get("dead_experts")
-    return (metric.reason or "") if metric is not None else ""
+        f"the dead-expert test has no power: {untested[0][1].reason}",
+        tuple(x.layer for x, _ in untested),
+        tuple(Evidence("dead_experts", metric, x.layer, x.router) for x, metric in untested[:4]),
+    )
 
 
 def _text(value: float | None) -> str:

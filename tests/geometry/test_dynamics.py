@@ -29,7 +29,7 @@ X = np.random.default_rng(0).normal(size=(M, D)).astype(np.float32)
 def geodesic_excess(*path: Snapshot) -> Estimate:
     length = PathLength()
     for point in path:
-        length.follow(point)
+        length.add_checkpoint(point)
     return length.excess(DRAWS)
 
 

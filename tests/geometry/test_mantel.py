@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import pearsonr, spearmanr
 
-from moegeo_cli.geometry.mantel import MOST_EACH, even_rows, mantel
+from moegeo_cli.geometry.mantel import MOST_EACH, mantel, sample_rows_evenly
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 
 S, EACH = 24, 5
@@ -69,14 +69,14 @@ def test_strangers_have_even_p_values_though_tokens_of_a_sequence_resemble_each_
 def test_rows_are_as_many_of_each_sequence() -> None:
     sizes = np.random.default_rng(5).integers(3, 60, 30)
     sequence = np.repeat(np.arange(30), sizes)
-    rows = even_rows(sequence, 0)
+    rows = sample_rows_evenly(sequence, 0)
     assert rows.shape == (int((sizes >= MOST_EACH).sum()), MOST_EACH)
     for own in rows:
         assert len(set(own)) == MOST_EACH
         assert len(set(sequence[own])) == 1
-    many = even_rows(np.repeat(np.arange(2000), 3), 0)
+    many = sample_rows_evenly(np.repeat(np.arange(2000), 3), 0)
     assert many.shape == (512, 1)
-    np.testing.assert_array_equal(many, even_rows(np.repeat(np.arange(2000), 3), 0))
+    np.testing.assert_array_equal(many, sample_rows_evenly(np.repeat(np.arange(2000), 3), 0))
 
 
 def test_too_few_sequences_and_tables_that_do_not_vary_say_so() -> None:

@@ -11,9 +11,9 @@ from scipy.stats import pearsonr, spearmanr
 from moegeo_cli.geometry.pair_correlation import (
     Items,
     PairSample,
-    correlation_sizes,
-    deal_sequences,
     hidden_similarities,
+    mean_absolute_correlations,
+    permute_sequences,
     rank_alone,
     sample_pairs,
     usage_similarities,
@@ -170,7 +170,7 @@ def test_sequences_are_means_of_their_items() -> None:
 
 
 def test_dealt_sequences_stay_together() -> None:
-    dealt = deal_sequences(SEQUENCE, np.random.default_rng(2))
+    dealt = permute_sequences(SEQUENCE, np.random.default_rng(2))
     for sequence in range(6):
         other = SEQUENCE[dealt[sequence == SEQUENCE]]
         assert len(set(other)) == 1
@@ -185,14 +185,14 @@ def test_the_null_is_the_size_that_dealt_usage_shows() -> None:
     generator = np.random.default_rng(0)
     pairs = sample_pairs(own.sequence_N, 2000, generator, within=False)
     hidden = hidden_similarities(own, pairs)["visible"]
-    deals = [deal_sequences(own.sequence_N, generator) for _ in range(20)]
+    deals = [permute_sequences(own.sequence_N, generator) for _ in range(20)]
     dealt = [usage_similarities(own, deal[pairs])["distribution"] for deal in deals]
     sizes = [abs(spearmanr(hidden, d).statistic) for d in dealt]
-    found = correlation_sizes(rank_alone(hidden), [rank_alone(d) for d in dealt])
+    found = mean_absolute_correlations(rank_alone(hidden), [rank_alone(d) for d in dealt])
     assert found[0] == pytest.approx(np.mean(sizes))
     sizes = [abs(pearsonr(hidden, d).statistic) for d in dealt]
     assert found[1] == pytest.approx(np.mean(sizes))
-    flat = correlation_sizes(rank_alone(hidden), [rank_alone(np.ones(2000))])
+    flat = mean_absolute_correlations(rank_alone(hidden), [rank_alone(np.ones(2000))])
     assert flat == (0.0, 0.0)
 
 

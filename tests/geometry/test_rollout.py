@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from moegeo_cli.geometry.pair_means import Sums
+from moegeo_cli.geometry.pair_means import SequenceSums
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.geometry.rollout import compare_parts
 from moegeo_cli.geometry.usage import Usage
@@ -19,7 +19,7 @@ DRAWS = make_draws(GROUPS)
 DOMAINS = np.arange(S) % 2
 
 
-def parts(own: float, domain: float, seed: int = 0) -> tuple[Sums, Sums]:
+def parts(own: float, domain: float, seed: int = 0) -> tuple[SequenceSums, SequenceSums]:
     """Means of prompts and continuations of unequal length, from tastes that both share."""
     generator = np.random.default_rng(seed)
     taste = own * generator.normal(size=(S, E)) + np.linspace(1, 0, E)
@@ -76,5 +76,5 @@ def test_too_few_sequences_and_no_domains_say_so() -> None:
     found = compare_parts(prompt, after, np.full(S, -1), DRAWS, 0)
     assert found.same_domain.reason == "fewer than two domains are named"
     assert found.own.value is not None
-    same = Sums(np.ones((S, E)) / E, np.ones(S))
+    same = SequenceSums(np.ones((S, E)) / E, np.ones(S))
     assert compare_parts(same, after, DOMAINS, DRAWS, 0).correlation.value is None

@@ -53,7 +53,7 @@ def test_means_are_those_of_all_pairs(piece: int, monkeypatch: pytest.MonkeyPatc
     kind = np.random.default_rng(2).integers(0, 6, len(s))
     within, across = usage.labelled(label)
     for found, counts in (
-        (usage.unrelated, lambda i, j: s[i] != s[j]),
+        (usage.across_sequences, lambda i, j: s[i] != s[j]),
         (usage.within_sequences, lambda i, j: s[i] == s[j]),
         (usage.chance, lambda i, j: True),
         (within, lambda i, j: s[i] != s[j] and label[s[i]] == label[s[j]] >= 0),
@@ -68,7 +68,7 @@ def test_a_draw_is_what_repeating_its_groups_gives() -> None:
     """A group that is drawn twice pairs with itself only as a group, never a token with itself."""
     usage = some_usage()
     draws = make_draws(usage.groups_S, count=5)
-    found = usage.unrelated.draws_of(draws)
+    found = usage.across_sequences.draws_of(draws)
     assert found is not None
     s, group = usage.sequence_T, usage.groups_S
     for counts, value in zip(draws.counts_BG, found, strict=True):
@@ -92,7 +92,7 @@ def test_the_uniform_chance_is_k_over_e() -> None:
     sizes = generator.integers(1, SLOTS + 1, 4000)
     selected = np.where(np.arange(SLOTS) < sizes[:, None], rows[:, :SLOTS], -1)
     varied = Usage(selected, np.arange(4000), np.arange(4000) % 8, EXPERTS)
-    assert varied.unrelated.value == pytest.approx(varied.uniform_chance, abs=2e-3)
+    assert varied.across_sequences.value == pytest.approx(varied.uniform_chance, abs=2e-3)
 
 
 def test_above_chance_is_zero_in_the_mean_where_choices_say_nothing() -> None:
@@ -104,8 +104,8 @@ def test_above_chance_is_zero_in_the_mean_where_choices_say_nothing() -> None:
     for seed in range(400):
         order = np.random.default_rng(seed).permutation(len(base.sequence_T))
         usage = Usage(base.selected_TK[order], base.sequence_T, base.groups_S, EXPERTS)
-        pairs = (usage.within_sequences, usage.unrelated, usage.same_class(kind))
-        found.append([p.above(usage.chance, draws).value for p in pairs])
+        pairs = (usage.within_sequences, usage.across_sequences, usage.same_class(kind))
+        found.append([p.above_chance(usage.chance, draws).value for p in pairs])
     means, errors = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / math.sqrt(400)
     assert (np.abs(means) < 3.5 * errors).all(), (means, errors)
     # The uniform chance would call the same data alike: loads are unequal.
@@ -116,10 +116,10 @@ def test_sequences_of_their_own_stand_above_chance_and_equal_tokens_have_none() 
     sequence = np.repeat(np.arange(10), 6)
     apart = Usage((sequence % 5)[:, None], sequence, np.arange(10), 5)
     draws = make_draws(apart.groups_S)
-    assert apart.within_sequences.above(apart.chance, draws).value == pytest.approx(1.0)
-    assert (apart.unrelated.above(apart.chance, draws).value or 0) < 0
+    assert apart.within_sequences.above_chance(apart.chance, draws).value == pytest.approx(1.0)
+    assert (apart.across_sequences.above_chance(apart.chance, draws).value or 0) < 0
     same = Usage(np.zeros((60, 1), dtype=int), sequence, np.arange(10), 5)
-    found = same.within_sequences.above(same.chance, draws)
+    found = same.within_sequences.above_chance(same.chance, draws)
     assert (found.value, found.reason) == (None, "all tokens choose the same experts")
     alone = Usage(np.zeros((10, 1), dtype=int), np.arange(10), np.arange(10), 5)
     assert alone.within_sequences.estimate(draws).reason == "no two tokens make such a pair"

@@ -60,7 +60,7 @@ def add_history(
     for checkpoint in measured:  # one at a time: a whole run's arrays may not fit in memory
         arrays = checkpoint.arrays
         records.append(_score(checkpoint.record, arrays, base, settings))
-        dynamics += trail.follow(checkpoint.record, _snapshots(arrays))
+        dynamics += trail.add_checkpoint(checkpoint.record, _snapshots(arrays))
     baseline: BaselineFacts = {
         "kind": kind if draws else None,
         "step": step if draws else None,
@@ -126,7 +126,7 @@ class _Trail:
         """Add the next checkpoint. Returns the move to it; None for the first."""
         self.steps.append(record.step)
         for path, snapshot in now.items():
-            self.lengths.setdefault(path, PathLength()).follow(snapshot)
+            self.lengths.setdefault(path, PathLength()).add_checkpoint(snapshot)
         moves = [] if self.before is None else [self._move(*self.before, record, now)]
         self.before = (record, now)
         return moves

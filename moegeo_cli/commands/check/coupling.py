@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moegeo_cli.commands.check.reading import MoELayer, Piece
-from moegeo_cli.geometry.coupling import row_reach
+from moegeo_cli.geometry.coupling import squared_projected_norms
 
 NAME = "coupling"
 _LAST = re.compile(r"down|w2|out(?:put)?_|fc2|_bias|dense_4h_to_h|wo\b|c_proj")
@@ -48,7 +48,7 @@ class Coupling:
             if fits:
                 self.unknown.add(piece.expert)
             return
-        reach_E = row_reach(values if fits == [1] else values.T, rows_ED)
+        reach_E = squared_projected_norms(values if fits == [1] else values.T, rows_ED)
         self.reach[piece.expert] = self.reach.get(piece.expert, 0.0) + reach_E
 
     def result(self) -> Any:

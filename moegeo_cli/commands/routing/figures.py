@@ -16,7 +16,7 @@ from moegeo_cli.commands.routing.record import UNITS
 from moegeo_cli.commands.routing.tokens import NO_IDS, RoutedTokens
 from moegeo_cli.geometry.coactivation import excess_estimate
 from moegeo_cli.geometry.estimates import HASHED, routing_estimates
-from moegeo_cli.geometry.pair_means import Sums, pairs_apart
+from moegeo_cli.geometry.pair_means import SequenceSums, pairs_across_sequences
 from moegeo_cli.geometry.resample import Draws, Estimate, difference, mean_of, missing
 from moegeo_cli.geometry.rollout import Rollout, compare_parts
 from moegeo_cli.geometry.routing import measure_routing
@@ -112,15 +112,17 @@ def overlap_figures(tokens: RoutedTokens, draws: Draws, seed: int) -> Figures:
     words = Figure(missing(NO_IDS)), Figure(missing(NO_IDS))
     if tokens.token_T is not None:
         words = (
-            Figure(usage.same_class(tokens.token_T).above(chance, draws, n), 0.0),
+            Figure(usage.same_class(tokens.token_T).above_chance(chance, draws, n), 0.0),
             Figure(*vocabulary_specialisation(usage, tokens.token_T, draws, seed)),
         )
     return {
         "overlap_chance": Figure(chance.estimate(draws, n), usage.uniform_chance),
-        "overlap_unrelated": Figure(usage.unrelated.estimate(draws, n), usage.uniform_chance),
-        "overlap_sequence": Figure(usage.within_sequences.above(chance, draws, n), 0.0),
+        "overlap_unrelated": Figure(
+            usage.across_sequences.estimate(draws, n), usage.uniform_chance
+        ),
+        "overlap_sequence": Figure(usage.within_sequences.above_chance(chance, draws, n), 0.0),
         "overlap_position": Figure(
-            usage.same_class(tokens.position_T).above(chance, draws, n), 0.0
+            usage.same_class(tokens.position_T).above_chance(chance, draws, n), 0.0
         ),
         "sequence_affinity": _sequence_affinity(usage, draws, seed),
         "vocabulary_overlap": words[0],
@@ -138,8 +140,10 @@ def _sequence_affinity(usage: Usage, draws: Draws, seed: int) -> Figure:
         counts_SE = own.dispatch_SE
         total_S = counts_SE.sum(axis=1)
         root_SE = np.sqrt(counts_SE / np.maximum(total_S, 1.0)[:, None])
-        rows = Sums(root_SE, (total_S > 0).astype(np.float64))
-        return pairs_apart(rows, rows, own.groups_S).estimate(draws, int((total_S > 0).sum()))
+        rows = SequenceSums(root_SE, (total_S > 0).astype(np.float64))
+        return pairs_across_sequences(rows, rows, own.groups_S).estimate(
+            draws, int((total_S > 0).sum())
+        )
 
     generator = np.random.default_rng(seed)
     dealt = [

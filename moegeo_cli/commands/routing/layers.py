@@ -29,17 +29,17 @@ from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.commands.routing.tokens import RoutedTokens
 from moegeo_cli.geometry.coactivation import conditional, expected_counts, pair_counts
 from moegeo_cli.geometry.pair_correlation import (
-    NULL_DEALS,
+    NULL_PERMUTATIONS,
     Items,
     PairSample,
-    correlation_sizes,
-    deal_sequences,
     hidden_similarities,
+    mean_absolute_correlations,
+    permute_sequences,
     rank_alone,
     sample_pairs,
     usage_similarities,
 )
-from moegeo_cli.geometry.pair_means import pairs_apart
+from moegeo_cli.geometry.pair_means import pairs_across_sequences
 from moegeo_cli.geometry.resample import Draws, Estimate
 from moegeo_cli.geometry.specialisation import domain_table
 from moegeo_cli.geometry.usage import Usage
@@ -131,7 +131,7 @@ def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list
     for number, (pairs, own, within) in enumerate(kinds):
         generator = np.random.default_rng([settings.seed, number])
         pairs_P2 = sample_pairs(own.sequence_N, settings.pairs, generator, within=within)
-        deals = [deal_sequences(own.sequence_N, generator) for _ in range(NULL_DEALS)]
+        deals = [permute_sequences(own.sequence_N, generator) for _ in range(NULL_PERMUTATIONS)]
         sample = PairSample(own.group_N[pairs_P2], draws)
         hidden = {k: sample.rank(v) for k, v in hidden_similarities(own, pairs_P2).items()}
         usage = {k: sample.rank(v) for k, v in usage_similarities(own, pairs_P2).items()}
@@ -142,7 +142,7 @@ def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list
         for name, one in hidden.items():
             for kind, other in usage.items():
                 estimates = sample.correlate(one, other)
-                nulls = correlation_sizes(one, [d[kind] for d in dealt])
+                nulls = mean_absolute_correlations(one, [d[kind] for d in dealt])
                 spearman, pearson = (
                     metric(estimate, CORRELATION, None if estimate.value is None else null)
                     for estimate, null in zip(estimates, nulls, strict=True)
@@ -181,7 +181,7 @@ def _of_domains(
         own, others = usage.sums.only(own_S), usage.sums.only(others_S)
         n = int(own.counts_S.sum())
         within, across = (
-            pairs_apart(own, other, usage.groups_S).above(usage.chance, draws, n)
+            pairs_across_sequences(own, other, usage.groups_S).above_chance(usage.chance, draws, n)
             for other in (own, others)
         )
         found.append((within, across))

@@ -18,9 +18,9 @@ from moegeo_cli.commands.routing.expert_samples import (
 from moegeo_cli.commands.routing.figures import Figure, Figures
 from moegeo_cli.commands.routing.record import RouterPair
 from moegeo_cli.commands.routing.tokens import RoutedTokens
-from moegeo_cli.geometry.mantel import PERMUTATIONS, even_rows, mantel
+from moegeo_cli.geometry.mantel import PERMUTATIONS, mantel, sample_rows_evenly
 from moegeo_cli.geometry.matching import Match, match_experts
-from moegeo_cli.geometry.pair_means import PairMean, pairs_apart, sum_by_group
+from moegeo_cli.geometry.pair_means import PairMean, pairs_across_sequences, sum_by_group
 from moegeo_cli.geometry.resample import Draws, Estimate, missing
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.measuring.prepared import PreparedModel
@@ -57,7 +57,7 @@ def take_side(
         source: who gives its weights.
         seed: of the choice of tokens.
     """
-    rows_SM = even_rows(tokens.usage.sequence_T, seed)
+    rows_SM = sample_rows_evenly(tokens.usage.sequence_T, seed)
     router = next(r for r in prepared.asked if r.path == tokens.router)
     weights = find_expert_weights(prepared.model, router)
     sample: ExpertSample | str = weights if isinstance(weights, str) else ""
@@ -182,4 +182,6 @@ def _same_tokens(one: Usage, other: Usage, partner_E: np.ndarray, draws: Draws) 
         none_GG, np.bincount(group_T, common_T, draws.groups),
         none_GG, sum_by_group(np.ones(len(group_T)), group_T, draws.groups),
     )  # fmt: skip
-    return same.above(pairs_apart(one.sums, other.sums, one.groups_S), draws, len(common_T))
+    return same.above_chance(
+        pairs_across_sequences(one.sums, other.sums, one.groups_S), draws, len(common_T)
+    )

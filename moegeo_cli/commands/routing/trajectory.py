@@ -54,7 +54,7 @@ def stage_figures(tokens: RoutedTokens, draws: Draws, final: Snapshot | None) ->
     found = {
         **direction_figures(tokens, draws),
         "overlap_unrelated": Figure(
-            usage.unrelated.estimate(draws, usage.tokens), usage.uniform_chance
+            usage.across_sequences.estimate(draws, usage.tokens), usage.uniform_chance
         ),
     }
     settled = (

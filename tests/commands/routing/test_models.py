@@ -19,7 +19,7 @@ from moegeo_cli.commands.routing.models import (
     tell_lineage,
 )
 from moegeo_cli.commands.routing.tokens import RoutedTokens
-from moegeo_cli.geometry.mantel import even_rows
+from moegeo_cli.geometry.mantel import sample_rows_evenly
 from moegeo_cli.geometry.matching import match_experts
 from moegeo_cli.geometry.usage import Usage
 from tests.commands.routing.recorded import DRAWS, above, chosen_of, common, tokens_of
@@ -35,7 +35,7 @@ def sample(weights: np.ndarray, width: int = 20) -> ExpertSample:
 
 
 def side(tokens: RoutedTokens, experts: ExpertSample | str = "", **changes: Any) -> Side:
-    rows = even_rows(tokens.usage.sequence_T, 0)
+    rows = sample_rows_evenly(tokens.usage.sequence_T, 0)
     known: dict[str, Any] = {
         "layer": tokens.layer, "router": tokens.router, "usage": tokens.usage, "rows_SM": rows,
         "root_NE": tokens.roots(rows.ravel()), "experts": experts,
