@@ -122,7 +122,7 @@ class _Trail:
         self.steps: list[int | None] = []
         self.before: tuple[CheckpointRecord, dict[str, Snapshot]] | None = None
 
-    def follow(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[Move]:
+    def add_checkpoint(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[Move]:
         """Add the next checkpoint. Returns the move to it; None for the first."""
         self.steps.append(record.step)
         for path, snapshot in now.items():
