@@ -153,7 +153,7 @@ def test_a_geodesic_has_no_excess_and_a_detour_has_its_own() -> None:
 def test_excess_is_null_where_nothing_moved_or_too_few_were_measured() -> None:
     still = snapshot(weights(1))
     assert geodesic_excess(still, still).reason == "needs three checkpoints"
-    assert "repeats" in (geodesic_excess(still, still, still).reason or "")
+    assert "rounding" in (geodesic_excess(still, still, still).reason or "")
 
 
 def test_saturation_is_corrected_for_chance() -> None:
