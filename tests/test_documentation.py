@@ -45,8 +45,8 @@ RECORDS = (
     RoutingStep, Trajectory, RouterPair, OtherModel, CheckRecord, CheckedCheckpoint, CheckedLayer,
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md")),
-         *sorted((ROOT / "benchmarks").rglob("*.md"))]  # fmt: skip
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md",
+         *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]  # fmt: skip
 
 
 def name(page: Path) -> str:
@@ -99,6 +99,15 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
         r"\b(?:moegeo_cli|tests|benchmarks|sample_checkpoints)/[\w/.-]*\w", page.read_text()
     )
     assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    """Within the package, unless they begin with a folder beside it."""
+    told = re.findall(r"`([\w./]+/[\w./]*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    paths = [path for path in told if not re.search("NAME|LENS|FILE|build/", path)]
+    assert len(paths) > 40
+    lost = {p for p in paths if not any((r / p).exists() for r in (ROOT, ROOT / "moegeo_cli"))}
+    assert lost == set()
 
 
 @pytest.mark.parametrize("folder", ["moegeo_cli", "benchmarks", "sample_checkpoints", "tests"])
