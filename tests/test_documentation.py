@@ -45,8 +45,10 @@ RECORDS = (
     RoutingStep, Trajectory, RouterPair, OtherModel, CheckRecord, CheckedCheckpoint, CheckedLayer,
 )  # fmt: skip
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md",
-         *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]  # fmt: skip
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+    *(page for part in ("docs", "benchmarks") for page in sorted((ROOT / part).rglob("*.md"))),
+]
 
 
 def name(page: Path) -> str:
