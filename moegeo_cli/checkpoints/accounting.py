@@ -1,7 +1,7 @@
-"""Every tensor in the files is accounted for: used by the model, known to be unused, or refused.
+"""Account for every stored tensor after a model is loaded: used, known to be unused, or refused.
 
-A tensor that nothing used is the mark of weights that are not what the model computes with: a
-scale, an adapter, a part that the config does not know. So it ends the analysis, by name.
+An unused tensor that is not known may be a scale, an adapter, or a part that the config lacks. The
+loaded weights would then not be the model's. The analysis therefore stops and names the tensor.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
-from moegeo_cli.checkpoints.misplaced import find_stand_in, say_stand_ins
+from moegeo_cli.checkpoints.misplaced import describe_same_shapes, find_same_shape
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
 
@@ -21,7 +21,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 BEYOND = "multi-token prediction: layers beyond those that the config counts"
 BY_TYPE = "transformers leaves them out for this model type"
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blocks|h)\.(\d+)\.(.+)")
-# What a layer of multi-token prediction has and no other layer.
+# Modules that only layers of multi-token prediction have.
 _PREDICTION = re.compile(r"(?:^|\.)(?:eh_proj|enorm|hnorm|shared_head|e_proj|h_proj)\b")
 ADAPTER = re.compile(
     r"(?:^|\.)(?:base_layer|modules_to_save|lora_[A-Za-z]+|adapter\w*|ia3_\w+|hada_\w+|lokr_\w+"
@@ -37,7 +37,7 @@ STILL = "`moegeo inspect` still describes the checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """Tensors that are left out, and why: reason -> names."""
+    """Tensors that the model does not use: reason -> names."""
 
     by_reason: Mapping[str, tuple[str, ...]]
 
@@ -47,7 +47,7 @@ class Unused:
         return {reason: len(names) for reason, names in self.by_reason.items()}
 
 
-def account(
+def check_unused(
     index: WeightIndex,
     unused: Iterable[str],
     *,
@@ -55,60 +55,64 @@ def account(
     ignored: Sequence[str] = (),
     missing: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Unused:
-    """Sort tensors that no parameter took into known ones and others; refuse the others.
+    """Check that every unused tensor may be left out, and give the reason.
 
     Args:
         index: the checkpoint's tensors.
-        unused: names that no parameter took.
-        layers: number of the model's layers, where the config counts them.
-        ignored: patterns of names that the model type's own code leaves out.
+        unused: names that no parameter of the model took.
+        layers: number of the model's layers; None where the config does not say it.
+        ignored: patterns of names that transformers leaves out for the model type.
         missing: name -> shape of the parameters that no tensor filled, for the error.
 
     Raises:
-        UnsupportedLayoutError: a tensor that nothing used and no list knows.
+        UnsupportedLayoutError: an unused tensor for which no reason is known.
+        IncompleteCheckpointError: the same, and the model lacks tensors.
     """
     names = sorted(unused)
     prediction = _prediction_layers(names, layers)
     found: dict[str, list[str]] = {}
-    strangers = []
+    unknown = []
     for name in names:
         reason = _reason(name, ignored, prediction)
         if reason is None:
-            strangers.append(name)
+            unknown.append(name)
         else:
             found.setdefault(reason, []).append(name)
-    if strangers:
-        raise _refusal(index, strangers, missing or {})
+    if unknown:
+        raise _unused_error(index, unknown, missing or {})
     return Unused({reason: tuple(held) for reason, held in sorted(found.items())})
 
 
-def account_own(index: WeightIndex, unused: Iterable[str]) -> list[str]:
-    """The same for a user's own model, whose files may hold more than it: what to say of it.
+def check_unused_own(index: WeightIndex, unused: Iterable[str]) -> list[str]:
+    """Check the unused tensors of a user's own model, whose files may hold more than the model.
 
     Args:
         index: the checkpoint's tensors.
         unused: names that the model does not have.
 
+    Returns:
+        Names of unused tensors for which no reason is known, for a note in reports.
+
     Raises:
-        UnsupportedLayoutError: scales or parts of an adapter that nothing used.
+        UnsupportedLayoutError: an unused tensor is a scale or a part of an adapter.
     """
     names = sorted(unused)
     unknown = [name for name in names if known_reason(name) is None]
-    strangers = [name for name in unknown if _is_suspicious(name)]
-    if strangers:
-        raise _refusal(index, strangers, {})
+    suspicious = [name for name in unknown if _is_suspicious(name)]
+    if suspicious:
+        raise _unused_error(index, suspicious, {})
     return unknown
 
 
-def refuse_unscaled(index: WeightIndex, pairs: Iterable[tuple[str, str]]) -> None:
-    """Check that no float parameter is filled from integer or 8-bit-float bytes.
+def check_dtypes(index: WeightIndex, pairs: Iterable[tuple[str, str]]) -> None:
+    """Check that no float parameter is filled from a tensor of integers or 8-bit floats.
 
     Args:
         index: the checkpoint's tensors.
         pairs: (float parameter, tensor that fills it).
 
     Raises:
-        UnsupportedLayoutError: one would be.
+        UnsupportedLayoutError: a tensor has another dtype; its values need a scale.
     """
     wrong = [(target, name) for target, name in pairs if index.dtype(name) not in FLOATS]
     if wrong:
@@ -123,12 +127,12 @@ def refuse_unscaled(index: WeightIndex, pairs: Iterable[tuple[str, str]]) -> Non
 
 
 def known_reason(name: str) -> str | None:
-    """Why a tensor of this name may be left out by the data list; None where it may not."""
+    """Why a tensor of this name may be left out, from unused.toml; None where it may not."""
     return next((reason for reason, pattern in _known() if pattern.search(name)), None)
 
 
 def known_unused(names: Iterable[str]) -> dict[str, int]:
-    """Reason -> number of tensors that the data list knows, whatever the model is."""
+    """Count the tensors that unused.toml knows by name: reason -> number."""
     found: dict[str, int] = {}
     for name in names:
         reason = known_reason(name)
@@ -137,8 +141,8 @@ def known_unused(names: Iterable[str]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def look_alike(names: Sequence[str]) -> str:
-    """What tensors look like by their names."""
+def guess_kind(names: Sequence[str]) -> str:
+    """What unused tensors probably are, by their names, in words."""
     if any(ADAPTER.search(name) for name in names):
         return "an adapter that was not merged"
     if any(SCALE.search(name) for name in names):
@@ -163,7 +167,7 @@ def _is_suspicious(name: str) -> bool:
 
 
 def _prediction_layers(names: Sequence[str], layers: int | None) -> frozenset[int]:
-    """Layers beyond the last that hold what layers of multi-token prediction have."""
+    """Layers after the model's last that hold modules of multi-token prediction."""
     if layers is None:
         return frozenset()
     found = set()
@@ -174,35 +178,35 @@ def _prediction_layers(names: Sequence[str], layers: int | None) -> frozenset[in
     return frozenset(found)
 
 
-def _refusal(
-    index: WeightIndex, strangers: Sequence[str], missing: Mapping[str, tuple[int, ...]]
+def _unused_error(
+    index: WeightIndex, unused: Sequence[str], missing: Mapping[str, tuple[int, ...]]
 ) -> MoegeoError:
-    shown = ", ".join(f"{n} ({index.dtype(n)})" for n in strangers[:4])
-    what = look_alike(strangers)
-    context = {"unused": list(strangers[:64]), "missing": list(missing)[:64], "look": what}
-    more = " …" if len(strangers) > 4 else ""
+    shown = ", ".join(f"{n} ({index.dtype(n)})" for n in unused[:4])
+    what = guess_kind(unused)
+    context = {"unused": list(unused[:64]), "missing": list(missing)[:64], "look": what}
+    more = " …" if len(unused) > 4 else ""
     if missing:
-        held = {name: index.shape(name) for name in strangers}
-        pairs = [(n, name) for n, s in missing.items() if (name := find_stand_in(n, s, held))]
-        renamed = f"; {say_stand_ins(pairs, held)}" if pairs else ""
+        held = {name: index.shape(name) for name in unused}
+        pairs = [(n, name) for n, s in missing.items() if (name := find_same_shape(n, s, held))]
+        renamed = f"; {describe_same_shapes(pairs, held)}" if pairs else ""
         return IncompleteCheckpointError(
             f"{index.folder.name}: {len(missing)} tensors that the model needs are not in its "
-            f"files, and {len(strangers)} tensors of its files are used by nothing",
+            f"files, and {len(unused)} tensors of its files are used by nothing",
             found=f"missing: {', '.join(list(missing)[:3])}; unused: {shown}{more}, {what}"
             + renamed,
-            hint=f"{_way_out(what)}; {STILL}",
+            hint=f"{_advise(what)}; {STILL}",
             context=context,
         )
     return UnsupportedLayoutError(
-        f"{index.folder.name}: {len(strangers)} tensors of its files are used by nothing, so the "
+        f"{index.folder.name}: {len(unused)} tensors of its files are used by nothing, so the "
         "numbers would not be those of the model",
         found=f"{shown}{more}: {what}",
-        hint=f"{_way_out(what)}; {STILL}",
+        hint=f"{_advise(what)}; {STILL}",
         context=context,
     )
 
 
-def _way_out(what: str) -> str:
+def _advise(what: str) -> str:
     if "adapter" in what:
         return "merge the adapter where it was trained (peft: merge_and_unload) and save that"
     if "scales" in what:

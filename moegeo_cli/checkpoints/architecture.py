@@ -1,8 +1,8 @@
-"""What a config says of its routers: experts, K, scoring, selection, layers.
+"""Describe a model's routers from config.json: experts, K, scoring, selection, layers.
 
-The facts about each family lie in families/. A model type that is not in it is read by
-the config keys that families share, with `known` false and no scoring: replay must then verify
-what it measures, or refuse the type by name.
+Replay, measuring and reports take the result, an `Architecture`. The facts about each family lie
+in families/. A model type that is not there is read by the config keys that families share. Its
+`known` is false and its scoring is None; replay then verifies what it measures, or refuses it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from moegeo_cli.checkpoints.config_facts import (
     count_layers,
     experts_by_layer,
     find_facts,
+    find_groups,
     flag,
-    groups_of,
+    parse_top_k,
     real_number,
-    top_k_of,
     unselected_gradient,
     whole_number,
 )
 from moegeo_cli.checkpoints.config_keys import (
     EXPERT_KEYS,
     HIDDEN_KEYS,
-    Stated,
+    ConfigFact,
     first_integer,
     first_value,
 )
@@ -36,19 +36,22 @@ from moegeo_cli.checkpoints.layering import list_moe_layers
 from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
 from moegeo_cli.scorings import names_in_configs
 
-MOST_LAYERS = 10_000  # far beyond any model; a config may say anything
-# Where a model of several towers keeps its language model's config.
+MOST_LAYERS = 10_000  # far above any model: protects against a damaged or hostile config
+# Keys under which a model of several towers (text, images, sound) keeps the text model's config.
 NESTED_KEYS = ("text_config", "language_config", "llm_config", "thinker_config")
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """How the model picks K experts from the scores.
+    """How a router selects K experts from the scores, and weighs them.
 
-    `bias`: a bias acts on the selection alone, added to the scores or to the logits (`bias_on`).
-    `groups`: (n_group, topk_group) where the choice is limited to the best groups, each ranked
-    by `group_score` ("top2" or "max"). `renormalised`: the selected weights are divided by their
-    sum; None where not known. `scale`: factor on the weights.
+    Attributes:
+        bias: whether a bias acts on the selection but not on the combine weights.
+        bias_on: what that bias is added to: "scores" or "logits".
+        groups: (n_group, topk_group) where only experts of the best groups can be selected.
+        group_score: how a group is ranked: "top2" (sum of its two best scores) or "max".
+        renormalised: whether the selected weights are divided by their sum; None if not known.
+        scale: factor on the combine weights.
     """
 
     bias: bool = False
@@ -63,20 +66,34 @@ class Selection:
 class Architecture:
     """The routers of one model, as its config describes them.
 
-    `model_type` is the config's, `text_type` that of the part which holds the experts.
-    `experts` counts the rows that compete for a token (zero experts included); the router's
-    weight has `router_rows` of them, more where it scores shared experts as well.
-    `experts_by_layer` holds (layer, experts) of each layer where layers differ; `experts` is then
-    the largest that the config says.
-    `top_k` is None where it varies by layer; then `top_k_by_layer` holds it.
-    `moe_layers` is None where the config does not tell which layers have a router.
-    `unselected_gradient` is "zero", "dense", or "verify" where nothing is known.
-    `encoder_decoder`: one part reads a source, another writes a target.
-    `own_choice` says why what routers choose does not follow from their logits alone,
-    `other_input` why experts are given something else than what their router's weight is given.
-    `balance_key` is the config key of the balance loss that transformers applies when
-    output_router_logits is true; None where it applies none.
-    `conflicts` says which keys of the config contradict each other, and which of them count.
+    Attributes:
+        model_type: `model_type` of the config.
+        text_type: `model_type` of the config's part that describes the model with the experts.
+        known: whether families/ has the type.
+        experts: E, the number of experts that compete for a token, zero experts included. Where
+            layers differ, the largest number in the config.
+        top_k: K, the experts selected per token; None where layers differ or it is not known.
+        hidden: hidden size; None where not known.
+        layers: number of layers; None where not known.
+        moe_layers: the layers with a router; None where the config does not say.
+        scoring: name of the scoring function; None where not known.
+        selection: how experts are selected.
+        unselected_gradient: gradient of the loss at logits of unselected experts: "zero",
+            "dense", or "verify" where it is not known.
+        router_path: the router's path within a layer, in saved files.
+        router_rows: rows of the router's weight: E, plus rows that score shared experts.
+        hash_layers: layers that dispatch tokens by a hash of their id.
+        top_k_by_layer: K by layer where layers differ.
+        experts_by_layer: (layer, E) where layers differ.
+        zero_experts: experts without weights.
+        balance_key: config key of the balance loss that transformers applies when
+            output_router_logits is true; None where it applies none.
+        encoder_decoder: whether the model has an encoder and a decoder.
+        choice_differs: why the selected experts do not follow from the logits alone; else None.
+        expert_input_differs: why experts get another input than the router's weight; else None.
+        refused: why moegeo cannot measure the family; else None.
+        notes: remarks for reports.
+        conflicts: which config keys contradict each other, and which of them count.
     """
 
     model_type: str
@@ -98,8 +115,8 @@ class Architecture:
     zero_experts: int = 0
     balance_key: str | None = None
     encoder_decoder: bool = False
-    own_choice: str | None = None
-    other_input: str | None = None
+    choice_differs: str | None = None
+    expert_input_differs: str | None = None
     refused: str | None = None
     notes: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
@@ -109,11 +126,11 @@ class Architecture:
         return dict(self.experts_by_layer or ()).get(layer or 0, self.experts)
 
     def rows_in(self, layer: int | None) -> int:
-        """How many rows a layer's router has."""
+        """How many rows the router's weight has in a layer."""
         return self.router_rows - self.experts + self.experts_in(layer)
 
     def top_k_in(self, layer: int | None) -> int | None:
-        """How many experts a layer chooses; None where it is not known."""
+        """How many experts a layer selects per token; None where not known."""
         by_layer = self.top_k_by_layer
         if by_layer is not None and layer is not None and layer < len(by_layer):
             return by_layer[layer]
@@ -121,15 +138,18 @@ class Architecture:
 
 
 def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> Architecture:
-    """Describe the routers that a config.json asks for.
+    """Describe the routers of a config.json.
 
     Args:
         config: the parsed config.json.
-        refuse: raise for a family that cannot be measured; otherwise its `refused` says why.
+        refuse: raise for a family that cannot be measured; otherwise `refused` of the result
+            gives the reason.
 
     Raises:
-        DenseModelError: no routed experts.
-        UnsupportedArchitectureError: a family known to be beyond moegeo, by name.
+        DenseModelError: the config has no routed experts.
+        ShapeError: a number of experts, layers or K is impossible.
+        UnsupportedArchitectureError: the family cannot be measured, its scoring is unknown, or
+            the config is not transformers'.
     """
     model_type = str(config.get("model_type") or "unknown")
     text, text_type = _find_text(config, model_type)
@@ -176,7 +196,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         )
     moe_layers, hash_layers = list_moe_layers(text, layers, rule)
     asked = stated["top_k"].value
-    top_k, by_layer = top_k_of(facts.get("top_k") or asked)
+    top_k, by_layer = parse_top_k(facts.get("top_k") or asked)
     chosen = [top_k] if top_k is not None else list(by_layer or ())
     if (type(asked) is int and asked < 1) or any(k > experts + zero for k in chosen):
         raise ShapeError(
@@ -188,7 +208,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     if isinstance(text.get(scoring_key), str):
         scoring = text[scoring_key]
     if text_type == "cohere2_moe" and scoring == "softmax":
-        renormalised = True  # top-k, then softmax: the flag acts on sigmoid alone
+        renormalised = True  # top-k, then softmax; the config's flag is for sigmoid only
     if scoring is not None and scoring not in names_in_configs() and not refused and refuse:
         raise UnsupportedArchitectureError(
             f"{text_type} scores experts by {scoring!r}, which moegeo does not know",
@@ -219,8 +239,8 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         selection=Selection(
             bias=bool(flag(text, bias_rule(facts))),
             bias_on=facts.get("bias_on", "scores"),
-            groups=groups_of(text, facts),
-            group_score=facts.get("groups") if groups_of(text, facts) else None,
+            groups=find_groups(text, facts),
+            group_score=facts.get("groups") if find_groups(text, facts) else None,
             renormalised=renormalised,
             scale=real_number(text, facts.get("scale", "routed_scaling_factor"), 1.0),
         ),
@@ -233,8 +253,8 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
         zero_experts=zero,
         balance_key=facts.get("balance"),
         encoder_decoder=bool(facts.get("pairs", config.get("is_encoder_decoder") is True)),
-        own_choice=facts.get("own_choice"),
-        other_input=facts.get("other_input"),
+        choice_differs=facts.get("choice_differs"),
+        expert_input_differs=facts.get("expert_input_differs"),
         refused=refused,
         notes=tuple(notes),
         conflicts=tuple(conflicts),
@@ -242,7 +262,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
 
 
 def _not_of_transformers(config: Mapping[str, Any]) -> UnsupportedArchitectureError:
-    """The error for the config of a training framework, which holds its model's as a part."""
+    """The error for a training framework's config, which describes the model under `model`."""
     return UnsupportedArchitectureError(
         "config.json is not of transformers: it has no model_type",
         found=f"keys {', '.join(list(config)[:8])}",
@@ -252,7 +272,7 @@ def _not_of_transformers(config: Mapping[str, Any]) -> UnsupportedArchitectureEr
 
 
 def known_types() -> tuple[str, ...]:
-    """Model types that the table holds, sorted."""
+    """The model types in families/, sorted."""
     return tuple(sorted(_families()))
 
 
@@ -261,17 +281,17 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _find_text(config, "")[0]
 
 
-def expert_key(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], Stated]:
-    """The part of a config that holds the number of experts, and how it says it."""
+def expert_key(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ConfigFact]:
+    """The part of a config that holds the number of experts, and that number with its key."""
     text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
     return text, find_facts(text, _families().get(text_type, {}))["experts"]
 
 
-def counting_values(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Facts that a config holds twice and differently.
+def resolve_conflicts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """Find facts that a config holds under several keys with different values.
 
     Returns:
-        The part of the config that holds them; key that counts -> its value.
+        The part of the config that holds them; the key that counts -> its value.
     """
     text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
     facts = _families().get(text_type, {})

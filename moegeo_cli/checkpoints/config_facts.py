@@ -1,4 +1,8 @@
-"""Single facts of a config, by the rules with which families/ tells where they stand."""
+"""Read single facts of a config.json (K, groups, layers, gradients) by the rules in families/.
+
+`architecture` puts them together into an `Architecture`. In all functions, `config` is the part
+of the config that describes the model with the experts, and `facts` the family's TOML file.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,9 @@ from moegeo_cli.checkpoints.config_keys import (
     GROUP_KEYS,
     LAYER_KEYS,
     TOP_K_KEYS,
-    Stated,
-    find_own,
-    find_stated,
+    ConfigFact,
+    find_fact,
+    find_family_fact,
     first_integer,
     first_value,
     look_up,
@@ -20,7 +24,7 @@ from moegeo_cli.checkpoints.config_keys import (
 
 
 def whole_number(config: Mapping[str, Any], key: str | None) -> int:
-    """The whole number above 0 under a key; 0 where there is none."""
+    """The integer above 0 under a key; 0 where there is none."""
     value = look_up(config, key) if key else None
     return value if type(value) is int and value > 0 else 0
 
@@ -32,7 +36,12 @@ def real_number(config: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def flag(config: Mapping[str, Any], rule: Any) -> bool | None:
-    """A fact that is a constant, or [config key, default]."""
+    """A boolean fact; None where the rule does not give one.
+
+    Args:
+        config: the config.
+        rule: true, false, or [config key, default].
+    """
     if isinstance(rule, list):
         key, default = rule
         # bailing and kimi rename the flag
@@ -42,29 +51,38 @@ def flag(config: Mapping[str, Any], rule: Any) -> bool | None:
 
 
 def bias_rule(facts: Mapping[str, Any]) -> Any:
-    """Whether a bias acts on the selection, as `flag` takes it."""
+    """The rule, in the form that `flag` takes, for whether a bias acts on the selection alone."""
     bias = facts.get("bias", False)
     return [bias, True] if isinstance(bias, str) else bias
 
 
-def find_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Stated]:
-    """What a config says of the number of experts, of K and of groups."""
+def find_facts(config: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, ConfigFact]:
+    """What a config says of the number of experts ("experts"), of K ("top_k") and of "groups"."""
     own = tuple(facts.get("keys", ()))
-    top_k = Stated()
+    top_k = ConfigFact()
     if "top_k" not in facts:
-        find = find_own if facts else find_stated
+        find = find_family_fact if facts else find_fact
         top_k = find(config, TOP_K_KEYS, own)
     return {
-        "experts": find_stated(config, EXPERT_KEYS, own),
+        "experts": find_fact(config, EXPERT_KEYS, own),
         "top_k": top_k,
-        "groups": find_stated(config, GROUP_KEYS, own) if "groups" in facts else Stated(),
+        "groups": find_fact(config, GROUP_KEYS, own) if "groups" in facts else ConfigFact(),
     }
 
 
 def experts_by_layer(
     listed: list[int], layers: int | None, moe_layers: tuple[int, ...] | None
 ) -> tuple[tuple[int, int], ...] | None:
-    """(layer, experts) by a config's list of all layers, or of those with a router."""
+    """(layer, experts) of each layer with a router; None where all have the same number.
+
+    Args:
+        listed: a config's list of numbers of experts, for all layers or for those with a router.
+        layers: number of the model's layers.
+        moe_layers: the layers with a router; None where not known.
+
+    Returns:
+        None too where the list has neither length.
+    """
     routed = moe_layers if moe_layers is not None else tuple(range(len(listed)))
     if len(set(listed)) < 2:
         return None
@@ -73,15 +91,15 @@ def experts_by_layer(
     return tuple(zip(routed, listed, strict=True)) if len(listed) == len(routed) else None
 
 
-def top_k_of(value: Any) -> tuple[int | None, tuple[int, ...] | None]:
-    """K of all layers, or K by layer where it varies."""
+def parse_top_k(value: Any) -> tuple[int | None, tuple[int, ...] | None]:
+    """(K of all layers, None), or (None, K by layer) where layers differ."""
     if isinstance(value, list) and value and all(type(k) is int and k > 0 for k in value):
         return (value[0], None) if len(set(value)) == 1 else (None, tuple(value))
     return (value if type(value) is int and value > 0 else None), None
 
 
-def groups_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[int, int] | None:
-    """(n_group, topk_group) where they limit the choice."""
+def find_groups(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(n_group, topk_group) where the selection is limited to the best groups, else None."""
     when = facts.get("groups_when")
     if "groups" not in facts or (when and config.get(when[0]) != when[1]):
         return None
@@ -92,7 +110,11 @@ def groups_of(config: Mapping[str, Any], facts: Mapping[str, Any]) -> tuple[int,
 
 
 def unselected_gradient(facts: Mapping[str, Any], renormalised: bool | None) -> str:
-    """The gradient at logits of unselected experts: "zero", "dense" or "verify"."""
+    """The gradient of the loss at logits of unselected experts.
+
+    Returns:
+        "zero", "dense", or "verify" where it is not known and must be measured.
+    """
     rule = str(facts.get("unselected", "verify"))
     if rule == "unless-renormalised":
         return "zero" if renormalised else "dense"
@@ -100,7 +122,7 @@ def unselected_gradient(facts: Mapping[str, Any], renormalised: bool | None) -> 
 
 
 def count_layers(config: Mapping[str, Any], text_type: str) -> int | None:
-    """How many layers a model has; None where the config does not say."""
+    """How many layers a model has; None where the config does not say it."""
     blocks = config.get("layers_block_type")
     if text_type == "nemotron_h" and isinstance(blocks, list):
         return len(blocks)

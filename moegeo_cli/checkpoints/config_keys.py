@@ -1,7 +1,7 @@
-"""Config keys under which families write the same fact, and which of several counts.
+"""Look up a fact of config.json that families write under different keys.
 
-A config may hold a fact twice: an old key beside a new one, or another framework's. The key that
-the family's own code reads counts; the others are said where they differ.
+A config may hold a fact twice: under an old and a new key, or under another framework's key. The
+key that the family's own code reads counts. Keys with another value are reported.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd")
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
-    """A fact of a config: its value, the key that counts, and other keys that say otherwise.
+class ConfigFact:
+    """A fact as a config states it. All fields are None or () where the config lacks it.
 
-    All None and () where the config does not say it. Without `key`, `others` are keys that the
-    family's own code does not read.
+    Attributes:
+        value: its value under `key`.
+        key: the key that counts. None with `others` given: only keys that the family's own code
+            does not read.
+        others: other keys for the same fact whose values differ.
+        other_values: their values.
     """
 
     value: Any = None
@@ -37,10 +41,10 @@ class Stated:
     other_values: tuple[Any, ...] = ()
 
     def conflict(self, family: str | None) -> str | None:
-        """In words, where other keys say otherwise.
+        """A sentence on keys that contradict each other; None where none do.
 
         Args:
-            family: the model type; None for one that is not known.
+            family: the model type; None for an unknown one.
         """
         if not self.others:
             return None
@@ -53,41 +57,49 @@ class Stated:
         return f"config.json says {own} and {other}: {self.key} counts, {why}"
 
 
-def find_stated(config: Mapping[str, Any], keys: Sequence[str], own: Sequence[str] = ()) -> Stated:
-    """A fact that a config may hold under several keys.
+def find_fact(
+    config: Mapping[str, Any], keys: Sequence[str], own: Sequence[str] = ()
+) -> ConfigFact:
+    """Look up a fact that a config may hold under several keys.
 
     Args:
         config: the part of the config that describes the model with the experts.
-        keys: all keys that are known for the fact, in the order in which they are believed.
-        own: keys of the family's own code, which go before.
+        keys: all known keys for the fact; the first that the config has counts.
+        own: keys that the family's own code reads; they come before `keys`.
     """
     order = [key for key in own if key in keys] + [key for key in keys if key not in own]
     held = [(key, value) for key in order if (value := look_up(config, key)) is not None]
     if not held:
-        return Stated()
+        return ConfigFact()
     (key, value), *rest = held
     differ = [(other, found) for other, found in rest if found != value]
-    return Stated(value, key, tuple(k for k, _ in differ), tuple(v for _, v in differ))
+    return ConfigFact(value, key, tuple(k for k, _ in differ), tuple(v for _, v in differ))
 
 
-def find_own(config: Mapping[str, Any], keys: Sequence[str], own: Sequence[str]) -> Stated:
-    """A fact as the family's own code reads it: under one of its own keys, or not at all.
+def find_family_fact(
+    config: Mapping[str, Any], keys: Sequence[str], own: Sequence[str]
+) -> ConfigFact:
+    """Look up a fact only under the keys that the family's own code reads.
 
     Args:
         config: the part of the config that describes the model with the experts.
-        keys: all keys that are known for the fact; the first is the family's where `own` has none.
-        own: keys of the family's own code.
+        keys: all known keys for the fact. Where `own` holds none of them, the family's code reads
+            the first.
+        own: keys that the family's own code reads.
+
+    Returns:
+        The fact; without `key` where only keys hold it that the family does not read.
     """
-    found = find_stated(config, keys, own)
+    found = find_fact(config, keys, own)
     read = [key for key in own if key in keys] or [keys[0]]
     if found.key is None or found.key in read:
         return found
     pairs = [(key, value) for key in keys if (value := look_up(config, key)) is not None]
-    return Stated(None, None, tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+    return ConfigFact(None, None, tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
 
 def look_up(config: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, or of a key.subkey; None where absent."""
+    """The value under `key`, which may be a path such as `ffn_config.moe_top_k`; None if absent."""
     value: Any = config
     for part in key.split("."):
         if not isinstance(value, Mapping):
@@ -97,11 +109,11 @@ def look_up(config: Mapping[str, Any], key: str) -> Any:
 
 
 def first_value(config: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """The value of the first of some keys that a config has; None where it has none."""
-    return find_stated(config, keys).value
+    """The value of the first of `keys` that the config has; None where it has none of them."""
+    return find_fact(config, keys).value
 
 
 def first_integer(config: Mapping[str, Any], keys: Sequence[str]) -> int | None:
-    """The same, where it is a whole number above 0."""
+    """The value of the first of `keys` that the config has, if it is an integer above 0."""
     value = first_value(config, keys)
     return value if type(value) is int and value > 0 else None

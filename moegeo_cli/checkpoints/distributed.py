@@ -22,7 +22,7 @@ from moegeo_cli.checkpoints.headers import (
     open_regular,
     read_exactly,
 )
-from moegeo_cli.checkpoints.key_maps import Source, refuse_other_type
+from moegeo_cli.checkpoints.key_maps import Source, other_type_error
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
 from moegeo_cli.checkpoints.metadata import Piece, SavedState, SavedTensor, read_metadata
 from moegeo_cli.checkpoints.names import Naming, name_tensors
@@ -111,9 +111,9 @@ class DistributedWeights(WeightIndex):
         """
         if self.obstacle is not None:
             raise self.obstacle
-        if self.naming.family is None:
+        if self.naming.key_map is None:
             return
-        other = refuse_other_type(self.naming.family, model_type, self.folder)
+        other = other_type_error(self.naming.key_map, model_type, self.folder)
         if other is not None:
             raise other
         for saved in self.naming.zero:

@@ -1,7 +1,8 @@
-"""The tensors that a model computes with, made from what a checkpoint's files hold.
+"""`EffectiveWeights`: the tensors that a model computes with, made from the stored tensors.
 
-Wrappers come off the names, quantised tensors become the values that they stand for, adapters are
-merged. Every way in reads through this, so that equal bytes give equal numbers on each of them.
+Prefixes of wrappers are removed from names, quantised tensors are dequantised, and adapters are
+merged. All ways to load a model (`models/`) and all lenses over weights read through this class,
+so that equal files give equal numbers.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ STILL = (
 
 @dataclass(frozen=True, slots=True)
 class WeightsRecord:
-    """What was done to the files' tensors to get the model's.
+    """How the stored tensors were turned into the model's.
 
     Attributes:
-        scheme: forms of quantisation, by name; () where there is none.
-        dequantised: number of tensors that were made from quantised ones.
-        adapter: what was merged, in words; None where there is none, or nobody asked yet.
-        unwrapped: wrappers whose names were taken off.
+        scheme: quantisation schemes, by name; () where nothing is quantised.
+        dequantised: number of tensors that are made from quantised ones.
+        adapter: the merged adapter in words; None without an adapter, or before `resolve`.
+        unwrapped: wrapper prefixes that were removed from names.
     """
 
     scheme: tuple[str, ...] = ()
@@ -57,9 +58,9 @@ class EffectiveWeights(WeightIndex):
     """A checkpoint's tensors as the model has them; see `WeightIndex`.
 
     Attributes:
-        stored: the files' own tensors.
-        record: what was done.
-        bytes_read: how much `stored_bytes` gave so far.
+        stored: the stored tensors.
+        record: how they were turned into the model's.
+        bytes_read: bytes that `stored_bytes` has returned so far.
     """
 
     bytes_read = 0
@@ -74,15 +75,15 @@ class EffectiveWeights(WeightIndex):
         beside: WeightIndex | None,
         merge: bool = True,
     ) -> None:
-        """Find out how each tensor is made; values are read on request.
+        """Plan how each tensor is made; values are read on request.
 
         Args:
-            stored: the files' own tensors.
-            settings: how config.json and side files say that it was quantised.
+            stored: the stored tensors.
+            settings: the quantisation settings of config.json and of files beside it.
             inner: see `unwrap_names`.
-            folder: the checkpoint's, where an adapter may lie.
-            beside: the tensors of the adapter that lies there; None without one.
-            merge: false where the model has the adapter's matrices as parameters of its own.
+            folder: the checkpoint's folder, where an adapter may lie.
+            beside: the tensors of the adapter in that folder; None without one.
+            merge: false if the model itself has the adapter's matrices as parameters.
         """
         self.stored = stored
         self.folder, self.layout, self.files = stored.folder, stored.layout, stored.files
@@ -91,7 +92,8 @@ class EffectiveWeights(WeightIndex):
         unwrapped = unwrap_names(stored.names(), inner=inner)
         self._names = unwrapped.names
         self.merging: Merging | None = None
-        self._refused: MoegeoError | None = None  # without the adapter they are another model's
+        # An adapter that cannot be read. Values are then refused: the base model is another model.
+        self._refused: MoegeoError | None = None
         try:
             if merge:
                 self.merging, self._names = find_adapter(
@@ -119,14 +121,14 @@ class EffectiveWeights(WeightIndex):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the files' tensors are the model's as they stand."""
+        """Whether the stored tensors are the model's tensors unchanged."""
         return not self._recipes and not self.record.unwrapped and self.merging is None
 
     def describe(self, unused: Mapping[str, int]) -> dict[str, Any]:
-        """What was done, as JSON holds it; of an adapter also what it moves.
+        """`record` for JSON; for an adapter also the size of its changes.
 
         Args:
-            unused: reason -> number of tensors that were left out.
+            unused: reason -> number of tensors that the model does not use.
         """
         adapter = None
         if self.merging is not None and self.record.adapter is not None:
@@ -144,15 +146,16 @@ class EffectiveWeights(WeightIndex):
         }
 
     def resolve(self, trace: Tracer | None = None) -> None:
-        """Find out which tensors the adapter changes, and note it; nothing without an adapter.
+        """Find the tensors that the adapter changes, and add it to `record`. Without one: nothing.
 
         Args:
-            trace: how the module tree of the model is filled; without it values can be read only
-                where an adapter's names are those of the files.
+            trace: tells which stored tensors fill each parameter of the model. Without it, only
+                adapters that name stored tensors can be merged.
 
         Raises:
-            UnsupportedLayoutError, ShapeError: a part of it fits nothing.
-            MoegeoError: it cannot be read.
+            UnsupportedLayoutError: a part of the adapter fits no tensor.
+            ShapeError: a part of the adapter has another shape than its tensor.
+            MoegeoError: the adapter cannot be read.
         """
         if self._refused is not None:
             raise self._refused
@@ -185,7 +188,7 @@ class EffectiveWeights(WeightIndex):
         return self.stored.read(self._names[name])
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """See `WeightIndex`; float32 for what was quantised."""
+        """See `WeightIndex`; quantised tensors are returned in float32."""
         changed = self._is_changed(name)
         values = self.without_adapter(name, rows)
         if self.merging is None or not changed:
@@ -193,7 +196,7 @@ class EffectiveWeights(WeightIndex):
         return self.merging.apply(name, values, rows)
 
     def without_adapter(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """The same of the base model, where there is an adapter."""
+        """`tensor` of the base model, before an adapter is merged."""
         self._entry(name)
         recipe = self._recipes.get(name)
         if recipe is None:
@@ -205,13 +208,14 @@ class EffectiveWeights(WeightIndex):
         return tuple((self.stored.file_of(n), self.stored.info(n)) for n in self._sources(name))
 
     def read_bytes(self, name: str) -> bytes:
-        """See `WeightIndex`: the bytes of all that a tensor is made of, but for an adapter's."""
+        """See `WeightIndex`: the stored tensors that `name` is made of, without an adapter's."""
         return b"".join(self.stored.read_bytes(n) for n in self._sources(name))
 
     def stored_bytes(self, name: str, rows: tuple[int, int] | None = None) -> bytes:
-        """See `WeightIndex`: of every part, whose rows are cut where it has those of the tensor.
+        """See `WeightIndex`: the bytes of every stored tensor that a tensor is made of.
 
-        Of a tensor that an adapter changes, the bytes of the changed values.
+        `rows` select rows of a stored tensor only if it has as many rows as the tensor. For a
+        tensor that an adapter changes, the bytes of the changed values are returned.
         """
         if self._is_changed(name):
             changed = tensor_bytes(self.tensor(name, rows))
@@ -271,14 +275,14 @@ class EffectiveWeights(WeightIndex):
 
 
 def files_beside(index: EffectiveWeights) -> list[Path]:
-    """Files that say how the stored tensors become the model's, and those of an adapter."""
+    """Files beside the weights that change the model's tensors: quantisation settings, adapters."""
     places = [index.folder / name for name in SIDE_FILES]
     places += [index.place / name for name in (CONFIG, *ADAPTER_FILES)]
     return [place for place in places if is_there(place)]
 
 
 def _empty(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:
-    """Why tensors without elements are no model's; None where there are none."""
+    """The error for tensors without elements; None where there are none."""
     names = [n for n, info in infos.items() if not info.elements and known_reason(n) is None]
     if not names:
         return None

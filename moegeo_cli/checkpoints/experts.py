@@ -1,10 +1,11 @@
-"""The experts of a checkpoint by the names and shapes of its tensors, one expert at a time.
+"""Find the weights of each expert by names and shapes of a checkpoint's tensors.
 
-Families store experts in three ways: each one's tensors by themselves (`experts.3.up_proj.weight`),
-one tensor of all experts with the expert as its first dimension (`experts.gate_up_proj`), or the
-rows of all experts under each other (`experts.mlp.w1`).
+The `experts` and `check` commands read expert weights through it. Families store experts in three
+ways: separate tensors for each expert (`experts.3.up_proj.weight`), one 3-D tensor with the expert
+as first dimension (`experts.gate_up_proj`), or one 2-D tensor with the rows of all experts below
+each other (`experts.mlp.w1`).
 
-Legend: E experts.
+Legend: E experts, R rows and C columns of one expert's matrix.
 """
 
 from __future__ import annotations
@@ -33,9 +34,13 @@ MOST_EXPERTS = 100_000
 class ExpertTensor:
     """One weight of one expert.
 
-    `name` is the tensor in the index, `role` what is the same for all experts of the layer.
-    `rows` are its rows in a tensor of all experts, None where the tensor is this expert's own.
-    `shape` is that of this expert's part: (R, C) for a matrix, (R,) for a bias.
+    Attributes:
+        name: the tensor that holds it.
+        role: the part of the name that all experts of the layer share, such as
+            `up_proj.weight`.
+        expert: the expert's index.
+        shape: shape of this expert's part: (R, C) for a matrix, (R,) for a bias.
+        rows: (start, stop) of its rows in a tensor of all experts; None for a tensor of its own.
     """
 
     name: str
@@ -46,19 +51,19 @@ class ExpertTensor:
 
     @property
     def is_matrix(self) -> bool:
-        """Whether it is a weight matrix; else a bias or a scale."""
+        """Whether it is a weight matrix, not a bias or a scale."""
         return len(self.shape) == 2
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertTensors:
-    """The experts beside one router: expert -> its tensors by role. Empty where none were found."""
+    """The experts of one router: expert -> its tensors, by role. {} where none were found."""
 
     experts: Mapping[int, tuple[ExpertTensor, ...]]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all tensors that hold them, each once."""
+        """Names of all tensors that hold these experts, each once, sorted."""
         found = {tensor.name for held in self.experts.values() for tensor in held}
         return tuple(sorted(found))
 
@@ -66,11 +71,15 @@ class ExpertTensors:
 def find_expert_tensors(
     index: WeightIndex, routers: Sequence[RouterTensors]
 ) -> dict[str, ExpertTensors]:
-    """The experts beside each router, by the path of the router's module.
+    """Find the experts of each router.
 
     Args:
         index: the checkpoint's tensors.
-        routers: its routers; where a layer has several, experts go to the nearest by name.
+        routers: its routers. Where a layer has several, experts go to the one that shares most
+            of their name.
+
+    Returns:
+        Path of the router's module -> its experts.
     """
     by_layer: dict[str, list[RouterTensors]] = {}
     for router in routers:
@@ -86,21 +95,22 @@ def find_expert_tensors(
         router = _nearest(beside, name)
         if name.startswith(f"{router.module}.") and not _WITHIN.search(name):
             continue
-        found[router.module] += _of_tensor(name, index.shape(name), router)
+        found[router.module] += _experts_in(name, index.shape(name), router)
     return {module: _sorted(tensors) for module, tensors in found.items()}
 
 
 def check_expert_shapes(index: WeightIndex) -> None:
-    """Say which expert is not like the others of its layer, where they could not be put together.
+    """Raise if an expert lacks a tensor or has another shape than the others of its layer.
 
-    Some families mean it so (experts for images, experts without weights): ask only after a fault.
+    Call it only after loading has failed. In some families experts differ on purpose (experts for
+    images, experts without weights).
 
     Args:
         index: the checkpoint's tensors.
 
     Raises:
-        IncompleteCheckpointError: an expert lacks a tensor that the others have, by name.
-        ShapeError: one has another shape than the others.
+        IncompleteCheckpointError: an expert lacks a tensor that the others have; it is named.
+        ShapeError: a tensor of an expert has another shape than those of the others.
     """
     routers = [router for router in find_router_tensors(index) if router.main]
     for held in find_expert_tensors(index, routers).values():
@@ -131,8 +141,8 @@ def check_expert_shapes(index: WeightIndex) -> None:
                 )
 
 
-def _of_tensor(name: str, shape: tuple[int, ...], router: RouterTensors) -> Iterable[ExpertTensor]:
-    """What one tensor holds of experts."""
+def _experts_in(name: str, shape: tuple[int, ...], router: RouterTensors) -> Iterable[ExpertTensor]:
+    """The expert weights that one tensor holds; [] where it holds none."""
     single = _SINGLE.match(name)
     if single is not None:
         return [ExpertTensor(name, single["role"], int(single["expert"]), shape)]
@@ -142,7 +152,7 @@ def _of_tensor(name: str, shape: tuple[int, ...], router: RouterTensors) -> Iter
     if not shape or not count or not (inside or name.startswith(block)):
         return []
     role = name[len(block) :].removeprefix("experts.") if name.startswith(block) else name
-    # Experts without weights of their own (zero experts, skips) have rows in the router alone.
+    # The count is the tensor's, not the router's: zero experts and skips have router rows only.
     if len(shape) == 3 and 2 <= shape[0] <= MOST_EXPERTS:
         return [ExpertTensor(name, role, e, shape[1:], (e, e + 1)) for e in range(shape[0])]
     if not inside:
@@ -159,12 +169,12 @@ def _of_tensor(name: str, shape: tuple[int, ...], router: RouterTensors) -> Iter
 
 
 def _block_of(module: str) -> str:
-    """The module that holds a router, with its point."""
+    """The path of the module that holds a router, with the final dot."""
     return re.sub(r"(?:gate|router)(?:[._]\w+)*$", "", module)
 
 
 def _nearest(routers: Sequence[RouterTensors], name: str) -> RouterTensors:
-    """The router that shares the longest beginning with a name; the first of several."""
+    """The router that shares most leading parts with a name; the first of several."""
     return max(routers, key=lambda router: shared_parts(router.module, name))
 
 

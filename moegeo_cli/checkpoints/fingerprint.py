@@ -1,10 +1,10 @@
-"""A hash that tells whether a checkpoint is still the one that was measured.
+"""Hash a checkpoint, so that the store can tell whether a stored measurement still belongs to it.
 
-`sampled` hashes config.json, every file's size and header, every router tensor whole, and 64
-blocks of 64 KiB per file at places derived from the file's size. It misses a change of expert
-or attention weights that keeps all shapes and touches none of the blocks; `full` misses nothing.
-Optimizer states, tokenizers and logs are not part of either. Of a revision of the Hub, the hashes
-that the Hub has of its files are taken.
+`sampled` hashes config.json, the size and header of every file, every router tensor whole, and 64
+blocks of 64 KiB per file at offsets derived from the file's size. It misses a change of expert or
+attention weights that keeps all shapes and touches none of the blocks. `full` hashes every byte.
+Neither covers optimizer states, tokenizers and logs. For a revision on the Hub, both use the Hub's
+own hashes of its files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moegeo_cli.errors import UsageError
 if TYPE_CHECKING:
     from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
-# Raise it when the recipe changes: every stored measurement is then made anew.
+# Change it when the recipe changes: stored measurements then no longer match.
 RECIPE = "moegeo-fingerprint-1"
 MODES = ("sampled", "full")
 BLOCKS = 64
@@ -41,14 +41,15 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
 
     Args:
         checkpoint: a complete checkpoint.
-        mode: "sampled" or "full"; hashes of different modes never agree.
+        mode: "sampled" or "full"; the mode is hashed too, so the two never give the same hash.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        UsageError: another mode.
-        PathError, IncompleteCheckpointError: a file is unreadable or cut.
+        UsageError: an unknown mode.
+        PathError: a file is unreadable.
+        IncompleteCheckpointError: a file is truncated.
     """
     if mode not in MODES:
         raise UsageError(f"no fingerprint mode {mode!r}", hint=f"use one of {', '.join(MODES)}")
@@ -59,7 +60,7 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
         digest.update(len(config).to_bytes(8, "little"))
         digest.update(config)
     note = note_of(checkpoint.path)
-    if note is not None:  # whether or not its weights are on this machine
+    if note is not None:  # the same hash whether or not the weights are downloaded
         _update(digest, *(f"{n}={c}".encode() for n, c in sorted(note.contents.items())))
         return digest.hexdigest()
     for path in index.files:
@@ -72,7 +73,7 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
         _update(digest, file.name.encode())
         _update_whole(digest, file)
     if not index.is_plain:
-        # what an adapter is in words is known only once its model was asked
+        # the record describes an adapter only after `resolve`: leave it out
         _update(digest, repr(replace(index.record, adapter=None)).encode())
     if mode == "sampled":
         _update_routers(digest, index)
@@ -80,14 +81,14 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
 
 
 def _update(digest: _Hash, *parts: bytes) -> None:
-    """Feed parts with their lengths, so that moving a byte between two changes the hash."""
+    """Hash parts with their lengths: a byte moved from one part to the next changes the hash."""
     for part in parts:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
 
 
 def _update_whole(digest: _Hash, path: Path) -> None:
-    """Feed a file's size and every byte of it."""
+    """Hash a file's size and every byte of it."""
     with open_regular(path) as (file, size):
         digest.update(size.to_bytes(8, "little"))
         while chunk := file.read(_CHUNK_BYTES):
@@ -95,7 +96,7 @@ def _update_whole(digest: _Hash, path: Path) -> None:
 
 
 def _update_sampled(digest: _Hash, index: WeightIndex, path: Path) -> None:
-    """Feed a file's size, its header where it has one, and blocks at fixed places."""
+    """Hash a file's size, its header where it has one, and blocks at fixed offsets."""
     header = index.header(path)
     with open_regular(path) as (file, size):
         digest.update(size.to_bytes(8, "little"))
@@ -107,19 +108,19 @@ def _update_sampled(digest: _Hash, index: WeightIndex, path: Path) -> None:
 
 
 def _block_offsets(start: int, size: int) -> list[int]:
-    """Where the sampled blocks begin; every byte is covered where they would suffice."""
+    """Offsets of the sampled blocks. They cover every byte of a file that is small enough."""
     if size - start <= BLOCKS * BLOCK_BYTES:
         return list(range(start, size, BLOCK_BYTES))
     span = size - start - BLOCK_BYTES + 1
     places = set()
-    for number in range(BLOCKS):  # a counter through sha256: the same on every machine
+    for number in range(BLOCKS):  # sha256 of a counter: the same offsets on every machine
         seed = hashlib.sha256(f"{RECIPE}:{size}:{number}".encode()).digest()
         places.add(start + int.from_bytes(seed, "little") % span)
     return sorted(places)
 
 
 def _update_routers(digest: _Hash, index: WeightIndex) -> None:
-    """Feed every router's weight and biases whole."""
+    """Hash every router's weight and biases whole."""
     for router in find_router_tensors(index):
         for name in (router.weight, router.bias, router.selection_bias):
             if name is not None:

@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.headers import Header, TensorInfo, open_regular
-from moegeo_cli.checkpoints.key_maps import Source, Translation, plain, refuse_other_type, translate
+from moegeo_cli.checkpoints.key_maps import (
+    Source,
+    Translation,
+    other_type_error,
+    saved_tensors,
+    translate,
+)
 from moegeo_cli.checkpoints.layouts import GGUF
 from moegeo_cli.checkpoints.tensor_parts import Sizes, part_shape, take_part
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -46,7 +52,7 @@ class GGUFWeights(WeightIndex):
         self._sizes = Sizes.of(config)
         self._tensors, architecture = _read(path)
         self._named = translate(
-            plain({name: name for name in self._tensors}), "gguf", config.get("model_type"),
+            saved_tensors({name: name for name in self._tensors}), "gguf", config.get("model_type"),
             folder, architecture=architecture,
         )  # fmt: skip
         if isinstance(self._named, Translation):
@@ -111,7 +117,7 @@ class GGUFWeights(WeightIndex):
         """See `WeightIndex`."""
         if not isinstance(self._named, Translation):
             raise self._named
-        other = refuse_other_type(self._named.family, model_type, self.folder)
+        other = other_type_error(self._named.key_map, model_type, self.folder)
         if other is not None:
             raise other
 

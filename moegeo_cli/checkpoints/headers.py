@@ -1,8 +1,8 @@
-"""Safetensors headers: what tensors a file holds and where, read without trusting the file.
+"""Read safetensors headers without trusting the file, and other files by checked paths.
 
-A safetensors file is 8 bytes (the header's length, little-endian), the header (a JSON object
-of name -> dtype, shape, data_offsets), and the tensors' bytes without gaps. The header thus
-gives the file's exact size, which is how a truncated file is told from a complete one.
+`WeightIndex` is built on it. A safetensors file is 8 bytes (the header's length, little-endian),
+the header (a JSON object of name -> dtype, shape, data_offsets), and the tensors' bytes without
+gaps. The header therefore gives the exact size of a complete file; any other size is truncated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedL
 
 # The reference reader refuses longer headers too; a broken length must not allocate gigabytes.
 MAX_HEADER_BYTES = 100_000_000
-# How the text begins that Git LFS leaves in the place of a file; it has about 130 bytes.
+# Git LFS leaves a text of about 130 bytes in the place of a file. It begins like this.
 _POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
 # numpy's own limit; no weight of a model comes near it.
 MAX_DIMENSIONS = 32
@@ -47,7 +47,7 @@ NUMPY_DTYPES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: `start` and `end` are byte offsets from the file's beginning."""
+    """Dtype, shape and place of one tensor: byte offsets from the beginning of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -62,7 +62,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Everything that a safetensors file says about itself."""
+    """A parsed header.
+
+    Attributes:
+        tensors: name -> dtype, shape and place.
+        metadata: the text entries of `__metadata__`.
+        data_start: byte offset of the first tensor.
+        file_size: size of the complete file in bytes.
+    """
 
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
@@ -77,11 +84,11 @@ def read_header(path: Path) -> Header:
         path: the file; a symbolic link is followed.
 
     Returns:
-        The header, whose tensors cover the file's data without gap or overlap.
+        The header. Its tensors cover the file's data without gap or overlap.
 
     Raises:
         PathError: the file is absent, not a regular file, or unreadable.
-        IncompleteCheckpointError: truncated, overlong, or not a safetensors file.
+        IncompleteCheckpointError: the file is truncated, too long, or not a safetensors file.
     """
     with open_regular(path) as (file, size):
         if size < 8:
@@ -110,17 +117,17 @@ def read_header(path: Path) -> Header:
 def read_tensor(
     path: Path, info: TensorInfo, rows: tuple[int, int] | None = None
 ) -> np.ndarray[Any, Any]:
-    """Read one tensor; bfloat16 and float16 come as float32, which holds both exactly.
+    """Read one tensor; bfloat16 and float16 are returned as float32, which holds both exactly.
 
     Args:
         path: the file.
-        info: where the tensor lies.
+        info: the tensor's dtype, shape and place.
         rows: (start, stop) along the first dimension; None for all.
 
     Raises:
         PathError: the file is unreadable.
         IncompleteCheckpointError: the file is shorter than when its header was read.
-        UnsupportedLayoutError: a quantised dtype, whose bytes alone are not the values.
+        UnsupportedLayoutError: a quantised dtype; its bytes alone are not the values.
     """
     if info.dtype not in NUMPY_DTYPES:
         raise UnsupportedLayoutError(
@@ -133,7 +140,7 @@ def read_tensor(
 
 
 def read_raw(path: Path, info: TensorInfo, rows: tuple[int, int] | None = None) -> bytes:
-    """The stored bytes of a tensor, or of some of its rows along the first dimension.
+    """Read the stored bytes of a tensor, or of some of its rows along the first dimension.
 
     Raises:
         PathError: the file is unreadable.
@@ -151,7 +158,13 @@ def read_raw(path: Path, info: TensorInfo, rows: tuple[int, int] | None = None) 
 
 
 def as_numbers(raw: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
-    """Stored bytes as numbers; bfloat16 and float16 as float32. The dtype is in NUMPY_DTYPES."""
+    """Convert stored bytes to an array; bfloat16 and float16 become float32.
+
+    Args:
+        raw: the bytes, little-endian.
+        dtype: a key of NUMPY_DTYPES.
+        shape: of the result.
+    """
     values: np.ndarray[Any, Any] = np.frombuffer(raw, dtype=np.dtype(NUMPY_DTYPES[dtype]))
     values = values.reshape(shape)
     if dtype == "BF16":
@@ -162,10 +175,14 @@ def as_numbers(raw: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any
 
 
 def parse_json(raw: bytes | str, path: Path) -> Any:
-    """Parse JSON that a file holds.
+    """Parse the JSON text of a file.
+
+    Args:
+        raw: the text.
+        path: the file, for errors.
 
     Raises:
-        IncompleteCheckpointError: not JSON, nested too deep, or not UTF-8.
+        IncompleteCheckpointError: the text is not JSON, nested too deep, or not UTF-8.
     """
     try:
         return json.loads(raw)
@@ -177,11 +194,14 @@ def parse_json(raw: bytes | str, path: Path) -> Any:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file and give its size with it; pipes and devices are refused unopened.
+    """Open a regular file. Pipes and devices are refused without opening them.
+
+    Yields:
+        The open file and its size in bytes.
 
     Raises:
-        PathError: absent, not a regular file, a loop of links, or unreadable.
-        IncompleteCheckpointError: a pointer of Git LFS in the place of the file.
+        PathError: the path is absent, not a regular file, a loop of links, or unreadable.
+        IncompleteCheckpointError: the file is a Git LFS pointer.
     """
     try:
         status = path.stat()
@@ -205,7 +225,7 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def is_there(path: Path) -> bool:
-    """Whether something is at `path`; False too where the answer is forbidden or a loop."""
+    """Whether `path` exists; False also where that cannot be checked (no permission, a loop)."""
     try:
         return path.exists()
     except (OSError, ValueError):
@@ -213,7 +233,7 @@ def is_there(path: Path) -> bool:
 
 
 def list_names(folder: Path) -> list[str]:
-    """Names in a folder, sorted; none where it cannot be read."""
+    """Names of a folder's entries, sorted; [] where the folder cannot be read."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except (OSError, ValueError):
@@ -221,7 +241,7 @@ def list_names(folder: Path) -> list[str]:
 
 
 def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    """Read `count` bytes.
+    """Read `count` bytes from an open file; `path` is for errors.
 
     Raises:
         IncompleteCheckpointError: the file ends before.
@@ -244,7 +264,7 @@ def _parse_tensor(path: Path, name: str, entry: Any, data_start: int, file_size:
     start, end = data_start + offsets[0], data_start + offsets[1]
     if end > file_size:
         raise _damaged(path, f"{file_size} bytes, but tensor {name!r} ends at byte {end}")
-    bits = DTYPE_BITS.get(dtype)  # a dtype newer than this table is taken at its word
+    bits = DTYPE_BITS.get(dtype)  # the size of an unknown (newer) dtype is not checked
     if bits is not None and math.prod(shape) * bits != (end - start) * 8:
         raise _damaged(
             path, f"tensor {name!r}, {dtype} of shape {shape}, stored in {end - start} bytes"
@@ -253,7 +273,7 @@ def _parse_tensor(path: Path, name: str, entry: Any, data_start: int, file_size:
 
 
 def _is_naturals(value: Any) -> TypeGuard[list[int]]:
-    """Whether `value` is a list of integers from 0 to 2**63 (a bool is none)."""
+    """Whether `value` is a list of integers from 0 to 2**63; a bool does not count as one."""
     return isinstance(value, list) and all(
         type(item) is int and 0 <= item < 1 << 63 for item in value
     )

@@ -1,7 +1,7 @@
-"""Key maps: the names that other frameworks give a model's tensors, as those of transformers.
+"""Translate tensor names of torchtitan, Megatron-core and llama.cpp to those of transformers.
 
-The maps are data, a table of each family in families/*.toml: [torchtitan], [megatron], [gguf]. A
-checkpoint is of a family if the family's map has every name in it.
+The key maps are tables in families/*.toml: [torchtitan], [megatron], [gguf]. A checkpoint belongs
+to the family whose key map has every name in it. `names` and `gguf_file` call this module.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A saved tensor, or a part of it, that a tensor of the model is made of.
+    """A saved tensor, or a part of one, from which a tensor of the model is made.
 
     Attributes:
-        saved: its name.
-        layer: which one along the first axis, where layers were saved as one tensor.
-        part: which rows: see `tensor_parts`.
+        saved: name of the saved tensor.
+        layer: index along the first axis, where all layers were saved as one tensor; else None.
+        part: which rows, a key of `tensor_parts.PARTS`; None for all.
     """
 
     saved: str
@@ -36,7 +36,14 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A saved tensor by the pattern of its name: numbers as `{}`, and the numbers themselves."""
+    """A saved tensor.
+
+    Attributes:
+        name: its name, with the layer's number.
+        pattern: the name with `{}` in the place of numbers.
+        numbers: these numbers.
+        source: what is read for it.
+    """
 
     name: str
     pattern: str
@@ -46,7 +53,13 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A tensor of the model that a saved one is, or is a part of; `place` where several join."""
+    """The tensor of the model that a saved tensor fills, wholly or in part.
+
+    Attributes:
+        name: transformers' name, with `{}` for numbers.
+        place: position among the saved tensors that are joined for it.
+        part: which rows of the saved tensor it takes; None for all.
+    """
 
     name: str
     place: int
@@ -54,8 +67,17 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
-    """One framework's names of a family: see `families`."""
+class KeyMap:
+    """One framework's names for a family's tensors.
+
+    Attributes:
+        framework: a key of `FRAMEWORKS`.
+        model_types: the model types that it is for.
+        ignored: prefixes of names that transformers leaves out.
+        zero: patterns of tensors that transformers' model lacks; they must be 0.
+        names: pattern of the framework's name -> what it fills in the model.
+        architecture: general.architecture of a GGUF file; else None.
+    """
 
     framework: str
     model_types: tuple[str, ...]
@@ -67,19 +89,23 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """A model's tensors: its name -> what is joined for it along the second dimension.
+    """A checkpoint's tensors under transformers' names.
 
-    `zero` are saved names that have no place in the model, and change nothing while they are 0.
+    Attributes:
+        sources: transformers' name -> the saved tensors that are joined along the second
+            dimension for it.
+        key_map: the key map that was used.
+        zero: names of saved tensors that transformers' model lacks; they must be 0.
     """
 
     sources: Mapping[str, tuple[Source, ...]]
-    family: Family
+    key_map: KeyMap
     zero: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Framework:
-    """How a framework is spoken of, and what to run where its names have no map."""
+    """A framework's name in messages, and the hint where no key map fits."""
 
     name: str
     hint: str
@@ -105,12 +131,12 @@ FRAMEWORKS: Mapping[str, Framework] = {
 
 
 def split_name(name: str) -> tuple[str, tuple[str, ...]]:
-    """A name with its numbers as `{}`, and these numbers."""
+    """A name with `{}` in the place of its numbers, and these numbers."""
     return _NUMBER.sub("{}", name), tuple(_NUMBER.findall(name))
 
 
-def plain(names: Mapping[str, str]) -> list[Saved]:
-    """Saved tensors (name -> saved name), each as one of the model's."""
+def saved_tensors(names: Mapping[str, str]) -> list[Saved]:
+    """`Saved` of each tensor, from name without wrappers -> saved name."""
     return [Saved(name, *split_name(name), Source(saved)) for name, saved in names.items()]
 
 
@@ -122,42 +148,42 @@ def translate(
     *,
     architecture: str | None = None,
 ) -> Translation | MoegeoError:
-    """The tensors of transformers' model, by the map of the family that has every name.
+    """Translate saved names by the first key map that has every name.
 
     Args:
-        tensors: what was saved.
-        framework: whose names these are.
-        model_type: of the config, where it is known: its family is asked first.
-        folder: for errors.
-        architecture: what the file itself says of the family, where it does.
+        tensors: the saved tensors.
+        framework: the framework that wrote them, a key of `FRAMEWORKS`.
+        model_type: `model_type` of the config; its key map is tried first. None where not known.
+        folder: the checkpoint's folder, for errors.
+        architecture: the family by the file's own metadata (GGUF); else None.
 
     Returns:
-        The translation, or the error where no map has every name.
+        The translation, or the error where no key map has every name.
     """
-    known = [f for f in families() if f.framework == framework]
-    found = [f for f in known if f.architecture == architecture]
-    found.sort(key=lambda family: model_type not in family.model_types)
+    known = [m for m in key_maps() if m.framework == framework]
+    found = [m for m in known if m.architecture == architecture]
+    found.sort(key=lambda key_map: model_type not in key_map.model_types)
     unknown = {} if found else {0: f"the architecture {architecture}"}
-    for family in found:
+    for key_map in found:
         parts: dict[str, dict[int, Source]] = {}
-        strangers, zero = [], []
+        unmapped, zero = [], []
         for one in tensors:
-            for target in family.names.get(one.pattern, ()):
+            for target in key_map.names.get(one.pattern, ()):
                 source = Source(one.source.saved, one.source.layer, target.part)
                 parts.setdefault(target.name.format(*one.numbers), {})[target.place] = source
-            if one.pattern in family.zero:
+            if one.pattern in key_map.zero:
                 zero.append(one.source.saved)
-            elif one.pattern not in family.names and not one.name.startswith(family.ignored):
-                strangers.append(one.name)
-        if not strangers:
+            elif one.pattern not in key_map.names and not one.name.startswith(key_map.ignored):
+                unmapped.append(one.name)
+        if not unmapped:
             sources = {
                 name: tuple(source for _, source in sorted(joined.items()))
                 for name, joined in sorted(parts.items())
             }
-            return Translation(sources, family, tuple(dict.fromkeys(zero)))
-        unknown.setdefault(len(strangers), strangers[0])
+            return Translation(sources, key_map, tuple(dict.fromkeys(zero)))
+        unknown.setdefault(len(unmapped), unmapped[0])
     words = FRAMEWORKS[framework]
-    mapped = ", ".join(sorted({t for family in known for t in family.model_types}))
+    mapped = ", ".join(sorted({t for key_map in known for t in key_map.model_types}))
     return UnsupportedLayoutError(
         f"{folder.name} holds a model of {words.name}'s of whose names moegeo has no map",
         found=f"for instance {unknown[min(unknown)]}; mapped are {mapped}",
@@ -165,23 +191,23 @@ def translate(
     )
 
 
-def refuse_other_type(family: Family, model_type: str, folder: Path) -> MoegeoError | None:
-    """The error for a config of another model than the names are of; None where it is theirs."""
-    if model_type in family.model_types:
+def other_type_error(key_map: KeyMap, model_type: str, folder: Path) -> MoegeoError | None:
+    """The error for a config whose model type is not that of the names; None where it is."""
+    if model_type in key_map.model_types:
         return None
-    types = " or ".join(family.model_types)
+    types = " or ".join(key_map.model_types)
     return UnsupportedLayoutError(
         f"the config is of a {model_type}, and {folder.name} of a {types}",
-        found=f"{FRAMEWORKS[family.framework].name}'s names of that model",
+        found=f"{FRAMEWORKS[key_map.framework].name}'s names of that model",
         hint="give that model's config.json with --config",
     )
 
 
 @functools.cache
-def families() -> tuple[Family, ...]:
-    """The key maps of every family and framework."""
+def key_maps() -> tuple[KeyMap, ...]:
+    """The key maps of every family and framework, from families/*.toml."""
     return tuple(
-        Family(
+        KeyMap(
             framework=framework,
             model_types=tuple(facts[framework]["model_types"]),
             ignored=tuple(facts[framework].get("ignored", ())),
@@ -196,7 +222,7 @@ def families() -> tuple[Family, ...]:
 
 
 def _by_pattern(names: Mapping[str, list[str]]) -> dict[str, tuple[Target, ...]]:
-    """Their pattern -> the tensors that it is, or is a part of."""
+    """Pattern of the framework's name -> what it fills in the model."""
     found: dict[str, tuple[Target, ...]] = {}
     for pattern, target in _targets(names):
         found[pattern] = (*found.get(pattern, ()), target)

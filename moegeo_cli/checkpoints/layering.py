@@ -1,4 +1,8 @@
-"""Which decoder layers have a router, by the rules with which families write it in a config."""
+"""Find the decoder layers that have a router from config.json.
+
+Families write this in different ways: a step, a first dense block, a list. `architecture` names
+the rule of each family, a key of `LAYER_RULES`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,17 @@ _HasRouter = Callable[[int], bool]
 def list_moe_layers(
     config: Mapping[str, Any], layers: int | None, rule: str
 ) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
-    """Indices of the layers with a router, and of those that dispatch by hashing."""
+    """Find the layers with a router.
+
+    Args:
+        config: the part of the config that describes the model with the experts.
+        layers: number of layers; None where not known.
+        rule: a key of `LAYER_RULES`. A list `mlp_layer_types` in the config goes before it.
+
+    Returns:
+        Indices of the layers with a router (None where the config does not say), and of those
+        that dispatch tokens by a hash of their id.
+    """
     types = config.get("mlp_layer_types")
     if layers is None or layers > 10_000:
         return None, ()
@@ -75,7 +89,7 @@ def _block_types(config: Mapping[str, Any]) -> _HasRouter | None:
 
 
 def _guess(config: Mapping[str, Any]) -> _HasRouter | None:
-    """Of a type that is not known: only what the config spells out."""
+    """The rule for an unknown type: only what the config states explicitly."""
     if isinstance(config.get("moe_layers"), list):
         return _listed(config)
     if "first_k_dense_replace" in config and config.get("moe_layer_freq", 1) == 1:
@@ -87,7 +101,7 @@ LAYER_RULES: Mapping[str, Callable[[Mapping[str, Any]], _HasRouter | None]] = {
     "all": lambda config: lambda i: True,
     "sparse-step": _sparse_step,
     "first-dense": _first_dense,
-    "layer-types": _guess,  # a config without the list tells little
+    "layer-types": _guess,  # for a config without its list mlp_layer_types
     "dense-count": _dense_count,
     "moe-layers": _listed,
     "period": _period,

@@ -1,7 +1,7 @@
-"""Tensors that stand under another name than the one that the model looks for.
+"""Find an unused tensor that may be a missing one under another name, for error messages.
 
-A converter that renames a router leaves a checkpoint in which a router is missing and a tensor of
-its shape is used by nothing. The error then names both.
+A converter may rename a router. The checkpoint then lacks the router, and holds an unused tensor
+of the same shape. The error names both.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ _NO_ROUTER = re.compile(r"(?:^|\.)(?:experts|shared_experts?|\w*_proj)\.")
 
 
 def layer_path(name: str) -> str:
-    """A name up to its last layer number: towers may nest. Empty outside of layers."""
+    """A name up to its last layer number, such as `model.layers.3`; "" outside of layers."""
     end = max((match.end(1) for match in LAYER.finditer(f"{name}.")), default=0)
     return name[:end]
 
 
 def shared_parts(name: str, other: str) -> int:
-    """How many leading parts of two paths agree."""
+    """How many leading parts two dotted names share."""
     pairs = zip(name.split("."), other.split("."), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def find_stand_in(
+def find_same_shape(
     wanted: str, shape: tuple[int | None, ...], held: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """The tensor under the same layer that has the shape of a missing one.
+    """Find a tensor of the same layer that has the shape of a missing one.
 
     Args:
         wanted: name of the missing tensor.
         shape: its shape; None for a length that is not known.
-        held: name -> shape of the tensors that may be it.
+        held: name -> shape of the candidates.
 
     Returns:
-        Its name, the likeliest of several: named like a router, then nearest by name. None where
-        there is none, or where nothing but the layer speaks for it.
+        The name of the most likely candidate: one named like a router first, then the one that
+        shares most of the name. None where no candidate is named like a router or shares more
+        than the layer's path.
     """
     layer = layer_path(wanted)
     found = []
@@ -53,11 +54,13 @@ def find_stand_in(
     return min(found)[2] if found else None
 
 
-def say_stand_ins(pairs: Iterable[tuple[str, str]], held: Mapping[str, tuple[int, ...]]) -> str:
-    """In words: which tensors have the shapes of missing ones.
+def describe_same_shapes(
+    pairs: Iterable[tuple[str, str]], held: Mapping[str, tuple[int, ...]]
+) -> str:
+    """Say in words which tensors have the shapes of missing ones.
 
     Args:
-        pairs: (name of a missing tensor, name of the one with its shape).
+        pairs: (name of a missing tensor, name of a tensor with its shape).
         held: name -> shape.
     """
     pairs = list(pairs)

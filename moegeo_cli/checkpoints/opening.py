@@ -12,7 +12,7 @@ from moegeo_cli.checkpoints.gguf_file import GGUFWeights
 from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.checkpoints.indexes import read_index
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, GGUF, find_distributed, find_gguf
-from moegeo_cli.checkpoints.twice import refuse_two
+from moegeo_cli.checkpoints.two_saves import refuse_two_saves
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError
 
@@ -84,7 +84,7 @@ def open_weights(folder: Path, config: Mapping[str, Any] | None = None) -> Weigh
                 hint="copy or save the adapter again; if it is still being written, wait",
             )
         return found
-    refuse_two(folder)
+    refuse_two_saves(folder)
     file = folder / next(name for name, value in LAYOUT_FILES.items() if value == layout)
     if layout.endswith("sharded"):
         return WeightIndex(folder, layout, read_index(file))

@@ -1,4 +1,4 @@
-"""Patterns over module names, as --router takes them."""
+"""Compile the module-name patterns of `--router`: globs, or regular expressions after `re:`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ REGEX = "re:"
 
 
 def compile_pattern(pattern: str) -> Callable[[str], bool]:
-    """Whether a whole name fits: a glob (`blocks.*.router`), or a regex after `re:`.
+    """Compile a pattern over module names.
+
+    Args:
+        pattern: a glob (`blocks.*.router`), or `re:` and a regular expression.
+
+    Returns:
+        A function that says whether a whole name matches.
 
     Raises:
-        UsageError: not a regular expression.
+        UsageError: the text after `re:` is not a regular expression.
     """
     text = pattern.removeprefix(REGEX) if pattern.startswith(REGEX) else translate(pattern)
     try:

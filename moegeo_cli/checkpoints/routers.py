@@ -1,7 +1,7 @@
-"""The routers of a checkpoint by the names of its tensors, checked against the config.
+"""Find the routers of a checkpoint by tensor names, and check them against the config.
 
-transformers loads a model whose router is missing from the files with a random router, so what
-the config asks for must be found here first.
+This runs before a model is loaded: transformers gives a router that is missing from the files
+random weights, and measuring would not notice.
 """
 
 from __future__ import annotations
@@ -13,39 +13,45 @@ from dataclasses import dataclass
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.bias_names import FILE_NAMES
 from moegeo_cli.checkpoints.misplaced import (
-    find_stand_in,
+    describe_same_shapes,
+    find_same_shape,
     layer_path,
-    say_stand_ins,
     shared_parts,
 )
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, ShapeError, UnsupportedLayoutError
 
-# Families call a router's module by these names on disk.
+# Names of router modules in files, over all families.
 _ROUTER = re.compile(
     r"^(?P<module>(?:.*\.)?(?:gate|router)(?:\.(?:gate|wg|layer|classifier|proj))?"
     r"|(?:.*\.)?router_gate|(?:.*\.)?router_mlp\.out_proj)\.weight(?:_1)?$"
     r"|^(?P<flat>(?:.*\.)?mlp)\.gate_weight$"
 )
 _SELECTION_BIAS = re.compile(rf"(?:^|\.)(?:{'|'.join(FILE_NAMES)})(?:_1)?$")
-# output gates of attention layers and of shared experts
+# Output gates of attention layers and of shared experts: no routers.
 _OTHER_GATE = re.compile(r"(?:attn|attention|shared_experts?|shared_mlp)\.(?:gate|router)\.")
 _EXPERTS = re.compile(r"\.experts\.")
 _PACKED = re.compile(
     r"(?:^|\.)(?:gate|router)(?:\.\w+)?\.(?:qweight|weight_packed|weight_quantized)$"
 )
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-# Parts that text does not pass, or that only guess tokens ahead.
+# Parts that text does not pass (images, sound), and multi-token prediction.
 OTHER_TOWER = re.compile(r"(?:^|\.)(?:visual|vision|audio|mtp|talker|code2wav)[^.]*\.")
 
 
 @dataclass(frozen=True, slots=True)
 class RouterTensors:
-    """One router in the files.
+    """The tensors of one router.
 
-    `module` is its path on disk, `shape` that of its weight, normally (rows, hidden).
-    `bias` is added to the logits, `selection_bias` acts on the selection alone.
-    `main` is false for routers of another tower than the language model's own layers.
+    Attributes:
+        layer: the layer's index; None where the name holds none.
+        module: path of the router's module in the files.
+        weight: name of its weight.
+        shape: shape of the weight, normally (rows, hidden).
+        bias: name of the bias that is added to the logits; None without one.
+        selection_bias: name of the bias that acts on the selection alone; None without one.
+        main: whether the router is in the language model's own layers. False for another tower
+            and for multi-token prediction.
     """
 
     layer: int | None
@@ -60,12 +66,15 @@ class RouterTensors:
 def find_router_tensors(
     index: WeightIndex, architecture: Architecture | None = None
 ) -> tuple[RouterTensors, ...]:
-    """Find the routers among a checkpoint's tensors, by layer.
+    """Find the routers among a checkpoint's tensors.
 
     Args:
         index: the checkpoint's tensors.
-        architecture: tells a bias of the selection from one of the logits where both are
-            called the same, and layers beyond the model's last (multi-token prediction).
+        architecture: the model, where it is known. It tells whether a router's `bias` is added to
+            the logits or acts on the selection, and which layers are the model's own.
+
+    Returns:
+        The routers: the language model's by layer, then the others.
     """
     names = index.names()
     by_layer: dict[str, list[str]] = {}
@@ -93,7 +102,7 @@ def find_router_tensors(
                 shape=index.shape(name),
                 bias=bias,
                 selection_bias=selection,
-                # ernie's second weight is that of image tokens
+                # ernie's second weight (`_1`) routes image tokens
                 main=not beyond and not name.endswith("_1") and not OTHER_TOWER.search(module),
             )
         )
@@ -101,15 +110,16 @@ def find_router_tensors(
 
 
 def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[RouterTensors, ...]:
-    """Check that every layer which should have a router has it, in the config's shape.
+    """Check that every MoE layer has a router of the shape that the config says.
 
     Returns:
-        The routers of the language model.
+        The routers of the language model, by layer.
 
     Raises:
-        IncompleteCheckpointError: a router's tensor is missing, by name.
-        ShapeError: a router whose shape contradicts the config.
-        UnsupportedLayoutError: quantised routers, or tensors that no model can be given.
+        IncompleteCheckpointError: a tensor of a router is missing; the error names it.
+        ShapeError: the shape of a router contradicts the config.
+        UnsupportedLayoutError: the routers are quantised, or `index.obstacle` says why no model
+            can be loaded.
     """
     if index.obstacle is not None:
         raise index.obstacle
@@ -134,7 +144,7 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
 
 
 def _refuse_quantised(index: WeightIndex) -> None:
-    """Raise where routers are there, but packed into integers."""
+    """Raise if the files hold routers packed into integers."""
     for name in index.names():
         if _PACKED.search(name):
             raise _quantised(name, index.dtype(name))
@@ -150,7 +160,7 @@ def _quantised(name: str, dtype: str) -> UnsupportedLayoutError:
 
 
 def layer_of(name: str) -> int | None:
-    """The last layer number in a name."""
+    """The last layer number in a name; None where there is none."""
     path = layer_path(name)
     return int(path.rpartition(".")[2]) if path else None
 
@@ -158,10 +168,15 @@ def layer_of(name: str) -> int | None:
 def _find_biases(
     names: Sequence[str], module: str, architecture: Architecture | None
 ) -> tuple[str | None, str | None]:
-    """Names of the bias of the logits and of the bias of the selection.
+    """(bias added to the logits, bias of the selection), by tensor names.
 
-    `names` are those of the router's layer. The selection's bias lies in the router, in its
-    block or in the experts; where a layer has several, the nearest is the router's own.
+    A selection bias lies in the router, in its block or in the experts. Where a layer has several,
+    the one that shares most of its name with the router belongs to it.
+
+    Args:
+        names: the tensors of the router's layer.
+        module: path of the router's module.
+        architecture: the model, where it is known.
     """
     plain = f"{module}.bias"
     bias = plain if plain in names else None
@@ -175,7 +190,7 @@ def _find_biases(
 
 
 def _experts_without_router(index: WeightIndex, routers: tuple[RouterTensors, ...]) -> list[str]:
-    """Layers whose files hold experts and no router, where the config tells no layers."""
+    """Expected router names of layers that hold experts but no router."""
     towers = {router.module.partition(".")[0] for router in routers}
     present = {layer_path(router.module) for router in routers}
     experts = {
@@ -191,7 +206,7 @@ def _experts_without_router(index: WeightIndex, routers: tuple[RouterTensors, ..
 def _expected_name(
     index: WeightIndex, routers: tuple[RouterTensors, ...], architecture: Architecture, layer: int
 ) -> str:
-    """The name that a missing router should have, by its siblings or by the table."""
+    """The name of a missing router, derived from the other routers or from families/."""
     for router in routers:
         if router.layer is not None:
             start, _, end = router.weight.rpartition(f".{router.layer}.")
@@ -208,7 +223,7 @@ def _expected_name(
 def _lacking(
     index: WeightIndex, architecture: Architecture, names: Sequence[str], found: int
 ) -> IncompleteCheckpointError:
-    """The error for routers that are not there, or that stand under another name."""
+    """The error for missing routers; it names tensors that may be them under another name."""
     rows = None if architecture.experts_by_layer else architecture.router_rows
     shape = (rows, architecture.hidden)
     held = {
@@ -218,20 +233,20 @@ def _lacking(
     }
     paths = sorted({layer_path(name) for name in held} - {""})
     wanted = names or [f"{path}.router.weight" for path in paths]
-    stand_ins = [(n, other) for n in wanted if (other := find_stand_in(n, shape, held))]
+    renamed = [(n, other) for n in wanted if (other := find_same_shape(n, shape, held))]
     headline = f"the checkpoint lacks {len(names)} routers: {', '.join(names[:4])}"
     if not names:
         headline = f"the checkpoint holds no router, and {architecture.text_type} has them"
     hint = "save or download the checkpoint again; a random router would be measured instead"
-    if stand_ins:
-        missing, name = stand_ins[0]
+    if renamed:
+        missing, name = renamed[0]
         hint = f"if {name} is the router, save it as {missing}, and so each of the others"
     return IncompleteCheckpointError(
         headline,
         found=f"{found} routers among {len(index)} tensors"
-        + (f"; {say_stand_ins(stand_ins, held)}" if stand_ins else ""),
+        + (f"; {describe_same_shapes(renamed, held)}" if renamed else ""),
         hint=hint,
-        context={"missing": names, "stand_ins": dict(stand_ins)},
+        context={"missing": names, "stand_ins": dict(renamed)},
     )
 
 
@@ -239,8 +254,8 @@ def _check_shape(router: RouterTensors, architecture: Architecture) -> None:
     rows, hidden = architecture.rows_in(router.layer), architecture.hidden
     shape = router.shape
     fits = shape[0] == rows and (hidden is None or shape[1] == hidden)
-    turned = shape[1] == rows and (hidden is None or shape[0] == hidden)
-    if not (fits or turned or (not architecture.known and rows in shape)):
+    transposed = shape[1] == rows and (hidden is None or shape[0] == hidden)
+    if not (fits or transposed or (not architecture.known and rows in shape)):
         if architecture.text_type in _FREE_WIDTH and shape[0] == rows:
             return
         raise ShapeError(
@@ -253,14 +268,14 @@ def _check_shape(router: RouterTensors, architecture: Architecture) -> None:
         )
 
 
-# Their routers do not read the hidden state itself.
+# Families whose routers read something narrower or wider than the hidden state.
 _FREE_WIDTH = frozenset({"zaya", "muse_spark_text", "nemotron_h"})
 
 
 def _check_selection_bias(
     index: WeightIndex, routers: tuple[RouterTensors, ...], architecture: Architecture
 ) -> None:
-    """A selection bias that some routers have and one lacks, or of the wrong length."""
+    """Check that all routers have a selection bias or none has, and that its length is right."""
     lacking = [
         router
         for router in routers

@@ -1,7 +1,7 @@
-"""Stored tensors as torch holds them, read into memory of their own.
+"""Read safetensors tensors as torch tensors into memory of their own.
 
-A mapped file would do as well, but for its pages: they count as the process's memory, and
-what a stream holds must be known.
+`WeightIndex.tensor` uses it. Files are not memory-mapped, because mapped pages count as memory of
+the process, and reading a model layer by layer (`models/streaming/`) must know what it holds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from moegeo_cli.checkpoints.headers import TensorInfo, open_regular
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
-ALIGNMENT = 64  # of a cache line, and of what torch allocates
+ALIGNMENT = 64  # bytes: a cache line, and torch's own allocations
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
@@ -26,16 +26,16 @@ DTYPES = {
 def read_stored(
     path: Path, name: str, info: TensorInfo, rows: tuple[int, int] | None = None
 ) -> torch.Tensor:
-    """A tensor of a safetensors file, or some of its rows, in its own dtype.
+    """Read a tensor of a safetensors file, or some of its rows, in its stored dtype.
 
     Args:
         path: the file.
-        name: the tensor's, for errors.
-        info: where it lies.
+        name: the tensor's name, for errors.
+        info: its dtype, shape and place.
         rows: (start, stop) along the first dimension; None for all.
 
     Raises:
-        IncompleteCheckpointError: the file ends before them.
+        IncompleteCheckpointError: the file ends before the tensor.
         UnsupportedLayoutError: a dtype that torch does not have.
     """
     if info.dtype not in DTYPES:
@@ -47,7 +47,8 @@ def read_stored(
     start, stop = rows or (0, first)
     shape = (stop - start, *info.shape[1:]) if info.shape else ()
     row_bytes = (info.end - info.start) // max(first, 1)
-    # A product rounds by where its operands lie: the same place as in a mapped file.
+    # A matrix product may round differently with other alignment of its operands. Use the
+    # alignment that the tensor would have in a mapped file.
     offset, size = info.start % ALIGNMENT, (stop - start) * row_bytes
     space = torch.empty(size + 2 * ALIGNMENT, dtype=torch.uint8)
     offset += -space.data_ptr() % ALIGNMENT

@@ -1,6 +1,7 @@
-"""What the training left beside the weights: step, loss log, framework, router settings.
+"""Read the training's traces beside the weights: step, loss log, framework, router settings.
 
-`training_args.bin` is a pickle of arbitrary objects and is never loaded.
+The verdict judges the loss log with them, and reports name the framework. `training_args.bin` is a
+pickle of arbitrary objects and is never loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from moegeo_cli.errors import MoegeoError
 if TYPE_CHECKING:
     from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
-# Keys of any model's config that steer its routers in training.
+# Config keys, of any model, that control its routers in training.
 _SETTING = re.compile(
     r"router|aux_loss|z_loss|moe_loss|jitter|capacity|norm_topk|experts?_per_tok|moe_top_?k"
     r"|n_group|topk_group|topk_method|scoring_func|routed_scaling|num_experts|routed_experts"
@@ -32,7 +33,7 @@ _TRAINER_SETTINGS = (
     "max_steps", "num_train_epochs", "train_batch_size", "logging_steps", "eval_steps",
     "save_steps",
 )  # fmt: skip
-# Files beside a checkpoint, or in the run's folder, by which a framework is known.
+# Files beside a checkpoint, or in the run's folder, that identify a framework.
 _FRAMEWORK_FILES: Mapping[str, tuple[str, ...]] = {
     "llama-factory": ("trainer_log.jsonl", "llamaboard_config.yaml"),
     "verl": ("fsdp_config.json",),
@@ -45,21 +46,25 @@ _CARD_WORDS: Mapping[str, str] = {
     "trl": "trl", "torchtitan": "torchtitan", "olmo-core": "olmo-core", "nemo": "nemo",
     "megatron": "megatron", "nanotron": "nanotron", "verl": "verl",
 }  # fmt: skip
-# TRL's trainers log these, the plain Trainer does not.
+# Keys that TRL's trainers log and transformers' Trainer does not.
 _TRL_LOG_KEYS = ("mean_token_accuracy", "num_tokens", "rewards/chosen", "reward", "kl")
 MAX_CARD_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
-    """A checkpoint's own account of its training.
+    """What a checkpoint's files say about its training.
 
-    `tokens` counts input tokens, by the log, else as the checkpoint's name rounds them; None where
-    neither says. `fraction` is the share of the
-    planned steps that are done. `log` holds numbers only; a value that was NaN or infinite is
-    None there and its key stands in the entry's `nonfinite`. `framework` is None where nothing
-    tells it. `settings` is flat: router keys of the config by their name, the Trainer's own
-    under `trainer.<key>`.
+    Attributes:
+        step: the training step; None where not known.
+        tokens: input tokens seen, from the log or rounded from the checkpoint's name; None where
+            neither has them.
+        fraction: done share of the planned steps, 0 to 1; None where not known.
+        log: log entries by step, with numbers only. A value that was NaN or infinite is None, and
+            the entry's `nonfinite` lists its key.
+        framework: the training framework; None where not known.
+        settings: router keys of the config by their name, and the Trainer's settings as
+            `trainer.<key>`.
     """
 
     step: int | None
@@ -71,17 +76,17 @@ class TrainingLog:
 
 
 def read_training(checkpoint: Checkpoint) -> TrainingLog:
-    """Read what the training left in a checkpoint.
+    """Read the training log, the step and the settings of a checkpoint.
 
     Raises:
-        IncompleteCheckpointError: config.json or trainer_state.json is cut.
+        IncompleteCheckpointError: config.json or trainer_state.json is truncated.
     """
     config, state = checkpoint.config, checkpoint.trainer_state or {}
     log = _read_log(state)
     step = _natural(state.get("global_step"))
     if step is None:
         step = checkpoint.step
-    told = read_name(step_folder(checkpoint.path).name)
+    name = read_name(step_folder(checkpoint.path).name)
     planned = _natural(state.get("max_steps"))
     settings = router_settings(config)
     settings.update(
@@ -93,7 +98,7 @@ def read_training(checkpoint: Checkpoint) -> TrainingLog:
     )
     return TrainingLog(
         step=step,
-        tokens=0 if step == 0 else _tokens(state, log) or told.tokens,
+        tokens=0 if step == 0 else _tokens(state, log) or name.tokens,
         fraction=step / planned if step is not None and planned else None,
         log=log,
         framework=detect_framework(checkpoint.path, state or None, log),
@@ -102,7 +107,12 @@ def read_training(checkpoint: Checkpoint) -> TrainingLog:
 
 
 def router_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config's keys that steer routers, flat; nested parts by `part.key`, text part bare."""
+    """The config's keys that control routers, sorted.
+
+    Returns:
+        Key -> value. Keys of a text model's config are as they are, those of `ffn_config` begin
+        with `ffn_config.`.
+    """
     text = text_config(config)
     found: dict[str, Any] = {}
     for prefix, part in (("", config), ("", text), ("ffn_config.", text.get("ffn_config"))):
@@ -117,9 +127,15 @@ def router_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 def detect_framework(
     folder: Path, state: Mapping[str, Any] | None, log: tuple[Mapping[str, Any], ...] = ()
 ) -> str | None:
-    """The framework that trained a checkpoint, by what lies beside it; None where unknown.
+    """The framework that trained a checkpoint; None where not known.
 
-    Looks into the checkpoint's folder and the run's folder above it.
+    The checkpoint's folder and the run's folder above it are searched for a model card and for
+    files that only one framework writes.
+
+    Args:
+        folder: the checkpoint's folder.
+        state: the parsed trainer_state.json; None where there is none.
+        log: its log entries.
     """
     places = (folder, folder.absolute().parent)
     for place in places:
@@ -143,7 +159,7 @@ def detect_framework(
 
 
 def _read_log(state: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    """log_history as entries of numbers, in order of steps."""
+    """log_history with numbers only, sorted by step."""
     history = state.get("log_history")
     entries = []
     for raw in history if isinstance(history, list) else ():
@@ -171,7 +187,7 @@ def _is_finite(value: float) -> bool:
 
 
 def _tokens(state: Mapping[str, Any], log: tuple[Mapping[str, Any], ...]) -> int | None:
-    """Input tokens seen; the Trainer writes 0 where it was not asked to count."""
+    """Input tokens seen; None where not counted (the Trainer then writes 0)."""
     counted = _natural(state.get("num_input_tokens_seen"))
     if not counted:
         for key in ("num_input_tokens_seen", "num_tokens"):
@@ -188,7 +204,7 @@ def _natural(value: Any) -> int | None:
 
 
 def _read_card(path: Path) -> str:
-    """A model card's text; empty where there is none."""
+    """A model card's text in lower case; empty where there is none."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_CARD_BYTES).decode("utf-8", "replace").lower()
@@ -204,7 +220,7 @@ def _matches(folder: Path, pattern: str) -> bool:
 
 
 def _is_torchtitan(folder: Path) -> bool:
-    """Whether a job config of torchtitan lies here: TOML with these tables."""
+    """Whether a folder holds a job config of torchtitan: a TOML file with one of its tables."""
     try:
         for path in sorted(folder.glob("*.toml"))[:4]:
             text = path.read_text(encoding="utf-8", errors="replace")[:MAX_CARD_BYTES]

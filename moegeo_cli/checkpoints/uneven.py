@@ -1,7 +1,7 @@
-"""Layers with different numbers of experts, as pruning leaves them.
+"""Find the number of experts of each layer where layers differ, as after pruning.
 
-What counts is what the files hold: the rows of each router and the experts beside it. A config may
-say one number, a list, or the number from before the pruning.
+The files count: the rows of each router and the experts beside it. A config may hold one number, a
+list, or the number from before the pruning. The result completes what `architecture` read.
 
 Legend: E experts, K experts chosen per token.
 """
@@ -19,21 +19,22 @@ from moegeo_cli.errors import ShapeError
 
 
 def with_experts_by_layer(index: WeightIndex, architecture: Architecture) -> Architecture:
-    """The architecture with each layer's own number of experts, where layers differ.
+    """Add each layer's number of experts to an architecture where layers differ.
 
     Args:
         index: the checkpoint's tensors.
-        architecture: what the config says.
+        architecture: the architecture by the config.
 
     Returns:
-        `architecture` itself where all layers have one number, or where the files do not tell.
+        `architecture` itself where all layers have the same number of experts, or where the
+        files do not show the numbers.
 
     Raises:
         ShapeError: layers differ, and router, experts, K, groups or config contradict each other.
     """
     routers = [r for r in find_router_tensors(index, architecture) if r.main]
     rows = {r.layer: r.shape[0] for r in routers if r.layer is not None}
-    if not _is_told(routers, architecture) or len(set(rows.values())) < 2:
+    if not _shows_counts(routers, architecture) or len(set(rows.values())) < 2:
         return architecture
     found = {layer: count for layer, count in sorted(rows.items()) if layer is not None}
     _check_files(index, routers)
@@ -42,10 +43,10 @@ def with_experts_by_layer(index: WeightIndex, architecture: Architecture) -> Arc
     if stated is not None and dict(stated) != found:
         raise ShapeError(
             "config.json lists other numbers of experts than the files hold",
-            found=f"config: {say_experts(dict(stated))}; files: {say_experts(found)}",
+            found=f"config: {describe_counts(dict(stated))}; files: {describe_counts(found)}",
             hint="config.json and weights are of different models: copy them from one source",
         )
-    note = f"layers have different numbers of experts: {say_experts(found)}"
+    note = f"layers have different numbers of experts: {describe_counts(found)}"
     return replace(
         architecture,
         experts_by_layer=tuple(found.items()),
@@ -53,8 +54,8 @@ def with_experts_by_layer(index: WeightIndex, architecture: Architecture) -> Arc
     )
 
 
-def say_experts(counts: Mapping[int, int]) -> str:
-    """Numbers of experts in words: "8 in layers 0, 2; 5 in layer 1"."""
+def describe_counts(counts: Mapping[int, int]) -> str:
+    """Numbers of experts by layer in words: "8 in layers 0, 2; 5 in layer 1"."""
     layers: dict[int, list[int]] = {}
     for layer, count in counts.items():
         layers.setdefault(count, []).append(layer)
@@ -65,8 +66,11 @@ def say_experts(counts: Mapping[int, int]) -> str:
     )
 
 
-def _is_told(routers: Sequence[RouterTensors], architecture: Architecture) -> bool:
-    """Whether a router has one row an expert, and is stored so that rows are told from columns."""
+def _shows_counts(routers: Sequence[RouterTensors], architecture: Architecture) -> bool:
+    """Whether the router weights show the number of experts of each layer.
+
+    They do if every weight is (experts, hidden) and not square, with one router a layer.
+    """
     width = architecture.hidden
     layers = [r.layer for r in routers]
     return (
@@ -80,7 +84,7 @@ def _is_told(routers: Sequence[RouterTensors], architecture: Architecture) -> bo
 
 
 def _check_files(index: WeightIndex, routers: Sequence[RouterTensors]) -> None:
-    """See that each router has as many rows as there are experts beside it."""
+    """Check that each router has as many rows as its layer has experts."""
     held = find_expert_tensors(index, routers)
     for router in routers:
         experts = sorted(held[router.module].experts)
@@ -95,19 +99,19 @@ def _check_files(index: WeightIndex, routers: Sequence[RouterTensors]) -> None:
 
 
 def _check_choice(found: Mapping[int, int], architecture: Architecture) -> None:
-    """See that every layer can choose K experts, from groups of one size."""
+    """Check that every layer has K experts to select, and groups of equal size."""
     groups = architecture.selection.groups
     for layer, count in found.items():
         chosen = architecture.top_k_in(layer)
         if count < 2 or (chosen is not None and chosen > count):
             raise ShapeError(
                 f"layer {layer} has too few experts to choose from",
-                found=f"{count} experts, of which {chosen} are chosen ({say_experts(found)})",
+                found=f"{count} experts, of which {chosen} are chosen ({describe_counts(found)})",
                 hint="`moegeo inspect` and `moegeo check` still describe the checkpoint",
             )
         if groups is not None and count % groups[0]:
             raise ShapeError(
                 f"layer {layer}: its experts do not make groups of one size",
-                found=f"{count} experts in {groups[0]} groups ({say_experts(found)})",
+                found=f"{count} experts in {groups[0]} groups ({describe_counts(found)})",
                 hint="`moegeo inspect` and `moegeo check` still describe the checkpoint",
             )

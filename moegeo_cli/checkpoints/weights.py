@@ -1,9 +1,9 @@
-"""The tensors of one checkpoint by name, whichever files they lie in.
+"""`WeightIndex`: the stored tensors of one checkpoint by name, whichever files they lie in.
 
-Five layouts are read: one safetensors file or several with an index, the same two in torch's
-pickled format, and torch.distributed.checkpoint (`distributed`). Safetensors are opened by their
-headers alone; pickled files are opened by torch on first use, restricted to weights and mapped
-instead of read.
+This module reads safetensors and torch's pickled files, single or sharded. `distributed` and
+`gguf_file` have subclasses for their layouts. `effective` turns stored tensors into the model's.
+Safetensors files are opened by their headers alone. Pickled files are opened by torch on first use,
+restricted to weights and memory-mapped.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ from moegeo_cli.errors import (
 
 
 class WeightIndex:
-    """The tensors of one checkpoint: names, shapes and dtypes at once, values on request.
+    """The stored tensors of one checkpoint: names, shapes and dtypes at once, values on request.
 
     Attributes:
         folder: the checkpoint's folder.
-        layout: one of `opening.LAYOUT_FILES`, `DISTRIBUTED`, `GGUF` or `ADAPTER`.
+        layout: a value of `opening.LAYOUT_FILES`, or `DISTRIBUTED`, `GGUF` or `ADAPTER`.
         files: the weight files, sorted by name.
-        obstacle: why no model can be given these tensors; None where nothing is known against it.
-        left_out: how much else lies in the files (an optimizer's state), by its first name.
-        schemes: forms of quantisation that the layout itself has, by name.
-        dequantised: how many of its tensors are made from such.
+        obstacle: the error that a model cannot be loaded from these tensors; None where it can,
+            as far as is known.
+        left_out: number of other tensors in the files (an optimizer's state), by their first key.
+        schemes: quantisation schemes of the layout itself (GGUF), by name.
+        dequantised: number of tensors that are made from quantised ones of these schemes.
     """
 
     obstacle: MoegeoError | None = None
@@ -62,8 +63,13 @@ class WeightIndex:
 
         Args:
             folder: the checkpoint's folder.
-            layout: one of `opening.LAYOUT_FILES`.
-            files: file -> names that the index expects in it, None for all that it holds.
+            layout: a value of `opening.LAYOUT_FILES`.
+            files: file -> tensor names that the shard index lists for it; None for all that the
+                file holds.
+
+        Raises:
+            IncompleteCheckpointError: a file is truncated, or lacks a tensor of the shard index.
+            PathError: a file is unreadable.
         """
         self.folder = folder
         self.layout = layout
@@ -95,11 +101,15 @@ class WeightIndex:
         return len(self._table())
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor; IncompleteCheckpointError where it is missing."""
+        """Shape of a tensor.
+
+        Raises:
+            IncompleteCheckpointError: no such tensor.
+        """
         return self._entry(name)[1].shape
 
     def dtype(self, name: str) -> str:
-        """Dtype of a tensor in safetensors' words: F32, BF16, ..."""
+        """Dtype of a tensor by its safetensors name: F32, BF16, ..."""
         return self._entry(name)[1].dtype
 
     def file_of(self, name: str) -> Path:
@@ -107,7 +117,7 @@ class WeightIndex:
         return self._entry(name)[0]
 
     def info(self, name: str) -> TensorInfo:
-        """Where a tensor lies; the offsets of a pickled tensor are 0 and its size in bytes."""
+        """Dtype, shape and place of a tensor; for a pickled one the place is (0, size in bytes)."""
         return self._entry(name)[1]
 
     def header(self, path: Path) -> Header | None:
@@ -115,7 +125,7 @@ class WeightIndex:
         return self._headers.get(path)
 
     def read(self, name: str) -> np.ndarray[Any, Any]:
-        """Values of a tensor; bfloat16 and float16 come as float32.
+        """Values of a tensor as a NumPy array; bfloat16 and float16 are returned as float32.
 
         Raises:
             IncompleteCheckpointError: no such tensor, or the file ends before it.
@@ -132,20 +142,20 @@ class WeightIndex:
         return np.array(tensor.detach().cpu().numpy())
 
     def _tensor(self, path: Path, name: str) -> Any:
-        """A tensor as torch holds it, of a file that has no header."""
+        """A tensor of a pickled file, memory-mapped."""
         if path not in self._pickled:
             self._pickled[path] = load_pickled(path)
         return self._pickled[path][name]
 
     def unmap(self) -> None:
-        """Let go of pickled files, whose pages count as memory; they open again for values."""
+        """Close pickled files, whose mapped pages count as memory; `tensor` opens them again."""
         self._pickled.clear()
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """A tensor as a torch tensor of its own dtype, or some of its rows.
+        """A tensor, or some of its rows, as a torch tensor of its stored dtype.
 
         Args:
-            name: the tensor's.
+            name: the tensor's name.
             rows: (start, stop) along the first dimension; None for all.
 
         Raises:
@@ -161,11 +171,11 @@ class WeightIndex:
         return found[slice(*rows)].clone() if rows and found.ndim else found.clone()
 
     def stored_bytes(self, name: str, rows: tuple[int, int] | None = None) -> bytes:
-        """The bytes that a tensor is made of, or some of its rows along the first dimension.
+        """The stored bytes of a tensor, or of some of its rows.
 
         Args:
-            name: the tensor's.
-            rows: (start, stop); None for all.
+            name: the tensor's name.
+            rows: (start, stop) along the first dimension; None for all.
 
         Raises:
             IncompleteCheckpointError: no such tensor, or the file ends before it.
@@ -176,7 +186,7 @@ class WeightIndex:
         return tensor_bytes(self.tensor(name, rows))
 
     def is_stored(self, name: str) -> bool:
-        """Whether `stored_bytes` are a tensor's values as they stand, and not made into them."""
+        """Whether `stored_bytes` gives the tensor's values themselves, not quantised ones."""
         return True
 
     def slices_cheaply(self, name: str) -> bool:
@@ -184,18 +194,18 @@ class WeightIndex:
         return self._entry(name)[0] in self._headers or self.layout.startswith("pytorch")
 
     def parts(self, name: str) -> tuple[tuple[Path, TensorInfo], ...]:
-        """Where what makes a tensor lies: file and place of each piece."""
+        """(file, place) of each stored tensor that a tensor is made of."""
         return (self._entry(name),)
 
     def check_type(self, model_type: str) -> None:
-        """Check that the tensors can be those of a transformers model of this type.
+        """Check that the tensors can belong to a transformers model of this type.
 
         Raises:
             UnsupportedLayoutError: they cannot.
         """
 
     def read_bytes(self, name: str) -> bytes:
-        """The stored bytes of a tensor, of any dtype."""
+        """The stored bytes of a tensor of any dtype, for hashing."""
         path, info = self._entry(name)
         if path not in self._headers:
             return self.read(name).tobytes()
@@ -209,7 +219,7 @@ class WeightIndex:
         total = 0
         for path in self.files:
             header = self.header(path)
-            if header is not None:  # of the Hub it may be here alone
+            if header is not None:  # for a Hub revision the file may hold its header alone
                 total += header.file_size
                 continue
             with open_regular(path) as (_, size):
@@ -247,7 +257,7 @@ class WeightIndex:
         return self._entries
 
     def _place(self) -> dict[str, tuple[Path, TensorInfo]]:
-        """Bring headers (or pickled tensors) and the index together."""
+        """Tensor -> (file, place), from headers or pickled tensors, checked against the index."""
         table: dict[str, tuple[Path, TensorInfo]] = {}
         for path in self.files:
             held: Mapping[str, TensorInfo]

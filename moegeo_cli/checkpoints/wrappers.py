@@ -1,4 +1,7 @@
-"""Names without what wrappers of training put into them, wherever it stands."""
+"""Remove from tensor names what training wrappers add (torch.compile, FSDP, DDP, PEFT, ...).
+
+`effective` applies it to every checkpoint, so that names are those of the bare model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,12 @@ _PEFT = re.compile(r"(?:^|(?<=\.))base_model\.model\.")
 
 @dataclass(frozen=True, slots=True)
 class Unwrapped:
-    """Names of the model -> names in the files, and the wrappers that were taken off."""
+    """Names without wrappers.
+
+    Attributes:
+        names: name in the model -> name in the files.
+        wrappers: the prefixes that were removed, sorted.
+    """
 
     names: dict[str, str]
     wrappers: tuple[str, ...]
@@ -27,38 +35,46 @@ def unwrap_name(name: str, *, inner: bool = True) -> str:
 
     Args:
         name: as saved.
-        inner: take `module.` off within names as well; a user's own model may have such a part.
+        inner: remove `module.` also within the name, not only at its start. False for a user's
+            own model, which may have a part of that name.
     """
     return _strip(name, inner)[0]
 
 
 def unwrap_names(names: Iterable[str], *, inner: bool = True) -> Unwrapped:
-    """The same for all names of a checkpoint; two that would become one stay as they are."""
+    """Remove wrappers from all names of a checkpoint.
+
+    Names that would become equal stay as they are.
+
+    Args:
+        names: as saved.
+        inner: see `unwrap_name`.
+    """
     found: dict[str, list[str]] = {}
     wrappers: set[str] = set()
-    taken: dict[str, tuple[str, ...]] = {}
+    removed: dict[str, tuple[str, ...]] = {}
     for name in names:
-        plain, off = _strip(name, inner)
+        plain, removed[name] = _strip(name, inner)
         found.setdefault(plain, []).append(name)
-        taken[name] = off
     result = {}
     for plain, saved in found.items():
         if len(saved) == 1:
             result[plain] = saved[0]
-            wrappers.update(taken[saved[0]])
+            wrappers.update(removed[saved[0]])
         else:
             result |= {name: name for name in saved}
     return Unwrapped(result, tuple(sorted(wrappers)))
 
 
 def _strip(name: str, inner: bool) -> tuple[str, tuple[str, ...]]:
-    taken: list[str] = []
+    """The name without wrappers, and the prefixes that were removed."""
+    removed: list[str] = []
     while True:
         before = name
         for pattern in (_EVERYWHERE, _MODULE, _PEFT):
             match = pattern.search(name) if pattern is not _MODULE or inner else pattern.match(name)
             if match is not None:
                 name = name[: match.start()] + name[match.end() :]
-                taken.append(match[0])
+                removed.append(match[0])
         if name == before:
-            return name, tuple(taken)
+            return name, tuple(removed)

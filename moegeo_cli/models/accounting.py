@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moegeo_cli.checkpoints.accounting import Unused, account, refuse_unscaled
+from moegeo_cli.checkpoints.accounting import Unused, check_dtypes, check_unused
 from moegeo_cli.checkpoints.adapters.moves import say_moves
 from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -42,14 +42,14 @@ def account_for(
     used = {name for source in sources.values() for name in source.names}
     held = model.state_dict(keep_vars=True)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    found = account(
+    found = check_unused(
         index,
         [name for name in names if name not in used],
         layers=layers if isinstance(layers, int) else None,
         ignored=_ignored(model),
         missing={n: tuple(held[n].shape) if n in held else () for n in missing},
     )
-    refuse_unscaled(
+    check_dtypes(
         index,
         (
             (target, name)

@@ -166,10 +166,10 @@ class RoutersAlone(ModelAdapter):
             UnsupportedArchitectureError: they are given something else than what routers see.
         """
         architecture = self.routers[0].architecture
-        if architecture.other_input is not None:
+        if architecture.expert_input_differs is not None:
             raise UnsupportedArchitectureError(
                 f"what experts of {architecture.text_type} are given is not their router's input",
-                found=architecture.other_input,
+                found=architecture.expert_input_differs,
                 hint="measure the model itself, without --captures",
             )
         note = SAME_INPUT if architecture.known else TAKEN_INPUT

@@ -132,7 +132,7 @@ class CapturedModels:
         hashing = [r for r in needs if r.tensors.layer in self.architecture.hash_layers]
         if not needs:
             return
-        problem = self.architecture.own_choice
+        problem = self.architecture.choice_differs
         if hashing:
             problem = f"layer {hashing[0].tensors.layer} chooses by the token's id"
         elif problem is None and any(router.top_k is None for router in needs):

@@ -24,7 +24,7 @@ from moegeo_cli.checkpoints.adapters.files import has_adapter
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.experts import check_expert_shapes
 from moegeo_cli.checkpoints.headers import is_there
-from moegeo_cli.checkpoints.uneven import say_experts
+from moegeo_cli.checkpoints.uneven import describe_counts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -111,7 +111,7 @@ def load_model(
     if experts and placed:
         raise UsageError(
             "--device-map cannot place a model whose layers have different numbers of experts",
-            found=f"--device-map, and {say_experts(experts)}",
+            found=f"--device-map, and {describe_counts(experts)}",
             hint="leave --device-map out; --stream reads a layer at a time",
         )
     if experts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import counting_values, expert_key
+from moegeo_cli.checkpoints.architecture import expert_key, resolve_conflicts
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedArchitectureError
 
@@ -26,7 +26,7 @@ def open_config(checkpoint: Checkpoint, experts: int | None = None) -> Any:
 
     document = checkpoint.config
     _, stated = expert_key(document)
-    values = counting_values(document)[1]
+    values = resolve_conflicts(document)[1]
     if experts is not None and stated.key is not None:
         values[stated.key] = experts
     if isinstance(stated.value, list) and experts is not None:  # which no class takes

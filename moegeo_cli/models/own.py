@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.accounting import account_own, known_unused, refuse_unscaled
+from moegeo_cli.checkpoints.accounting import check_dtypes, check_unused_own, known_unused
 from moegeo_cli.checkpoints.adapters.layout import Filling
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
@@ -242,9 +242,9 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
             + (f"; in the files alone: {', '.join(extra[:3])}" if extra else ""),
             hint="the factory must build the model that was saved, with the same module names",
         )
-    extra = account_own(index, set(index.names()) - set(names.values()))
+    extra = check_unused_own(index, set(index.names()) - set(names.values()))
     floats = {name for name, tensor in wanted.items() if tensor.is_floating_point()}
-    refuse_unscaled(index, ((name, saved) for name, saved in names.items() if name in floats))
+    check_dtypes(index, ((name, saved) for name, saved in names.items() if name in floats))
     for name, tensor in wanted.items():
         if name not in names:
             continue  # tied to one that is there

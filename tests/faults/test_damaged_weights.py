@@ -196,7 +196,7 @@ def test_the_same_weights_twice_are_no_reason_to_refuse(
     state = load_file(model / "model.safetensors")
     torch.save(state, tmp_path / "run" / "pytorch_model.bin")
     for most in (4 * 2**20, 64):  # compared whole, then by some of their rows
-        monkeypatch.setattr("moegeo_cli.checkpoints.twice.COMPARED_BYTES", most)
+        monkeypatch.setattr("moegeo_cli.checkpoints.two_saves.COMPARED_BYTES", most)
         assert open_weights(tmp_path / "run").layout == "safetensors"
     save_torch_state_dict(state, tmp_path / "run", max_shard_size="8KB", safe_serialization=False)
     assert open_weights(tmp_path / "run").layout == "safetensors"

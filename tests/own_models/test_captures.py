@@ -572,7 +572,7 @@ def given_alike(model_type: str, folder: Path) -> bool:
 def test_whose_experts_are_given_something_else_is_known(model_type: str, tmp_path: Path) -> None:
     assert given_alike(model_type, tmp_path) == (model_type not in OTHER_INPUT)
     known = describe_architecture(json.loads((tmp_path / "config.json").read_text()))
-    assert (known.other_input is not None) == (model_type in OTHER_INPUT)
+    assert (known.expert_input_differs is not None) == (model_type in OTHER_INPUT)
 
 
 def test_experts_that_are_given_something_else_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Weights that a folder holds twice, whole and in shards: the same, or one of them stale."""
+"""Refuse a folder that holds two different saves of its weights: one file and shards.
+
+`opening` calls it before it opens either. Two saves with equal values are accepted.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ _PAIRS = (
     ("model.safetensors", "model.safetensors.index.json"),
     ("pytorch_model.bin", "pytorch_model.bin.index.json"),
 )
-COMPARED_BYTES = 4 * 2**20  # of a tensor; a larger one is compared by rows that are evenly spread
+COMPARED_BYTES = 4 * 2**20  # larger tensors are compared by COMPARED_ROWS evenly spaced rows
 COMPARED_ROWS = 16
 
 
-def refuse_two(folder: Path) -> None:
-    """Raise where a folder holds its weights whole and in shards, and they are not the same.
+def refuse_two_saves(folder: Path) -> None:
+    """Raise if a folder holds its weights in one file and in shards with other values.
 
-    transformers reads the whole ones. An index without shards is a leftover that nobody reads.
+    transformers reads the single file. An index without its shards is ignored.
 
     Raises:
-        UnsupportedLayoutError: two saves, and no file says which one is stale.
+        UnsupportedLayoutError: the two saves differ, and no file says which one is stale.
     """
     for whole, index in _PAIRS:
         if not (is_there(folder / whole) and is_there(folder / index)):
@@ -43,7 +46,7 @@ def refuse_two(folder: Path) -> None:
 
 
 def _are_same(folder: Path, whole: str, index: str) -> bool:
-    """Whether both saves hold the same tensors, as far as they are compared."""
+    """Whether both saves hold the same tensors; large ones are compared by some rows."""
     try:
         one = WeightIndex(folder, "whole", {folder / whole: None})
         other = WeightIndex(folder, "shards", read_index(folder / index))
@@ -60,7 +63,7 @@ def _are_same(folder: Path, whole: str, index: str) -> bool:
 
 
 def _compared(index: WeightIndex, name: str) -> Iterator[tuple[int, int] | None]:
-    """The rows of a tensor that are compared; None for all of them."""
+    """The ranges of rows of a tensor that are compared; None for the whole tensor."""
     info = index.info(name)
     if info.end - info.start <= COMPARED_BYTES or not info.shape:
         yield None
