@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from functools import cache, partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
+from typer.main import get_command
 
 from moegeo_cli import __version__
 from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
@@ -69,6 +70,12 @@ def main(
         print(clean(words), file=sys.stderr)
 
 
+@cache
+def command_line() -> Any:
+    """All commands with their options, as click objects: formed once a process."""
+    return get_command(app)
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback reaches a user."""
     return run_among_ranks(partial(_run, arguments), _report)
@@ -77,7 +84,7 @@ def run(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
     try:
         with remembered_interrupts():
-            result = app(args=arguments, standalone_mode=False, obj=ranks)
+            result = command_line()(args=arguments, standalone_mode=False, obj=ranks)
             raise_pending()
         if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
             raise KeyboardInterrupt

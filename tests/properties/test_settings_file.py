@@ -80,9 +80,9 @@ def cases() -> Iterator[Case]:
 CASES = list(cases())
 
 
-@pytest.fixture
-def heard(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What the commands were called with, in place of their work."""
+@pytest.fixture(scope="module")
+def recording() -> tuple[Any, list[dict[str, Any]]]:
+    """The command line, whose commands note what they were called with in place of their work."""
     calls: list[dict[str, Any]] = []
 
     def record(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -93,10 +93,22 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
         return instead
 
-    for owner in (app, probe_app):
-        for command in owner.registered_commands:
-            assert command.callback is not None
-            monkeypatch.setattr(command, "callback", record(command.callback))
+    with pytest.MonkeyPatch.context() as patch:
+        for owner in (app, probe_app):
+            for command in owner.registered_commands:
+                assert command.callback is not None
+                patch.setattr(command, "callback", record(command.callback))
+        return typer.main.get_command(app), calls
+
+
+@pytest.fixture
+def heard(
+    recording: tuple[Any, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> list[dict[str, Any]]:
+    """What the commands of a test were called with."""
+    commands, calls = recording
+    calls.clear()
+    monkeypatch.setattr("moegeo_cli.cli.app.command_line", lambda: commands)
     return calls
 
 
