@@ -6,7 +6,9 @@ called with, gradients off the router parameters after one backward per sequence
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,15 @@ def place(path: str) -> str:
 
 def watch_experts(model: nn.Module, ids: list[list[int]], experts: int) -> list[Block]:
     """Run every sequence by itself; blocks in the order in which they are called."""
+    with watched(model, experts) as blocks, torch.no_grad():
+        for sequence in ids:
+            model(input_ids=torch.tensor([sequence]), use_cache=False)
+    return list(blocks.values())
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module, experts: int) -> Iterator[dict[str, Block]]:
+    """Blocks by path, in the order in which they are called while the context is open."""
     blocks: dict[str, Block] = {}
 
     def spy(path: str) -> Any:
@@ -54,7 +65,7 @@ def watch_experts(model: nn.Module, ids: list[list[int]], experts: int) -> list[
             block = blocks.setdefault(path, Block(path, experts, np.zeros(experts)))
             given = [*args, *kwargs.values()]
             sizes = [g for g in given if isinstance(g, list)]
-            tensors = [g for g in given if isinstance(g, torch.Tensor)]
+            tensors = [g.detach() for g in given if isinstance(g, torch.Tensor)]
             whole = [t for t in tensors if not t.is_floating_point()]
             if sizes:  # tokens a expert, counted by the model itself
                 block.counts_E += np.array(sizes[0])
@@ -78,12 +89,11 @@ def watch_experts(model: nn.Module, ids: list[list[int]], experts: int) -> list[
         own = path.rpartition(".")[2]
         if EXPERTS.search(name) and "shared" not in own and own != "output_linear":
             handles.append(module.register_forward_pre_hook(spy(path), with_kwargs=True))
-    with torch.no_grad():
-        for sequence in ids:
-            model(input_ids=torch.tensor([sequence]), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return list(blocks.values())
+    try:
+        yield blocks
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def router_weights(model: nn.Module, paths: list[str], rows: int) -> list[torch.Tensor]:

@@ -68,6 +68,13 @@ def test_weights_and_the_trace_are_those_of_the_model(model_type: str, tmp_path:
         assert 1.5 < whole.terms[term] / half.terms[term] <= 2.5, "it grows with the batch"
 
 
+def test_a_model_with_a_state_along_the_sequence_is_traced_without_a_bound(tmp_path: Path) -> None:
+    save_tiny("minimax", tmp_path)
+    probe = write_probe(tmp_path / "probe.jsonl", random_ids([9, 8]))
+    [checkpoint] = analyze(tmp_path, probe=probe, baseline="none", cache=False).checkpoints
+    assert checkpoint.replay["memory"]["by"] == "trace"
+
+
 def test_code_that_asks_for_values_is_estimated(tmp_path: Path) -> None:
     save_tiny("jetmoe", tmp_path)
     found = planner(tmp_path, [32] * 8).make(256, 0)
