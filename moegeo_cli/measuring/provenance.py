@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,14 +19,20 @@ DECIDING = ("torch", "transformers")
 ACCELERATORS = ("nvidia*", "kfd", "dri/render*", "accel*", "davinci*", "dxg")
 
 
+@cache
+def package_version(name: str) -> str:
+    """The installed version of a package, read once a process: each reading parses a long file."""
+    return metadata.version(name)
+
+
 def running_versions() -> dict[str, str]:
-    """Versions of this process, by package; reads no package."""
-    return {"moegeo": __version__, **{name: metadata.version(name) for name in PACKAGES}}
+    """Versions of this process, by package; imports no package."""
+    return {"moegeo": __version__, **{name: package_version(name) for name in PACKAGES}}
 
 
 def deciding_versions() -> dict[str, str]:
     """What belongs to the key that a measurement is stored under."""
-    return {name: metadata.version(name) for name in DECIDING}
+    return {name: package_version(name) for name in DECIDING}
 
 
 def deciding_device(name: str) -> str:
@@ -42,7 +49,7 @@ def deciding_device(name: str) -> str:
 
 def may_have_accelerator() -> bool:
     """Whether torch could find an accelerator: by its build, and by the system's devices."""
-    if metadata.version("torch").endswith("+cpu"):
+    if package_version("torch").endswith("+cpu"):
         return False
     if sys.platform != "linux":
         return True

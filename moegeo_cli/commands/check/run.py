@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from moegeo_cli.commands.check.judging import FILE_RULES, judge_files, outcomes_
 from moegeo_cli.commands.check.keeping import Kept, keep_sums, key_of, load_sums
 from moegeo_cli.commands.check.table import describe_checkpoint, describe_layer
 from moegeo_cli.errors import MoegeoError
+from moegeo_cli.measuring.provenance import package_version
 from moegeo_cli.records import Coverage
 from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
 from moegeo_cli.store.cache import Store
@@ -185,7 +185,7 @@ def check_run(
     notes = [] if reader.store.problem is None else [f"not kept: {reader.store.problem}"]
     return CheckRecord(
         status="complete" if whole else "partial",
-        versions={"moegeo": __version__, "numpy": metadata.version("numpy")},
+        versions={"moegeo": __version__, "numpy": package_version("numpy")},
         run={
             "name": folder.name,
             "layout": folder.newest.layout,
