@@ -17,7 +17,7 @@ from benchmarks.evidence.settings import DECISIONS, FRACTIONS
 BEGINS_LATER = ("late-collapse", "late-divergence", "data-shift", "bad-resume")
 AT_WORK = ("validation", "collapse", "fsi", "dispersion", "fhs", "fhs_relative", "fhs_trace",
            "fhs_conditional")  # fmt: skip
-# Shown at every decision; all others are in results/areas.csv.gz.
+# Displayable at every decision; all others are in results/areas.csv.gz.
 HEADLINE = {
     "validation": "validation loss",
     "log.training_loss": "training loss (log)",

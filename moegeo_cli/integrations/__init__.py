@@ -1,11 +1,11 @@
-"""moegeo inside a training: a function for loops, and callbacks for transformers and Lightning.
+"""Analyze checkpoints during training: a function for loops, callbacks for transformers, Lightning.
 
     from moegeo_cli.integrations import after_save
     from moegeo_cli.integrations.transformers import MoegeoCallback
     from moegeo_cli.integrations.lightning import MoegeoCallback
 
-All analyze a run after a save, write scalars where asked, and say whether the training must stop.
-What goes wrong in an analysis is said in the log of `moegeo` and never reaches the training.
+All analyze the run after a save, write scalars if asked, and say whether the training must stop.
+An error of an analysis is written to the logger `moegeo` and is never raised into the training.
 """
 
 from moegeo_cli.integrations.saves import Judged, after_save

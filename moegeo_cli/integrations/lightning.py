@@ -1,7 +1,7 @@
-"""A callback for Lightning: each save is also written as moegeo reads it, and analyzed.
+"""A callback for Lightning: it writes each save in transformers' format and analyzes it.
 
-A checkpoint of Lightning is a pickle of the whole training. moegeo reads weights beside a config,
-as `save_pretrained` of transformers writes them.
+A Lightning checkpoint is a pickle of the whole training. moegeo reads weights beside a config, as
+`save_pretrained` of transformers writes them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
     raise UsageError(
-        "the callback for Lightning needs it installed", found=str(error),
+        "the callback for Lightning needs Lightning, which is not installed", found=str(error),
         hint="pip install 'moegeo[lightning]'",
     ) from error  # fmt: skip
 
@@ -26,24 +26,24 @@ Save = Callable[[LightningModule, Mapping[str, Any], Path], object]
 
 
 class MoegeoCallback(Callback):  # type: ignore[misc, unused-ignore]
-    """Write the weights of every save for moegeo, analyze them, stop where the training must stop.
+    """After every save: write the weights for moegeo, analyze them, stop the training if needed.
 
         Trainer(..., callbacks=[MoegeoCallback("runs/my-moe", log="tensorboard:tb")])
 
     Args:
-        run: the folder in which checkpoint-STEP is written at each save of the trainer's.
-        save: writes a model into a folder, given the module, its state and the folder. Default:
-            `save_pretrained` of the one transformers model that is an attribute of the module.
-        log: as `after_save` takes it, as are all that follow.
-        stop_on: likewise.
-        options: likewise.
+        run: the run folder; each save writes checkpoint-STEP into it.
+        save: a function of the module, its state dict and a folder, which writes the model into
+            the folder. Default: `save_pretrained` of the module's only transformers model.
+        log: see `after_save`.
+        stop_on: see `after_save`.
+        options: see `after_save`.
 
     Attributes:
-        judged: what came of the newest save.
+        judged: the result of the newest save.
 
     Raises:
         TypeError: an option that `analyze` does not have.
-        MoegeoError: a value that an option does not take, or a sink that cannot be used.
+        MoegeoError: an invalid value of an option, or a sink that cannot be used.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class MoegeoCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Called by Lightning in every process while it gathers a checkpoint.
+        """Called by Lightning in every process for each checkpoint.
 
-        It gathers some twice: one is its `last`.
+        Lightning may call it twice for one step, the second time for `last`: that is skipped.
         """
         if trainer.global_step == self.step:
             return
@@ -75,14 +75,14 @@ class MoegeoCallback(Callback):  # type: ignore[misc, unused-ignore]
         if is_first():
             try:
                 self._write(trainer.global_step, pl_module, checkpoint["state_dict"])
-            except Exception as error:  # of whatever kind: the training goes on
+            except Exception as error:  # of any kind: the training must go on
                 LOG.warning("moegeo: the weights of a save could not be written: %s", error)
         self.judged = after_save(self.run, **self.given)
         if self.judged.stop:
             trainer.should_stop = True
 
     def _write(self, step: int, module: LightningModule, state: Mapping[str, Any]) -> None:
-        """The folder gets its name when it is whole; one that is there, of a resumed run, stays."""
+        """Write a checkpoint under a temporary name, then rename it; an existing one is kept."""
         place = self.run / f"checkpoint-{step}"
         if place.exists():
             LOG.warning("moegeo: %s is there already, of an earlier training, and is kept", place)
@@ -97,7 +97,7 @@ def save_pretrained(module: LightningModule, state: Mapping[str, Any], folder: P
     """Write the transformers model that is an attribute of a module.
 
     Raises:
-        UsageError: it has none, or several.
+        UsageError: the module has none, or several.
     """
     found = [name for name, part in module.named_children() if hasattr(part, "save_pretrained")]
     if len(found) != 1:

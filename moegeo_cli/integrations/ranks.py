@@ -1,4 +1,4 @@
-"""The processes of a training: which one is the first, and what all of them hear from it."""
+"""Processes of a distributed training: find rank 0, and send its answer to all ranks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ Answer = TypeVar("Answer")
 
 
 def is_first() -> bool:
-    """Whether this process is the first of its training, or its only one."""
+    """Whether this process is rank 0, or the only process."""
     group = _group()
     return group is None or group.get_rank() == 0
 
 
 def from_first(answer: Answer) -> Answer:
-    """The answer of the first process. All others wait for it here."""
+    """The answer of rank 0, in every process. All ranks must call it, and wait for rank 0."""
     group = _group()
     if group is None:
         return answer
@@ -24,7 +24,7 @@ def from_first(answer: Answer) -> Answer:
 
 
 def _group() -> Any:
-    """torch.distributed where several processes train; else None."""
+    """torch.distributed if several processes train; else None."""
     import torch.distributed as group
 
     ready = group.is_available() and group.is_initialized()

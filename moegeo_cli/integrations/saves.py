@@ -1,7 +1,7 @@
-"""What follows a save in a training: analyze, write scalars, decide whether to stop.
+"""After a save in a training: analyze the run, write scalars, decide whether to stop.
 
-It stands alone: a failure in it is said and goes no further. Where several processes train, the
-first one analyzes, and all of them get its answer.
+Errors are logged and never raised into the training. With several processes, rank 0 analyzes, and
+all ranks get its answer.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from moegeo_cli.verdict.stopping import reason_to_stop
 
 StopOn = Literal["faults", "failing", "never"]
 LOG = logging.getLogger("moegeo")
-DEVICE = "cpu"  # the training has the others
+DEVICE = "cpu"  # accelerators are left to the training
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What an analysis after a save came to.
+    """The result of an analysis after a save.
 
     Attributes:
         stop: whether the training must stop; the same in every process.
-        reason: why, in a sentence.
-        run: the run, judged; None in other processes than the first, and where it failed.
-        error: why there is no analysis; None where there is one.
+        reason: why it must stop, in a sentence; else None.
+        run: the run with its verdict; None on ranks other than 0, and if the analysis failed.
+        error: why the analysis failed; else None.
     """
 
     stop: bool = False
@@ -50,28 +50,31 @@ def after_save(
     stop_on: StopOn = "faults",
     **options: Any,
 ) -> Judged:
-    """Analyze a run after a save. Call it in every process of a training; no error leaves it.
+    """Analyze a run after a save. Call it in every process of the training. It raises no error.
 
-    It goes to the log of `moegeo`: a verdict as info, what is worth a look as a warning.
+    The verdict and the findings go to the logger `moegeo`: healthy as info, the rest as warnings.
 
     Args:
-        path: the run: the folder that checkpoints are saved in.
-        log: where scalars go: one `SINK:WHERE` as `--log` takes it, or several.
-        stop_on: what `stop` is true for. faults: exact faults (NaN, lost weights) and a loss that
-            diverged. failing: whatever the verdict calls failing. never: nothing.
-        options: those of `moegeo.analyze`; `device` is "cpu" where it is not given.
+        path: the run folder, in which checkpoints are saved.
+        log: where scalars go: one `SINK:WHERE` as for `--log`, or several.
+        stop_on: when `stop` is true. faults: for exact faults (NaN, lost weights) and a diverged
+            loss. failing: for a failing verdict. never: never.
+        options: options of `moegeo.analyze`; the default of `device` is "cpu".
+
+    Returns:
+        The result; `stop` and `reason` are the same in every process, unless `stop_on` is never.
     """
     judged = Judged()
     if is_first():
         try:
             with kept_global_state():
                 judged = _analyze(path, log, stop_on, options)
-        except Exception as error:  # of whatever kind: the training goes on
-            told = (
+        except Exception as error:  # of any kind: the training must go on
+            problem = (
                 str(error) if isinstance(error, MoegeoError) else f"{type(error).__name__}: {error}"
             )
-            LOG.warning("moegeo could not analyze %s: %s", path, told)
-            judged = Judged(error=told)
+            LOG.warning("moegeo could not analyze %s: %s", path, problem)
+            judged = Judged(error=problem)
     if stop_on == "never":
         return judged
     stop, reason = from_first((judged.stop, judged.reason))
@@ -79,12 +82,12 @@ def after_save(
 
 
 def check_arguments(log: str | Sequence[str], stop_on: str, options: Mapping[str, Any]) -> None:
-    """See at the start of a training what would fail at its first save.
+    """Check the arguments of `after_save` at the start of a training, not at its first save.
 
     Raises:
         TypeError: an option that `analyze` does not have.
-        UsageError: a value that an option does not take, or a sink that is not known.
-        OutputError: a place that cannot be written.
+        UsageError: an invalid value of an option, or an unknown sink.
+        OutputError: a place cannot be written.
     """
     refuse_unknown("MoegeoCallback", declared(Analyze), options)
     complete(Analyze, options)
@@ -108,17 +111,17 @@ def _analyze(
         stop = None if fault is None else f"{fault.name}: {fault.message}"
     elif stop_on == "failing" and verdict.status == "failing":
         stop = next(iter(verdict.reasons), "the verdict is failing")
-    _tell(run, stop)
+    _log_verdict(run, stop)
     judged = Judged(stop is not None, stop, run)
     try:
         log_run(run, open_places(log))
-    except Exception as error:  # what was found counts all the same
+    except Exception as error:  # the verdict counts even if scalars cannot be written
         LOG.warning("moegeo: scalars were not written: %s", error)
     return judged
 
 
-def _tell(run: RunRecord, stop: str | None) -> None:
-    """The verdict and the active findings, in the log."""
+def _log_verdict(run: RunRecord, stop: str | None) -> None:
+    """Write the verdict and the active findings to the logger."""
     assert run.verdict is not None
     step, status = run.newest.step, run.verdict.status
     LOG.log(logging.INFO if status in ("healthy", "inconclusive") else logging.WARNING,

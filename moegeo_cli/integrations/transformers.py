@@ -1,4 +1,4 @@
-"""A callback for the transformers Trainer: each save is analyzed once it is written."""
+"""A callback for the transformers Trainer: it analyzes each save."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from moegeo_cli.integrations.saves import Judged, StopOn, after_save, check_argu
 
 
 class MoegeoCallback(TrainerCallback):  # type: ignore[misc]
-    """Analyze the run after every save, on the CPU; stop the training where it must stop.
+    """After every save: analyze the run on the CPU, and stop the training if needed.
 
         Trainer(..., callbacks=[MoegeoCallback(log="tensorboard:tb", max_tokens=8192)])
 
-    moegeo reads the saved files: the model in training is not touched. The training waits for it.
+    moegeo reads the saved files, not the model in training. The training waits for the analysis.
 
     Args:
-        log: as `after_save` takes it, as are all that follow.
-        stop_on: likewise.
-        options: likewise.
+        log: see `after_save`.
+        stop_on: see `after_save`.
+        options: see `after_save`.
 
     Attributes:
-        judged: what came of the newest save.
+        judged: the result of the newest save.
 
     Raises:
         TypeError: an option that `analyze` does not have.
-        MoegeoError: a value that an option does not take, or a sink that cannot be used.
+        MoegeoError: an invalid value of an option, or a sink that cannot be used.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MoegeoCallback(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Called by the Trainer when a checkpoint is written."""
+        """Called by the Trainer after it has written a checkpoint."""
         self.judged = after_save(
             args.output_dir, log=self.log, stop_on=self.stop_on, **self.options
         )

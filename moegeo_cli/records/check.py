@@ -11,7 +11,7 @@ from msgspec import Meta
 from moegeo_cli.records.facts import RunFacts, Step
 from moegeo_cli.records.fields import Count, Values, about
 from moegeo_cli.records.metric import Coverage, Metrics
-from moegeo_cli.records.showing import Shown
+from moegeo_cli.records.showing import Displayable
 from moegeo_cli.records.verdict import Intervention, Verdict
 
 
@@ -63,7 +63,7 @@ class CheckedCheckpoint:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class CheckRecord(Shown):
+class CheckRecord(Displayable):
     """What `moegeo check --format json` prints."""
 
     status: Annotated[

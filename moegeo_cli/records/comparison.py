@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from moegeo_cli.records.facts import ProbeFacts, Step
-from moegeo_cli.records.fields import LATER, Count, about
+from moegeo_cli.records.fields import ADDED_LATER, Count, about
 from moegeo_cli.records.metric import Metric
-from moegeo_cli.records.showing import Shown
+from moegeo_cli.records.showing import Displayable
 from moegeo_cli.records.verdict import Health, Performance
 
 Side = Literal["a", "b"]
@@ -94,7 +94,7 @@ class MatchedPair:
     differences: Differences
     layers: tuple[LayerPair, ...] = ()
     shared: Annotated[
-        SharedBytes | None, about("what they have in common; null where nobody looked"), LATER
+        SharedBytes | None, about("what they have in common; null where nobody looked"), ADDED_LATER
     ] = None
 
 
@@ -109,7 +109,7 @@ class Unmatched:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ComparisonRecord(Shown):
+class ComparisonRecord(Displayable):
     """What `moegeo compare --format json` prints. Differences are b minus a."""
 
     versions: Mapping[str, str]

@@ -11,9 +11,9 @@ from typing import Annotated
 from msgspec import Meta
 
 # Files that an earlier moegeo wrote at the same version lack this field.
-LATER = Meta(extra_json_schema={"x-later": True})
+ADDED_LATER = Meta(extra_json_schema={"x-later": True})
 # JSON leaves the field out where it is None.
-WHERE_DUE = Meta(extra_json_schema={"x-where-due": True})
+OMIT_IF_NONE = Meta(extra_json_schema={"x-where-due": True})
 
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]

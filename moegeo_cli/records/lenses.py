@@ -64,16 +64,16 @@ class LensRecord(Protocol):
 Lenses = Mapping[str, LensRecord | str]
 
 
-def command(lens: str) -> str:
+def command_name(lens: str) -> str:
     """The command that a lens is measured by."""
     return f"moegeo {lens}"
 
 
-def absent(lens: str) -> str:
+def absent_reason(lens: str) -> str:
     """Why there is no record: never measured, or not looked for, which reads the same."""
-    return f"no result of `{command(lens)}` on this checkpoint is at hand"
+    return f"no result of `{command_name(lens)}` on this checkpoint is at hand"
 
 
-def damaged(lens: str) -> str:
+def damaged_reason(lens: str) -> str:
     """Why a record that is there does not count."""
-    return f"what `{command(lens)}` kept is damaged: run it again"
+    return f"what `{command_name(lens)}` kept is damaged: run it again"

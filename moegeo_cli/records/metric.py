@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from moegeo_cli.records.fields import WHERE_DUE, Count, about
+from moegeo_cli.records.fields import OMIT_IF_NONE, Count, about
 
 NOT_FINITE = "not finite"  # the reason if NaN or infinity made a value meaningless
 # Part of the reason if the probe has too few tokens for a test: "600 tokens cannot tell: about …".
@@ -31,15 +31,15 @@ class Metric:
     null_value: Annotated[
         float | None,
         about("the expected value where there is no effect; left out where none is defined"),
-        WHERE_DUE,
+        OMIT_IF_NONE,
     ] = None
     reason: Annotated[
         str | None,
         about("why the value is null, or a caution; left out where there is nothing to say"),
-        WHERE_DUE,
+        OMIT_IF_NONE,
     ] = None
     router: Annotated[
-        str | None, about("the router that a maximum over routers comes from"), WHERE_DUE
+        str | None, about("the router that a maximum over routers comes from"), OMIT_IF_NONE
     ] = None
 
     @property

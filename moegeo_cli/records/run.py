@@ -17,9 +17,9 @@ from moegeo_cli.records.facts import (
     RunFacts,
     Step,
 )
-from moegeo_cli.records.fields import LATER, Count, Share, Values, about
+from moegeo_cli.records.fields import ADDED_LATER, Count, Share, Values, about
 from moegeo_cli.records.metric import Coverage, Metric, Metrics
-from moegeo_cli.records.showing import Shown
+from moegeo_cli.records.showing import Displayable
 from moegeo_cli.records.verdict import Intervention, Verdict
 
 Completeness = Annotated[
@@ -67,19 +67,23 @@ class LayerRecord:
         RouterState,
         about("nonfinite: NaN or infinity in the router; zero: all of its rows are zero"),
     ] = "ok"
-    zero_rows: Annotated[Experts, about("experts whose row of the router is zero"), LATER] = ()
+    zero_rows: Annotated[
+        Experts, about("experts whose row of the router is zero"), ADDED_LATER
+    ] = ()
     experts_nonfinite: Annotated[
         Experts | None,
         about("experts with NaN or infinite weights; null: not looked at"),
-        LATER,
+        ADDED_LATER,
     ] = None
     experts_zero: Annotated[
-        Experts | None, about("experts with weights that are zero; null: not looked at"), LATER
+        Experts | None,
+        about("experts with weights that are zero; null: not looked at"),
+        ADDED_LATER,
     ] = None
     experts_identical: Annotated[
         tuple[Experts, ...] | None,
         about("groups of experts with equal weights, bit for bit; null: not looked at"),
-        LATER,
+        ADDED_LATER,
     ] = None
     masked: Annotated[
         Experts,
@@ -87,7 +91,7 @@ class LayerRecord:
             "experts that a row of the router or a bias switches off; routing metrics leave out "
             "those of them whose load is 0"
         ),
-        LATER,
+        ADDED_LATER,
     ] = ()
 
     @property
@@ -132,13 +136,13 @@ class CheckpointRecord:
     ] = field(default_factory=dict)
     measurements: Annotated[str | None, about("sha256 of the stored arrays")] = None
     replay: ReplayFacts = field(default_factory=ReplayFacts)
-    domain_loss: Annotated[Metrics, about("loss by probe domain"), LATER] = field(
+    domain_loss: Annotated[Metrics, about("loss by probe domain"), ADDED_LATER] = field(
         default_factory=dict
     )
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RunRecord(Shown):
+class RunRecord(Displayable):
     """What `moegeo analyze --format json` prints."""
 
     status: Completeness

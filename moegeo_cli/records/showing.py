@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Shown:
+class Displayable:
     """A record that shows itself."""
 
     __slots__ = ()

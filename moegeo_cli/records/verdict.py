@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict
 
 from msgspec import Meta
 
-from moegeo_cli.records.fields import LATER, Count, Share, about
+from moegeo_cli.records.fields import ADDED_LATER, Count, Share, about
 from moegeo_cli.records.metric import Metric
 
 Severity = Literal["info", "watch", "failing"]
@@ -137,5 +137,5 @@ class Intervention:
     folded: Annotated[
         bool,
         about("measured, and nothing was gained by it: reports name it in one line"),
-        LATER,
+        ADDED_LATER,
     ] = False

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from moegeo_cli.errors import FormatError
 from moegeo_cli.records import from_dict
-from moegeo_cli.records.fields import WHERE_DUE
+from moegeo_cli.records.fields import OMIT_IF_NONE
 from moegeo_cli.records.formats import VERSION, AnyRecord, format_of
 from moegeo_cli.records.schema import schema
 from moegeo_cli.registry import records
@@ -105,7 +105,7 @@ def plain(value: Any) -> Any:
 def _fields(record: type) -> list[tuple[str, bool]]:
     """A record's fields, and whether JSON leaves each out where it is None."""
     hints = get_type_hints(record, include_extras=True)
-    return [(f.name, WHERE_DUE in get_args(hints[f.name])) for f in dataclasses.fields(record)]
+    return [(f.name, OMIT_IF_NONE in get_args(hints[f.name])) for f in dataclasses.fields(record)]
 
 
 def _text(text: str) -> str:

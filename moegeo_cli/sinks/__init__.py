@@ -1,6 +1,6 @@
-"""Where the scalars of a run go: `--log SINK:WHERE`. One module of this folder is one sink.
+"""Write the scalars of a run to dashboards: `--log SINK:WHERE`. Each module here is one sink.
 
-A sink writes a run's point once: it asks its destination which steps are there already.
+A sink writes each checkpoint of a run once: it first reads which steps its destination has.
 """
 
 from __future__ import annotations
@@ -19,18 +19,23 @@ NAMES = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
 
 
 class Sink(Protocol):
-    """What a module of this folder is."""
+    """The interface of the modules in this folder."""
 
-    WHERE: str | None  # where it writes if nothing is said; None: it must be said
-    EXTRA: str | None  # the extra of moegeo that brings its library
-    PAST: bool  # it takes every checkpoint of a run; else the newest alone
-    SAID: str  # how it is said on the command line
+    DEFAULT_PLACE: str | None  # where it writes without a WHERE; None if WHERE is required
+    EXTRA: str | None  # the extra of moegeo that installs its library
+    ALL_CHECKPOINTS: bool  # whether it takes every checkpoint of a run, or only the newest
+    SYNTAX: str  # the value of --log, for help and errors
 
     def prepare(self, where: str) -> None:
-        """See before the work that its library is there, and that it can write."""
+        """Check, before the work, that the library is installed and the place can be written.
+
+        Raises:
+            ImportError: the library is not installed.
+            OutputError: the place cannot be written.
+        """
 
     def write(self, where: str, run: str, points: Sequence[Point]) -> int:
-        """Write those points of a run that are not there yet, and say how many."""
+        """Write the points of a run whose steps are not there yet. Returns their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +47,24 @@ class Place:
 
     @property
     def sink(self) -> Sink:
-        """Its module."""
+        """The module of the sink."""
         return find_sink(self.name)
 
     def __str__(self) -> str:
         return f"{self.name}:{self.where}" if self.where else self.name
 
 
-def open_places(said: str | Sequence[str] | None) -> tuple[Place, ...]:
-    """The places that `--log` names, each ready to be written to.
+def open_places(log: str | Sequence[str] | None) -> tuple[Place, ...]:
+    """The places that `--log` names, checked and ready to be written.
 
     Args:
-        said: one `SINK:WHERE`, or several.
+        log: one `SINK:WHERE`, or several.
 
     Raises:
-        UsageError: a sink that is not known, without its place, or whose library is missing.
-        OutputError: a place that cannot be written.
+        UsageError: an unknown sink, a missing WHERE, or a library that is not installed.
+        OutputError: a place cannot be written.
     """
-    texts = [said] if isinstance(said, str) else list(said or ())
+    texts = [log] if isinstance(log, str) else list(log or ())
     places = dict.fromkeys(_parse(text) for text in texts)
     for place in places:
         try:
@@ -70,39 +75,39 @@ def open_places(said: str | Sequence[str] | None) -> tuple[Place, ...]:
 
 
 def log_run(run: RunRecord, places: Sequence[Place]) -> list[str]:
-    """Write a run's scalars to every place; a point that is there already is not written again.
+    """Write a run's scalars to every place; steps that are there already are skipped.
 
     Args:
-        run: the run, judged.
-        places: where to, as `open_places` gives them.
+        run: the run, with its verdict.
+        places: where to write, from `open_places`.
 
     Returns:
-        What was done, a line a place.
+        A summary line for each place.
 
     Raises:
-        OutputError: a place that cannot be written.
+        OutputError: a place cannot be written.
     """
     name, lines = str(run.run.get("name") or "run"), []
     for place in places:
-        points = points_of(run) if place.sink.PAST else points_of(run)[-1:]
+        points = points_of(run) if place.sink.ALL_CHECKPOINTS else points_of(run)[-1:]
         stepless = sum(checkpoint.step is None for checkpoint in run.checkpoints)
         try:
             new = place.sink.write(place.where, name, points)
         except MoegeoError:
             raise
-        except Exception as error:  # of a library that is not ours
+        except Exception as error:  # the sink's library may raise anything
             raise OutputError(
                 f"{place} cannot be written", found=f"{type(error).__name__}: {error}"[:300],
                 hint="measurements are kept: moegeo report RUN --log ... tries again",
             ) from error  # fmt: skip
-        lines.append(f"{place}: {_tell(new, len(points) - new, stepless)}")
+        lines.append(f"{place}: {_summary(new, len(points) - new, stepless)}")
     return lines
 
 
-def _tell(new: int, there: int, stepless: int) -> str:
-    said = f"{new} checkpoint{'' if new == 1 else 's'} written"
-    said += f", {there} there already" if there else ""
-    return f"{said}, {stepless} without a step left out" if stepless else said
+def _summary(new: int, there: int, stepless: int) -> str:
+    words = f"{new} checkpoint{'' if new == 1 else 's'} written"
+    words += f", {there} there already" if there else ""
+    return f"{words}, {stepless} without a step left out" if stepless else words
 
 
 def _parse(text: str) -> Place:
@@ -111,12 +116,14 @@ def _parse(text: str) -> Place:
         raise UsageError(
             f"--log does not know {name!r}",
             found=text,
-            hint="one of " + ", ".join(find_sink(known).SAID for known in NAMES),
+            hint="one of " + ", ".join(find_sink(known).SYNTAX for known in NAMES),
         )
     sink = find_sink(name)
-    if not where and sink.WHERE is None:
-        raise UsageError(f"--log {name} does not say where", found=text, hint=f"--log {sink.SAID}")
-    return Place(name, where or sink.WHERE or "")
+    if not where and sink.DEFAULT_PLACE is None:
+        raise UsageError(
+            f"--log {name} does not say where", found=text, hint=f"--log {sink.SYNTAX}"
+        )
+    return Place(name, where or sink.DEFAULT_PLACE or "")
 
 
 def find_sink(name: str) -> Sink:

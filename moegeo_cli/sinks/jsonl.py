@@ -1,4 +1,4 @@
-"""JSON lines: one line a checkpoint, with the run's name, the step and the scalars."""
+"""JSON Lines: one line per checkpoint, with the run's name, the step and the scalars."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from moegeo_cli.errors import OutputError
 from moegeo_cli.scalars import Point
 from moegeo_cli.store.files import check_writable
 
-WHERE = None
+DEFAULT_PLACE = None
 EXTRA = None
-PAST = True
-SAID = "jsonl:FILE"
+ALL_CHECKPOINTS = True
+SYNTAX = "jsonl:FILE"
 
 
 def prepare(where: str) -> None:
-    """See that the file is one of lines, and can be written."""
+    """Check that the file has the expected form (if it exists) and can be written.
+
+    Raises:
+        OutputError: it does not, or cannot.
+    """
     _steps(Path(where), "")
     check_writable(Path(where))
 
 
 def write(where: str, run: str, points: Sequence[Point]) -> int:
-    """Append a line a point; the file may hold other runs."""
+    """Append one line per point; the file may hold other runs."""
     path = Path(where)
     there = _steps(path, run)
     new = [p for p in points if p.step not in there]
@@ -36,10 +40,10 @@ def write(where: str, run: str, points: Sequence[Point]) -> int:
 
 
 def _steps(path: Path, run: str) -> set[int]:
-    """Steps of a run that the file has.
+    """Steps of a run that the file already has.
 
     Raises:
-        OutputError: a file of something else.
+        OutputError: the file was not written by this sink.
     """
     if not path.is_file():  # a pipe or a device is only written to
         return set()

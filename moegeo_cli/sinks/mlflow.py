@@ -1,4 +1,4 @@
-"""MLflow: one of its runs a run, in the experiment `moegeo` of a tracking URI."""
+"""MLflow: one MLflow run per run, in the experiment `moegeo` of a tracking URI."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 from moegeo_cli.scalars import LAST, Point
 
-WHERE = ""  # MLflow's own: MLFLOW_TRACKING_URI, else a database in this folder
+DEFAULT_PLACE = ""  # MLflow's own: MLFLOW_TRACKING_URI, else a database in this folder
 EXTRA = "mlflow"
-PAST = True
-SAID = "mlflow[:URI]"
+ALL_CHECKPOINTS = True
+SYNTAX = "mlflow[:URI]"
 EXPERIMENT = "moegeo"
 TAG = "moegeo.run"
 
 
 def prepare(where: str) -> None:
-    """See that the library is there, and that the store opens."""
+    """Check that the library is installed and the tracking store opens."""
     _client(where).search_experiments(max_results=1)
 
 
 def write(where: str, run: str, points: Sequence[Point]) -> int:
-    """Log a metric a scalar, at its step."""
+    """Log each scalar as a metric at the step of its checkpoint."""
     from mlflow.entities import Metric
 
     client = _client(where)
@@ -45,7 +45,7 @@ def _client(where: str) -> Any:
 
 
 def _run_of(client: Any, name: str) -> str:
-    """The id of the run that stands for this one; made where there is none."""
+    """The id of the MLflow run with this name; created if there is none."""
     known = client.get_experiment_by_name(EXPERIMENT)
     experiment = client.create_experiment(EXPERIMENT) if known is None else known.experiment_id
     quoted = name.replace("'", "_")

@@ -1,6 +1,7 @@
 """Prometheus' text format: a file that the node exporter's textfile collector reads.
 
-It holds the newest checkpoint of each run: the collector adds the time itself, and takes no past.
+The file holds only the newest checkpoint of each run, because the collector adds the time itself
+and accepts no history.
 """
 
 from __future__ import annotations
@@ -13,22 +14,26 @@ from moegeo_cli.errors import OutputError
 from moegeo_cli.scalars import Point, describe
 from moegeo_cli.store.files import check_writable, write_atomic
 
-WHERE = None
+DEFAULT_PLACE = None
 EXTRA = "prometheus"
-PAST = False
-SAID = "prometheus:FILE"
+ALL_CHECKPOINTS = False
+SYNTAX = "prometheus:FILE"
 STEP = "moegeo_step"
 Gauges = dict[str, dict[str, float]]  # by name, then by run
 
 
 def prepare(where: str) -> None:
-    """See that the library is there, and that the file is ours."""
+    """Check that the library is installed, and that the file (if it exists) is one of moegeo's.
+
+    Raises:
+        OutputError: the file holds something else or cannot be written.
+    """
     _read(Path(where))
     check_writable(Path(where))
 
 
 def write(where: str, run: str, points: Sequence[Point]) -> int:
-    """Put the newest point in the place of the run's last one; other runs stay."""
+    """Replace the run's point by its newest one; other runs stay."""
     path = Path(where)
     held = _read(path)
     if not points or held.get(STEP, {}).get(run) == points[-1].step:

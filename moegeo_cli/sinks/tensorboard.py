@@ -1,4 +1,4 @@
-"""TensorBoard: event files in DIR/RUN, by the package `tensorboard`, without torch."""
+"""TensorBoard: event files in DIR/RUN, written with the package `tensorboard`, without torch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from moegeo_cli.scalars import LAST, Point
 from moegeo_cli.store.files import check_writable
 
-WHERE = None
+DEFAULT_PLACE = None
 EXTRA = "tensorboard"
-PAST = True
-SAID = "tensorboard:DIR"
+ALL_CHECKPOINTS = True
+SYNTAX = "tensorboard:DIR"
 
 
 def prepare(where: str) -> None:
-    """See that the library is there, and that the folder can be written."""
+    """Check that the library is installed and the folder can be written."""
     import tensorboard.summary  # noqa: F401
 
     check_writable(Path(where) / "events")
 
 
 def write(where: str, run: str, points: Sequence[Point]) -> int:
-    """Write an event a scalar into the run's own folder."""
+    """Write each scalar as an event into the run's own folder."""
     from tensorboard.summary import Writer
 
     folder = Path(where) / (re.sub(r"[^\w.=+-]+", "_", run) or "run")
@@ -39,7 +39,7 @@ def write(where: str, run: str, points: Sequence[Point]) -> int:
 
 
 def _steps(folder: Path) -> set[int]:
-    """Steps that the run's event files have."""
+    """Steps that the run's event files already have."""
     from tensorboard.backend.event_processing.event_accumulator import (
         TENSORS,
         EventAccumulator,

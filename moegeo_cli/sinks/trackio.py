@@ -1,4 +1,4 @@
-"""trackio: its own database on this machine, as `trackio show` shows it."""
+"""trackio: rows in its local database, which `trackio show` displays."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from moegeo_cli.scalars import LAST, Point
 
-WHERE = "moegeo"
+DEFAULT_PLACE = "moegeo"
 EXTRA = "trackio"
-PAST = True
-SAID = "trackio[:PROJECT]"
+ALL_CHECKPOINTS = True
+SYNTAX = "trackio[:PROJECT]"
 
 
 def prepare(where: str) -> None:
-    """See that the library is there."""
+    """Check that the library is installed."""
     import trackio  # noqa: F401
 
 
 def write(where: str, run: str, points: Sequence[Point]) -> int:
-    """Add a row a point, without the server that its `init` would start."""
+    """Add one row per point, directly: `trackio.init` would start a server."""
     from trackio.sqlite_storage import SQLiteStorage
 
     there = {row["step"] for row in SQLiteStorage.get_logs(where, run) if LAST in row}

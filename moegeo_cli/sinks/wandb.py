@@ -1,6 +1,6 @@
-"""Weights & Biases, offline: what was written is sent by its own command, `wandb sync`.
+"""Weights & Biases, offline: the user uploads the written runs with `wandb sync`.
 
-An offline run cannot be read or continued. A small file beside it says which steps are in it.
+An offline run cannot be read or continued, so a small JSON file beside it lists the steps in it.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any
 from moegeo_cli.scalars import PREFIX, Point
 from moegeo_cli.store.files import check_writable, write_atomic
 
-WHERE = "moegeo"
+DEFAULT_PLACE = "moegeo"
 EXTRA = "wandb"
-PAST = True
-SAID = "wandb[:PROJECT]"
-FOLDER = Path("wandb")  # its own name for it, in the current folder
+ALL_CHECKPOINTS = True
+SYNTAX = "wandb[:PROJECT]"
+FOLDER = Path("wandb")  # W&B's own folder name, in the current folder
 
 
 def prepare(where: str) -> None:
-    """See that the library is there, and that the folder can be written."""
+    """Check that the library is installed and the folder can be written."""
     import wandb  # noqa: F401
 
     check_writable(_ledger(where, ""))
 
 
 def write(where: str, run: str, points: Sequence[Point]) -> int:
-    """Log a row a point into an offline run; further ones of a run have the same id."""
+    """Log one row per point into a new offline run; all offline runs of a run have the same id."""
     ledger = _ledger(where, run)
     there = _steps(ledger)
     new = [p for p in points if p.step not in there]
@@ -42,8 +42,8 @@ def write(where: str, run: str, points: Sequence[Point]) -> int:
 def _log(project: str, run: str, points: Sequence[Point]) -> None:
     import wandb
 
-    # A run of the training itself, in the same process, goes on as it was. What writes the file is
-    # another process, with a current folder of its own: the path is whole.
+    # create_new: a W&B run of the training in this process stays open. The path is absolute,
+    # because another process with its own current folder writes the file.
     own: Any = wandb.init(
         project=project, name=run, id=_identity(project, run), mode="offline",
         dir=str(FOLDER.parent.resolve()), reinit="create_new",

@@ -1,1 +1,1 @@
-"""Store: measured checkpoints kept beside the run, so that nothing is measured twice."""
+"""The store: records and arrays of measured checkpoints, so that nothing is replayed twice."""

@@ -1,8 +1,8 @@
-"""Measured checkpoints by key: each a record and its measurements.
+"""The store: one entry per measured checkpoint, with its record and its arrays.
 
-An entry is a folder named by its key: `measurements.safetensors` is written first, then
-`record.json`, which names its hash and carries one of itself. An entry of which either is absent,
-damaged, changed by hand or of another version is no entry, and the checkpoint is measured again.
+An entry is a folder named by its key. It holds `measurements.safetensors` and `record.json`; the
+record contains the hashes of both. If either file is missing, does not match its hash or has
+another version, the entry is ignored and the checkpoint is measured again.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from moegeo_cli.records import CheckpointRecord, from_dict, to_dict
 from moegeo_cli.store.files import write_atomic
 
 FOLDER = ".moegeo"
-# Raised whenever the meaning of a stored measurement changes: older entries are measured again.
+# Increase this if the meaning of a stored measurement changes: older entries are then ignored.
 STORE_VERSION = 6
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:
-    """A hash of everything that decides a measurement: fingerprint, probe, settings, versions."""
+    """Hash of everything that a measurement depends on: fingerprint, probe, settings, versions."""
     text = json.dumps({"store": STORE_VERSION, **parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class Store:
-    """A folder of entries. With `None` as folder, nothing is kept.
+    """A folder of entries.
 
     Args:
-        folder: where entries lie, made on the first write.
+        folder: the folder, created on the first write; None to store nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.problem: str | None = None  # why nothing could be kept, for the report
+        self.problem: str | None = None  # why the store could not be written, for the report
 
     def load(self, key: str) -> tuple[CheckpointRecord, dict[str, np.ndarray]] | None:
         """An entry's record and measurements.
@@ -57,7 +57,7 @@ class Store:
         try:
             return record, load(data)
         except (SafetensorError, ValueError, KeyError):
-            return None  # whatever is damaged is measured again
+            return None  # a damaged entry is measured again
 
     def record(self, key: str) -> CheckpointRecord | None:
         """An entry's record. None if its measurements are missing or do not match their hash."""
@@ -85,10 +85,10 @@ class Store:
     def save(
         self, key: str, record: CheckpointRecord, arrays: Mapping[str, np.ndarray]
     ) -> CheckpointRecord:
-        """Keep an entry; the record as stored, with the hash of its measurements.
+        """Store an entry. If the store cannot be written, `problem` says why; no error is raised.
 
-        A store that cannot be written is no reason to lose a measurement: the problem is
-        kept in `problem` and said in the report.
+        Returns:
+            The record with the hash of its measurements.
         """
         from safetensors.numpy import save
 
@@ -103,7 +103,7 @@ class Store:
         return record
 
     def load_json(self, key: str) -> Any:
-        """A kept JSON document, or None."""
+        """A stored JSON document; None if it is missing or does not match its hash."""
         if self.folder is None:
             return None
         try:
@@ -112,7 +112,7 @@ class Store:
             return None
 
     def list_json(self, prefix: str) -> list[str]:
-        """Names of stored JSON documents with this beginning, damaged ones too, oldest first."""
+        """Names of stored JSON documents with this prefix, including damaged ones, oldest first."""
         if self.folder is None:
             return []
         try:
@@ -122,7 +122,7 @@ class Store:
         return [name for _, name in sorted(files)]
 
     def save_json(self, key: str, document: Any) -> None:
-        """Keep a JSON document that was derived from entries."""
+        """Store a JSON document that was derived from entries; failures go to `problem`."""
         if self.folder is None:
             return
         try:
@@ -132,16 +132,16 @@ class Store:
 
 
 def _seal(document: Any) -> str:
-    """A document with the hash of its text, so that a change by hand is noticed."""
+    """A document with the hash of its text, so that any change of the file is noticed."""
     text = json.dumps(document, allow_nan=False)
     return f'{{"sha256": "{hashlib.sha256(text.encode()).hexdigest()}", "content": {text}}}'
 
 
 def _unseal(text: str) -> Any:
-    """The document.
+    """The document in a text that `_seal` made.
 
     Raises:
-        ValueError: not one that was sealed, or not as it was.
+        ValueError: the text has no hash, or does not match it.
     """
     head, found, content = text.partition('", "content": ')
     stated = head.removeprefix('{"sha256": "')

@@ -1,4 +1,4 @@
-"""Writes files atomically: after a kill there is the old file or the new one, never half a file."""
+"""Write files atomically: after a kill, the old or the new file is there, never half of one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name in the same folder, flush it, rename it.
+    """Call `write` with a temporary path in the same folder, flush the file to disk, rename it.
 
     Raises:
         OutputError: the folder or the file cannot be written.
@@ -53,10 +53,10 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Check, before the work, that a file can be written there. Devices and pipes are accepted.
+    """Check, before the work, that a file can be written. Devices and pipes are accepted.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: the file cannot be written.
     """
     target = path.resolve()
     if target.is_dir():
@@ -76,10 +76,10 @@ def check_writable(path: Path) -> None:
 
 
 def _mode(path: Path) -> int:
-    """Permissions of the file that is replaced; for a new file, those of the umask."""
+    """Permissions of the file that is replaced; for a new file, the default by the umask."""
     try:
         return path.stat().st_mode & 0o777
     except OSError:
-        mask = os.umask(0o077)  # there is no other way to ask; the process's own is set at once
+        mask = os.umask(0o077)  # reading the umask means setting it; it is restored at once
         os.umask(mask)
         return 0o666 & ~mask

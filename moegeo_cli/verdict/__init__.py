@@ -1,4 +1,4 @@
-"""Findings, verdicts and interventions: rules over records, limits and advice as data."""
+"""From records to a verdict: rules give findings, and findings select interventions."""
 
 from moegeo_cli.verdict.interventions import recommend
 from moegeo_cli.verdict.judging import judge

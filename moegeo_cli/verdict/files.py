@@ -1,4 +1,4 @@
-"""Combines findings of `moegeo check` with those of the model."""
+"""Combine the findings of `moegeo check` (from files) with those of the replay (from the model)."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from collections.abc import Mapping
 from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped
 
-# What the rules of `moegeo check` say of a checkpoint, by the name of their finding.
+# The outcomes of the rules of `moegeo check` for one checkpoint, by the name of their finding.
 FileOutcomes = Mapping[str, Outcome]
-# Of these the files tell all that there is, and more exactly: which experts, since which step.
+# Findings that the files decide: they show more exactly which experts, and since which step.
 DECIDED_BY_FILES = frozenset(
     {"router-zero", "experts-damaged", "router-frozen", "bias-unused", "experts-identical"}
 )
-# Of these real inputs tell more than Gaussian ones.
+# Findings that the replay decides: real inputs are better evidence than Gaussian ones.
 DECIDED_BY_MODEL = frozenset({"bias-rounded"})
 NOT_LOOKED_AT = Skipped("the files were not checked")
 
 
-def with_files(model: Mapping[str, Outcome], files: FileOutcomes) -> dict[str, Outcome]:
-    """Outcomes of the model's rules and the files' rules, one for each finding.
+def merge_file_outcomes(model: Mapping[str, Outcome], files: FileOutcomes) -> dict[str, Outcome]:
+    """Merge the outcomes of the rules over the replay and over the files.
 
     Args:
-        model: of the rules over what was measured.
-        files: of the rules over the files; empty where nobody looked.
+        model: outcomes of the rules over what was replayed.
+        files: outcomes of the rules over the files; empty if the files were not checked.
+
+    Returns:
+        One outcome for each finding.
     """
     found = dict(model)
     for name, about in definitions().items():

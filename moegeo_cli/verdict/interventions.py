@@ -1,4 +1,4 @@
-"""What to change: a catalogue of data, chosen by the findings and fitted to the checkpoint."""
+"""Recommend changes: choose entries of interventions.toml by the findings and the run's settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRAMEWORKS = (
     "transformers", "trl", "axolotl", "llama-factory", "megatron", "torchtitan", "olmo-core",
     "megablocks", "deepspeed", "nemo", "nanotron", "verl",
 )  # fmt: skip
-READS_CONFIG = ("transformers", "trl", "axolotl")  # the checkpoint's config.json is their setting
+READS_CONFIG = ("transformers", "trl", "axolotl")  # they train with the checkpoint's config.json
 OF_THE_TRAINER = ("learning_rate", "clipping")  # arguments that the Trainer always reads
 STUDY = "evidence study: docs/results/evidence.md"
 ASSUMED = "assumed: nothing beside the checkpoint names a framework"
@@ -27,13 +27,13 @@ def recommend(
 ) -> tuple[Intervention, ...]:
     """Interventions for the active findings that apply to this checkpoint, best first.
 
-    What removes an exact cause comes first, then what had a measured gain, then the rest; what was
-    measured without a gain comes last and is folded.
+    The order is: those that remove an exact cause; those with a measured gain; unmeasured ones;
+    and last, folded into one line, those that were measured without a gain.
 
     Args:
-        run: for its settings and its newest checkpoint, if it has one.
-        findings: of its verdict.
-        framework: whose keys are named; None for what was found from the checkpoint.
+        run: the run, for its settings and its newest checkpoint, if it has one.
+        findings: the findings of its verdict.
+        framework: the framework whose keys are named; None for the one that the files point to.
         facts: whether findings of severity info get advice too.
 
     Raises:
@@ -53,7 +53,7 @@ def recommend(
         layers = sorted({n for f in called for n in active[f].layers})
         key = _key(entry, run, name, note)
         if key.current is not None and key.current == key.suggested:
-            continue  # it is set so already
+            continue  # the setting already has the suggested value
         evidence = _evidence(entry, called)
         rank = _rank(entry, called, evidence)
         chosen.append(
@@ -78,11 +78,11 @@ def recommend(
 
 
 CAUSE, GAINS, UNMEASURED, FOLDED = range(4)
-DIGITS = 4  # of a suggested value
+DIGITS = 4  # significant digits of a suggested value
 
 
 def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Grounds) -> int:
-    """The place of an entry in the order: by its evidence and its measured effect."""
+    """The group of an entry in the order of `recommend`."""
     if entry.get("cause") and entry["findings"][0] in called:
         return CAUSE
     if evidence["grade"] != "measured" or "saved" in evidence:
@@ -92,10 +92,10 @@ def _rank(entry: Mapping[str, Any], called: Sequence[str], evidence: Grounds) ->
 
 
 def check_framework(framework: str | None) -> None:
-    """Refuse an unknown framework, before hours of work.
+    """Refuse an unknown framework, before the checkpoint is replayed.
 
     Raises:
-        UsageError: it is not.
+        UsageError: the framework is unknown.
     """
     if framework is not None and framework not in FRAMEWORKS:
         raise UsageError(
@@ -105,12 +105,12 @@ def check_framework(framework: str | None) -> None:
 
 @functools.cache
 def catalogue() -> Mapping[str, Any]:
-    """interventions.toml."""
+    """The content of interventions.toml."""
     return tomllib.loads((FOLDER / "interventions.toml").read_text(encoding="utf-8"))
 
 
 def find_key(setting: str, framework: str, model_type: str | None) -> str | None:
-    """A framework's own key of a setting; None where it has none."""
+    """The key of a setting in a framework; None if it has none."""
     if not setting:
         return None
     if framework in READS_CONFIG:
@@ -138,13 +138,13 @@ def _key(entry: Mapping[str, Any], run: RunRecord, framework: str, note: str | N
         number = isinstance(current, int | float) and not isinstance(current, bool) and current
         suggested = current * entry["factor"] if number else entry.get("start")
     live, why = _live(entry["setting"], framework, training)
-    return ConfigKey(framework, key, current, _tidy(suggested), live, _join(why, note))
+    return ConfigKey(framework, key, current, _round(suggested), live, _join(why, note))
 
 
 def _live(
     setting: str, framework: str, training: Mapping[str, Any]
 ) -> tuple[bool | None, str | None]:
-    """Whether the framework reads a setting at present; None if that is not known."""
+    """Whether the framework reads a setting as configured (None if not known), and why not."""
     if setting == "balance" and framework in READS_CONFIG:
         if training.get("output_router_logits") is True:
             return True, None
@@ -157,14 +157,14 @@ def _live(
 
 
 def _peak_rate(run: RunRecord) -> float | None:
-    """The largest learning rate that the run logged: its setting, once warm-up is over."""
+    """The largest learning rate in the run's log, which is the configured one after warm-up."""
     rates = [entry.get("learning_rate") for entry in run.run.get("log") or ()]
     known = [float(r) for r in rates if isinstance(r, int | float)]
     return float(f"{max(known):.{DIGITS}g}") if known else None
 
 
 def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> Grounds:
-    """The evidence of an intervention: measured for one of these findings, else the entry's."""
+    """The evidence of an intervention: the study's for one of these findings, or the entry's."""
     for finding in called:
         for row in recoveries():
             if (row["intervention"], row["finding"]) == (entry["id"], finding):
@@ -175,12 +175,12 @@ def _evidence(entry: Mapping[str, Any], called: Sequence[str]) -> Grounds:
 
 @functools.cache
 def recoveries() -> tuple[Mapping[str, Any], ...]:
-    """recoveries.toml: by intervention and finding, what the evidence study measured."""
+    """The rows of recoveries.toml: the study's results, by intervention and finding."""
     text = (FOLDER / "recoveries.toml").read_text(encoding="utf-8")
     return tuple(tomllib.loads(text).get("recovery", ()))
 
 
-def _tidy(value: Any) -> Any:
+def _round(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 

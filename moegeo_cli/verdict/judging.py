@@ -1,4 +1,4 @@
-"""Forms a verdict: every rule is tried at every checkpoint; two axes, one status."""
+"""Form the verdict of a run: try every rule at every checkpoint, on the axes routing and loss."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from moegeo_cli.records import (
     RunRecord,
     Verdict,
 )
-from moegeo_cli.records.lenses import Lenses, absent
+from moegeo_cli.records.lenses import Lenses, absent_reason
 from moegeo_cli.records.verdict import Axis, Health, Performance, Severity
 from moegeo_cli.registry import lenses as find_lenses
 from moegeo_cli.verdict import load_rules, loss_rules, routing_rules, run_rules, training_rules
-from moegeo_cli.verdict.files import FileOutcomes, with_files
+from moegeo_cli.verdict.files import FileOutcomes, merge_file_outcomes
 from moegeo_cli.verdict.lenses import judge_lenses
 from moegeo_cli.verdict.rules import SEVERITIES, Rule, Situation, Skipped, to_finding_and_check
 from moegeo_cli.verdict.thresholds import OWN, Limit, Thresholds, load_thresholds
@@ -54,7 +54,7 @@ RULES: dict[str, Rule] = {
 }
 STATUS: Mapping[Severity, Health] = {"info": "healthy", "watch": "watch", "failing": "failing"}
 ORDER: tuple[Health, ...] = ("healthy", "watch", "inconclusive", "failing")
-ROUNDING = 1e-5  # of a Fisher replayed in float32
+ROUNDING = 1e-5  # relative rounding error of a Fisher that was replayed in float32
 
 
 def judge(
@@ -67,16 +67,16 @@ def judge(
     lenses: Mapping[str, Lenses] | None = None,
     files: Mapping[str, FileOutcomes] | None = None,
 ) -> RunRecord:
-    """Judge every checkpoint with what came before it, and the run by its newest one.
+    """Judge every checkpoint together with the earlier ones, and the run by its newest one.
 
     Args:
         run: the measured run.
-        reference: a healthy run that the loss was held against; None for none.
-        policy: "calibrated", by what has evidence, or "paper", by [GM]'s rule.
-        thresholds: limits; None for the shipped ones.
-        paired_losses: loss minus the reference's by checkpoint path, where they match.
-        lenses: what further commands measured, by checkpoint path.
-        files: what `moegeo check` finds, by checkpoint path; None where nobody looked.
+        reference: a healthy run with which the loss was compared; None without one.
+        policy: "calibrated" for the rules with evidence, or "paper" for [GM]'s rule.
+        thresholds: the limits; None for the shipped ones.
+        paired_losses: loss minus the reference's loss, by checkpoint path, where progress matches.
+        lenses: records of further commands, by checkpoint path.
+        files: outcomes of `moegeo check`, by checkpoint path; None if the files were not checked.
 
     Returns:
         The run with all verdicts filled in.
@@ -87,14 +87,14 @@ def judge(
     judged: list[CheckpointRecord] = []
     for place, checkpoint in enumerate(run.checkpoints):
         situation = Situation(run, run.checkpoints[: place + 1], limits, losses, figures)
-        nothing: Lenses = {lens: absent(lens) for lens in find_lenses()}
-        of_it = (lenses or {}).get(checkpoint.path, nothing)
-        told = (files or {}).get(checkpoint.path, {})
-        verdict = _verdict(situation, of_it, told, policy, reference)
+        nothing: Lenses = {lens: absent_reason(lens) for lens in find_lenses()}
+        lens_records = (lenses or {}).get(checkpoint.path, nothing)
+        file_outcomes = (files or {}).get(checkpoint.path, {})
+        verdict = _verdict(situation, lens_records, file_outcomes, policy, reference)
         judged.append(dataclasses.replace(checkpoint, verdict=verdict))
-    settings = {**run.settings, **limits_set(limits)}
+    settings = {**run.settings, **changed_limits(limits)}
     return dataclasses.replace(
-        run, settings=settings, checkpoints=tuple(judged), verdict=with_history(judged)
+        run, settings=settings, checkpoints=tuple(judged), verdict=add_history(judged)
     )
 
 
@@ -103,8 +103,8 @@ def _set_by(source: str) -> str:
     return f"set by you{source.removeprefix(OWN)}" if source.startswith(OWN) else "set by you"
 
 
-def limits_set(limits: Thresholds) -> dict[str, Any]:
-    """The limits that are not the shipped ones, for the record's settings."""
+def changed_limits(limits: Thresholds) -> dict[str, Any]:
+    """The limits that differ from the shipped ones, for the record's settings."""
     own = {
         name: {"value": limit.value, "source": limit.threshold.source}
         for name, limit in limits.items()
@@ -123,7 +123,7 @@ def _verdict(
     findings, checks, undecided = [], [], []
     steps = _steps(situation.now)
     outcomes = {name: rule(situation) for name, rule in RULES.items()}
-    for name, outcome in with_files(outcomes, files).items():
+    for name, outcome in merge_file_outcomes(outcomes, files).items():
         finding, check = to_finding_and_check(name, outcome, situation.limits, steps)
         findings += [] if finding is None else [finding]
         checks.append(check)
@@ -133,20 +133,20 @@ def _verdict(
     findings += found
     checks += tried
     if policy == "paper":
-        return _by_paper(situation, findings, checks)
+        return _paper_verdict(situation, findings, checks)
     routing = _axis(findings, "routing")
     partial = any(f.name == "coverage-incomplete" for f in findings)
     if routing != "failing" and (partial or undecided):
         routing = "inconclusive"
     performance: Performance = _axis(findings, "performance")
-    if performance == "healthy" and not _was_held_against(reference, checks):
+    if performance == "healthy" and not _was_compared_with(reference, checks):
         performance = "undetermined"
     known = [s for s in (routing, performance) if s != "undetermined"]
     status = max(known, key=ORDER.index)
     reasons = _reasons(findings, routing, performance, partial, undecided)
     reasons += tuple(
         f"limit {_set_by(row['source'])}: {name} = {row['value']:g}"
-        for name, row in limits_set(situation.limits).get("thresholds", {}).items()
+        for name, row in changed_limits(situation.limits).get("thresholds", {}).items()
     )
     distance = loss_rules.probe_distance(situation)
     reasons += (distance,) if distance else ()
@@ -159,13 +159,13 @@ def _axis(findings: list[Finding], axis: Axis) -> Health:
     return max(own, key=ORDER.index, default="healthy")
 
 
-def _was_held_against(reference: RunRecord | None, checks: list[Check]) -> bool:
+def _was_compared_with(reference: RunRecord | None, checks: list[Check]) -> bool:
     tried = next(c for c in checks if c.name == "loss-behind-reference")
     return reference is not None and tried.outcome != "skipped"
 
 
-def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]) -> Verdict:
-    """[GM]'s rule as published: a point value of FHS above 1 is failing."""
+def _paper_verdict(situation: Situation, findings: list[Finding], checks: list[Check]) -> Verdict:
+    """[GM]'s rule as published: an FHS above 1 is failing, whatever its interval."""
     metric = situation.now.metrics.get("fhs")
     limit = situation.limits["heterogeneity-above-init"]
     status: Health = "inconclusive"
@@ -173,7 +173,7 @@ def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]
         why = (metric.reason if metric else None) or "not measured"
         reason = f"FHS could not be measured: {why}"
     else:
-        # A baseline against itself is 1 up to the order of its sums: that is not growth.
+        # A baseline compared with itself gives 1 up to rounding: that is not growth.
         above = metric.value > limit.value * (1.0 + ROUNDING)
         status = "failing" if above else "healthy"
         reason = f"FHS is {metric.value:.4g}, {'above' if above else 'not above'} {limit.value:g}"
@@ -190,7 +190,7 @@ def _by_paper(situation: Situation, findings: list[Finding], checks: list[Check]
 
 
 def _paper(limit: Limit) -> str:
-    """The measured rates of the paper's rule, for the verdict."""
+    """A sentence for the verdict: how often the paper's rule was wrong in the evidence study."""
     words = "[GM] calls a run failing where FHS > 1."
     rate = limit.threshold.false_positive_rate
     if rate is None:
@@ -230,18 +230,22 @@ class Judged(Protocol):
 
     @property
     def step(self) -> int | None:
-        """Its step."""
+        """Its optimizer step; None if unknown."""
 
     @property
     def verdict(self) -> Verdict | None:
         """Its verdict."""
 
 
-def with_history(judged: Sequence[Judged]) -> Verdict:
-    """The newest checkpoint's verdict, with the steps of its findings and those now resolved.
+def add_history(judged: Sequence[Judged]) -> Verdict:
+    """The newest checkpoint's verdict, with the history of its findings.
 
     Args:
         judged: checkpoints of a run, oldest first, each with a verdict.
+
+    Returns:
+        The verdict. Each finding has the steps at which it held; findings of earlier checkpoints
+        that no longer hold are added as resolved.
     """
     last = judged[-1].verdict
     assert last is not None
@@ -253,7 +257,7 @@ def with_history(judged: Sequence[Judged]) -> Verdict:
             steps.setdefault(finding.name, []).extend(_steps(checkpoint))
             latest[finding.name] = finding
     active = {f.name for f in last.findings}
-    # What could not be tried on the newest checkpoint is not known to have passed.
+    # A rule that was skipped on the newest checkpoint did not resolve its finding.
     active |= {c.name for c in last.checks if c.outcome == "skipped"}
     findings = [dataclasses.replace(f, steps=tuple(steps[f.name])) for f in last.findings]
     findings += [

@@ -1,7 +1,7 @@
-"""Loads of deployed models, with which a router's load is compared.
+"""Compare a router's load with the loads of deployed models, which are known to be good.
 
-known_loads.toml is written by `python -m benchmarks.field regenerate` from the counts that lie
-beside it; docs/results/verdicts.md says where each comes from.
+`python -m benchmarks.field regenerate` writes known_loads.toml from published counts;
+docs/results/verdicts.md gives their sources.
 
 Legend: E experts, K chosen per token.
 """
@@ -19,16 +19,19 @@ from moegeo_cli.records.verdict import Severity
 from moegeo_cli.verdict.thresholds import FOLDER
 
 MIXTURE, NARROW = "mixture", "narrow"
-BROAD_DOMAINS = 4  # so many domains make a probe a mixture
-# Experts beside the K busiest that carry this share of what they would at balance, or less.
+BROAD_DOMAINS = 4  # a probe with this many domains is a mixture
+# A mixture with a `reach` under this is routed to the same K experts.
 CONSTANT = 0.02
-# The part of E that even routing must still show on a sample, before it can tell anything.
-TELLING = 0.5
+# A sample can be judged only if even routing would reach this share of the way from K to E on it.
+LEAST_EVEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A deployed model's layers on one kind of text, as quantiles of `reach`, lowest first."""
+    """The loads of a deployed model on one kind of text: quantiles of `reach` over its layers.
+
+    `breadth` is the kind of text, `MIXTURE` or `NARROW`; `quantiles` are in ascending order.
+    """
 
     model: str
     breadth: str
@@ -39,7 +42,7 @@ class KnownModel:
     quantiles: tuple[float, ...]
 
     def more_even(self, reach: float) -> float:
-        """Share of its layers with a load more even than this, interpolated."""
+        """Share of its layers with a larger `reach`, that is, a more even load (interpolated)."""
         place = bisect_left(self.quantiles, reach)
         last = len(self.quantiles) - 1
         if place == 0:
@@ -53,18 +56,18 @@ class KnownModel:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a load stands among known-good models on that kind of text."""
+    """The rank of a load among known-good models on the same kind of text."""
 
-    more_even: float  # mean over models of the share of their layers that are more even
-    models: int
+    more_even: float  # mean over models of the share of layers with a more even load
+    models: int  # number of models
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReading:
-    """How unequal one router's load is, and the severity that follows.
+    """How unequal one router's load is, and the severity of that.
 
-    `reach` is how far the effective experts stand between K (0) and what even routing shows on the
-    same sample (1). `severity` is None where the sample cannot tell.
+    `reach` is the place of the effective experts between K (0) and the value of even routing on the
+    same sample (1). `severity` is None if the load cannot be judged; `reason` says why.
     """
 
     reach: float | None
@@ -80,32 +83,32 @@ def effective_experts(counts_E: Sequence[float]) -> float:
 
 
 def even_experts(experts: int, slots: float, design_effect: float) -> float:
-    """Effective experts that even routing shows on so many (token, slot) pairs.
+    """Effective experts of even routing on a sample of this size; less than E by sampling noise.
 
-    The mean divergence of a sampled load from even routing is (E - 1) · effect / 2 · slots.
+    The mean divergence of a sampled load from even routing is (E - 1) · effect / (2 · slots).
 
     Args:
         experts: E.
-        slots: (token, slot) pairs behind the load.
-        design_effect: how much more counts vary than those of independent tokens.
+        slots: number of (token, slot) pairs in the sample.
+        design_effect: variance of the counts over that of independent tokens.
     """
     return experts * math.exp(-(experts - 1) * design_effect / (2.0 * slots))
 
 
 def reach_of(effective: float, even: float, experts: int, top_k: int) -> float | None:
-    """How far a load stands from K experts (0) towards even routing (1) on the same sample.
+    """The place of a load between K experts (0) and even routing on the same sample (1).
 
     Args:
         effective: effective experts of the load.
-        even: what even routing shows on this sample.
+        even: effective experts of even routing on this sample.
         experts: E.
         top_k: K.
 
     Returns:
-        None where every token uses every expert, or the sample is so small that even routing
-        would lose over half of the way from K to E.
+        None if every token uses every expert, or if the sample is so small that even routing would
+        reach less than half of the way from K to E.
     """
-    if top_k >= experts or even - top_k < TELLING * (experts - top_k):
+    if top_k >= experts or even - top_k < LEAST_EVEN * (experts - top_k):
         return None
     return (effective - top_k) / (even - top_k)
 
@@ -123,15 +126,15 @@ def read_load(
 
     Args:
         effective: effective experts of the load.
-        even: what even routing shows on this sample (its null).
+        even: effective experts of even routing on this sample (the null).
         experts: E.
         top_k: K.
         breadth: "mixture" of several domains, or "narrow".
         upper: upper end of the interval of `effective`; None for the value itself.
 
     Returns:
-        failing where a mixture is given to the same K experts; watch where the load is more
-        unequal than two thirds of the lowest that known-good models show; else info.
+        Severity failing if a mixture is routed to the same K experts; watch if the upper end is
+        under two thirds of the lowest `reach` of known-good models; else info.
     """
     reach = reach_of(effective, even, experts, top_k)
     if reach is None:
@@ -153,19 +156,19 @@ def read_load(
 
 
 def limit_of(breadth: str) -> float:
-    """The lowest `reach` that is not a watch on this kind of text."""
+    """The `reach` under which a load is a watch, on this kind of text."""
     return float(_data()["limit"][breadth])
 
 
 def standing(reach: float, breadth: str) -> Standing:
-    """Where a load stands among known-good models."""
+    """The rank of a load among known-good models."""
     models = [m for m in known_models() if m.breadth == breadth]
     shares = [m.more_even(reach) for m in models]
     return Standing(sum(shares) / len(shares), len(models))
 
 
 def standing_words(where: Standing, breadth: str) -> str:
-    """Where a load stands, in words."""
+    """The rank of a load in words, for a message."""
     share = "every" if where.more_even > 0.995 else f"{where.more_even:.0%} of the"
     layers = "layer" if share == "every" else "layers"
     kind = "mixed text" if breadth == MIXTURE else "text of one kind"
@@ -174,14 +177,14 @@ def standing_words(where: Standing, breadth: str) -> str:
 
 @functools.cache
 def known_models() -> tuple[KnownModel, ...]:
-    """Every model of known_loads.toml, once a kind of text."""
+    """Every model of known_loads.toml, with one entry per kind of text."""
     return tuple(
         KnownModel(**{**row, "quantiles": tuple(row["quantiles"])}) for row in _data()["model"]
     )
 
 
 def forget() -> None:
-    """Read the file again at the next use, because it was written."""
+    """Clear the cache, so that known_loads.toml is read again after it was rewritten."""
     _data.cache_clear()
     known_models.cache_clear()
 

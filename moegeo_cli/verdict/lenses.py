@@ -1,7 +1,7 @@
-"""Tries the rules of lenses (`moegeo experts`, `moegeo routing`) on their records.
+"""Apply the rules of lenses (`moegeo experts`, `moegeo routing`) to their records.
 
-A rule here is a pure function from such a record to what it found, so that it is judged again with
-other limits and without a model, by the command itself and by `moegeo analyze`.
+Each rule is a pure function of a record, so a stored record can be judged again with other limits
+and without a model. The lens's own command and `moegeo analyze` both do so.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from moegeo_cli.records import Check, Finding, RunRecord
-from moegeo_cli.records.lenses import Lenses, LensRecord, command
+from moegeo_cli.records.lenses import Lenses, LensRecord, command_name
 from moegeo_cli.registry import lenses as find_lenses
 from moegeo_cli.registry import load
 from moegeo_cli.verdict.interventions import recommend
@@ -24,7 +24,7 @@ L = TypeVar("L", bound=LensRecord)
 
 @functools.cache
 def lens_rules() -> Mapping[str, tuple[str, Callable[[Any, Thresholds], Outcome]]]:
-    """For each finding of a lens: the lens, and the rule."""
+    """For the name of each finding of a lens: the lens and the rule."""
     found = {}
     for name, lens in find_lenses().items():
         assert lens.lens is not None
@@ -36,13 +36,16 @@ def lens_rules() -> Mapping[str, tuple[str, Callable[[Any, Thresholds], Outcome]
 def judge_lenses(
     lenses: Lenses, limits: Thresholds, steps: tuple[int, ...]
 ) -> tuple[list[Finding], list[Check]]:
-    """Outcomes of the lenses' rules. A rule without a record is skipped.
+    """Apply the rules of lenses. A rule without a record is skipped.
 
     Args:
-        lenses: each lens's record, or why there is none; rules of a lens that is not named are not
+        lenses: each lens's record, or the reason why there is none. Rules of other lenses are not
             tried.
         limits: the limits.
-        steps: of the checkpoint.
+        steps: the step of the checkpoint; empty if unknown.
+
+    Returns:
+        The findings, and one check for each rule.
     """
     findings, checks = [], []
     for name, (lens, rule) in lens_rules().items():
@@ -51,7 +54,7 @@ def judge_lenses(
         record = lenses[lens]
         outcome = Skipped(record) if isinstance(record, str) else rule(record, limits)
         if isinstance(outcome, Found):
-            words = f"{outcome.message} (by `{command(lens)}`)"
+            words = f"{outcome.message} (by `{command_name(lens)}`)"
             outcome = dataclasses.replace(outcome, message=words)
         finding, check = to_finding_and_check(name, outcome, limits, steps)
         findings += [] if finding is None else [finding]
@@ -62,15 +65,15 @@ def judge_lenses(
 def judge_lens(
     lens: str, record: L, limits: Thresholds, about: RunRecord, framework: str | None
 ) -> L:
-    """A lens's record with its findings, the rules that were tried, and what to do.
+    """Add findings, checks and interventions to a lens's record.
 
     Args:
-        lens: which one.
-        record: what it measured.
+        lens: name of the lens.
+        record: its record.
         limits: the limits.
-        about: the run that the checkpoint is of, for the settings that advice names; it may be
-            without a checkpoint.
-        framework: whose keys are named; None for what was found beside the checkpoint.
+        about: the run of the checkpoint, for the settings that advice names; it may have no
+            checkpoints.
+        framework: the framework whose keys are named; None for the one that the files point to.
 
     Raises:
         UsageError: an unknown framework.

@@ -1,4 +1,4 @@
-"""Rules about how a router's load is spread over its experts."""
+"""Rules about a router's load: collapse and dead experts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from moegeo_cli.verdict.rules import (
     is_early,
     known,
     layer_words,
-    low,
+    lower_bound,
 )
 from moegeo_cli.verdict.thresholds import collapse_limit, is_studied
 
@@ -35,7 +35,7 @@ SOURCE = "published loads of deployed models (docs/results/verdicts.md#loads)"
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """One router's load as judged, with the severity after its history is considered."""
+    """One router's load with its final severity, which its history may have lowered."""
 
     layer: LayerRecord
     load: LoadReading
@@ -43,12 +43,12 @@ class _Reading:
 
 
 def router_collapse(situation: Situation) -> Outcome:
-    """A load more unequal than that of known-good models on the same kind of text.
+    """A load that is more unequal than that of known-good models on the same kind of text.
 
-    Watch takes the whole interval, the checkpoint before as well, and not the start of training;
-    failing takes a mixture of domains of which the same K experts take nearly every token. A load
-    over the limit of the evidence study is a fact (info). A user's own limit on `collapse` decides
-    by itself.
+    It is a watch if the whole interval is outside, the checkpoint before too, and training is not
+    at its start. It is failing if the same K experts take nearly every token of a mixture of
+    domains. A load over the limit of the evidence study is info. A user's own limit on `collapse`
+    replaces all of this.
     """
     limit = situation.limits["router-collapse"]
     if limit.own or not limit.cells:
@@ -80,13 +80,13 @@ def router_collapse(situation: Situation) -> Outcome:
 
 
 def breadth_of(situation: Situation) -> str:
-    """What kind of text the probe is: a mixture of four domains or more, or narrow."""
+    """The kind of text of the probe: a mixture if it has at least four domains, else narrow."""
     domains = situation.run.probe.get("domains") or {}
     return MIXTURE if len(domains) >= BROAD_DOMAINS else NARROW
 
 
 def _read(situation: Situation) -> list[_Reading]:
-    """Every router's load. History and stage of training may lower the severity."""
+    """Every router's load; an early or first occurrence lowers its severity."""
     before = {x.router: x for x in situation.history[-2].layers} if _has_past(situation) else {}
     found = []
     for layer in situation.now.layers:
@@ -112,7 +112,7 @@ def _load(situation: Situation, layer: LayerRecord) -> LoadReading:
     assert metric.value is not None
     sequences = situation.run.probe.get("sequences")
     if sequences is not None and sequences < MIN_SEQUENCES:
-        # Few sequences resemble themselves: neither interval nor null is a proof.
+        # With so few sequences neither the interval nor the null is reliable.
         return LoadReading(None, None, None, f"{sequences} sequences are too few")
     even = float(layer.choices) if metric.null_value is None else metric.null_value
     return read_load(
@@ -121,7 +121,7 @@ def _load(situation: Situation, layer: LayerRecord) -> LoadReading:
 
 
 def _over_study(situation: Situation, layer: LayerRecord) -> bool:
-    """Whether `collapse` less its null is over the study's limit for this E and K."""
+    """Whether `collapse` minus its null is over the study's limit for this E and K."""
     metric = known(layer, "collapse")
     if metric is None or metric.value is None or layer.top_k is None:
         return False
@@ -130,12 +130,12 @@ def _over_study(situation: Situation, layer: LayerRecord) -> bool:
 
 
 def _over_own_limit(situation: Situation) -> Outcome:
-    """The rule with a limit on `collapse` that the user set."""
+    """The rule with the user's own limit on `collapse`."""
     limit = situation.limits["router-collapse"]
-    told = [x for x in situation.now.layers if known(x, "collapse") and x.top_k is not None]
-    if not told:
+    measured = [x for x in situation.now.layers if known(x, "collapse") and x.top_k is not None]
+    if not measured:
         return Skipped("no router has a collapse that could reach the limit", undecided=True)
-    found = [x for x in told if _excess(x.metrics["collapse"]) >= limit.value]
+    found = [x for x in measured if _excess(x.metrics["collapse"]) >= limit.value]
     if not found:
         return None
     sure = any(_excess(x.metrics["collapse"], lower=True) >= limit.value for x in found)
@@ -153,7 +153,7 @@ def _over_own_limit(situation: Situation) -> Outcome:
 
 
 def _excess(metric: Metric, *, lower: bool = False) -> float:
-    return (low(metric) if lower else metric.value or 0.0) - (metric.null_value or 0.0)
+    return (lower_bound(metric) if lower else metric.value or 0.0) - (metric.null_value or 0.0)
 
 
 def _name(layer: LayerRecord) -> str:
@@ -166,7 +166,7 @@ def _others(own: list[_Reading], worst: _Reading) -> str:
 
 
 def _trend(situation: Situation, layer: LayerRecord) -> str:
-    """How the number changed since the checkpoint before, in words."""
+    """The effective experts at the checkpoint before, for the message."""
     if not _has_past(situation):
         return ""
     before = _find(situation.history[-2], layer.router)
@@ -181,23 +181,22 @@ def _find(checkpoint: CheckpointRecord, router: str) -> LayerRecord | None:
 
 
 def _why_not_more(situation: Situation, reading: _Reading) -> str:
-    """Why a load outside the known-good range is not judged worse, in words."""
+    """Why the severity of an unequal load is not higher, for the message."""
     if reading.severity != "info" or reading.load.severity in (None, "info"):
         studied = is_studied(
             situation.limits["router-collapse"], reading.layer.choices, reading.layer.top_k or 1
         )
-        told = reading.severity != "info" or studied
-        return "" if told else "; the evidence study has no runs with this E and K"
+        comparable = reading.severity != "info" or studied
+        return "" if comparable else "; the evidence study has no runs with this E and K"
     if is_early(situation):
         return "; this early in training healthy runs look the same"
     return "; only at this checkpoint so far"
 
 
 def dead_experts(situation: Situation) -> Outcome:
-    """Experts that nothing uses: a watch where every domain and the checkpoint before agree.
+    """Experts that no token uses: a watch if they are dead in every domain and twice in a row.
 
-    Experts that are unused on one kind of text, or at one checkpoint, are ordinary: they are
-    counted (info).
+    Experts that are unused on one kind of text, or at one checkpoint, are ordinary (info).
     """
     layers = [x for x in situation.now.layers if known(x, "dead_experts")]
     if not layers:
@@ -239,7 +238,7 @@ def dead_experts(situation: Situation) -> Outcome:
 
 
 def _lasting(situation: Situation, layer: LayerRecord) -> tuple[int, ...]:
-    """Experts unused in every domain that can tell, and at the checkpoint before, if any."""
+    """Experts dead in every domain with enough tokens, and at the checkpoint before, if any."""
     everywhere = set(layer.dead_in_all_domains or ())
     if _has_past(situation):
         before = _find(situation.history[-2], layer.router)

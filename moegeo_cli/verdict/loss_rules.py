@@ -1,4 +1,4 @@
-"""Rules about the loss: the run's own log, the probe's, and a reference's."""
+"""Rules about the loss: in the run's log, on the probe, and compared with a reference run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from moegeo_cli.records.verdict import Severity
 from moegeo_cli.verdict.rules import Found, Outcome, Situation, Skipped, is_early
 from moegeo_cli.verdict.training_log import WINDOW
 
-FAR = 1.2  # a loss so many times the other is of another text
+FAR = 1.2  # if two losses differ by this factor, they are of different texts
 
 
 def loss_behind_reference(situation: Situation) -> Outcome:
-    """The loss against the reference at the same progress: a watch over the limit, else a fact.
+    """A loss above the reference's at the same progress: a watch over the limit, else info.
 
-    A gap that is sure may still be one that runs close again, or that seeds of one setting show:
-    the limit is what only few runs that ended well had.
+    A significant gap may close later, or come from the seed. The limit is therefore a gap that
+    few runs with a good end had.
     """
     if situation.losses is None:
         return Skipped("no --reference run was given")
@@ -48,7 +48,7 @@ def loss_behind_reference(situation: Situation) -> Outcome:
 
 
 def loss_spike(situation: Situation) -> Outcome:
-    """A jump in the training log up to this checkpoint, told by its first entry."""
+    """A jump of the loss in the training log up to this checkpoint."""
     limit = situation.limits["loss-spike"]
     if situation.logged.losses < WINDOW + 1:
         return Skipped(f"the log has fewer than {WINDOW + 1} losses up to here")
@@ -67,17 +67,17 @@ def loss_spike(situation: Situation) -> Outcome:
 
 
 def loss_diverged(situation: Situation) -> Outcome:
-    """A loss that is not finite, that lost what it had gained, or that gained nothing.
+    """A loss that is not finite, that lost much of its gain, or that never gained anything.
 
-    Gains count from the unigram loss of the probe. The probe's loss decides only where the log,
-    if there is one, says the same: a training that moves to other text loses this one.
+    The gain is the unigram loss of the probe minus the loss. The loss on the probe alone is not
+    failing: a training that moved to other text also gets worse on the probe.
     """
     limit = situation.limits["loss-diverged"]
     logged = situation.logged
-    if logged.broken is not None:
+    if logged.first_nonfinite is not None:
         return Found(
             "failing",
-            f"the training loss is not finite at step {logged.broken.get('step')}",
+            f"the training loss is not finite at step {logged.first_nonfinite.get('step')}",
             (),
             (Evidence("loss_log", Metric(None, reason="NaN or infinite")),),
             Threshold(None, "exact"),
@@ -136,7 +136,7 @@ def loss_diverged(situation: Situation) -> Outcome:
 
 
 def probe_unfit(situation: Situation) -> Outcome:
-    """A probe that the model predicts no better than the frequencies of its tokens do."""
+    """A probe on which the model's loss is not below the unigram loss."""
     unigram = situation.run.probe.get("unigram_loss")
     loss = situation.now.loss
     if unigram is None or loss.value is None:
@@ -149,9 +149,9 @@ def probe_unfit(situation: Situation) -> Outcome:
         for name, metric in situation.now.domain_loss.items()
         if metric.value is not None and name in own and metric.value >= own[name]
     ]
-    told = [name for name in situation.now.domain_loss if name in own]
-    # A model of one of the domains is no worse for what it never saw.
-    whole = loss.value >= unigram and len(unfit) == len(told)
+    compared = [name for name in situation.now.domain_loss if name in own]
+    # A model that was trained on one of the domains only is not unfit for the whole probe.
+    whole = loss.value >= unigram and len(unfit) == len(compared)
     if not whole and not unfit:
         return None
     evidence = (Evidence("loss", loss), Evidence("unigram_loss", Metric(unigram)))
@@ -180,7 +180,7 @@ def probe_unfit(situation: Situation) -> Outcome:
 
 
 def learning_rate_high(situation: Situation) -> Outcome:
-    """A peak learning rate at which half of the study's runs failed, or more."""
+    """A peak learning rate at which at least half of the evidence study's runs failed."""
     limit = situation.limits["learning-rate-high"]
     peak = situation.logged.peak_rate
     if peak is None:
@@ -198,10 +198,10 @@ def learning_rate_high(situation: Situation) -> Outcome:
 
 
 def probe_distance(situation: Situation) -> str | None:
-    """How far the probe is from the run's own text, in words; None without a log or near it.
+    """A sentence if the probe's loss is far from the training loss; None if near or without a log.
 
-    The probe's loss beside the median of the last entries of the log: another text has another
-    loss, and routing on it is another routing.
+    Different losses mean different texts, and routing depends on the text. The training loss is
+    the median of the last entries of the log.
     """
     level, loss = situation.logged.level, situation.now.loss.value
     if level is None or loss is None or level <= 0:
@@ -219,7 +219,7 @@ def probe_distance(situation: Situation) -> str | None:
 def _lost(
     lowest: float | None, last: float | None, unigram: float, share: float
 ) -> tuple[float, float] | None:
-    """The lowest level and the last one, where that lost over a share of what was gained."""
+    """The lowest and the last level, if the last lost more than `share` of the gain; else None."""
     if lowest is None or last is None:
         return None
     gained = unigram - lowest

@@ -1,4 +1,4 @@
-"""Rules about what routers do."""
+"""Rules about single routers: their choices, their logits and damaged weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from moegeo_cli.verdict.rules import (
     evidence,
     known,
     layer_words,
-    low,
-    unrated,
+    lower_bound,
+    uncalibrated_severity,
 )
 
 
 def router_locked(situation: Situation) -> Outcome:
-    """Sharp and balanced early in training: a fact, since the study found no failure behind it."""
+    """Sharp and balanced routing early in training: info, as no failure followed in the study."""
     until = situation.limits["router-locked-until"].value
     fraction = situation.now.progress.get("fraction")
     if fraction is None:
@@ -29,7 +29,8 @@ def router_locked(situation: Situation) -> Outcome:
     found = [
         x
         for x in situation.now.layers
-        if low(known(x, "fsi")) >= sharp.value and _high(known(x, "collapse")) <= level
+        if lower_bound(known(x, "fsi")) >= sharp.value
+        and _upper_bound(known(x, "collapse")) <= level
     ]
     if not found:
         return None
@@ -45,14 +46,14 @@ def router_locked(situation: Situation) -> Outcome:
 
 
 def router_uniform(situation: Situation) -> Outcome:
-    """Neither p nor the combine weights depend on the token."""
+    """A router whose p and combine weights do not depend on the token."""
     limit = situation.limits["router-uniform"]
     found = [
         x
         for x in situation.now.layers
         if x.state == "ok"
-        and _high(known(x, "information")) <= limit.value
-        and _high(known(x, "information_dispatch")) <= limit.value
+        and _upper_bound(known(x, "information")) <= limit.value
+        and _upper_bound(known(x, "information_dispatch")) <= limit.value
     ]
     if not found:
         return None
@@ -69,14 +70,14 @@ def router_uniform(situation: Situation) -> Outcome:
 
 
 def logit_explosion(situation: Situation) -> Outcome:
-    """Logits too large."""
+    """Router logits that are too large."""
     return _above(situation, "logit-explosion", "logit_max", "the largest router logit")
 
 
 def near_ties(situation: Situation) -> Outcome:
-    """Choices that rounding would change, compared with normal logits of the same E and K.
+    """Many choices that rounding would change, compared with normal logits of the same E and K.
 
-    A fact (info): no failure was found behind it. A limit that the user set is a watch.
+    Info, as no failure was found behind it; a watch with a limit that the user set.
     """
     limit, factor = situation.limits["near-ties"], situation.limits["near-ties-factor"]
     layers = [x for x in situation.now.layers if known(x, "near_ties")]
@@ -86,7 +87,7 @@ def near_ties(situation: Situation) -> Outcome:
     for layer in layers:
         expected = layer.metrics["near_ties"].null_value
         bound = limit.value if limit.own else max(limit.value, factor.value * (expected or 0.0))
-        if low(known(layer, "near_ties")) > bound:
+        if lower_bound(known(layer, "near_ties")) > bound:
             found.append(layer)
     if not found:
         return None
@@ -101,7 +102,7 @@ def near_ties(situation: Situation) -> Outcome:
     if centred is not None:
         words += f", and these logits {centred.value:.1%} with their common offset taken off"
     return Found(
-        unrated(limit),
+        uncalibrated_severity(limit),
         words,
         tuple(x.layer for x in found),
         tuple(evidence("near_ties", x) for x in found),
@@ -110,12 +111,12 @@ def near_ties(situation: Situation) -> Outcome:
 
 
 def router_nonfinite(situation: Situation) -> Outcome:
-    """NaN or infinity."""
+    """NaN or infinity in a router's weights or logits."""
     return _state(situation, "nonfinite", "has NaN or infinite weights or logits")
 
 
 def router_zero(situation: Situation) -> Outcome:
-    """All rows zero, or some."""
+    """A router with zero rows."""
     whole = _state(situation, "zero", "is all zeros")
     if whole is not None:
         return whole
@@ -133,7 +134,7 @@ def router_zero(situation: Situation) -> Outcome:
 
 
 def experts_damaged(situation: Situation) -> Outcome:
-    """Experts whose weights are not finite, or zeros; those that are switched off may be zeros."""
+    """Experts with weights that are not finite or all zero. Experts that are off may be zero."""
     looked = [x for x in situation.now.layers if x.experts_nonfinite is not None]
     if not looked:
         return Skipped("the experts' weights were not looked at")
@@ -156,7 +157,7 @@ def experts_damaged(situation: Situation) -> Outcome:
 
 
 def experts_masked(situation: Situation) -> Outcome:
-    """Experts that are switched off and that tokens reach all the same."""
+    """Experts that a row or a bias should switch off, but that tokens reach."""
     found = [
         (x, tuple(e for e in x.masked if e not in x.off)) for x in situation.now.layers if x.masked
     ]
@@ -190,12 +191,12 @@ def _and_more(count: int) -> str:
 
 
 def _above(situation: Situation, name: str, metric: str, words: str) -> Outcome:
-    """Routers whose whole interval lies above a limit."""
+    """A watch for routers whose whole interval is above a limit."""
     limit = situation.limits[name]
     layers = [x for x in situation.now.layers if known(x, metric)]
     if not layers:
         return Skipped("not measured")
-    found = [x for x in layers if low(known(x, metric)) > limit.value]
+    found = [x for x in layers if lower_bound(known(x, metric)) > limit.value]
     if not found:
         return None
     top = max(found, key=lambda x: x.metrics[metric].value or 0.0)
@@ -221,7 +222,7 @@ def _state(situation: Situation, state: str, words: str) -> Outcome:
     return Found("failing", f"{which} {words}", layers, (), Threshold(None, "exact"))
 
 
-def _high(metric: Metric | None) -> float:
+def _upper_bound(metric: Metric | None) -> float:
     if metric is None or metric.value is None:
         return float("inf")
     return metric.value if metric.ci_high is None else metric.ci_high

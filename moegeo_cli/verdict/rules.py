@@ -1,4 +1,4 @@
-"""What rules share: the situation that they judge, and their outcomes."""
+"""Types and helpers that all rules share: the situation that a rule judges, and its outcome."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from moegeo_cli.verdict.training_log import FiguresSoFar, TrainingFigures
 
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 
-MIN_SEQUENCES = 16  # under so many, an interval says little
+MIN_SEQUENCES = 16  # with fewer sequences an interval is not reliable
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """A checkpoint with all earlier ones.
+    """The checkpoint that is judged, with all earlier ones.
 
-    `losses` are loss differences to the reference at the same progress, by checkpoint path;
-    None without a reference. `figures` are of the whole training log.
+    `losses` are differences of the loss to the reference's at the same progress, by checkpoint
+    path; None without a reference. `figures` summarise the whole training log.
     """
 
     run: RunRecord
@@ -54,7 +54,7 @@ class Situation:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A rule that holds."""
+    """The outcome of a rule that holds: it becomes a finding."""
 
     severity: Severity
     message: str
@@ -65,9 +65,9 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A rule that could not be decided, with the reason.
+    """The outcome of a rule that could not be tried, with the reason.
 
-    `undecided` makes its axis inconclusive.
+    `undecided` makes the verdict on routing inconclusive.
     """
 
     reason: str
@@ -81,13 +81,16 @@ Rule = Callable[[Situation], Outcome]
 def to_finding_and_check(
     name: str, outcome: Outcome, limits: Thresholds, steps: tuple[int, ...]
 ) -> tuple[Finding | None, Check]:
-    """The check, and the finding if the rule holds, that an outcome adds to a verdict.
+    """Turn the outcome of a rule into entries of a verdict.
 
     Args:
-        name: of the finding.
-        outcome: of its rule.
-        limits: an uncalibrated one makes nothing failing.
-        steps: of the checkpoint that was judged.
+        name: name of the finding.
+        outcome: the outcome of its rule; None if the rule does not hold.
+        limits: the limits. A finding with an uncalibrated limit is at most a watch.
+        steps: the step of the judged checkpoint; empty if unknown.
+
+    Returns:
+        The finding (None unless the rule holds), and the check.
     """
     about = definitions()[name]
     if isinstance(outcome, Skipped):
@@ -102,7 +105,7 @@ def to_finding_and_check(
 
 
 def _allowed(severity: Severity, about: Definition, limits: Thresholds) -> Severity:
-    """The severity that is allowed: with an uncalibrated limit, only exact facts may be failing."""
+    """The severity, lowered to watch if the limit is uncalibrated and the finding is no fact."""
     ceiling = about.severity
     limit = limits.get(about.name)
     exact = about.fact
@@ -111,8 +114,8 @@ def _allowed(severity: Severity, about: Definition, limits: Thresholds) -> Sever
     return min(severity, ceiling, key=SEVERITIES.index)
 
 
-def unrated(limit: Limit) -> Severity:
-    """Severity of a rule whose rates were never measured: info, or watch by the user's limit."""
+def uncalibrated_severity(limit: Limit) -> Severity:
+    """Severity of a rule whose error rates were never measured: info; watch by a user's limit."""
     return "watch" if limit.own else "info"
 
 
@@ -122,7 +125,7 @@ def worst(severities: Sequence[Severity]) -> Severity:
 
 
 def is_early(situation: Situation) -> bool:
-    """Whether the checkpoint lies in the first fifth of training, as far as that is known."""
+    """Whether the checkpoint is in the first fifth of training; False if progress is unknown."""
     fraction = situation.now.progress.get("fraction")
     return fraction is not None and fraction <= situation.limits["router-collapse-from"].value
 
@@ -132,15 +135,15 @@ def evidence(name: str, layer: LayerRecord) -> Evidence:
     return Evidence(name, layer.metrics[name], layer.layer, layer.router)
 
 
-def low(metric: Metric | None) -> float:
-    """Lower end of the interval; never over a limit without a value."""
+def lower_bound(metric: Metric | None) -> float:
+    """Lower end of the interval, or the value without one; minus infinity without a value."""
     if metric is None or metric.value is None:
         return float("-inf")
     return metric.value if metric.ci_low is None else metric.ci_low
 
 
 def known(layer: LayerRecord, name: str) -> Metric | None:
-    """A router's metric where it has a value."""
+    """A router's metric; None if it is missing or has no value."""
     metric = layer.metrics.get(name)
     return metric if metric is not None and metric.value is not None else None
 

@@ -1,4 +1,4 @@
-"""Rules about the Fisher scores and the measurement itself."""
+"""Rules about heterogeneity of the Fisher, and about how complete the measurement is."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from moegeo_cli.verdict.rules import MIN_SEQUENCES, Found, Outcome, Situation, S
 
 
 def heterogeneity_above_init(situation: Situation) -> Outcome:
-    """The paper's alarm, with its interval."""
+    """[GM]'s alarm: FHS above 1, here with its whole interval."""
     limit = situation.limits["heterogeneity-above-init"]
     metric = situation.now.metrics.get("fhs")
     if metric is None or metric.value is None:
@@ -29,7 +29,7 @@ def heterogeneity_above_init(situation: Situation) -> Outcome:
 
 
 def heterogeneity_rising(situation: Situation) -> Outcome:
-    """The scale-free score rose at each of the last checkpoints."""
+    """The trace form of heterogeneity, which has no scale, rose at each of the last checkpoints."""
     limit = situation.limits["heterogeneity-rising"]
     count = max(3, int(limit.value))
     recent = situation.history[-count:]

@@ -1,15 +1,15 @@
-"""When to stop a training by default: on an exact fault or a diverged loss, and on nothing else."""
+"""Decide whether a training should stop: only for an exact fault or a diverged loss."""
 
 from __future__ import annotations
 
 from moegeo_cli.records import Finding, Verdict
 
-EXACT = "exact"  # the source of a limit that is none: the finding holds or it does not
+EXACT = "exact"  # the source of findings that compare with no limit
 DIVERGENCE = "loss-diverged"
 
 
 def reason_to_stop(verdict: Verdict) -> Finding | None:
-    """The first failing finding that is an exact fault or a divergence; None where none is."""
+    """The first active failing finding that is an exact fault or a divergence; None without one."""
     for finding in verdict.findings:
         exact = finding.threshold is not None and finding.threshold.source == EXACT
         active = finding.state == "active" and finding.severity == "failing"

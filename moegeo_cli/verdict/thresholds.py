@@ -1,7 +1,7 @@
-"""The limits of the rules: shipped values with their sources, and a user's own.
+"""The limits of the rules: shipped values with their sources, and the user's own values.
 
-thresholds.toml holds what is cited or uncalibrated, calibration.toml what the evidence study
-measured (docs/results/evidence.md); the study writes the latter, and nobody edits it.
+thresholds.toml holds limits from citations and uncalibrated ones. The evidence study
+(docs/results/evidence.md) writes its measured limits to calibration.toml: do not edit that file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OWN = "set by the user"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A limit for E experts of which K are chosen."""
+    """A limit for one E and K."""
 
     experts: int
     top_k: int
@@ -33,9 +33,9 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit. If it depends on E and K, `cells` hold its values.
+    """The limit of one rule.
 
-    `own` says that the user set it.
+    `cells` holds its values by E and K, if it depends on them; `own` says that the user set it.
     """
 
     threshold: Threshold
@@ -44,13 +44,13 @@ class Limit:
 
     @property
     def value(self) -> float:
-        """The number."""
+        """The limit as a number."""
         assert self.threshold.value is not None
         return self.threshold.value
 
     @property
     def calibrated(self) -> bool:
-        """Whether it was measured against outcomes, or is the user's own decision."""
+        """Whether the limit was measured against outcomes of runs, or was set by the user."""
         return not self.threshold.source.startswith("uncalibrated")
 
 
@@ -59,14 +59,14 @@ FIXED = {"dead-experts": "the test of dead experts depends on it"}
 
 
 def load_thresholds(overrides: Mapping[str, Any] | Path | str | None = None) -> Thresholds:
-    """The shipped limits, with a user's overrides.
+    """The shipped limits, with the user's values in their place.
 
     Args:
-        overrides: names and numbers, or the path of a TOML file of them (at the top or under
-            `[thresholds]`); a table may give `value` and `source`.
+        overrides: numbers by name, or the path of a TOML file with them (at the top level or under
+            `[thresholds]`). Instead of a number, a table may give `value` and `source`.
 
     Raises:
-        UsageError: an unknown name, not a number, or a file that cannot be read.
+        UsageError: an unknown name, a value that is not a number, or a file that cannot be read.
     """
     limits = dict(_shipped())
     if isinstance(overrides, Path | str):
@@ -119,7 +119,7 @@ def _refuse_keys(name: str, given: Mapping[str, Any]) -> None:
 
 
 def nearest_cell(cells: Sequence[Cell], experts: int, top_k: int) -> Cell:
-    """The cell of E and K, or the nearest by their logarithms; of two, the smaller."""
+    """The cell nearest to E and K by |Δ ln E| + |Δ ln K|; of equally near ones, the smaller."""
     return min(
         cells,
         key=lambda c: (
@@ -131,14 +131,14 @@ def nearest_cell(cells: Sequence[Cell], experts: int, top_k: int) -> Cell:
 
 
 def collapse_limit(limit: Limit, experts: int, top_k: int) -> float:
-    """The limit on `collapse` less its null, for E experts of which K are chosen."""
+    """The limit on (`collapse` minus its null) for E experts of which K are chosen."""
     if not limit.cells:
         return limit.value
     return nearest_cell(limit.cells, experts, top_k).value
 
 
 def is_studied(limit: Limit, experts: int, top_k: int) -> bool:
-    """Whether a limit was measured at this E and K; a user's own limit holds everywhere."""
+    """Whether a limit was measured at this E and K; a limit without cells holds for all."""
     return not limit.cells or any((c.experts, c.top_k) == (experts, top_k) for c in limit.cells)
 
 
@@ -152,12 +152,12 @@ def _shipped() -> Mapping[str, Limit]:
 
 
 def forget() -> None:
-    """Read the shipped limits again at the next use, because the study has written them."""
+    """Clear the cache, so that the shipped limits are read again after they were rewritten."""
     _shipped.cache_clear()
 
 
 def _limit(row: Mapping[str, Any]) -> Limit:
-    # What a rate is of stands beside it: a state that is real may predict nothing.
+    # The source says what the rates refer to.
     rates = f"; rates: {row['rates']}" if "rates" in row else ""
     return Limit(
         Threshold(

@@ -1,7 +1,6 @@
-"""The training log for rules: computed once per run, then read up to each checkpoint.
+"""Running figures over the training log, for the rules about the loss.
 
-Everything that a rule asks of the log is a running figure over its entries, so that a run of many
-checkpoints costs one pass over the log and not one a checkpoint.
+The figures are computed in one pass over the log. Each checkpoint then reads them up to its step.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-WINDOW = 10  # entries that a level is the median of: single batches are noise
+WINDOW = 10  # a level is the median loss of this many entries, because single batches are noisy
 
 
 class TrainingFigures:
     """Running figures of a log's losses and learning rates.
 
     Args:
-        entries: of the log; ordered by step here, those without a step first.
+        entries: the entries of the log, in any order. Those without a step count as the earliest.
     """
 
     def __init__(self, entries: Iterable[Mapping[str, Any]]) -> None:
@@ -40,7 +39,7 @@ class TrainingFigures:
         ]
         self.highest_rise = list(accumulate(rises, max))
         self.ordered = ordered
-        self.first_broken = next(
+        self.first_nonfinite = next(
             (n for n, entry in enumerate(ordered) if "loss" in (entry.get("nonfinite") or ())), None
         )
         rates = [(place, e.get("learning_rate")) for place, e in enumerate(ordered)]
@@ -49,7 +48,7 @@ class TrainingFigures:
         self.peak_rates = list(accumulate((rate for _, rate in known), max))
 
     def until(self, step: int | None) -> FiguresSoFar:
-        """The log up to a step; None for all of it."""
+        """The figures up to a step; None for the whole log."""
         if step is None:
             return FiguresSoFar(self, len(self.entry_steps), len(self.loss_steps))
         return FiguresSoFar(
@@ -59,7 +58,7 @@ class TrainingFigures:
 
 @dataclass(frozen=True, slots=True)
 class FiguresSoFar:
-    """The figures of the first `entries` entries, which hold `losses` losses."""
+    """The figures of the first `entries` entries, of which `losses` have a loss."""
 
     whole: TrainingFigures
     entries: int
@@ -67,36 +66,38 @@ class FiguresSoFar:
 
     @property
     def levels(self) -> int:
-        """How many levels there are."""
+        """Number of levels."""
         return max(0, self.losses - WINDOW + 1)
 
     @property
     def level(self) -> float | None:
-        """The median of the last losses; None where they are too few."""
+        """The median of the last `WINDOW` losses; None if there are fewer."""
         return self.whole.levels[self.levels - 1] if self.levels else None
 
     @property
     def lowest_before(self) -> float | None:
-        """The lowest level before the last one."""
+        """The lowest level before the last one; None if there is none."""
         return self.whole.lowest[self.levels - 2] if self.levels > 1 else None
 
     @property
-    def broken(self) -> Mapping[str, Any] | None:
-        """The first entry whose loss is not finite; None where there is none."""
-        first = self.whole.first_broken
+    def first_nonfinite(self) -> Mapping[str, Any] | None:
+        """The first entry with a loss that is not finite; None without one."""
+        first = self.whole.first_nonfinite
         return None if first is None or first >= self.entries else self.whole.ordered[first]
 
     @property
     def peak_rate(self) -> float | None:
-        """The highest learning rate; None where none is logged."""
+        """The highest learning rate; None if none was logged."""
         count = bisect_right(self.whole.rate_places, self.entries - 1)
         return self.whole.peak_rates[count - 1] if count else None
 
     def spike(self, limit: float) -> tuple[int, float] | None:
         """The step of the first rise over a limit, and the highest rise; None without one.
 
+        A rise is a loss over the level before it, minus 1.
+
         Args:
-            limit: of a loss over the level before it, minus 1.
+            limit: the limit of a rise.
         """
         rises = self.whole.highest_rise
         first = bisect_right(rises, limit)

@@ -1,4 +1,4 @@
-"""Rules about how a training changes its routers: exact facts that need no statistics."""
+"""Rules about how training changes (or does not change) routers, biases and experts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from moegeo_cli.verdict.rules import (
     evidence,
     known,
     layer_words,
-    unrated,
+    uncalibrated_severity,
 )
 
 EXACT = Threshold(None, "exact")
-LAST_MOVES = 3  # between checkpoints, over which the response of a bias is pooled
-# Frameworks whose training reads the checkpoint's own config.
+LAST_MOVES = 3  # the response of a bias is pooled over this many pairs of checkpoints
+# Frameworks that train with the checkpoint's own config.
 READ_CONFIG = (None, "transformers", "trl", "axolotl")
 BALANCE_KEYS = ("router_aux_loss_coef", "aux_loss_coef", "moe_loss_weight")
 
 
 def router_frozen(situation: Situation) -> Outcome:
-    """Router weights that are equal bit for bit while the rest of the model moves.
+    """Router weights that stay equal, bit for bit, while the rest of the model changes.
 
-    A router that is equal under equal logits is another copy of the same checkpoint.
+    If all logits are equal too, the two checkpoints are copies of each other: that is no finding.
     """
     moves = _moves(situation)
     if not moves:
@@ -54,13 +54,13 @@ def router_frozen(situation: Situation) -> Outcome:
 
 
 def router_no_gradient(situation: Situation) -> Outcome:
-    """The loss has no gradient for a router: one expert a token, its weight divided by itself."""
+    """A router that gets no gradient from the loss, as with K = 1 and normalised weights."""
     named = situation.run.settings.get("fisher") or {}
-    told = [x for x in situation.now.layers if x.state == "ok" and _traces(x)]
-    if named.get("kind") != "empirical" or not told:
+    measured = [x for x in situation.now.layers if x.state == "ok" and _traces(x)]
+    if named.get("kind") != "empirical" or not measured:
         return Skipped("no Fisher of the loss was measured")
-    # An expert without a token has no Fisher; where every other one is 0, nothing is learned.
-    found = [x for x in told if not any(_traces(x))]
+    # Experts without a token have no Fisher. If all others are 0, the router learns nothing.
+    found = [x for x in measured if not any(_traces(x))]
     if not found:
         return None
     layers = tuple(x.layer for x in found)
@@ -85,21 +85,23 @@ def _traces(layer: LayerRecord) -> list[float]:
 
 
 def bias_unused(situation: Situation) -> Outcome:
-    """A selection bias that is the same for every expert after training began."""
-    told = [
+    """A selection bias that is still equal for all experts after training began."""
+    measured = [
         x
         for x in situation.now.layers
         if (m := x.metrics.get("bias_spread")) is not None and m.value is not None
     ]
-    if not told:
+    if not measured:
         return Skipped("no router has a selection bias")
     if situation.now.step == 0:
         return Skipped("a selection bias starts equal")
-    found = [x for x in told if x.metrics["bias_spread"].value == 0.0]
+    found = [x for x in measured if x.metrics["bias_spread"].value == 0.0]
     if not found:
         return None
     layers = tuple(x.layer for x in found)
-    which = "every router" if len(found) == len(told) else f"the router of {layer_words(layers)}"
+    which = (
+        "every router" if len(found) == len(measured) else f"the router of {layer_words(layers)}"
+    )
     return Found(
         "watch",
         f"the selection bias of {which} is the same for all experts: it is not saved, or nothing "
@@ -111,19 +113,19 @@ def bias_unused(situation: Situation) -> Outcome:
 
 
 def bias_rounded(situation: Situation) -> Outcome:
-    """Selection biases whose rounding sends tokens of the probe elsewhere."""
-    told = [x for x in situation.now.layers if known(x, "bias_changes")]
-    if not told:
+    """A selection bias whose rounding changes the choices of tokens of the probe."""
+    measured = [x for x in situation.now.layers if known(x, "bias_changes")]
+    if not measured:
         return Skipped("no router has a selection bias that differs between experts")
     limit = situation.limits["bias-rounded"]
-    found = [x for x in told if (x.metrics["bias_changes"].value or 0.0) > limit.value]
+    found = [x for x in measured if (x.metrics["bias_changes"].value or 0.0) > limit.value]
     if not found:
         return None
     layers = tuple(x.layer for x in found)
     worst = max(found, key=lambda x: x.metrics["bias_changes"].value or 0.0)
     share = worst.metrics["bias_changes"].value
     return Found(
-        unrated(limit),
+        uncalibrated_severity(limit),
         f"the selection bias of {layer_words(layers)} is stored coarsely: {share:.0%} of the "
         f"sampled tokens get other experts in layer {layer_name(worst.layer, worst.router)} by "
         "that rounding",
@@ -134,35 +136,35 @@ def bias_rounded(situation: Situation) -> Outcome:
 
 
 def bias_wrong_sign(situation: Situation) -> Outcome:
-    """A selection bias that rises for experts that have more than their share already."""
+    """A selection bias that rises for experts which are already overloaded."""
     moves = [m for m in _moves(situation) if m["from_step"] != 0][-LAST_MOVES:]
-    told = [
+    measured = [
         (row["layer"], found.value, found.n)
         for move in moves
         for row in move["layers"]
         if (found := row["metrics"].get("bias_response")) and found.value is not None and found.n
     ]
-    if not told:
+    if not measured:
         return Skipped("needs two checkpoints after step 0 between which a selection bias moved")
     limit = situation.limits["bias-wrong-sign"]
-    score = sum(value * math.sqrt(n - 1.0) for _, value, n in told) / math.sqrt(len(told))
+    score = sum(value * math.sqrt(n - 1.0) for _, value, n in measured) / math.sqrt(len(measured))
     if score < limit.value:
         return None
-    layers = tuple(sorted({layer for layer, value, _ in told if value > 0.0}))
-    mean = sum(value for _, value, _ in told) / len(told)
+    layers = tuple(sorted({layer for layer, value, _ in measured if value > 0.0}))
+    mean = sum(value for _, value, _ in measured) / len(measured)
     return Found(
         "watch",
         f"the selection bias of {layer_words(layers)} rises for experts that are overloaded: its "
         f"change has a rank correlation of {mean:+.2f} with the load before, where balancing needs "
         "a negative one: the update has the wrong sign",
         layers,
-        (Evidence("bias_response", Metric(mean, n=len(told), null_value=0.0)),),
+        (Evidence("bias_response", Metric(mean, n=len(measured), null_value=0.0)),),
         limit.threshold,
     )
 
 
 def experts_identical(situation: Situation) -> Outcome:
-    """Experts with the same weights, bit for bit: one rank's share written twice, or a copy."""
+    """Experts with equal weights, bit for bit."""
     looked = [x for x in situation.now.layers if x.experts_identical is not None]
     if not looked:
         return Skipped("the experts' weights were not looked at")
@@ -193,10 +195,10 @@ def experts_identical(situation: Situation) -> Outcome:
 
 
 def balancing_inactive(situation: Situation) -> Outcome:
-    """A balance loss that the config asks for and that its framework did not apply.
+    """A balance loss that is configured but that the framework does not apply.
 
-    A watch where the trainer's own state lies beside the checkpoint: then the config is the
-    setting. A published checkpoint's config says nothing of how it was trained (info).
+    It is a watch if the trainer's state is beside the checkpoint, because then the config was used
+    for training. The config of a published checkpoint need not be the one of its training (info).
     """
     training = situation.run.run.get("training") or {}
     framework = situation.run.run.get("framework")
@@ -216,7 +218,7 @@ def balancing_inactive(situation: Situation) -> Outcome:
             return None
         log = situation.run.run.get("log") or ()
         if any("aux_loss" in entry for entry in log):
-            return None  # its trainer switches the loss on by itself
+            return None  # the log proves that the loss was applied
         reason = (
             f"{key} = {value:g} does nothing while output_router_logits is not true: "
             "transformers adds the balance loss only then"
@@ -233,20 +235,20 @@ def balancing_inactive(situation: Situation) -> Outcome:
 
 
 def _was_trained_here(run: Mapping[str, Any]) -> bool:
-    """Whether a trainer's state lies beside the checkpoint: its log, or its planned steps."""
+    """Whether a trainer's state (its log or its planned steps) is beside the checkpoint."""
     training = run.get("training") or {}
     return bool(run.get("log")) or any(str(key).startswith("trainer.") for key in training)
 
 
 def _moves(situation: Situation) -> list[Move]:
-    """Moves between successive checkpoints up to the one that is judged."""
+    """Changes between successive checkpoints, up to the judged one."""
     paths = {c.path for c in situation.history}
     found = [m for m in situation.run.dynamics if m["from_path"] in paths and m["to_path"] in paths]
     return found if found and found[-1]["to_path"] == situation.now.path else []
 
 
 def _since(moves: list[Move], routers: set[str]) -> int | None:
-    """The step since which all of these routers have been equal."""
+    """The step since which none of these routers has changed."""
     since = moves[-1]["from_step"]
     for move in reversed(moves):
         equal = {m["router"] for m in move["layers"] if m.get("weights_equal")}

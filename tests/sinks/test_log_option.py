@@ -49,7 +49,7 @@ def test_the_page_names_every_scalar_and_sink() -> None:
     own = {f"moegeo/{name}" for name in (*METRICS, *MOVES, *OWN, "loss")}
     assert set(re.findall(r"`(moegeo/\w+)`", page)) == own
     assert len(own) <= MOST
-    assert all(f"| `{module.SAID}` |" in page for module in map(find_sink, NAMES))
+    assert all(f"| `{module.SYNTAX}` |" in page for module in map(find_sink, NAMES))
     assert all(describe(name) for name in own)
 
 

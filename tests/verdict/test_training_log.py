@@ -65,7 +65,7 @@ def test_figures_up_to_a_step_are_those_of_its_entries(seed: int, count: int) ->
             found = {
                 "losses": now.losses, "level": now.level, "lowest": now.lowest_before,
                 "spike": now.spike(limit), "peak": now.peak_rate,
-                "broken": None if now.broken is None else now.broken["step"],
+                "broken": None if now.first_nonfinite is None else now.first_nonfinite["step"],
             }  # fmt: skip
             assert found == slow(log, step, limit)
 

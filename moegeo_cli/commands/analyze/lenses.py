@@ -15,7 +15,13 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.given import Models
 from moegeo_cli.records import RunRecord, from_dict, to_dict
 from moegeo_cli.records.facts import RunFacts
-from moegeo_cli.records.lenses import Lenses, LensRecord, absent, command, damaged
+from moegeo_cli.records.lenses import (
+    Lenses,
+    LensRecord,
+    absent_reason,
+    command_name,
+    damaged_reason,
+)
 from moegeo_cli.registry import lenses, records
 from moegeo_cli.store.cache import Store, entry_key
 
@@ -52,7 +58,7 @@ def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
             except ValueError:
                 continue
         widest = max(reversed(measured), key=_width, default=None)
-        found[lens] = widest or (damaged if names else absent)(lens)
+        found[lens] = widest or (damaged_reason if names else absent_reason)(lens)
     return found
 
 
@@ -79,12 +85,12 @@ def lens_notes(measured: Lenses) -> list[str]:
     notes = []
     for lens, record in measured.items():
         if isinstance(record, str):
-            notes += [record] if record == damaged(lens) else []
+            notes += [record] if record == damaged_reason(lens) else []
             continue
         coverage, probe = record.coverage, record.probe
         tokens = probe.get("tokens")
         notes.append(
-            f"checks of `{command(lens)}` rest on its widest run on this checkpoint: "
+            f"checks of `{command_name(lens)}` rest on its widest run on this checkpoint: "
             f"{coverage.routers_measured} of {coverage.routers_found} routers, probe "
             f"{probe.get('source')}, {'unknown' if tokens is None else f'{tokens:,}'} tokens"
         )

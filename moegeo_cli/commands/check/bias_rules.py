@@ -7,7 +7,7 @@ from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.movement_rules import EXACT
 from moegeo_cli.commands.check.words import layers_words, numbers, place
 from moegeo_cli.records import Evidence, Metric
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, unrated
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, uncalibrated_severity
 
 NONE = Skipped("no router has a selection bias")
 
@@ -81,7 +81,7 @@ def bias_rounded(past: Past) -> Outcome:
         else "how many tokens get other experts is not known"
     )
     return Found(
-        unrated(limit),
+        uncalibrated_severity(limit),
         f"the selection bias of {layers_words(found, told)} is stored coarsely: layer "
         f"{place(worst)} has {about['distinct']} distinct values for {worst.experts} experts in "
         f"{about['precision']}, steps of {about['step']:.2g}{gap}; {changes}",

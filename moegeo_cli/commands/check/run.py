@@ -25,7 +25,7 @@ from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecor
 from moegeo_cli.store.cache import Store
 from moegeo_cli.threads import few_threads
 from moegeo_cli.verdict.files import FileOutcomes
-from moegeo_cli.verdict.judging import limits_set, with_history
+from moegeo_cli.verdict.judging import add_history, changed_limits
 from moegeo_cli.verdict.rules import Skipped
 from moegeo_cli.verdict.thresholds import Thresholds
 
@@ -201,10 +201,10 @@ def check_run(
         settings={
             "quick": reader.quick,
             "verify_fingerprint": reader.mode,
-            **limits_set(limits),
+            **changed_limits(limits),
         },
         checkpoints=tuple(checked),
-        verdict=with_history(checked),
+        verdict=add_history(checked),
     )
 
 

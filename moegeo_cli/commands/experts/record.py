@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from moegeo_cli.records.facts import ProbeFacts, Step
-from moegeo_cli.records.fields import LATER, Count, Matrix, Share, about
+from moegeo_cli.records.fields import ADDED_LATER, Count, Matrix, Share, about
 from moegeo_cli.records.metric import Coverage, Metric, Metrics
-from moegeo_cli.records.showing import Shown
+from moegeo_cli.records.showing import Displayable
 from moegeo_cli.records.verdict import Check, Finding, Intervention
 
 Action = Literal["merge", "prune"]
@@ -67,12 +67,12 @@ class ExpertRecord:
     nearest: Annotated[
         Count | None,
         about("the expert of its layer that computes most nearly the same"),
-        LATER,
+        ADDED_LATER,
     ] = None
     nearest_alignment: Annotated[
         Metric | None,
         about("alignment with `nearest`; null where no token counts for that pair"),
-        LATER,
+        ADDED_LATER,
     ] = None
 
 
@@ -118,7 +118,7 @@ class ExpertLayerRecord:
             "alignment that one of the layer's pairs exceeds by chance with 1% probability; null "
             "where there are no functions"
         ),
-        LATER,
+        ADDED_LATER,
     ] = None
 
 
@@ -157,7 +157,7 @@ class PruneCandidate:
             "the probe names fewer than two domains: text that needs this expert may be missing "
             "from it"
         ),
-        LATER,
+        ADDED_LATER,
     ] = False
 
 
@@ -182,7 +182,7 @@ class Verification:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExpertsRecord(Shown):
+class ExpertsRecord(Displayable):
     """What `moegeo experts --format json` prints."""
 
     status: Annotated[
@@ -204,10 +204,10 @@ class ExpertsRecord(Shown):
     verification: Verification | None = None
     notes: tuple[str, ...] = ()
     fingerprint: Annotated[
-        str, about("of the checkpoint; empty or absent in older files"), LATER
+        str, about("of the checkpoint; empty or absent in older files"), ADDED_LATER
     ] = ""
     findings: Annotated[
-        tuple[Finding, ...], about("what the rules found; moegeo analyze lists it too"), LATER
+        tuple[Finding, ...], about("what the rules found; moegeo analyze lists it too"), ADDED_LATER
     ] = ()
-    interventions: Annotated[tuple[Intervention, ...], LATER] = ()
-    checks: Annotated[tuple[Check, ...], about("every rule that was tried"), LATER] = ()
+    interventions: Annotated[tuple[Intervention, ...], ADDED_LATER] = ()
+    checks: Annotated[tuple[Check, ...], about("every rule that was tried"), ADDED_LATER] = ()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from moegeo_cli.commands.experts.record import ExpertLayerRecord, ExpertRecord, ExpertsRecord
 from moegeo_cli.records import Evidence, Metric, layer_name
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, low, unrated
+from moegeo_cli.verdict.rules import Found, Outcome, Skipped, lower_bound, uncalibrated_severity
 from moegeo_cli.verdict.thresholds import Thresholds
 
 SHOWN_PAIRS = 4
@@ -25,7 +25,7 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
         (layer, expert)
         for layer in told
         for expert in layer.expert
-        if low(expert.nearest_alignment) > max(limit.value, layer.null_limit or 0.0)
+        if lower_bound(expert.nearest_alignment) > max(limit.value, layer.null_limit or 0.0)
     ]
     if not twins:
         found = record.coverage.routers_found
@@ -41,7 +41,7 @@ def redundant_experts(record: ExpertsRecord, limits: Thresholds) -> Outcome:
     more = f"; and {len(pairs) - SHOWN_PAIRS} more pairs" if len(pairs) > SHOWN_PAIRS else ""
     among = sum(layer.experts for layer in told)
     return Found(
-        unrated(limit),
+        uncalibrated_severity(limit),
         f"{len(twins)} of {among} experts compute nearly the same as another expert of their layer "
         f"(cosine of Jacobians): {'; '.join(shown)}{more}",
         tuple(layer.layer for layer, _ in twins),
@@ -64,7 +64,7 @@ def _pairs(twins: list[tuple[ExpertLayerRecord, ExpertRecord]]) -> list[tuple[Pl
         assert expert.nearest_alignment is not None
         a, b = sorted((expert.expert, expert.nearest))
         found.setdefault((layer.router, a, b), ((layer, a, b), expert.nearest_alignment))
-    return sorted(found.values(), key=lambda pair: -low(pair[1]))
+    return sorted(found.values(), key=lambda pair: -lower_bound(pair[1]))
 
 
 # By the name of the finding.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 from moegeo_cli.records.facts import SkippedCheckpoint, Step
-from moegeo_cli.records.fields import WHERE_DUE, Count, about
+from moegeo_cli.records.fields import OMIT_IF_NONE, Count, about
 
 
 class AdapterMove(TypedDict):
@@ -69,7 +69,7 @@ class InspectionRecord:
     kind: Literal["checkpoint", "run"]
     name: str
     inspected: Annotated[
-        str | None, about("the checkpoint of the run that is described"), WHERE_DUE
+        str | None, about("the checkpoint of the run that is described"), OMIT_IF_NONE
     ] = None
     step: Step
     layout: Annotated[str, about("how its files are laid out")]
@@ -110,8 +110,8 @@ class InspectionRecord:
     problem: Annotated[str | None, about("what measuring it would raise")]
     routers: tuple[RouterFacts, ...]
     checkpoints: Annotated[
-        tuple[ListedCheckpoint, ...] | None, about("of a run, by step"), WHERE_DUE
+        tuple[ListedCheckpoint, ...] | None, about("of a run, by step"), OMIT_IF_NONE
     ] = None
     skipped: Annotated[
-        tuple[SkippedCheckpoint, ...] | None, about("left out of a run"), WHERE_DUE
+        tuple[SkippedCheckpoint, ...] | None, about("left out of a run"), OMIT_IF_NONE
     ] = None

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from moegeo_cli.records.facts import ProbeFacts, Step
 from moegeo_cli.records.fields import Count, Matrix, Values, about
 from moegeo_cli.records.metric import Coverage, Metric, Metrics
-from moegeo_cli.records.showing import Shown
+from moegeo_cli.records.showing import Displayable
 from moegeo_cli.records.similarities import Hidden, Usage
 from moegeo_cli.records.verdict import Check, Finding, Intervention
 
@@ -189,7 +189,7 @@ class OtherModel:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class RoutingRecord(Shown):
+class RoutingRecord(Displayable):
     """What `moegeo routing --format json` prints."""
 
     status: Annotated[

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 
 from moegeo_cli.commands.routing.record import RoutingLayerRecord, RoutingRecord
 from moegeo_cli.records import Evidence
-from moegeo_cli.verdict.rules import Found, Outcome, Skipped, layer_words, low, unrated
+from moegeo_cli.verdict.rules import (
+    Found,
+    Outcome,
+    Skipped,
+    layer_words,
+    lower_bound,
+    uncalibrated_severity,
+)
 from moegeo_cli.verdict.thresholds import Thresholds
 
 
@@ -23,15 +30,15 @@ def shared_direction(record: RoutingRecord, limits: Thresholds) -> Outcome:
     found = [
         x
         for x in told
-        if low(x.metrics["response_relative"]) > gain.value
-        and low(x.metrics["constant_share"]) > share.value
+        if lower_bound(x.metrics["response_relative"]) > gain.value
+        and lower_bound(x.metrics["constant_share"]) > share.value
     ]
     if not found:
         return _nothing(record, len(told), "measured against a shared direction")
     top = max(found, key=lambda x: x.metrics["constant_share"].value or 0.0)
     layers = tuple(x.layer for x in found)
     return Found(
-        unrated(share),
+        uncalibrated_severity(share),
         f"in {layer_words(layers)} a direction that all inputs share is not suppressed: in layer "
         f"{top.layer}, {_value(top, 'constant_share'):.0%} of the logits' energy is the same for "
         f"every token, answered {_value(top, 'response_relative'):.2f} times as strongly as a "
@@ -57,7 +64,7 @@ def routing_ignores_input(record: RoutingRecord, limits: Thresholds) -> Outcome:
     metric = top.metrics["overlap_unrelated"]
     layers = tuple(x.layer for x in found)
     return Found(
-        unrated(limit),
+        uncalibrated_severity(limit),
         f"{layer_words(layers)} choose{'s' if len(layers) == 1 else ''} nearly the same experts "
         f"whatever the input: in layer {top.layer}, unrelated tokens have {metric.value:.0%} of "
         f"them in common, {metric.null_value:.0%} if all were used evenly",
@@ -74,7 +81,7 @@ def _choice(layer: RoutingLayerRecord) -> float | None:
         return None
     if metric.null_value >= 1.0 - 1e-9:  # every token uses every expert
         return None
-    return (low(metric) - metric.null_value) / (1.0 - metric.null_value)
+    return (lower_bound(metric) - metric.null_value) / (1.0 - metric.null_value)
 
 
 def _nothing(record: RoutingRecord, told: int, words: str) -> Outcome:

@@ -16,7 +16,7 @@ from moegeo_cli.commands.analyze.lenses import describe_run, find_lenses, keep_l
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.models.given import Models
 from moegeo_cli.records import Coverage, Metric
-from moegeo_cli.records.lenses import absent, damaged
+from moegeo_cli.records.lenses import absent_reason, damaged_reason
 from moegeo_cli.settings import Settings
 from moegeo_cli.store.cache import Store
 from tests.commands.experts.recorded import record_of
@@ -49,8 +49,8 @@ def test_a_record_is_found_again_without_its_matrices(tmp_path: Path) -> None:
     found = found_in(store)
     assert found.layers[0].matrices == {}
     assert found.loss.value == 2.0
-    assert found_in(store, "0" * 64) == absent("experts"), "of other weights"
-    assert find_lenses(store, PRINT, Models())["routing"] == absent("routing")
+    assert found_in(store, "0" * 64) == absent_reason("experts"), "of other weights"
+    assert find_lenses(store, PRINT, Models())["routing"] == absent_reason("routing")
 
 
 def test_the_widest_counts_and_of_two_that_are_as_wide_the_later(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_what_is_damaged_says_so_unless_another_is_whole(tmp_path: Path) -> None
     keep_lens(store, "experts", lens_of(), Models())
     [path] = tmp_path.rglob("experts-*")
     path.write_text("{")
-    assert found_in(store) == damaged("experts")
-    assert lens_notes({"experts": damaged("experts")}) == [damaged("experts")]
+    assert found_in(store) == damaged_reason("experts")
+    assert lens_notes({"experts": damaged_reason("experts")}) == [damaged_reason("experts")]
     keep_lens(store, "experts", lens_of(settings={"rank": 2}), Models())
     assert found_in(store).settings == {"rank": 2}
 
@@ -87,7 +87,7 @@ def test_what_is_damaged_says_so_unless_another_is_whole(tmp_path: Path) -> None
 def test_a_report_says_what_its_checks_rest_on(tokens: int | None, said: str) -> None:
     [note] = lens_notes({"experts": lens_of(3, tokens)})
     assert note.endswith(f"3 of 4 routers, probe text.jsonl, {said}")
-    assert lens_notes({"experts": absent("experts")}) == []
+    assert lens_notes({"experts": absent_reason("experts")}) == []
 
 
 TRAINED = TrainingLog(

@@ -16,7 +16,7 @@ from moegeo_cli.errors import MoegeoError
 from moegeo_cli.records import Finding, RunRecord
 from moegeo_cli.records.comparison import ComparisonRecord
 from moegeo_cli.reports import json_report, render
-from moegeo_cli.verdict.files import with_files
+from moegeo_cli.verdict.files import merge_file_outcomes
 from moegeo_cli.verdict.rules import Found, Skipped
 from tests.commands.check.planting import is_expert, is_router, load_file, save_file, save_run
 from tests.commands.check.test_findings import holding
@@ -126,12 +126,12 @@ def test_compare_says_which_tensors_two_runs_share(tmp_path: Path, probe: Path) 
 
 def test_files_decide_what_they_know_better() -> None:
     model = {"experts-damaged": Found("watch", "zeros"), "router-nonfinite": Found("failing", "x")}
-    both = with_files(model, {"experts-damaged": None, "router-nonfinite": None})
+    both = merge_file_outcomes(model, {"experts-damaged": None, "router-nonfinite": None})
     assert both["experts-damaged"] is None, "the files know that the expert is masked"
     assert both["router-nonfinite"] is model["router-nonfinite"], "logits are not in the files"
-    unread = with_files(model, {"experts-damaged": Skipped("not read")})
+    unread = merge_file_outcomes(model, {"experts-damaged": Skipped("not read")})
     assert unread["experts-damaged"] is model["experts-damaged"]
-    assert isinstance(with_files(model, {})["experts-reset"], Skipped)
+    assert isinstance(merge_file_outcomes(model, {})["experts-reset"], Skipped)
 
 
 def test_files_are_read_after_everything_that_is_refused_at_once(
