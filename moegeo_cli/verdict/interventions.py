@@ -1,4 +1,4 @@
-"""Recommend changes: choose entries of interventions.toml by the findings and the run's settings."""
+"""Recommend changes: choose entries of interventions.toml by findings and the run's settings."""
 
 from __future__ import annotations
 
