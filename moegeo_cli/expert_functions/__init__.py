@@ -1,1 +1,1 @@
-"""Experts as functions: calling one, its Jacobian, exchanging one."""
+"""Single experts as functions of their input: values, Jacobians, and changes of their weights."""

@@ -1,8 +1,8 @@
-"""The experts of a router: the module that computes them, and each expert as a function of x.
+"""Find the experts of a router, and call one expert as a function of its input.
 
-An expert is asked for by calling the model's own module with a routing that chooses it alone,
-whatever the architecture: what a closed form says is held to that. A user's own model is asked
-through the block that holds router and experts (`own_experts.py`).
+An expert is called through the model's own module, with a routing that chooses only this expert.
+That works for every architecture, and closed forms are verified against it. Experts of a user's
+own model are called through the block that contains router and experts (`models/own_experts.py`).
 
 Legend: N tokens, D width of an expert's input, O of its output, E experts.
 """
@@ -27,14 +27,20 @@ ATTENTION = "attention experts: what they compute depends on the other tokens of
 class ExpertBlock:
     """One router's experts.
 
-    `module` computes them, or is the block that holds their two layers. `form` says how it is
-    called: "routed" (x, indices, weights), "stacked" (each expert's copy of x, already scaled),
-    "sorted" (tokens by expert through two layers of the block), "list" (a module each) or "block"
-    (a user's block, through `ask`). `experts` counts those that do work: experts without any stand
-    behind them. `problem` says why they are not functions of one token, and then nothing but what
-    they are given is measured. `members` are the modules of the experts, where each has its own;
-    `stacked` the parameters that hold a row of a user's block an expert. `renormalised`: the block
-    divides the weights that its router's scores give by their sum.
+    Attributes:
+        router: the router that chooses among them.
+        module: the module that computes them, or the block that contains their two layers.
+        form: how the module is called. "routed": with x, indices and weights; "stacked": with one
+            copy of x per expert, already scaled; "sorted": with tokens sorted by expert, through
+            two layers of the block; "list": one module per expert; "block": a user's block, through
+            `call_expert`.
+        experts: number of experts with weights; experts without weights (if any) come after them.
+        problem: why the experts are not functions of a single token; then only their inputs are
+            measured.
+        members: the modules of the experts, if each has its own.
+        stacked: names of parameters of a user's block with one row per expert.
+        call_expert: for "block", a function of the expert's number and tokens.
+        renormalised: whether the block divides the chosen weights by their sum.
     """
 
     router: Router
@@ -44,7 +50,7 @@ class ExpertBlock:
     problem: str | None = None
     members: tuple[nn.Module, ...] | None = None
     stacked: tuple[str, ...] = ()
-    ask: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+    call_expert: Callable[[int, torch.Tensor], torch.Tensor] | None = None
     renormalised: bool = False
 
     @property
@@ -54,15 +60,15 @@ class ExpertBlock:
 
     @property
     def input_module(self) -> nn.Module | None:
-        """The module whose first argument is the experts' input; None where it is the router's."""
+        """The module whose first argument is the experts' input; None if that is the router's."""
         return self.module if self.form == "routed" else None
 
     def call(self, expert: int, x_ND: torch.Tensor) -> torch.Tensor:
-        """f_e(x), by the model's own code and in its own dtype: shape (N, O)."""
-        if not len(x_ND):  # modules disagree on what nothing gives
+        """f_e(x) by the model's own code, in the model's dtype, shape (N, O)."""
+        if not len(x_ND):  # modules return different shapes for no token
             return self.call(expert, x_ND.new_zeros(1, x_ND.shape[1]))[:0]
-        if self.ask is not None:
-            return self.ask(expert, x_ND)
+        if self.call_expert is not None:
+            return self.call_expert(expert, x_ND)
         if self.form == "list":
             assert self.members is not None
             return self.members[expert](x_ND)
@@ -75,16 +81,17 @@ class ExpertBlock:
             holder: Any = self.module
             gate, up = holder.input_linear(x_ND, sizes).chunk(2, dim=-1)
             return holder.output_linear(holder.activation(gate) * up, sizes)
-        # Two slots, the second without weight: some modules cannot take a single one.
+        # Two slots, the second with weight 0: some modules do not accept a single slot.
         index_N2 = torch.full((len(x_ND), 2), expert, device=x_ND.device)
         weights_N2 = torch.tensor([1.0, 0.0], device=x_ND.device).to(x_ND).expand(len(x_ND), 2)
         return self.module(x_ND, index_N2, weights_N2).reshape(len(x_ND), -1)
 
 
 def find_experts(model: nn.Module, router: Router) -> ExpertBlock | None:
-    """The experts that a router chooses among. None if no module of them was found.
+    """Find the experts of a router: beside the router, or beside the module that contains it.
 
-    They stand beside the router, or beside a module that holds it.
+    Returns:
+        None if no module of experts was found.
     """
     modules = dict(model.named_modules())
     path = router.path
@@ -115,7 +122,7 @@ def _describe(router: Router, module: nn.Module) -> ExpertBlock:
 
 
 def list_members(module: nn.Module) -> tuple[nn.Module, ...] | None:
-    """The experts of a list or a dictionary of modules, in the order of their numbers."""
+    """The modules in a ModuleList or ModuleDict, in the order of their numbers; else None."""
     if isinstance(module, nn.ModuleList):
         return tuple(module)
     if not isinstance(module, nn.ModuleDict):

@@ -1,11 +1,10 @@
-r"""Experts as differentiable functions: a closed form if it was verified, else autograd.
+r"""Experts as differentiable functions: by a verified closed form, or by autograd.
 
-Nearly every expert is two linear maps around an inner function that works neuron by neuron:
-:math:`f(x) = W_o\,g(W_i x + b_i) + b_o`, with g(gate, up) = act(gate)·up (SwiGLU), with clamps,
-or act alone (GELU, ReLU). Its Jacobian is :math:`W_o\,\Sigma\,W_i` with the slopes of g, which
-one backward pass through g gives for any g. Whether a model's experts have that form, in which
-layout, is not taken from its name: candidates are compared with the model's own module, values
-and derivatives, and none is used that fails.
+Nearly every expert is two linear maps around an elementwise inner function g:
+:math:`f(x) = W_o\,g(W_i x + b_i) + b_o`, with g(gate, up) = act(gate)·up (SwiGLU), possibly with
+clamps, or g = act (GELU, ReLU). The Jacobian is :math:`W_o\,\Sigma\,W_i` with the slopes Σ of g,
+which one backward pass through g gives. Candidates for the layout of the weights and for g are
+compared with the model's own module, in values and derivatives; only one that agrees is used.
 
 Legend: N tokens, M directions a token, D width of the input, O of the output, F inner neurons,
 R rows of W_i (2F with a gate), E experts.
@@ -22,30 +21,31 @@ from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.expert_functions.layouts import Layout, possible_layouts
 
 CHECKED_TOKENS = 4
-# Largest difference from the model's own module, as a share of the norm.
+# Largest allowed relative difference from the model's own module, in float32 and in half precision.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
 
 
 class ExpertFunction(Protocol):
-    """One expert at given tokens: its values there, and products with its Jacobian."""
+    """One expert at given tokens x: its values, and products with its Jacobian J(x)."""
 
     def values(self) -> torch.Tensor:
         """f(x), shape (N, O)."""
 
     def push(self, v_NMD: torch.Tensor) -> torch.Tensor:
-        """J(x) v for directions of each token, or the same ones for all if N is 1: (N, M, O)."""
+        """J(x) v, shape (N, M, O). If N of `v_NMD` is 1, all tokens share the directions."""
 
     def pull(self, u_NMO: torch.Tensor) -> torch.Tensor:
         """J(x)ᵀ u, shape (N, M, D)."""
 
-    def disturbed(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """J(x) v, and the same with the outputs of inner neurons permuted, with random signs.
+    def push_with_null(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """J(x) v of this expert, and of its randomised version, both (N, M, O).
 
-        The second is the expert of the empirical null: its parts, joined at random.
+        In the randomised version the outputs of the inner neurons are permuted and get random
+        signs. It is the empirical null of alignment.
         """
 
     def mean_push(self, weights_N: torch.Tensor, v_MD: torch.Tensor) -> torch.Tensor:
-        """The products of the weighted mean Jacobian, shape (M, O)."""
+        """Products with the mean Jacobian over tokens, weighted by `weights_N`, shape (M, O)."""
 
 
 class NeuronExpert:
@@ -75,15 +75,15 @@ class NeuronExpert:
         """See `ExpertFunction`."""
         return self._neurons(v_NMD) @ self.out_OF.T
 
-    def disturbed(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def push_with_null(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         """See `ExpertFunction`."""
         moved_NMF = self._neurons(v_NMD)
-        order, signs = _disturbance(self.layout.neurons, seed, moved_NMF.device)
+        order, signs = _random_permutation(self.layout.neurons, seed, moved_NMF.device)
         other_NMF = moved_NMF[..., order] * signs
         return moved_NMF @ self.out_OF.T, other_NMF @ self.out_OF.T
 
     def _neurons(self, v_NMD: torch.Tensor) -> torch.Tensor:
-        """The change of the inner neurons along directions, shape (N, M, F)."""
+        """The derivative of the inner neurons along directions, shape (N, M, F)."""
         return self._fold(v_NMD @ self.in_RD.T * self.slopes_NR[:, None])
 
     def pull(self, u_NMO: torch.Tensor) -> torch.Tensor:
@@ -97,7 +97,7 @@ class NeuronExpert:
         return (stacked * self.slopes_NR[:, None]) @ self.in_RD
 
     def mean_push(self, weights_N: torch.Tensor, v_MD: torch.Tensor) -> torch.Tensor:
-        """See `ExpertFunction`; the mean is of the slopes, in which the Jacobian is linear."""
+        """See `ExpertFunction`; the slopes are averaged, because the Jacobian is linear in them."""
         slopes_R = weights_N @ self.slopes_NR / weights_N.sum()
         return self._fold(v_MD @ self.in_RD.T * slopes_R) @ self.out_OF.T
 
@@ -114,7 +114,7 @@ class NeuronExpert:
 
 
 class CalledExpert:
-    """One expert at tokens x by autograd through the model's own module."""
+    """One expert at tokens x, by autograd through the model's own module."""
 
     def __init__(self, block: ExpertBlock, expert: int, x_ND: torch.Tensor) -> None:
         dtype = next((p.dtype for p in block.module.parameters()), x_ND.dtype)
@@ -125,10 +125,10 @@ class CalledExpert:
         with torch.no_grad():
             return self.block.call(self.expert, self.x_ND).float()
 
-    def disturbed(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """See `ExpertFunction`; without neurons to see, the outputs themselves are disturbed."""
+    def push_with_null(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `ExpertFunction`; the neurons are not known, so the outputs are permuted instead."""
         moved = self.push(v_NMD)
-        order, signs = _disturbance(moved.shape[-1], seed, moved.device)
+        order, signs = _random_permutation(moved.shape[-1], seed, moved.device)
         return moved, moved[..., order] * signs
 
     def mean_push(self, weights_N: torch.Tensor, v_MD: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ class CalledExpert:
         return torch.einsum("n,nmo->mo", weights_N / weights_N.sum(), moved_NMO)
 
     def push(self, v_NMD: torch.Tensor) -> torch.Tensor:
-        """See `ExpertFunction`; forward mode as two reverse passes, which every operation has."""
+        """See `ExpertFunction`; two reverse passes, as not every operation has forward mode."""
         x, flat = self._repeat(v_NMD)
         with torch.enable_grad():
             y = self.block.call(self.expert, x)
@@ -154,7 +154,7 @@ class CalledExpert:
         return back.float().reshape(len(self.x_ND), u_NMO.shape[1], -1)
 
     def _repeat(self, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each token once a direction, and the directions in the module's dtype."""
+        """Each token repeated for each direction, and the directions in the module's dtype."""
         x = self.x_ND.repeat_interleave(v.shape[1], 0).detach().requires_grad_(True)
         return x, v.expand(len(self.x_ND), *v.shape[1:]).reshape(-1, v.shape[-1]).to(x.dtype)
 
@@ -168,7 +168,7 @@ class Experts:
     width: int
 
     def at(self, expert: int, x_ND: torch.Tensor) -> ExpertFunction:
-        """One expert at tokens."""
+        """One expert as a function at tokens."""
         if self.layout is not None:
             return NeuronExpert(self.layout, expert, x_ND)
         return CalledExpert(self.block, expert, x_ND)
@@ -182,22 +182,27 @@ class Experts:
 
 
 def open_experts(block: ExpertBlock, x_ND: torch.Tensor) -> Experts:
-    """A block's experts, in the first closed form that agrees with the model's own module.
+    """Open a block's experts with the first closed form that agrees with the model's own module.
 
     Args:
         block: the experts.
-        x_ND: inputs that reach them; a few serve for the comparison.
+        x_ND: inputs of the experts; the first few are used for the comparison.
+
+    Returns:
+        The experts; without a layout if no closed form agrees.
     """
     width = int(x_ND.shape[1])
-    shown = [_Shown(block, e, x_ND[:CHECKED_TOKENS]) for e in sorted({0, block.experts - 1})]
+    references = [
+        _ReferenceValues(block, e, x_ND[:CHECKED_TOKENS]) for e in sorted({0, block.experts - 1})
+    ]
     for layout in possible_layouts(block, width):
-        if all(one.agrees(layout) for one in shown):
+        if all(one.agrees(layout) for one in references):
             return Experts(block, layout, width)
     return Experts(block, None, width)
 
 
-class _Shown:
-    """Values and derivatives that the module itself gives for one expert at a few tokens."""
+class _ReferenceValues:
+    """Values and derivatives of one expert at a few tokens, by the model's own module."""
 
     def __init__(self, block: ExpertBlock, expert: int, x_ND: torch.Tensor) -> None:
         called = CalledExpert(block, expert, x_ND)
@@ -211,7 +216,7 @@ class _Shown:
         self.pulled, self.pushed = called.pull(self.u), called.push(self.v)
 
     def agrees(self, layout: Layout) -> bool:
-        """Whether a closed form gives the same values and derivatives."""
+        """Whether a closed form gives the same values and derivatives, within the limit."""
         try:
             form = NeuronExpert(layout, self.expert, self.x_ND)
             values_NO = form.values()
@@ -225,8 +230,10 @@ class _Shown:
             return False
 
 
-def _disturbance(width: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """A random permutation, and random signs."""
+def _random_permutation(
+    width: int, seed: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A random permutation of `width` entries, and random signs ±1."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(width, generator=generator)
     signs = torch.randint(0, 2, (width,), generator=generator) * 2.0 - 1.0

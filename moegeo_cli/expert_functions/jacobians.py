@@ -1,8 +1,8 @@
-"""The Jacobians of a layer's experts at the same tokens: products between all pairs.
+"""Products between the Jacobians of all pairs of a layer's experts, at the same tokens.
 
-What it costs, for each token and direction: one product with each of an expert's maps, and the
-E × E products of what comes out; the null adds one map. Tokens are taken in chunks, so that the
-memory does not grow with them.
+The cost per token and direction is one product with each map of every expert, and E × E dot
+products of the results; the null adds one map per expert. Tokens are processed in chunks, so the
+memory does not grow with their number.
 
 Legend: T tokens, M directions a token, D width of the input, O of the output, F inner neurons,
 E experts, S singular values.
@@ -18,24 +18,26 @@ import torch
 
 from moegeo_cli.expert_functions.functions import ExpertFunction, Experts
 
-BUFFER_BYTES = 128 * 2**20  # of what a chunk of tokens has at one time
-# Arrays of float64 that hold the products of all pairs while they are formed and summed.
+BUFFER_BYTES = 128 * 2**20  # memory of a chunk of tokens
+# Number of float64 arrays with the products of all pairs that exist at the same time.
 PAIR_ARRAYS = 10
-# Exact Jacobians where they cost no more floating-point operations a layer than this.
+# Jacobians are exact if they cost at most this many floating-point operations per layer.
 EXACT_OPERATIONS = 2e11
 DIRECTIONS = 4
 MEAN_DIRECTIONS, MEAN_DIRECTIONS_CALLED = 256, 16
 SPECTRUM_TOKENS, SINGULAR_VALUES, OVERSAMPLING, POWER_STEPS = 4, 16, 8, 2
 NORM_DIRECTIONS = 32
-EXACT_SPECTRUM = 256  # widths up to this have their singular values from the Jacobian itself
-NULL_SEED = 1_000_003  # apart from the seeds of directions
+EXACT_SPECTRUM = 256  # up to this width, singular values are computed from the whole Jacobian
+NULL_SEED = 1_000_003  # base of the null's seeds, different from the seeds of directions
 
 
 @dataclass(frozen=True, slots=True)
 class PairProducts:
-    """Products at a chunk of tokens, as (T, M, E, E) and norms (T, M, E); M is 1 where exact.
+    """Products at a chunk of tokens.
 
-    `null` holds them between each expert (rows) and each disturbed one (columns).
+    `inner` are the products (J_a v)·(J_b v), (T, M, E, E), and `norm` those with a = b, (T, M, E);
+    M is 1 if they are exact. `null_inner` are products of each expert (rows) with each randomised
+    one (columns); `null_norm` are those of the randomised ones with themselves.
     """
 
     tokens: slice
@@ -46,7 +48,7 @@ class PairProducts:
 
 
 def is_exact(experts: Experts, tokens: int, directions: int | None) -> bool:
-    """Whether a layer's Jacobians are computed whole: with `--directions 0`, or if cheap."""
+    """Whether a layer's Jacobians are exact: with `--directions 0`, or if they are cheap."""
     if directions is not None:
         return directions == 0
     layout = experts.layout
@@ -63,21 +65,21 @@ def pair_products(
     take: Callable[[PairProducts], None],
     buffer: int | None = None,
 ) -> int:
-    """Give the products of all pairs of experts, chunk by chunk.
+    """Compute the products of all pairs of experts, chunk by chunk.
 
     Args:
         experts: the layer's experts.
         x_TD: tokens, the same for every expert.
-        scale_TE: what each expert's copy of a token is multiplied by before it gets there; None
-            for 1.
-        directions: M random signs a token; 0 for the whole Jacobians; None to choose by cost.
-        seed: of the directions and of the null.
-        take: hears of each chunk.
-        buffer: bytes that a chunk may take, and those of its pairs that are formed at one time; at
-            least one token. None for the usual.
+        scale_TE: factor of each expert's copy of a token; None for 1.
+        directions: number M of random sign vectors per token; 0 for exact Jacobians; None to choose
+            by cost.
+        seed: seed of the directions.
+        take: called with the products of each chunk.
+        buffer: memory of a chunk of tokens, and of the pairs that are formed at once, in bytes; a
+            chunk has at least one token. None for `BUFFER_BYTES`.
 
     Returns:
-        M, or 0 where the products are exact.
+        M, or 0 if the products are exact.
     """
     tokens, width = x_TD.shape
     count, device = experts.block.experts, x_TD.device
@@ -86,7 +88,7 @@ def pair_products(
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         outward = int(experts.at(0, x_TD[:1]).values().shape[1])
-        copies = 16 if exact else 8  # bytes of both results; exact ones are laid out once more
+        copies = 16 if exact else 8  # bytes of both results; exact ones are copied once more
         size = copies * count * (width if exact else many) * outward
         pairs = 8 * PAIR_ARRAYS * count**2 * (1 if exact else many)
         step, part = (max(1, (buffer or BUFFER_BYTES) // n) for n in (size, pairs))
@@ -101,8 +103,9 @@ def pair_products(
             own, other = torch.empty(2, here, v.shape[1], count, outward, device=device)
             for e in range(count):
                 x_ND = x_TD[rows] if scale_TE is None else x_TD[rows] * scale_TE[rows, e, None]
-                own[:, :, e], other[:, :, e] = experts.at(e, x_ND).disturbed(v, NULL_SEED + e)
-            for first in range(0, here, part):  # experts are called once a chunk, pairs in parts
+                own[:, :, e], other[:, :, e] = experts.at(e, x_ND).push_with_null(v, NULL_SEED + e)
+            # Experts are called once per chunk; their pairs are formed in smaller parts.
+            for first in range(0, here, part):
                 few = slice(first, min(first + part, here))
                 place = slice(start + few.start, start + few.stop)
                 take(_products(place, own[few], other[few], exact))
@@ -110,7 +113,7 @@ def pair_products(
 
 
 def _products(rows: slice, own: torch.Tensor, other: torch.Tensor, exact: bool) -> PairProducts:
-    """Products of (T, M, E, O), one per direction; if exact, summed over directions."""
+    """Products from results (T, M, E, O): one per direction, or summed over directions if exact."""
     tokens, many, count, outward = own.shape
     if exact:
         own, other = (
@@ -136,17 +139,19 @@ def mean_products(
     seed: int,
     buffer: int | None = None,
 ) -> np.ndarray:
-    """Alignment of the experts' mean Jacobians, each over its own tokens: (E, E).
+    """Cosines between the experts' mean Jacobians, each over the expert's own tokens, (E, E).
 
-    Exact for widths up to 256, else from 256 shared directions (16 where autograd is needed).
-    NaN where an expert has no token.
+    Exact for widths up to 256 (16 with autograd); else estimated from that many shared directions.
 
     Args:
         experts: the layer's experts.
-        inputs_of: an expert's tokens and their weights, None where it has none.
-        seed: of the directions.
-        buffer: bytes that the experts' products with some directions may take; None for 16 times
-            the usual buffer.
+        inputs_of: a function of an expert: its tokens and their weights, or None without tokens.
+        seed: seed of the directions.
+        buffer: memory of the products that are formed at once, in bytes; None for 16 times
+            `BUFFER_BYTES`.
+
+    Returns:
+        NaN for an expert without a token.
     """
     limit = MEAN_DIRECTIONS if experts.layout is not None else MEAN_DIRECTIONS_CALLED
     width, count = experts.width, experts.block.experts
@@ -187,10 +192,12 @@ def mean_products(
 def leading_singular_values(
     function: ExpertFunction, tokens: int, width: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Largest singular values of an expert's Jacobian at a few tokens, and its squared norm.
+    """Largest singular values and squared Frobenius norm of an expert's Jacobian at a few tokens.
 
-    From the Jacobian itself for widths up to 256; else by a randomised range finder with two
-    power steps (Halko, Martinsson and Tropp 2011), the norm from 32 random directions.
+    Exact for widths up to 256. For larger widths, a randomised range finder with two power steps
+    gives the singular values, and 32 random directions give the norm.
+
+    Source: Halko, Martinsson and Tropp (2011).
 
     Returns:
         Shapes (T, S), largest first, and (T,).

@@ -1,4 +1,4 @@
-"""Layouts of experts' weights: those of transformers' models, and of users' own.
+"""Candidates for the layout of experts' weights, in transformers' models and in users' own models.
 
 Legend: D width of the input, O of the output, F inner neurons, R rows of the inward map (2F with
 a gate), E experts.
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from moegeo_cli.expert_functions.blocks import ExpertBlock
 
 Inner = Callable[[torch.Tensor], torch.Tensor]
-# Tried on experts that keep theirs nowhere: one that is not theirs does not pass the comparison.
+# Tried on experts whose activation is not an attribute of a module; the comparison of
+# `open_experts` rejects the wrong ones.
 COMMON: Mapping[str, Inner] = {
     "SiLU": F.silu,
     "GELU": F.gelu,
@@ -31,9 +32,9 @@ COMMON: Mapping[str, Inner] = {
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A matrix (or a bias) of every expert, as views of the live parameters.
+    """A matrix (or a bias) of every expert, as views of the model's parameters.
 
-    `source` is indexed by expert. `transposed`: the matrices lie the other way round.
+    `source` is indexed by expert. `transposed` says that the stored matrices are transposed.
     """
 
     source: Any
@@ -52,20 +53,21 @@ class Stack:
 
     @property
     def in_memory(self) -> bool:
-        """Whether all experts' values are in memory, and are not read one expert at a time."""
+        """Whether the values of all experts are in memory; else they are read expert by expert."""
         return isinstance(self.source, list | torch.Tensor)
 
     def transpose(self) -> Stack:
-        """The same, the other way round."""
+        """The stack with transposed matrices."""
         return Stack(self.source, not self.transposed)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where an expert's weights are in a module, and which inner function connects them.
+    """Where an expert's weights are in a module, and the inner function between them.
 
-    `inward` are stacks of (R, D), one or, gate and up apart, two, each with its bias or none has
-    one; `outward` is a stack of (O, F). `interleaved`: gate and up rows alternate.
+    `inward` is one stack of (R, D), or two if gate and up are separate; `bias_in` has as many
+    biases or none. `outward` is a stack of (O, F). `interleaved` says that the rows of gate and up
+    alternate.
     """
 
     inward: tuple[Stack, ...]
@@ -78,7 +80,7 @@ class Layout:
 
     @property
     def neurons(self) -> int:
-        """F."""
+        """Number of inner neurons, F."""
         return self.outward.shape[1]
 
     @property
@@ -93,11 +95,11 @@ class Layout:
         return [*self.inward, *self.bias_in, self.outward, *last]
 
     def rows(self, expert: int) -> list[torch.Tensor]:
-        """Views of W_i by role, each (F, D): gate and up, or the one that there is."""
+        """Views of W_i of an expert, each (F, D): gate and up, or one matrix without a gate."""
         return self._roles(self.inward, expert)
 
     def bias_rows(self, expert: int) -> list[torch.Tensor]:
-        """Views of b_i by the same roles; empty without biases."""
+        """Views of b_i of an expert, in the same order as `rows`; empty without biases."""
         return self._roles(self.bias_in, expert)
 
     def _roles(self, stacks: tuple[Stack, ...], expert: int) -> list[torch.Tensor]:
@@ -110,16 +112,17 @@ class Layout:
 
 
 def possible_layouts(block: ExpertBlock, width: int) -> Iterator[Layout]:
-    """Closed forms that a module's parameters could have. The caller verifies which one is right.
+    """Closed forms that a module's parameters could have. The caller must verify them.
 
     Args:
         block: the experts.
-        width: of their inputs.
+        width: D, the width of their inputs.
     """
     for inward, bias_in, outward, bias_out in _arrangements(block):
         for inner, interleaved, gated, name in _inner_functions(block):
-            for turns in itertools.product((False, True), repeat=len(inward) + 1):
-                *ins, out = (s.transpose() if t else s for s, t in zip((*inward, outward), turns))  # noqa: B905
+            for flips in itertools.product((False, True), repeat=len(inward) + 1):
+                pairs = zip((*inward, outward), flips, strict=True)
+                *ins, out = (stack.transpose() if flip else stack for stack, flip in pairs)
                 rows = sum(stack.shape[0] for stack in ins)
                 neurons = out.shape[1] * (2 if gated else 1)
                 if rows == neurons and all(stack.shape[1] == width for stack in ins):
@@ -131,7 +134,7 @@ Arrangement = tuple[tuple[Stack, ...], tuple[Stack, ...], Stack, Stack | None]
 
 
 def _arrangements(block: ExpertBlock) -> Iterator[Arrangement]:
-    """Which matrices may be an expert's input and which its output matrices."""
+    """Possible assignments of an expert's matrices to the inward and outward maps."""
     if block.members is None and block.form != "block":
         yield from _by_name(block)
         return
@@ -147,7 +150,7 @@ def _arrangements(block: ExpertBlock) -> Iterator[Arrangement]:
 
 
 def _by_shape(block: ExpertBlock) -> tuple[dict[str, Stack], dict[str, Stack]]:
-    """An expert's matrices by name, and the biases of those that have one."""
+    """The experts' matrices by name, and the biases of the matrices that have one."""
     if block.members is not None:
         tables = [dict(member.named_parameters()) for member in block.members]
         found = {name: Stack([table[name] for table in tables]) for name in tables[0]}
@@ -165,7 +168,7 @@ def _by_shape(block: ExpertBlock) -> tuple[dict[str, Stack], dict[str, Stack]]:
 
 
 def _bias_names(weight: str) -> tuple[str, ...]:
-    """What the bias of a weight may be called."""
+    """Possible names of the bias of a weight."""
     start, _, last = weight.rpartition(".")
     if last == "weight":
         return (f"{start}.bias",)
@@ -204,9 +207,10 @@ def _by_name(block: ExpertBlock) -> Iterator[Arrangement]:
 
 
 def _inner_functions(block: ExpertBlock) -> Iterator[tuple[Inner, bool, bool, str]]:
-    """Inner functions that experts could have: the module's own rule of gating first.
+    """Inner functions that experts could have, the module's own gating first.
 
-    Each with whether gate and up rows alternate, whether there are gates, and its name.
+    Yields:
+        The function, whether gate and up rows alternate, whether there is a gate, and a name.
     """
     module = block.members[0] if block.members is not None else block.module
     own = getattr(module, "_apply_gate", None)
@@ -229,7 +233,7 @@ def _gate(act: Inner, pre: torch.Tensor) -> torch.Tensor:
 
 
 def _activation(module: nn.Module) -> Inner | None:
-    """The activation that a module, or one of its children, holds."""
+    """The activation that a module or one of its children has as an attribute; None without one."""
     holders: Sequence[nn.Module] = [module, *module.children()]
     names = ("act_fn", "activation_fn", "activation", "act")
     kept = (getattr(holder, name, None) for holder in holders for name in names)

@@ -1,9 +1,8 @@
-"""Merges or silences experts in a model's own weights, and restores the weights.
+"""Merge or silence experts in a model's weights, and restore the weights afterwards.
 
-Inner neurons have no order: two experts that compute the same may hold them in any. Nor has a
-neuron a sign where its inner function is odd in its own row, as SwiGLU is in up: row and column may
-change it together. Merging matches neurons first, by how alike their rows and columns are, so that
-an average is of what belongs together.
+Equal functions can have their inner neurons in different orders. If the inner function is odd in a
+neuron's own row, as SwiGLU is in up, the signs of row and column can differ too. Merging therefore
+matches the neurons of both experts first, by the similarity of their rows and columns.
 
 Legend: D width, O of the output, F inner neurons.
 """
@@ -23,19 +22,18 @@ from moegeo_cli.expert_functions.layouts import Layout
 
 
 def match_neurons(layout: Layout, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each neuron of expert a, the most similar neuron of b; each is used once.
+    """Match the neurons of expert b one to one with those of expert a, by similarity.
 
-    Likeness is the sum of the products of their unit rows (gate, own) and unit columns; where a
-    neuron's own row and its column may change their sign together, of that sign which makes it
-    larger.
+    Similarity is the sum of the cosines of the rows and of the columns. If the signs of a neuron's
+    own row and column may change together, the sign with the larger similarity is used.
 
     Args:
-        layout: where their weights lie.
+        layout: the layout of the experts' weights.
         a: an expert.
-        b: another.
+        b: another expert.
 
     Returns:
-        The places in b, and the signs, shape (F,) each.
+        For each neuron of a, the index of its partner in b, and the partner's sign, both (F,).
     """
     *gates, own = zip(layout.rows(a), layout.rows(b), strict=True)
     columns = (layout.outward[a].T, layout.outward[b].T)
@@ -58,10 +56,10 @@ def _likeness(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _is_odd(layout: Layout) -> bool:
-    """Whether a neuron's value changes its sign if its own row does."""
+    """Whether the inner function is odd in a neuron's own row (up, or the only row)."""
     generator = torch.Generator().manual_seed(0)
     rows = 2 * layout.neurons if layout.gated else layout.neurons
-    # Wide enough that clamps are met.
+    # Values large enough to reach clamps.
     pre_NR = 10.0 * torch.randn(8, rows, generator=generator)
     own = slice(1, None, 2) if layout.interleaved else slice(rows - layout.neurons, None)
     turned_NR = pre_NR.clone()
@@ -79,13 +77,13 @@ def merge(experts: Experts, a: int, b: int, share: float) -> None:
     """Replace two experts by their average, after matching their neurons.
 
     Args:
-        experts: of one layer.
+        experts: the experts of one layer.
         a: an expert.
-        b: another.
-        share: of a in the average, 0 to 1.
+        b: another expert.
+        share: weight of a in the average, 0 to 1.
 
     Raises:
-        UnsupportedArchitectureError: their weights are not known well enough.
+        UnsupportedArchitectureError: the experts have no verified layout.
     """
     layout = _require_layout(experts)
     order, signs_F = (
@@ -110,10 +108,10 @@ def merge(experts: Experts, a: int, b: int, share: float) -> None:
 
 
 def silence(experts: Experts, expert: int) -> None:
-    """Set an expert's output to zero. Tokens that the router sends to it lose its part.
+    """Set an expert's output to zero. Tokens that are routed to it lose its contribution.
 
     Raises:
-        UnsupportedArchitectureError: its weights are not known well enough.
+        UnsupportedArchitectureError: the experts have no verified layout.
     """
     layout = _require_layout(experts)
     with torch.no_grad():
@@ -131,11 +129,14 @@ def _require_layout(experts: Experts) -> Layout:
 
 
 @contextlib.contextmanager
-def restored(chosen: Sequence[tuple[Experts, int]]) -> Iterator[None]:
-    """Restore the weights of these experts when the block ends.
+def restoring_weights(chosen: Sequence[tuple[Experts, int]]) -> Iterator[None]:
+    """Context manager: restore the weights of these experts at its end.
 
     Args:
-        chosen: experts by layer and index.
+        chosen: (experts of a layer, number of an expert) pairs.
+
+    Raises:
+        UnsupportedArchitectureError: the experts have no verified layout.
     """
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     for experts, expert in chosen:

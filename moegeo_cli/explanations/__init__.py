@@ -1,1 +1,1 @@
-"""What the names in a report mean: the one place that verdict, reports and docs take it from."""
+"""The meaning of every finding, metric and error, used by verdict, reports and docs."""

@@ -1,4 +1,4 @@
-"""Every finding by name: its id, its part of the verdict, its worst severity, its meaning."""
+"""The definitions of all findings, from findings.toml."""
 
 from __future__ import annotations
 
@@ -15,23 +15,37 @@ FILE = Path(__file__).with_name("findings.toml")
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A finding as findings.toml has it."""
+    """The definition of a finding: one table of findings.toml.
+
+    Attributes:
+        id: its number, for example MG101.
+        name: its name.
+        axis: the part of the verdict that it belongs to.
+        severity: its worst severity.
+        headline: one sentence for readers who do not know the field.
+        meaning: what it is.
+        holds: the condition under which it holds.
+        why: why it matters.
+        known: known limits of it.
+        example: a message of it.
+        shipped: the worst severity with the shipped limits, if that is less.
+        fact: whether it is an exact fact, which needs no calibrated limit.
+        lens: the command whose record its rule reads; None for the run's own record.
+    """
 
     id: str
     name: str
     axis: Axis
     severity: Severity
-    headline: str  # for those who do not know the field
+    headline: str
     meaning: str
-    holds: str  # when
-    why: str  # it matters
-    known: str = ""  # against it
+    holds: str
+    why: str
+    known: str = ""
     example: str = ""
-    shipped: Severity | None = (
-        None  # the worst severity with the shipped limits, where that is less
-    )
+    shipped: Severity | None = None
     fact: bool = False
-    lens: str | None = None  # the command whose record it reads; None for the run's own
+    lens: str | None = None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Names to explanations: findings, metrics and errors, by id, by name or by label."""
+"""Look up the explanation of a finding, metric or error by its id, name or label."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from moegeo_cli.explanations.findings import Definition, definitions
 from moegeo_cli.explanations.metrics import all_metrics, specs
 
 FOLDER = Path(__file__).parent
-# Labels of narrow tables.
+# Short labels in narrow tables, and their metrics.
 SHORT = {"h": "heterogeneity", "h trace": "heterogeneity_trace", "dead": "dead_experts",
          "h cond.": "heterogeneity_conditional", "entropy": "entropy_load"}  # fmt: skip
 PAGES = {
@@ -27,13 +27,13 @@ GOOD = {True: "higher is better", False: "lower is better", None: "neither end i
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a name means.
+    """The explanation of a name.
 
     Attributes:
-        name: as it stands in JSON.
+        name: the name in JSON.
         title: id and name, as a heading.
         headline: the meaning in one sentence.
-        parts: headings with their text: what it is, why it matters, what to do, …
+        parts: (heading, text) pairs: what it is, why it matters, what to do, …
     """
 
     name: str
@@ -48,12 +48,12 @@ class Explanation:
 
 @functools.cache
 def error_rows() -> Mapping[str, Mapping[str, str]]:
-    """Every error, by code."""
+    """The rows of errors.toml by error code."""
     return tomllib.loads((FOLDER / "errors.toml").read_text(encoding="utf-8"))
 
 
 def explain_finding(about: Definition) -> Explanation:
-    """A finding; its limits and what to do are the verdict's to add."""
+    """Explain a finding, without its limits and interventions (these come from verdict/)."""
     parts = [
         ("what", about.meaning),
         ("holds when", _plain(about.holds)),
@@ -68,7 +68,7 @@ def explain_finding(about: Definition) -> Explanation:
 
 
 def explain_metric(name: str) -> Explanation:
-    """A metric, a run's worst one among them."""
+    """Explain a metric; its name may end in `_worst`."""
     base = name.removesuffix("_worst")
     spec = all_metrics()[base]
     label = spec.label or base.replace("_", " ")
@@ -91,7 +91,7 @@ def explain_metric(name: str) -> Explanation:
 
 
 def explain_error(code: str) -> Explanation:
-    """An error."""
+    """Explain an error by its code."""
     row = error_rows()[code]
     meaning = row["meaning"]
     parts = (("what to do", row["do"]), ("more", "docs/reference/errors.md"))
@@ -99,25 +99,25 @@ def explain_error(code: str) -> Explanation:
 
 
 def names() -> dict[str, list[str]]:
-    """Everything that can be asked for, by kind."""
+    """All names that `find` knows, by kind."""
     found = [f"{d.id} {d.name}" for d in sorted(definitions().values(), key=lambda d: d.id)]
     return {"findings": found, "metrics": sorted(all_metrics()), "errors": sorted(error_rows())}
 
 
 def find(name: str) -> Explanation:
-    """What a name means.
+    """Explain a finding, metric or error, given by id, name or label (in any case).
 
     Raises:
-        UsageError: nothing is called so.
+        UsageError: there is no such name.
     """
-    said = name.strip().lower()
+    given = name.strip().lower()
     for about in definitions().values():
-        if said in (about.id.lower(), about.name):
+        if given in (about.id.lower(), about.name):
             return explain_finding(about)
-    code = said.upper() if said.startswith("mg-") else f"MG-{said.upper()}"
+    code = given.upper() if given.startswith("mg-") else f"MG-{given.upper()}"
     if code in error_rows():
         return explain_error(code)
-    wanted = said.removesuffix(", worst router")
+    wanted = given.removesuffix(", worst router")
     wanted = SHORT.get(wanted, wanted)
     labels = {spec.label.lower(): spec.name for spec in specs().values()}
     wanted = labels.get(wanted, re.sub(r"[\s-]+", "_", wanted))
@@ -125,7 +125,7 @@ def find(name: str) -> Explanation:
         return explain_metric(wanted)
     known = [d.id.lower() for d in definitions().values()]
     known += [*definitions(), *all_metrics(), *labels, *(c.lower() for c in error_rows())]
-    near = difflib.get_close_matches(said, known, 3)
+    near = difflib.get_close_matches(given, known, 3)
     raise UsageError(
         f"no finding, metric or error is called {name!r}",
         found=f"did you mean {', '.join(near)}?" if near else None,
@@ -134,6 +134,6 @@ def find(name: str) -> Explanation:
 
 
 def _plain(text: str) -> str:
-    """Words without the marks of Markdown."""
+    """Text without Markdown markup."""
     text = re.sub(r" \(\[(?:below|how it is judged)\]\([^)]*\)\)", "", text)
     return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text).replace("**", "").replace("`", "")

@@ -1,6 +1,6 @@
-"""What every metric's name means: `metrics.toml`, and metrics of routers that say it themselves.
+"""The catalogue of metrics: from metrics.toml, and from metric modules with their own `METRIC`.
 
-`higher_is_better` is None for descriptive metrics: the specialization index, for one, is neither
+`higher_is_better` is None for descriptive metrics. For example, the specialization index is neither
 good nor bad by itself.
 """
 
@@ -19,7 +19,7 @@ FILE = Path(__file__).with_name("metrics.toml")
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """What a metric's name means; `metrics.toml` says what each field is."""
+    """The description of a metric; the head of `metrics.toml` explains each field."""
 
     name: str
     meaning: str = ""
@@ -44,18 +44,18 @@ def _written() -> Mapping[str, MetricSpec]:
 
 
 def added_metrics() -> tuple[str, ...]:
-    """Metrics of routers that say themselves what they mean: they lie beside moegeo's own."""
+    """Names of metrics that are not in metrics.toml: their modules describe them in `METRIC`."""
     return tuple(sorted(set(router_metrics()) - set(_written())))
 
 
 @functools.cache
 def all_metrics() -> Mapping[str, MetricSpec]:
-    """Every metric that a report or a table of the reference names."""
+    """Every metric by name, including those that only some reports or reference tables use."""
     places = router_metrics()
     return {**_written(), **{name: load(f"{places[name]}:METRIC") for name in added_metrics()}}
 
 
 @functools.cache
 def specs() -> Mapping[str, MetricSpec]:
-    """Metrics that records hold by name, with their labels: of runs, checks and comparisons."""
+    """The metrics with a label, by name: those in records of runs, checks and comparisons."""
     return {name: found for name, found in all_metrics().items() if found.label}

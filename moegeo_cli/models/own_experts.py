@@ -19,8 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from moegeo_cli.expert_functions.asking import NO_TENSOR, AskedBlock, NotThere, first_output
 from moegeo_cli.expert_functions.blocks import ExpertBlock, list_members
+from moegeo_cli.expert_functions.single_expert import (
+    NO_TENSOR,
+    CannotIsolateExpert,
+    SingleExpertBlock,
+    first_output,
+)
 from moegeo_cli.replay.reading import RouterCall, RouterTap
 from moegeo_cli.routers.finding import Router
 
@@ -69,7 +74,7 @@ def find_own_experts(
             continue
         try:
             found[router.path] = _prove(router, block, seen[router.path])
-        except NotThere as reason:
+        except CannotIsolateExpert as reason:
             found[router.path] = _unknown(router, str(reason))
     return found
 
@@ -131,54 +136,56 @@ def _prove(router: Router, block: nn.Module, seen: _Seen) -> ExpertBlock:
     """The experts as functions, if their weighted sum is the block's output.
 
     Raises:
-        NotThere: they are not, and why.
+        CannotIsolateExpert: they are not, and why.
     """
     call, given, made = seen.call, seen.given, seen.made
     if call is None or given is None:
-        raise NotThere(OTHER_INPUT)
+        raise CannotIsolateExpert(OTHER_INPUT)
     if made is None or made.numel() % max(given[..., 0].numel(), 1):
-        raise NotThere(FAILS.format(NO_TENSOR))
+        raise CannotIsolateExpert(FAILS.format(NO_TENSOR))
     rows_ND = given.reshape(-1, given.shape[-1])
     x_ND = call.x_ND.detach()
     half = rows_ND.dtype.itemsize < 4
     limit = AGREEMENT_HALF if half else AGREEMENT
     if rows_ND.shape != x_ND.shape or not _close(rows_ND, x_ND.to(rows_ND), limit):
-        raise NotThere(OTHER_INPUT)
+        raise CannotIsolateExpert(OTHER_INPUT)
     step = max(1, len(rows_ND) // CHECKED_TOKENS)
     few = slice(None, step * CHECKED_TOKENS, step)
     x_ND, made_NO = rows_ND[few], made.reshape(len(rows_ND), -1)[few]
     selected_NK, weights_NK = call.selected_NK[few], call.weights_NK.detach()[few]
     own = _by_expert(block, router)
-    experts = AskedBlock(router, block, own, given.ndim)
+    experts = SingleExpertBlock(router, block, own, given.ndim)
     try:
         with torch.no_grad():
             # In another order, so that a token has other neighbours than it had in its sequence.
             if not _close(experts.block_output(x_ND.flip(0)).flip(0), made_NO, limit):
-                raise NotThere(MIXES)
-            rest_NO = experts.rest(0, x_ND)
+                raise CannotIsolateExpert(MIXES)
+            rest_NO = experts.shared_output(0, x_ND)
             for e in (0, router.experts - 1):
-                if not _near(experts.rest(e, x_ND, alone=True), rest_NO, made_NO, limit):
-                    raise NotThere(NOT_APART)
-            experts.has_rest = not _near(rest_NO, torch.zeros_like(rest_NO), made_NO, limit)
+                if not _near(experts.shared_output(e, x_ND, alone=True), rest_NO, made_NO, limit):
+                    raise CannotIsolateExpert(NOT_APART)
+            experts.has_shared_output = not _near(
+                rest_NO, torch.zeros_like(rest_NO), made_NO, limit
+            )
             parts = torch.stack([experts(e, x_ND) for e in range(router.experts)], 1)
-    except NotThere:
+    except CannotIsolateExpert:
         raise
     except Exception as error:  # whatever a user's code raises
-        raise NotThere(FAILS.format(f"{type(error).__name__}: {error}"[:120])) from error
+        raise CannotIsolateExpert(FAILS.format(f"{type(error).__name__}: {error}"[:120])) from error
     mix_NE = torch.zeros(len(x_ND), router.experts, dtype=parts.dtype, device=parts.device)
     if not selected_NK.shape[-1]:
-        raise NotThere(NO_SUM)
+        raise CannotIsolateExpert(NO_SUM)
     mix_NE.scatter_add_(1, selected_NK.clamp_min(0), (weights_NK * (selected_NK >= 0)).to(mix_NE))
     routed_NO = made_NO - rest_NO
     for renormalised in (False, True):
         weights_NE = mix_NE / mix_NE.sum(1, keepdim=True) if renormalised else mix_NE
         if _near(torch.einsum("ne,neo->no", weights_NE, parts), routed_NO, routed_NO, limit):
             return _describe(router, block, experts, own, renormalised=renormalised)
-    raise NotThere(NO_SUM)
+    raise CannotIsolateExpert(NO_SUM)
 
 
 def _describe(
-    router: Router, block: nn.Module, asked: AskedBlock, own: Mapping[str, int | None],
+    router: Router, block: nn.Module, asked: SingleExpertBlock, own: Mapping[str, int | None],
     *, renormalised: bool,
 ) -> ExpertBlock:  # fmt: skip
     lists = [m for m in block.modules() if list_members(m) is not None]
@@ -186,7 +193,7 @@ def _describe(
     stacked = tuple(name for name, expert in own.items() if expert is None)
     return ExpertBlock(
         router, block, "block", router.experts, members=None if stacked else members,
-        stacked=stacked, ask=asked, renormalised=renormalised,
+        stacked=stacked, call_expert=asked, renormalised=renormalised,
     )  # fmt: skip
 
 

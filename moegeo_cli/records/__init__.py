@@ -1,8 +1,8 @@
-"""Records: what moegeo found, as data. The one shape that verdict, store and reports share.
+"""Records: the results of moegeo as data, shared by store, verdict and reports.
 
-A record is a frozen dataclass of plain Python values, so that reading a stored run needs neither
-torch nor numpy. Its fields carry their descriptions, bounds and words (`fields`), from which the
-JSON schemas are derived (`schema`). `to_dict` gives the JSON form, `from_dict` reads it back.
+A record is a frozen dataclass of plain Python values, so reading a stored run needs neither torch
+nor numpy. The fields carry their descriptions, bounds and allowed words (`fields`); the JSON
+schemas are derived from them (`schema`). `to_dict` gives the JSON form, `from_dict` reads it back.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What `moegeo check` found in the files: its JSON payload. Nothing comes from a forward pass."""
+"""The record of `moegeo check`: what it found in the files, without a forward pass."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ from moegeo_cli.records.verdict import Intervention, Verdict
 
 @dataclass(frozen=True, slots=True)
 class CheckedLayer:
-    """One router and its experts, from the files. Arrays by expert have length E."""
+    """One router and its experts, read from the files. Arrays by expert have length E."""
 
-    layer: Annotated[Count | None, about("index of the decoder layer; null where names tell none")]
+    layer: Annotated[Count | None, about("index of the decoder layer; null if no name tells it")]
     router: Annotated[str, about("module path on disk")]
     experts: Annotated[int, Meta(ge=1)]
     top_k: Count | None
     metrics: Metrics
     router_digest: Annotated[
-        str, about("of the stored bytes of the router's weight and logit bias")
+        str, about("hash of the stored bytes of the router's weight and logit bias")
     ]
-    bias_digest: Annotated[str | None, about("of the selection bias; null without one")] = None
+    bias_digest: Annotated[
+        str | None, about("hash of the stored bytes of the selection bias; null without one")
+    ] = None
     row_norms: Annotated[
         Values | None, about("by expert; null where the values could not be read")
     ] = None
@@ -57,7 +59,7 @@ class CheckedCheckpoint:
     metrics: Annotated[Metrics, about("over all routers")]
     layers: tuple[CheckedLayer, ...]
     verdict: Verdict | None = None
-    bytes_read: Annotated[Count, about("of its weight files, when they were read")] = 0
+    bytes_read: Annotated[Count, about("bytes of its weight files that were read")] = 0
     scheme: Annotated[tuple[str, ...], about("forms of quantisation")] = ()
     notes: tuple[str, ...] = ()
 
@@ -72,14 +74,12 @@ class CheckRecord(Displayable):
     ]
     versions: Mapping[str, str]
     run: RunFacts
-    settings: Annotated[
-        Mapping[str, Any], about("quick: routers, biases and norms alone were read")
-    ]
+    settings: Annotated[Mapping[str, Any], about("quick: only routers, biases and norms were read")]
     checkpoints: tuple[CheckedCheckpoint, ...]
     verdict: Verdict | None = None
     interventions: tuple[Intervention, ...] = ()
 
     @property
     def newest(self) -> CheckedCheckpoint:
-        """The newest checkpoint: the one that the run is judged by."""
+        """The newest checkpoint, by which the run is judged."""
         return self.checkpoints[-1]

@@ -1,4 +1,4 @@
-"""Two runs side by side: the JSON payload of `moegeo compare`. Differences are b minus a."""
+"""The record of `moegeo compare`: two runs side by side. Differences are b minus a."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ProgressAxis = Literal["tokens", "step", "fraction", "newest"]
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """One side: its name and the status words of its verdict."""
+    """One of the two runs: its name and the status of its verdict."""
 
     name: str
     status: Health | None
@@ -30,7 +30,7 @@ class RunSummary:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A metric of both runs."""
+    """A metric of both runs, and its difference."""
 
     a: Metric
     b: Metric
@@ -51,22 +51,24 @@ class LayerPair:
 
 @dataclass(frozen=True, slots=True)
 class SharedLayer:
-    """A layer of two checkpoints, bit for bit."""
+    """What is equal, bit for bit, in a layer of two checkpoints."""
 
     layer: Count | None
     router: str
     router_equal: bool
-    bias_equal: Annotated[bool | None, about("of the selection bias; null where one has none")]
-    experts: Annotated[tuple[Count, ...], about("those that are equal")]
-    experts_of: Annotated[Count, about("those that were read in both")]
+    bias_equal: Annotated[
+        bool | None, about("whether the selection bias is equal; null if one side has none")
+    ]
+    experts: Annotated[tuple[Count, ...], about("experts that are equal")]
+    experts_of: Annotated[Count, about("number of experts that were read in both")]
 
 
 @dataclass(frozen=True, slots=True)
 class SharedBytes:
     """Which tensors of two checkpoints are equal bit for bit, by their stored bytes.
 
-    Counts of routers, experts, and tensors of attention and of everything else, each `_of` those
-    that both have by name.
+    Each field is a number of equal routers, experts, attention tensors or other tensors; its `_of`
+    partner is the number of those that both checkpoints have by name.
     """
 
     routers: Count
@@ -82,9 +84,9 @@ class SharedBytes:
 
 @dataclass(frozen=True, slots=True)
 class MatchedPair:
-    """Two checkpoints at the same progress, within the tolerance; nothing is interpolated.
+    """Two checkpoints at the same progress, within a tolerance; nothing is interpolated.
 
-    Matched by "newest", they are the newest of each run, and progress is null.
+    If the runs are matched by "newest", they are the newest of each run, and progress is null.
     """
 
     progress_a: float | None
@@ -94,7 +96,7 @@ class MatchedPair:
     differences: Differences
     layers: tuple[LayerPair, ...] = ()
     shared: Annotated[
-        SharedBytes | None, about("what they have in common; null where nobody looked"), ADDED_LATER
+        SharedBytes | None, about("what they have in common; null: not looked at"), ADDED_LATER
     ] = None
 
 
@@ -110,7 +112,7 @@ class Unmatched:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ComparisonRecord(Displayable):
-    """What `moegeo compare --format json` prints. Differences are b minus a."""
+    """The JSON output of `moegeo compare --format json`. Differences are b minus a."""
 
     versions: Mapping[str, str]
     run_a: RunSummary

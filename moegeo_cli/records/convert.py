@@ -1,4 +1,4 @@
-"""Records to plain JSON values and back."""
+"""Convert records to plain JSON values and back."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def to_dict(record: Any) -> Any:
-    """Turn a record (or a mapping, sequence or scalar of them) into plain JSON values.
+    """Turn a record (or a mapping or sequence of records) into plain JSON values.
 
     Raises:
-        ValueError: a NaN or an infinity, which JSON cannot hold and a record may not.
+        ValueError: the record contains NaN or infinity, which JSON does not have.
     """
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {f.name: to_dict(getattr(record, f.name)) for f in dataclasses.fields(record)}
@@ -29,13 +29,13 @@ def to_dict(record: Any) -> Any:
 
 
 def from_dict(cls: type[R], data: Any) -> R:
-    """Read a record back from its JSON form; unknown keys are left out (a newer minor writer).
+    """Read a record from its JSON form. Unknown keys are ignored: a newer moegeo may add some.
 
     Raises:
-        ValueError: the data has not the record's shape: a key without a default is missing, or a
-            value has the wrong type, is under its bound, or is a word that is not known.
+        ValueError: a key without a default is missing, or a value has the wrong type, is out of
+            bounds, or is not one of the allowed words.
     """
     try:
         return msgspec.convert(data, cls)
-    except msgspec.ValidationError as error:  # a ValueError itself in newer versions alone
+    except msgspec.ValidationError as error:  # it is a ValueError only in newer versions
         raise ValueError(str(error)) from error

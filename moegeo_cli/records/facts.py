@@ -1,4 +1,4 @@
-"""What is known of a run, its probe and its replays beside measured numbers: plain mappings."""
+"""Facts in a record beside the metrics: about the run, the probe, the replay and the baseline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from moegeo_cli.records.fields import Count, about
 from moegeo_cli.records.metric import Metrics
 
-Step = Annotated[Count | None, about("optimizer step; null where the checkpoint does not say")]
+Step = Annotated[Count | None, about("optimizer step; null if the checkpoint does not say")]
 
 
 Form = Literal["whole", "streamed", "parts", "own", "captured"]
@@ -16,20 +16,20 @@ MemoryKnown = Literal["trace", "widths", "config"]
 
 
 class SkippedCheckpoint(TypedDict):
-    """Something that looked like a checkpoint and was left out."""
+    """A folder or file that looked like a checkpoint and was left out."""
 
     path: str
     reason: str
 
 
 class RunFacts(TypedDict, total=False):
-    """What a run's files say of it."""
+    """Facts about a run from its files."""
 
     name: str
     layout: Annotated[str, about("how its files are laid out")]
     model_type: str | None
     architecture: Annotated[str | None, about("the class that config.json names first")]
-    framework: Annotated[str | None, about("what trained it, as far as its files tell")]
+    framework: Annotated[str | None, about("the framework that trained it; null if not known")]
     experts: Annotated[Count | None, about("E, routed experts")]
     top_k: Annotated[Count | None, about("K, experts chosen per token; null where it varies")]
     scoring: Annotated[str | None, about("how logits become scores")]
@@ -44,44 +44,49 @@ class ProbeFacts(TypedDict, total=False):
     """The text that a checkpoint was measured on; losses in nats per loss token."""
 
     source: str
-    sha256: Annotated[str, about("of its content")]
+    sha256: Annotated[str, about("hash of its content")]
     sequences: Count
     tokens: Count
     loss_tokens: Count
     domains: Annotated[Mapping[str, Count], about("sequences by domain")]
     tokenizer: str | None
-    unigram_loss: Annotated[float | None, about("what token frequencies alone would reach")]
+    unigram_loss: Annotated[float | None, about("loss of a model of the token frequencies alone")]
     domain_unigram_loss: Annotated[
-        Mapping[str, float], about("what token frequencies alone would reach, by domain")
+        Mapping[str, float], about("loss of a model of the token frequencies alone, by domain")
     ]
 
 
 class MemoryFacts(TypedDict):
-    """What the replay was planned to hold."""
+    """The planned memory of the replay."""
 
     form: Annotated[
         Form,
         about("how the model's weights were held"),
     ]
-    by: Annotated[MemoryKnown | None, about("how its activations are known")]
+    by: Annotated[MemoryKnown | None, about("how the size of its activations is known")]
     terms: Annotated[
-        Mapping[str, Count] | None, about("bytes by name; null where nothing is planned")
+        Mapping[str, Count] | None, about("bytes by name; null if nothing was planned")
     ]
     at_most: Annotated[
-        Count | None, about("bytes held at once, beside those of the process before")
+        Count | None,
+        about("largest number of bytes held at once, in addition to those before the replay"),
     ]
-    reason: Annotated[str | None, about("why nothing is planned")]
+    reason: Annotated[str | None, about("why nothing was planned")]
 
 
 class ReplayFacts(TypedDict, total=False):
-    """How a checkpoint was measured."""
+    """How a checkpoint was replayed."""
 
-    versions: Annotated[Mapping[str, str], about("of the packages that measured it")]
+    versions: Annotated[Mapping[str, str], about("versions of the packages that measured it")]
     device: str
     dtype: str
-    batch_size: Annotated[Count | None, about("sequences; null where tokens are counted")]
-    batch_tokens: Annotated[Count | None, about("null where sequences are counted")]
-    threads: Annotated[Count | None, about("null off the CPU")]
+    batch_size: Annotated[
+        Count | None, about("sequences per batch; null if batch_tokens limits a batch")
+    ]
+    batch_tokens: Annotated[
+        Count | None, about("tokens per batch; null if batch_size limits a batch")
+    ]
+    threads: Annotated[Count | None, about("CPU threads; null on other devices")]
     unselected_gradient: str
     memory: MemoryFacts
     weights: Annotated[
@@ -93,7 +98,7 @@ class ReplayFacts(TypedDict, total=False):
 
 
 class BaselineFacts(TypedDict):
-    """What the distances are measured from."""
+    """The baseline, with which checkpoints are compared."""
 
     kind: Literal["checkpoint", "init"] | None
     step: Step
@@ -103,7 +108,7 @@ class BaselineFacts(TypedDict):
 
 
 class Unchanged(TypedDict, total=False):
-    """What of a router is equal bit for bit at two checkpoints."""
+    """What is equal, bit for bit, in a router at two checkpoints."""
 
     weights_equal: Annotated[bool, about("whether its rows are equal")]
     bias_equal: Annotated[
@@ -111,12 +116,12 @@ class Unchanged(TypedDict, total=False):
     ]
     logits_equal: Annotated[
         bool,
-        about("the sampled logits; unequal ones under equal rows say that inputs moved"),
+        about("whether the sampled logits are equal; if only the rows are, the inputs changed"),
     ]
 
 
 class RouterMove(Unchanged):
-    """A router from one checkpoint to the next."""
+    """How a router changed from one checkpoint to the next."""
 
     layer: Count
     router: str
@@ -124,14 +129,14 @@ class RouterMove(Unchanged):
 
 
 class Move(TypedDict):
-    """From one checkpoint to the next."""
+    """How all routers changed from one checkpoint to the next."""
 
     from_step: Step
     to_step: Step
     from_path: str
     to_path: str
     geodesic_steps: Annotated[
-        list[Count | None], about("optimizer steps that the geodesic excess runs over")
+        list[Count | None], about("optimizer steps of the checkpoints behind the geodesic excess")
     ]
     metrics: Metrics
     layers: list[RouterMove]

@@ -1,7 +1,7 @@
-"""How a field of a record says what it holds: in words, by bounds, and whether files must have it.
+"""Annotations for the fields of records: descriptions, bounds, and whether a file must have them.
 
-Written once, beside the field: reading a file checks bounds and words (`convert`), and the JSON
-schemas of the formats are derived from them (`schema`).
+Reading a file checks the bounds (`convert`), and the JSON schemas are derived from the annotations
+(`schema`).
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import Annotated
 
 from msgspec import Meta
 
-# Files that an earlier moegeo wrote at the same version lack this field.
+# A field that files of the same format version from an earlier moegeo do not have.
 ADDED_LATER = Meta(extra_json_schema={"x-later": True})
-# JSON leaves the field out where it is None.
+# A field that JSON leaves out if it is None.
 OMIT_IF_NONE = Meta(extra_json_schema={"x-where-due": True})
 
 Count = Annotated[int, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Values = tuple[float | None, ...]  # by expert; null for a value that is not there or not finite
+Values = tuple[float | None, ...]  # by expert; null if a value is missing or not finite
 Matrix = tuple[tuple[float | None, ...], ...]  # E × E, by expert
 
 
 def about(text: str) -> Meta:
-    """What a field holds, in words: its description in the JSON schema."""
+    """The description of a field, for the JSON schema."""
     return Meta(description=text)

@@ -1,4 +1,4 @@
-"""The JSON formats: their names, their version and the records that they hold."""
+"""The JSON formats: their version, and the name of each record's format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from moegeo_cli.records.run import RunRecord
 from moegeo_cli.registry import command_of
 
 AnyRecord: TypeAlias = RunRecord | ComparisonRecord | CheckRecord | LensRecord
-# Of all formats: the first. Raised where a key changes its meaning; keys may be added within it.
+# The version of all formats. Increase it if a key changes its meaning; adding keys is allowed.
 VERSION = 1
 
 
 def format_of(record: type) -> str:
-    """The name of the JSON format of a record's class, "moegeo.run" for one."""
+    """The name of the JSON format of a record's class, for example "moegeo.run"."""
     return command_of(record).format

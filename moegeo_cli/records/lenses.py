@@ -1,8 +1,7 @@
-"""Lenses: further commands on one checkpoint, whose findings reach the verdict of its run.
+"""Lenses: commands on one checkpoint whose findings are part of the verdict of its run.
 
-`moegeo experts` and `moegeo routing` are such. What a lens measured is kept with the run's other
-measurements, and `moegeo analyze` judges it with the newest checkpoint: measured once, judged
-whenever asked.
+`moegeo experts` and `moegeo routing` are lenses. The record of a lens is stored with the run, and
+`moegeo analyze` judges the stored record together with the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from moegeo_cli.records.verdict import Check, Finding, Intervention
 
 
 class LensLayer(Protocol):
-    """What every lens says of a router: where it stands, and E × E matrices by name."""
+    """The fields that every lens record has for a router: its place, and E × E matrices by name."""
 
     @property
     def layer(self) -> int: ...  # noqa: D102
@@ -28,7 +27,7 @@ class LensLayer(Protocol):
 
 
 class LensRecord(Protocol):
-    """What the records of all lenses have: frozen dataclasses with at least these fields."""
+    """The fields that the records of all lenses have. They are frozen dataclasses."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -60,20 +59,20 @@ class LensRecord(Protocol):
     def checks(self) -> tuple[Check, ...]: ...  # noqa: D102
 
 
-# What is there of each lens: its record, or why there is none.
+# For each lens: its record, or the reason why there is none.
 Lenses = Mapping[str, LensRecord | str]
 
 
 def command_name(lens: str) -> str:
-    """The command that a lens is measured by."""
+    """The command that runs a lens, for example "moegeo experts"."""
     return f"moegeo {lens}"
 
 
 def absent_reason(lens: str) -> str:
-    """Why there is no record: never measured, or not looked for, which reads the same."""
+    """The reason if no record of a lens was found."""
     return f"no result of `{command_name(lens)}` on this checkpoint is at hand"
 
 
 def damaged_reason(lens: str) -> str:
-    """Why a record that is there does not count."""
-    return f"what `{command_name(lens)}` kept is damaged: run it again"
+    """The reason if the stored record of a lens is damaged."""
+    return f"the stored result of `{command_name(lens)}` is damaged: run it again"

@@ -1,4 +1,4 @@
-"""One measured value, and which routers were measured."""
+"""A metric: one measured value with its interval; and the coverage: which routers were measured."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Metric:
     ] = None
     null_value: Annotated[
         float | None,
-        about("the expected value where there is no effect; left out where none is defined"),
+        about("the expected value if there is no effect; left out if none is defined"),
         OMIT_IF_NONE,
     ] = None
     reason: Annotated[
         str | None,
-        about("why the value is null, or a caution; left out where there is nothing to say"),
+        about("why the value is null, or a caution; else left out"),
         OMIT_IF_NONE,
     ] = None
     router: Annotated[
@@ -59,7 +59,7 @@ Metrics = Annotated[Mapping[str, Metric], about("metrics by their names")]
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """Routers that the model has against routers that were measured."""
+    """How many of the model's routers were measured, and why the others were not."""
 
     routers_found: Count
     routers_measured: Count
@@ -69,7 +69,7 @@ class Coverage:
 
 
 def layer_name(layer: int, router: str) -> str:
-    """A router's place for people: its layer, its side of a model with two, attention's routers."""
+    """A router's place in words: "3", "3 encoder" (of two stacks), "3 attention" (its router)."""
     side = re.match(r"(?:model\.)?(encoder|decoder)\.", router)
     words = [str(layer), *([side[1]] if side else [])]
     return " ".join([*words, *(["attention"] if re.search(r"attn|attention", router) else [])])

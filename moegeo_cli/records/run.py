@@ -1,4 +1,4 @@
-"""A run, measured and judged: the JSON payload of `moegeo analyze`.
+"""The record of `moegeo analyze`: a run with its measured checkpoints and its verdict.
 
 Legend: E routed experts, K experts chosen per token.
 """
@@ -36,7 +36,7 @@ RouterState = Literal["ok", "nonfinite", "zero"]
 
 @dataclass(frozen=True, slots=True)
 class LayerRecord:
-    """One router."""
+    """One router of one checkpoint."""
 
     layer: Annotated[Count, about("index of the decoder layer")]
     router: Annotated[str, about("module path")]
@@ -56,8 +56,8 @@ class LayerRecord:
     dead_in_all_domains: Annotated[
         Experts | None,
         about(
-            "experts that are significantly unused in every domain in which the probe has the "
-            "power to tell; null where it cannot tell"
+            "experts that are dead in every domain with enough tokens for the test; null if no "
+            "domain has enough"
         ),
     ] = None
     domain_load: Annotated[Mapping[str, tuple[Share, ...]], about("load by probe domain")] = field(
@@ -88,20 +88,20 @@ class LayerRecord:
     masked: Annotated[
         Experts,
         about(
-            "experts that a row of the router or a bias switches off; routing metrics leave out "
-            "those of them whose load is 0"
+            "experts that a row of the router or a bias switches off; routing metrics ignore "
+            "those with load 0"
         ),
         ADDED_LATER,
     ] = ()
 
     @property
     def choices(self) -> int:
-        """Number of experts that can be chosen: E without those that are off."""
+        """Number of experts that can be chosen: E minus those that are off."""
         return self.experts - len(self.off)
 
     @property
     def suspects(self) -> tuple[int, ...]:
-        """Experts under the limit of dead ones that the test did not prove so."""
+        """Experts with a load under the limit of dead experts that the test did not find dead."""
         if not self.load or not self.choices:
             return ()
         limit = SUSPECT / self.choices
@@ -114,13 +114,13 @@ class LayerRecord:
 
     @property
     def off(self) -> tuple[int, ...]:
-        """Masked experts that no token reached."""
+        """Masked experts with load 0."""
         return tuple(e for e in self.masked if self.load is None or not self.load[e])
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointRecord:
-    """One checkpoint, measured."""
+    """One measured checkpoint."""
 
     step: Step
     path: Annotated[str, about("relative to the run")]
@@ -143,13 +143,13 @@ class CheckpointRecord:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RunRecord(Displayable):
-    """What `moegeo analyze --format json` prints."""
+    """The JSON output of `moegeo analyze --format json`."""
 
     status: Completeness
     versions: Mapping[str, str]
     run: RunFacts
     probe: ProbeFacts
-    settings: Annotated[Mapping[str, Any], about("what the analysis was asked for")]
+    settings: Annotated[Mapping[str, Any], about("all settings of the analysis")]
     baseline: BaselineFacts
     checkpoints: tuple[CheckpointRecord, ...]
     verdict: Verdict | None = None
@@ -160,11 +160,11 @@ class RunRecord(Displayable):
 
     @classmethod
     def of_facts(cls, run: RunFacts) -> RunRecord:
-        """A run of which nothing is measured: what advice is fitted to."""
+        """A run record with facts only and no checkpoint, for `recommend`."""
         none = BaselineFacts(kind=None, step=None, path=None, baseline_draws=None, reason=None)
         return cls("complete", {}, run, {}, {}, none, ())
 
     @property
     def newest(self) -> CheckpointRecord:
-        """The newest complete checkpoint: the one that the run is judged by."""
+        """The newest complete checkpoint, by which the run is judged."""
         return self.checkpoints[-1]

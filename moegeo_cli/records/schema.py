@@ -1,4 +1,4 @@
-"""The JSON Schema of a format, derived from the types of its record."""
+"""Derive the JSON Schema of a format from the types of its record."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from moegeo_cli.registry import records
 
 
 def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of a format, such as "moegeo.run".
+    """The JSON Schema (draft 2020-12) of a format.
 
     Args:
-        name: of the format.
-        strict: refuse keys that this version does not write. Without it a file of the same
-            version may hold keys that were added later, as the format promises.
+        name: name of the format, for example "moegeo.run".
+        strict: refuse keys that this moegeo does not write. Otherwise unknown keys are allowed, as
+            keys may be added within a format version.
+
+    Raises:
+        KeyError: an unknown format.
     """
     record, version = records()[name], VERSION
     _, parts = msgspec.json.schema_components([record], ref_template="#/$defs/{name}")
@@ -48,12 +51,12 @@ def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
 
 
 def _finish(part: dict[str, Any], always: bool, strict: bool) -> None:
-    """Say of an object what its files hold.
+    """Complete the schema of an object in place: required keys, and no defaults.
 
     Args:
-        part: its schema, which is completed.
-        always: it is a record, of which every field is written unless it is marked: a default
-            belongs to the Python class and is no reason for a file to lack the key.
+        part: the schema.
+        always: whether the object is a record. Files contain every unmarked field of a record, also
+            fields with a default in Python.
         strict: refuse other keys.
     """
     required = set(part["properties"] if always else part["required"])
@@ -71,7 +74,7 @@ def _finish(part: dict[str, Any], always: bool, strict: bool) -> None:
 
 
 def _records(kind: Any) -> set[str]:
-    """Names of the records that a type is made of, itself among them."""
+    """Names of all records inside a type, including itself."""
     record = dataclasses.is_dataclass(kind)
     inner = get_type_hints(kind).values() if record or is_typeddict(kind) else get_args(kind)
     return set().union({kind.__name__} if record else (), *map(_records, inner))

@@ -1,6 +1,6 @@
-"""What every record offers beside its data: words, a notebook's view, frames, plots.
+"""Methods of every record for notebooks: text, HTML, pandas frames and plots.
 
-What makes them lies among the reports and is imported when it is asked for.
+The code behind them is in reports/ and is imported on demand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Displayable:
-    """A record that shows itself."""
+    """Base class of records that can be printed, shown in a notebook, and turned into frames."""
 
     __slots__ = ()
 
@@ -32,7 +32,7 @@ class Displayable:
         return str(load("moegeo_cli.reports.notebook:screen_html")(self))
 
     def frames(self) -> dict[str, pd.DataFrame]:
-        """All tables by name: `metrics` holds every number, a row each."""
+        """All tables by name; `metrics` has one row for each number."""
         found: dict[str, pd.DataFrame] = load("moegeo_cli.reports.frames:to_frames")(self)
         return found
 
@@ -40,7 +40,7 @@ class Displayable:
         """One table as a pandas frame.
 
         Args:
-            table: its name; `frames()` has them all.
+            table: its name, a key of `frames()`.
 
         Raises:
             UsageError: there is no such table.
@@ -49,12 +49,12 @@ class Displayable:
         return found
 
     def plot(self, metric: str, *, over: str = "layer", ax: Any = None) -> Any:
-        """Draw a number with its interval (needs matplotlib: moegeo[plots]).
+        """Plot a metric with its interval (needs matplotlib: moegeo[plots]).
 
         Args:
             metric: its name in the table `metrics`.
             over: "layer" (of the newest checkpoint) or "step".
-            ax: the axes of matplotlib to draw on; None for a new figure.
+            ax: matplotlib axes to draw on; None for a new figure.
 
         Returns:
             The axes.
@@ -65,10 +65,13 @@ class Displayable:
         return load("moegeo_cli.reports.plots:plot_metric")(self, metric, over, ax)
 
     def plot_load(self, *, ax: Any = None) -> Any:
-        """Draw the load of the newest checkpoint's experts: layers × experts, 1 is a fair share.
+        """Plot the load of the newest checkpoint, layers × experts; 1 is a fair share.
 
         Args:
-            ax: the axes of matplotlib to draw on; None for a new figure.
+            ax: matplotlib axes to draw on; None for a new figure.
+
+        Returns:
+            The axes.
 
         Raises:
             UsageError: the record holds no loads, or matplotlib is missing.

@@ -1,4 +1,4 @@
-"""The words for how alike two tokens are: by what routers see, and by what they choose."""
+"""Names of similarities between two tokens: of their hidden states, and of their expert usage."""
 
 from typing import Literal
 

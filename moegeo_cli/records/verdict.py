@@ -1,4 +1,4 @@
-"""What was judged: findings with their evidence, the verdict, and what to change."""
+"""The verdict as data: findings with evidence, tried rules, and interventions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Performance = Literal["healthy", "watch", "failing", "inconclusive", "undetermin
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A number that a finding rests on."""
+    """A metric on which a finding is based."""
 
     name: str
     metric: Metric
@@ -28,18 +28,18 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """The limit that a finding compares with, and what was measured of it."""
+    """The limit of a finding, its source, and its measured error rates."""
 
     value: float | None
     source: Annotated[str, about("where it comes from: a citation, or uncalibrated")]
-    precision: Annotated[Share | None, about("null where nobody measured it")] = None
-    recall: Annotated[Share | None, about("null where nobody measured it")] = None
-    false_positive_rate: Annotated[Share | None, about("null where nobody measured it")] = None
+    precision: Annotated[Share | None, about("null if not measured")] = None
+    recall: Annotated[Share | None, about("null if not measured")] = None
+    false_positive_rate: Annotated[Share | None, about("null if not measured")] = None
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a rule saw."""
+    """A rule that holds for a checkpoint."""
 
     id: str
     name: str
@@ -55,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A rule that was tried; where it found something, a finding has its id."""
+    """A rule that was tried, with its outcome; if it is "found", a finding has the same id."""
 
     id: str
     name: str
@@ -68,16 +68,14 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The judgement. undetermined: there was nothing to judge the loss against."""
+    """The verdict on a checkpoint or a run. undetermined: there was no reference for the loss."""
 
     status: Health
     routing: Health
     performance: Performance
     policy: str
     findings: tuple[Finding, ...] = ()
-    reasons: Annotated[
-        tuple[str, ...], about("why the status is what it is, one sentence each")
-    ] = ()
+    reasons: Annotated[tuple[str, ...], about("the reasons for the status, one sentence each")] = ()
     checks: Annotated[tuple[Check, ...], about("every rule that was tried")] = ()
 
 
@@ -86,48 +84,54 @@ class ConfigKey:
     """The setting that an intervention changes, in the user's own framework."""
 
     framework: str
-    key: Annotated[str | None, about("null where the framework has no such key")]
+    key: Annotated[str | None, about("null if the framework has no such key")]
     current: Any = None
     suggested: Any = None
-    live: Annotated[bool | None, about("does the framework read the key; null: not known")] = None
+    live: Annotated[
+        bool | None, about("whether the framework reads the key; null if not known")
+    ] = None
     note: str | None = None
-    lines: Annotated[str | None, about("code to add where there is no key")] = None
+    lines: Annotated[str | None, about("code to add if there is no key")] = None
 
 
 Interval = Annotated[list[float], Meta(min_length=2, max_length=2)]
-CountOf = Annotated[list[Count], Meta(min_length=2, max_length=2)]  # so many, of so many
+CountOf = Annotated[list[Count], Meta(min_length=2, max_length=2)]  # a number, and the total
 
 
 class Grounds(TypedDict, total=False):
-    """How well it is known that an intervention helps, and what the evidence study measured."""
+    """The evidence that an intervention helps, and what the evidence study measured."""
 
     grade: Required[Literal["measured", "literature", "untested"]]
     source: str
-    finding: Annotated[str, about("the finding that the study answered with it")]
-    saved: Annotated[float, about("of stopping: share of all compute")]
-    stopped_failing: Annotated[CountOf, about("failing runs stopped, of how many")]
-    stopped_sound: Annotated[CountOf, about("sound runs stopped, of how many")]
-    recovered: Annotated[Count, about("restarts that did not fail in the end")]
-    recovered_control: Annotated[Count, about("of the same runs and seeds without a change")]
-    n: Annotated[Count, about("restarts")]
-    runs: Annotated[Count, about("runs that were restarted")]
-    difference: Annotated[float, about("of the two shares that recovered")]
+    finding: Annotated[str, about("the finding for which the study tried it")]
+    saved: Annotated[float, about("share of all compute that stopping saved")]
+    stopped_failing: Annotated[
+        CountOf, about("failing runs that were stopped, and all failing runs")
+    ]
+    stopped_sound: Annotated[CountOf, about("sound runs that were stopped, and all sound runs")]
+    recovered: Annotated[Count, about("restarts with the change that did not fail in the end")]
+    recovered_control: Annotated[
+        Count, about("restarts of the same runs and seeds without the change that did not fail")
+    ]
+    n: Annotated[Count, about("number of restarts")]
+    runs: Annotated[Count, about("number of runs that were restarted")]
+    difference: Annotated[float, about("difference of the two shares that recovered")]
     interval: Annotated[Interval, about("95% interval of the difference")]
     performance: Annotated[float, about("mean change of final performance; 1: the task's best")]
-    performance_interval: Annotated[Interval, about("95% interval of it")]
-    collapsed: Annotated[Count, about("restarts that end collapsed")]
-    collapsed_control: Annotated[Count, about("of those without a change")]
-    literature: Annotated[str, about("a citation, beside what was measured")]
+    performance_interval: Annotated[Interval, about("95% interval of the mean change")]
+    collapsed: Annotated[Count, about("restarts with the change that ended collapsed")]
+    collapsed_control: Annotated[Count, about("restarts without the change that ended collapsed")]
+    literature: Annotated[str, about("a citation, in addition to what was measured")]
 
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """What to change, why it applies here, how to see that it worked, how well that is known."""
+    """A recommended change: why it applies here, how to check that it worked, and its evidence."""
 
     id: str
     title: str
     action: str
-    findings: Annotated[tuple[str, ...], about("names of the findings that it answers")]
+    findings: Annotated[tuple[str, ...], about("names of the findings that it addresses")]
     why: str
     key: ConfigKey
     check: Annotated[str, about("how to see that it worked")]
@@ -136,6 +140,6 @@ class Intervention:
     layers: tuple[Count, ...] = ()
     folded: Annotated[
         bool,
-        about("measured, and nothing was gained by it: reports name it in one line"),
+        about("whether it was measured without a gain; reports then name it in one line"),
         ADDED_LATER,
     ] = False

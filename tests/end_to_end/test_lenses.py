@@ -109,7 +109,7 @@ def test_what_is_damaged_or_of_other_weights_is_no_result(
         kept.write_text(damage)
         document = moegeo(*analyze).document
         assert check_of(document) == (
-            "skipped", "what `moegeo experts` kept is damaged: run it again",
+            "skipped", "the stored result of `moegeo experts` is damaged: run it again",
         )  # fmt: skip
         assert any("damaged" in note for note in document["run"]["notes"])
     kept.write_text(whole)

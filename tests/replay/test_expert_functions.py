@@ -17,7 +17,7 @@ from moegeo_cli.expert_functions.jacobians import (
     mean_products,
     pair_products,
 )
-from moegeo_cli.expert_functions.surgery import match_neurons, merge, restored, silence
+from moegeo_cli.expert_functions.surgery import match_neurons, merge, restoring_weights, silence
 from moegeo_cli.geometry.jacobian import alignment_ratio
 from moegeo_cli.routers.finding import find_routers
 from tests.architectures.zoo import tiny_config
@@ -224,7 +224,7 @@ def test_a_permuted_copy_is_matched_and_merging_it_changes_nothing(
     assert found[0].tolist() == order.tolist()
     assert found[1].tolist() == signs.tolist()
     state = [p.clone() for p in experts.block.module.parameters()]
-    with restored([(experts, 0), (experts, 2)]):
+    with restoring_weights([(experts, 0), (experts, 2)]):
         merge(experts, 0, 2, 0.3)
         for e in (0, 2):
             torch.testing.assert_close(experts.block.call(e, x_ND), before, rtol=1e-4, atol=1e-5)

@@ -24,7 +24,7 @@ from moegeo_cli.commands.experts.layers import MeasuredLayer
 from moegeo_cli.commands.experts.metrics import metric
 from moegeo_cli.commands.experts.record import Action, Choice, Trial, Verification
 from moegeo_cli.expert_functions.functions import Experts
-from moegeo_cli.expert_functions.surgery import merge, restored, silence
+from moegeo_cli.expert_functions.surgery import merge, restoring_weights, silence
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate
 from moegeo_cli.records import Metric, layer_name
@@ -61,7 +61,7 @@ def verify(
     trials: list[Trial] = []
 
     def change(apply: Callable[[], None], touched: Sequence[tuple[int, int]]) -> Estimate:
-        with restored([(_experts(able[place]), e) for place, e in touched]):
+        with restoring_weights([(_experts(able[place]), e) for place, e in touched]):
             apply()
             return ratio_of_sums(losses() - before_S, loss_tokens_S, draws)
 
