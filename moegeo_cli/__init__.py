@@ -30,7 +30,7 @@ __all__ = [
     "Session", "__version__", "analyze", "capture_routers", "check", "compare", "demo",
     "experts", "explain", "inspect", "invariance", "report", "routing", "watch",
 ]  # fmt: skip
-# Public name -> the module that it lies in.
+# Public name -> the module that defines it.
 PUBLIC = {
     "Session": "session",
     "analyze": "commands.analyze.api",
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     if name in PUBLIC:
         return getattr(importlib.import_module(f"{__name__}.{PUBLIC[name]}"), name)
     if not name.startswith("_"):
-        from moegeo_cli.registry import commands  # one that lies beside moegeo's own
+        from moegeo_cli.registry import commands  # a command that an extension added
 
         if name in commands():
             return commands()[name].function

@@ -1,7 +1,7 @@
 """Every error that moegeo raises on purpose: a code, what was found, and what to do next.
 
-The library raises these; only the command line turns them into text and an exit code.
-Codes are stable, so that scripts and issue reports can name them.
+Only the command line turns errors into text and an exit code. Codes do not change between
+versions, so that scripts and issue reports can name them.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from typing import Any
 
 
 class MoegeoError(Exception):
-    """Something that the user can understand and act on.
+    """The base class: an error that the user can understand and act on.
 
     Args:
         message: what went wrong, in one sentence.
-        found: what was found instead, for instance the names that are there.
-        hint: the next command to run or the thing to change.
-        context: further facts, for machines.
+        found: what was found instead, for example the names that exist.
+        hint: the next command to run, or what to change.
+        context: further facts, for programs.
     """
 
     code = "MG-E000"
@@ -47,7 +47,7 @@ class MoegeoError(Exception):
 
 
 class UsageError(MoegeoError):
-    """Options that contradict each other, or a settings file that says something unknown."""
+    """Options that contradict each other, or an unknown entry of a settings file."""
 
     code = "MG-E001"
 
@@ -59,19 +59,19 @@ class PathError(MoegeoError):
 
 
 class NoCheckpointError(MoegeoError):
-    """A folder in which no checkpoint is."""
+    """A folder that holds no checkpoint."""
 
     code = "MG-E011"
 
 
 class IncompleteCheckpointError(MoegeoError):
-    """A checkpoint that is truncated, still being written, or lacks a shard or a tensor."""
+    """A checkpoint that is truncated, is still being written, or lacks a shard or a tensor."""
 
     code = "MG-E012"
 
 
 class UnsupportedLayoutError(MoegeoError):
-    """A layout that moegeo recognises and cannot read, with the command that converts it."""
+    """A layout that moegeo recognises but cannot read; the hint names the converting command."""
 
     code = "MG-E013"
 
@@ -89,13 +89,13 @@ class ShapeError(MoegeoError):
 
 
 class DenseModelError(MoegeoError):
-    """A model in which no router is."""
+    """A model without routers."""
 
     code = "MG-E020"
 
 
 class UnsupportedArchitectureError(MoegeoError):
-    """A model type, scoring function or router that moegeo cannot measure rightly."""
+    """A model type, scoring function or router that moegeo cannot measure correctly."""
 
     code = "MG-E021"
 
@@ -107,19 +107,19 @@ class ProbeError(MoegeoError):
 
 
 class BaselineError(MoegeoError):
-    """A baseline that is absent or of another architecture."""
+    """A baseline that is missing or has another architecture."""
 
     code = "MG-E031"
 
 
 class ComparisonError(MoegeoError):
-    """Two runs that were not measured alike."""
+    """Two runs that were not measured in the same way."""
 
     code = "MG-E032"
 
 
 class FormatError(MoegeoError):
-    """A record, threshold or intervention file that cannot be understood, or of a newer version."""
+    """A record, threshold or intervention file that is malformed or of a newer version."""
 
     code = "MG-E040"
 
@@ -131,6 +131,6 @@ class OutputError(MoegeoError):
 
 
 class ResourceError(MoegeoError):
-    """Not enough memory, or a device that is not there."""
+    """Not enough memory, or a device that does not exist."""
 
     code = "MG-E050"

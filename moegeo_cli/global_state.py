@@ -1,8 +1,8 @@
-"""What a process shares is left as it was found: moegeo is a guest, often in a training process.
+"""Saves and restores global state, because moegeo often runs inside a training process.
 
-Libraries and users' model code change global state while a model is built and replayed. One
-context manager saves all of it and puts it back, also where the work raises. Nothing is imported
-for it: what was not imported before had no state that anybody relied on.
+Libraries and users' model code change global state while a model is built and replayed. A context
+manager saves that state and restores it, also after an exception. It imports no library: a library
+that was not imported before has no state to restore.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import Any, ParamSpec, TypeVar
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Setting = tuple[Callable[[], Any], Callable[[Any], object]]  # reads it; puts it back
+Setting = tuple[Callable[[], Any], Callable[[Any], object]]  # reads a value; restores it
 
 
 @contextlib.contextmanager
 def kept_global_state() -> Iterator[None]:
-    """Save random states, torch's modes and threads, logging, warnings, paths and environment.
+    """Restore global state at the end of a block, where it changed.
 
-    They are put back at the end of the block, where they changed.
+    It covers random states, torch's modes and threads, logging, warnings, paths and environment.
     """
     saved = [(read, write, read()) for read, write in _settings()]
     with warnings.catch_warnings():
@@ -39,7 +39,7 @@ def kept_global_state() -> Iterator[None]:
 
 
 def keeps_global_state(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """A function that leaves global state as it found it."""
+    """Decorate a function so that global state is restored when it returns or raises."""
 
     @functools.wraps(function)
     def call(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
@@ -51,15 +51,18 @@ def keeps_global_state(function: Callable[Arguments, Result]) -> Callable[Argume
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Global generators seeded for a block, as a fresh initialisation needs, and put back."""
+    """Seed the global random generators for a block, then restore them.
+
+    Code that initialises a model draws from these generators.
+    """
     import numpy as np
     import torch
 
     cuda: Any = torch.cuda
     with kept_global_state():
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # users' code draws from it
-        # torch.manual_seed would as well seed devices that are not in use, when they are.
+        np.random.seed(seed % 2**32)  # users' model code may draw from it
+        # torch.manual_seed would also seed devices that are initialised later.
         torch.default_generator.manual_seed(seed)
         if cuda.is_initialized():
             cuda.manual_seed_all(seed)

@@ -1,4 +1,4 @@
-"""What the declaration of an option is, and functions that take options as checked keywords."""
+"""How an option is declared, and functions that take options as checked keyword arguments."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ class Option:
     """One option.
 
     Attributes:
-        default: the value where none is given.
-        help: what it does, for the help page and the reference.
-        panel: the part of the help page that it stands in.
+        default: the value if none is given.
+        help: what the option does, for the help page and the reference page.
+        panel: the section of the help page that lists it.
         flags: its names on the command line; empty for the name of the field.
-        said: its type on the command line, where that takes fewer forms than Python does.
-        least: the least number that it takes; None for any.
-        off: its flag on the command line turns it off.
-        setting: it is a table of the settings file, and no flag.
-        words: gives the words that it takes, where its type does not name them.
+        cli_type: its type on the command line, if the command line takes fewer types than Python.
+        minimum: the lowest number allowed; None for any.
+        negated: the flag on the command line sets the option to False.
+        settings_file_only: the option is a table of the settings file and has no flag.
+        choices: returns the allowed words, if the type does not list them.
     """
 
     default: Any
     help: str
     panel: str = MEASURING
     flags: tuple[str, ...] = ()
-    said: Any = None
-    least: int | None = None
-    off: bool = False
-    setting: bool = False
-    words: Callable[[], tuple[str, ...]] | None = None
+    cli_type: Any = None
+    minimum: int | None = None
+    negated: bool = False
+    settings_file_only: bool = False
+    choices: Callable[[], tuple[str, ...]] | None = None
 
 
 @functools.cache
 def declared(group: Any) -> Mapping[str, Option]:
-    """The options of a group by name, those of the groups that it takes together first."""
+    """The options of a group by name. Inherited options come first."""
     return {name: option for name, (_, option) in _fields(group).items()}
 
 
@@ -61,23 +61,23 @@ def _fields(group: Any) -> Mapping[str, tuple[Any, Option]]:
 
 
 def type_of(group: Any, name: str) -> Any:
-    """The type of an option as Python takes it."""
+    """The type of an option in the Python API."""
     return _fields(group)[name][0]
 
 
-def choices(kind: Any) -> tuple[str, ...]:
-    """The words that an option takes; none where it takes any."""
+def literal_choices(kind: Any) -> tuple[str, ...]:
+    """The words of a Literal type, also within a union; empty if there is none."""
     if typing.get_origin(kind) is Literal:
         return typing.get_args(kind)
     if typing.get_origin(kind) in (types.UnionType, typing.Union):
-        return next((found for k in typing.get_args(kind) if (found := choices(k))), ())
+        return next((found for k in typing.get_args(kind) if (found := literal_choices(k))), ())
     return ()
 
 
-def words_of(group: Any, name: str) -> tuple[str, ...]:
-    """The words that an option of a group takes; none where it takes any."""
+def choices_of(group: Any, name: str) -> tuple[str, ...]:
+    """The allowed words of an option; empty if any value is allowed."""
     kind, option = _fields(group)[name]
-    return choices(kind) if option.words is None else option.words()
+    return literal_choices(kind) if option.choices is None else option.choices()
 
 
 def flag(name: str, option: Option) -> str:
@@ -85,34 +85,35 @@ def flag(name: str, option: Option) -> str:
     return (option.flags or (f"--{name.replace('_', '-')}",))[0]
 
 
-def complete(group: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options given, checked, and the defaults of the others.
+def check_and_fill(group: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the given options, and fill in the defaults of the others.
 
     Raises:
-        UsageError: a word that an option does not take, or a number below its least.
+        UsageError: a word that the option does not allow, or a number below its minimum.
     """
     for name, value in given.items():
-        option, known = declared(group)[name], words_of(group, name)
+        option, known = declared(group)[name], choices_of(group, name)
         if known and value is not None and value not in known:
             raise UsageError(
                 f"{flag(name, option)} is not one of {', '.join(known)}", found=repr(value)
             )
-        if option.least is not None and value is not None and value < option.least:
+        if option.minimum is not None and value is not None and value < option.minimum:
             raise UsageError(
-                f"{flag(name, option)} must be at least {option.least}", found=str(value)
+                f"{flag(name, option)} must be at least {option.minimum}", found=str(value)
             )
     return {name: given.get(name, option.default) for name, option in declared(group).items()}
 
 
-def part(group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that are a group's."""
+def select_options(group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that belong to a group."""
     return {name: options[name] for name in declared(group)}
 
 
 def takes(group: Any) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
-    """A function of the Python API whose keywords are the options of a group.
+    """Decorate a function of the Python API that takes the options of a group as keywords.
 
-    It is called with all of them. Its signature and docstring name them, for `help` and notebooks.
+    The function is called with a value for every option. Its signature and docstring list the
+    options, for `help` and notebooks.
     """
 
     def wrap(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -128,7 +129,8 @@ def takes(group: Any) -> Callable[[Callable[Arguments, Result]], Callable[Argume
             options = {name: value for name, value in given.items() if name not in names}
             refuse_unknown(function.__name__, [*declared(group), *names], options)
             rest = {name: value for name, value in given.items() if name in names}
-            return function(*arguments, **rest, **complete(group, options))  # type: ignore[arg-type]
+            filled = check_and_fill(group, options)
+            return function(*arguments, **rest, **filled)  # type: ignore[arg-type]
 
         call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{describe(group)}\n"
         call.__signature__ = _signature(function, own, group)  # type: ignore[attr-defined]
@@ -138,10 +140,15 @@ def takes(group: Any) -> Callable[[Callable[Arguments, Result]], Callable[Argume
 
 
 def refuse_unknown(called: str, known: Iterable[str], given: Iterable[str]) -> None:
-    """See that all names given are known, as Python itself does where a signature names them.
+    """Refuse unknown keyword arguments, as Python does for a signature without **options.
+
+    Args:
+        called: name of the function, for the message.
+        known: names of all its arguments.
+        given: names of the arguments in this call.
 
     Raises:
-        TypeError: one is not.
+        TypeError: an unknown name.
     """
     known = list(known)
     for name in given:
@@ -166,6 +173,6 @@ def _signature(
 
 
 def describe(group: Any) -> str:
-    """The options of a group as a part of a docstring."""
+    """The section of a docstring that lists the options of a group."""
     lines = [f"    {name}: {option.help}" for name, option in declared(group).items()]
     return "\n".join(["Options:", *lines])

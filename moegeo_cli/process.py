@@ -1,19 +1,20 @@
-"""Whether this process is moegeo's own, as the command line's is, or a user's.
+"""Whether this process belongs to moegeo's command line, or to a user's program.
 
-What cannot be undone, as the allocator's settings, is changed in a process of its own alone.
+Changes that cannot be undone, such as settings of the memory allocator, are made only in a
+process of moegeo's own.
 """
 
 from __future__ import annotations
 
-_ours = False
+_is_own = False
 
 
-def take_process() -> None:
-    """The command line says that the process is its own."""
-    global _ours
-    _ours = True
+def mark_own_process() -> None:
+    """Record that the process belongs to moegeo's command line."""
+    global _is_own
+    _is_own = True
 
 
-def is_ours() -> bool:
-    """Whether it was said."""
-    return _ours
+def is_own_process() -> bool:
+    """Whether `mark_own_process` was called."""
+    return _is_own

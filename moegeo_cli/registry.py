@@ -1,10 +1,10 @@
-"""What moegeo is made of: commands, lenses, formats, metrics, scorings: each is found by its file.
+"""The commands, lenses, formats, router metrics and scorings of moegeo. Each is found by its file.
 
 A command is `COMMAND` in `commands/NAME/__init__.py`, a format is `FORMAT` in
 `reports/formats/NAME.py`, a metric of a router is `estimate` in `measuring/metrics/NAME.py`, a
-scoring is `SCORING` in `scorings/NAME.py`. They are found by looking into their folder, so that a
-new one is one more file. What they are made of is named here as "MODULE:NAME" and imported when it
-is needed: importing the registry imports no torch.
+scoring is `SCORING` in `scorings/NAME.py`. The registry lists these folders, so one more file adds
+one more command, format, metric or scoring. Functions and classes are named as "MODULE:NAME" and
+imported when they are needed: importing the registry does not import torch.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Argument:
     """A path that a command takes before its options.
 
     Attributes:
-        name: in Python and in the usage line.
-        help: what it is.
-        optional: the command works without it.
+        name: its name in Python and in the usage line.
+        help: its help text.
+        optional: whether the command works without it.
     """
 
     name: str
@@ -39,12 +39,12 @@ class Argument:
 
 @dataclass(frozen=True, slots=True)
 class Lens:
-    """What makes a command a lens: a view of one checkpoint, whose findings reach the verdict.
+    """The parts of a lens: a command that views one checkpoint and adds findings to the verdict.
 
     Attributes:
         report: the module with `print_record(record, console)`, `render(record)` and
             `render_markdown(record)`.
-        rules: a mapping from the names of findings to their rules; "" for none.
+        rules: the mapping from names of findings to their rules; "" for none.
     """
 
     report: str
@@ -55,25 +55,25 @@ class Lens:
 class Command:
     """A command.
 
-    Its command line is NAME in `moegeo_cli.cli.NAME`, and for a lens it is made from this
-    declaration.
+    Its function on the command line is NAME in `moegeo_cli.cli.NAME`. For a lens it is built from
+    this declaration.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         options: the group of its options, in Python and on the command line.
-        output: further groups of options of the command line.
+        output: further groups of options, on the command line only.
         api: its function in Python; "" for NAME in `moegeo_cli.commands.NAME.api`.
-        record: the class of what it finds; "" where that has no format of its own.
+        record: the class of its result; "" if the result has no JSON format.
         format: the name of its JSON format; "" for none.
-        page: the function from a record to the page of its HTML report; "" for none.
-        screen: the function from a terminal's page and a record to its first screen; "" where
-            the full report is all that is printed.
-        printer: the function that prints a record on a terminal, of a command that gives facts:
-            its formats are this one and JSON. "" for other commands.
-        place: where it stands in lists; commands of one place are in order of the alphabet.
-        lens: what it has as a lens; None where it is none.
-        help: its help page, of a lens.
-        arguments: its paths, of a lens.
+        page: the function that turns a record into its HTML page; "" for none.
+        screen: the function that builds the first screen from a page and a record; "" if the
+            command always prints its full report.
+        printer: the function that prints a record on a terminal, for a command whose only formats
+            are this one and JSON; "" for other commands.
+        place: its position in lists; commands with the same place are sorted by name.
+        lens: the parts of a lens; None for other commands.
+        help: the text of its help page; for a lens only.
+        arguments: the paths that it takes; for a lens only.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Command:
 
     @property
     def groups(self) -> tuple[Any, ...]:
-        """All groups of options on the command line."""
+        """All groups of options that the command has on the command line."""
         return (self.options, *self.output)
 
     @property
@@ -107,15 +107,15 @@ class Format:
     """An output format.
 
     Attributes:
-        name: its word for `--format`.
-        place: where it stands in lists; formats of one place are in order of the alphabet.
-        suffixes: of files that are written in it where `--format` says nothing.
+        name: its name for `--format`.
+        place: its position in lists; formats with the same place are sorted by name.
+        suffixes: suffixes of `--output` that select this format if `--format` is not given.
         writers: the function that writes a record, by the name of the record's JSON format.
-        lens: the function of a lens's report module that writes the lens's record; "" for none.
-        every: the function that writes a record of any kind; "" for none.
-        needs: the package that it is written with, where moegeo alone does not bring it. Such a
-            format is bytes, and goes into a file.
-        page: the function that writes a record whose command has a page; "" for none.
+        lens: the function in a lens's report module that writes the lens's record; "" for none.
+        every: the function that writes a record of any class; "" for none.
+        needs: the optional package that writes it; "" for none. A format with a package is binary
+            and is written to a file only.
+        page: the function that writes a record of any command with an HTML page; "" for none.
     """
 
     name: str
@@ -129,7 +129,7 @@ class Format:
 
 
 def load(place: str) -> Any:
-    """What "MODULE:NAME" names, imported now."""
+    """Import and return the object that "MODULE:NAME" names."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 
@@ -155,19 +155,22 @@ def formats() -> Mapping[str, Format]:
 
 @functools.cache
 def router_metrics() -> Mapping[str, str]:
-    """The modules of the metrics that rest on what is kept of one router, by the metric's name."""
+    """Modules of the metrics that are computed from one router's stored arrays, by metric name."""
     modules = pkgutil.iter_modules(importlib.import_module(ROUTER_METRICS).__path__)
     return {module.name: f"{ROUTER_METRICS}.{module.name}" for module in modules}
 
 
 def scoring_modules() -> list[Any]:
-    """Every `SCORING`, in the order of lists; who asks keeps it."""
+    """Every `SCORING`, in order of place and name. Not cached: `scorings` keeps the result."""
     return _found(SCORINGS, "SCORING")
 
 
 @functools.cache
 def added_code() -> Mapping[str, str]:
-    """Hashes of the metrics and scorings that lie beside moegeo's own: they decide numbers too."""
+    """SHA-256 of the files of added metrics and scorings, by module: their code decides numbers.
+
+    Added means that the file does not lie in moegeo's own folder.
+    """
     own = Path(__file__).parent
     found = {}
     for package in (ROUTER_METRICS, SCORINGS):
@@ -180,7 +183,7 @@ def added_code() -> Mapping[str, str]:
 
 
 def find_command(name: str) -> Command:
-    """The command of a name."""
+    """The command with this name."""
     return commands()[name]
 
 
@@ -192,7 +195,7 @@ def lenses() -> Mapping[str, Command]:
 
 @functools.cache
 def records() -> Mapping[str, type]:
-    """The class of the records of each JSON format."""
+    """The record class of each JSON format, by the format's name."""
     return {c.format: load(c.record) for c in commands().values() if c.format}
 
 
@@ -202,26 +205,26 @@ def _commands_of_records() -> Mapping[type, Command]:
 
 
 def command_of(record: type) -> Command:
-    """The command that finds records of a class.
+    """The command whose results are records of this class.
 
     Raises:
-        KeyError: no command does.
+        KeyError: no command has such results.
     """
     return _commands_of_records()[record]
 
 
 def formats_of_reports() -> tuple[str, ...]:
-    """The formats of a run's report."""
+    """Names of the formats of a run's report."""
     return tuple(formats())
 
 
 def formats_of_lenses() -> tuple[str, ...]:
-    """The formats of a lens's report."""
+    """Names of the formats of a lens's report."""
     return tuple(n for n, found in formats().items() if found.every or found.lens or found.page)
 
 
 def writer(record: type, name: str) -> Callable[[Any], Any] | None:
-    """The function that writes records of a class in a format; None where there is none."""
+    """The function that writes records of a class in the named format; None if there is none."""
     command, found = command_of(record), formats()[name]
     if command.lens is not None and found.lens:
         function: Callable[[Any], Any] = load(f"{command.lens.report}:{found.lens}")
@@ -231,7 +234,7 @@ def writer(record: type, name: str) -> Callable[[Any], Any] | None:
 
 
 def forget() -> None:
-    """Look into the folders again at the next question: after a file was added."""
+    """Clear the caches, so that the folders are listed again after a file was added."""
     for known in (
         commands,
         formats,

@@ -1,6 +1,6 @@
 """The scalars of a checkpoint that a dashboard shows: at most 30, whatever the model's size.
 
-They are values over all routers, never one a router or expert. No sink is known here.
+Each scalar is a value over all routers. There are none for single routers or experts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from moegeo_cli.records import CheckpointRecord, RunRecord
 from moegeo_cli.records.facts import Move
 
 PREFIX = "moegeo/"
-MOST = 30
+MAX_SCALARS = 30
 STATUS = {"healthy": 0.0, "watch": 1.0, "failing": 2.0}
 METRICS = (
     "fsi", "information", "dispersion", "collapse", "collapse_worst", "effective_experts",
@@ -24,7 +24,7 @@ METRICS = (
     "fhs_trace",
 )  # fmt: skip
 MOVES = ("speed",)  # since the checkpoint before
-# Every point has it, and sinks write it last: where it is, the whole point is.
+# Every point has this scalar and sinks write it last, so its presence means a complete point.
 LAST = f"{PREFIX}findings_failing"
 OWN = {
     "verdict": "0 healthy, 1 watch, 2 failing; absent where inconclusive",
@@ -40,8 +40,8 @@ class Point:
     """One checkpoint's scalars.
 
     Attributes:
-        step: of the checkpoint.
-        values: by name, `moegeo/loss` for instance; what could not be measured is left out.
+        step: the checkpoint's training step.
+        values: value by name, such as `moegeo/loss`; scalars without a value are left out.
     """
 
     step: int
@@ -49,7 +49,10 @@ class Point:
 
 
 def points_of(run: RunRecord) -> list[Point]:
-    """The scalars of each checkpoint of a judged run, oldest first; of those that have a step."""
+    """The scalars of each checkpoint of a judged run, oldest first.
+
+    Checkpoints without a step are left out.
+    """
     moves = {move["to_path"]: move for move in run.dynamics}
     return [
         Point(c.step, {f"{PREFIX}{name}": value for name, value in _values(c, moves.get(c.path))})
@@ -59,10 +62,10 @@ def points_of(run: RunRecord) -> list[Point]:
 
 
 def describe(name: str) -> str:
-    """What a scalar means, in one line.
+    """The meaning of a scalar, in one line.
 
     Args:
-        name: with its prefix.
+        name: the scalar's name with its prefix.
     """
     own = name.removeprefix(PREFIX)
     if own in OWN:

@@ -1,4 +1,4 @@
-"""Options that are given once, for several questions: in a notebook, or over many runs."""
+"""`Session`: options given once for several commands, in a notebook or over many runs."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class SessionOptions(Analyze, Watch, Compare, Check, Experts, Routing, Invarianc
 
 
 class Session:
-    """Options for the calls that follow: each takes those that it knows.
+    """Holds options for all commands. Each command uses the options that it knows.
 
-    Options of a call itself win over the session's.
+    Options of a single call override the session's options.
 
         moegeo = Session(device="cuda", probe="probe.jsonl", max_tokens=16_384)
         moegeo.analyze("runs/a")
@@ -68,8 +68,8 @@ class Session:
         self.options: Mapping[str, Any] = dict(options)
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        return f"Session({said})"
+        given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"Session({given})"
 
     def analyze(self, path: Path | str, **options: Unpack[Analyze]) -> RunRecord:
         """As `moegeo.analyze`."""
@@ -120,7 +120,7 @@ class Session:
         return inspect(path, **self._with(Model, options))
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        """A command that is not moegeo's own, with the session's options."""
+        """A command that an extension added, with the session's options."""
         if name.startswith("_") or name not in commands():
             raise AttributeError(f"Session has no command {name!r}")
         command = commands()[name]
@@ -131,6 +131,6 @@ class Session:
         return call
 
     def _with(self, group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The session's options that a group has, and those of the call."""
+        """The session's options that belong to a group, overridden by those of the call."""
         own = {name: value for name, value in self.options.items() if name in declared(group)}
         return {**own, **options}

@@ -1,4 +1,4 @@
-"""How to measure: what decides the numbers beyond the checkpoint and the probe."""
+"""Settings of a measurement: everything besides checkpoint and probe that decides the numbers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,29 @@ from typing import Any, TypeVar
 from moegeo_cli.errors import UsageError
 
 UNITS_OF_SIZE = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-LEAST_MEMORY = 10**6  # bytes; no process with torch fits in less: a unit was forgotten
+LEAST_MEMORY = 10**6  # bytes; torch needs more, so a smaller number is one without its unit
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "disk")
 UNPLACED = {"tp": "tensor", "tensor": "tensor", "ep": "expert", "expert": "expert"}
 
 
 def read_device_map(value: str | None) -> str | None:
-    """A device map as the settings keep it: a word, or a JSON object, if need be from a file.
+    """Check a device map and return it in the form that settings hold.
+
+    Args:
+        value: a word that accelerate knows, a JSON object, or the path of a JSON file.
+
+    Returns:
+        The word, or the JSON object as text with sorted keys.
 
     Raises:
-        UsageError: neither.
+        UsageError: none of these.
     """
     if value is None or value in PLACEMENTS or re.fullmatch(r"[a-z]{2,5}(:\d+)?", value):
         kind = UNPLACED.get(value or "")
         if kind is not None:
             raise UsageError(
-                f"{kind} parallelism is not offered", found=f"--device-map {value}",
-                hint="torchrun shares the probe among ranks, each with the whole model",
+                f"--device-map cannot use {kind} parallelism", found=f"--device-map {value}",
+                hint="torchrun splits the probe among ranks; each rank holds the whole model",
             )  # fmt: skip
         return value
     try:
@@ -40,13 +46,13 @@ def read_device_map(value: str | None) -> str | None:
         raise UsageError(
             "--device-map is neither a known word, nor JSON, nor a JSON file",
             found=f"{value[:80]!r}: {str(error)[:120]}",
-            hint=f"{', '.join(PLACEMENTS)}, or a JSON object of module and device",
+            hint=f"{', '.join(PLACEMENTS)}, or a JSON object from module to device",
         ) from error
     if not isinstance(document, dict) or not document or not all(
         type(device) in (str, int) for device in document.values()
     ):  # fmt: skip
         raise UsageError(
-            "--device-map is not an object of module and device",
+            "--device-map is not an object from module to device",
             found=text[:80],
             hint='like {"model.embed_tokens": 0, "model.layers": "cpu", "model.norm": 0, '
             '"lm_head": 0}',
@@ -56,13 +62,21 @@ def read_device_map(value: str | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings of a measurement; part of the key that it is stored under.
+    """Settings of a measurement. They are part of the key under which it is stored.
 
-    `layers` are decoder layers, None for all. `fisher` and `unit` name the Fisher that the
-    heterogeneity metrics at the top are of; the categorical one always comes along. `stream`
-    reads layers from the files while they compute; `memory` is the bytes to stay within.
-    `device_map` is a word that accelerate knows, or a JSON object of module and device. `parallel`
-    is what ranks share: the probe ("data"), or the model, by "expert" or by "tensor".
+    Attributes:
+        fisher: the Fisher of the headline heterogeneity metrics; the categorical Fisher is always
+            measured as well.
+        unit: sample unit of the empirical Fisher.
+        device: where the model computes; "auto" to choose.
+        dtype: dtype of the computation; "auto" for the dtype of the saved weights.
+        batch_size: sequences per batch; None for about 2,048 tokens per batch.
+        layers: decoder layers to measure; None for all.
+        seed: random seed.
+        stream: read each layer from the files when it computes.
+        memory: limit in bytes; None for no limit.
+        device_map: a word that accelerate knows, or a JSON object from module to device.
+        parallel: what ranks split: the probe ("data"), or the model by "expert" or "tensor".
     """
 
     fisher: str = "empirical"
@@ -80,14 +94,14 @@ class Settings:
     def __post_init__(self) -> None:
         if self.fisher != "empirical" and self.unit != "position":
             raise UsageError(
-                "--unit is for --fisher empirical alone",
+                "--unit needs --fisher empirical",
                 found=f"--unit {self.unit} with --fisher {self.fisher}",
                 hint="leave --unit out, or use --fisher empirical",
             )
         if self.unit == "loss_token" and (self.stream or self.memory):
             raise UsageError(
-                "--unit loss_token cannot be streamed: it takes one backward pass for each token, "
-                "which would read every layer",
+                "--unit loss_token cannot be streamed: it takes one backward pass per token, and "
+                "each pass would read every layer from the files",
                 found="--unit loss_token with --stream or --memory",
                 hint="use --unit position",
             )
@@ -101,21 +115,21 @@ class Settings:
             )
         if self.device_map is not None and (self.stream or self.memory is not None):
             raise UsageError(
-                "--device-map does not go with --stream or --memory: accelerate alone decides what "
-                "lies where",
+                "--device-map does not go with --stream or --memory: accelerate decides where each "
+                "module lies",
                 found="--device-map with --stream or --memory",
                 hint="leave one of the two out",
             )
 
         if self.parallel != "data" and (self.device_map or self.stream or self.memory is not None):
             raise UsageError(
-                "--parallel splits the model among ranks: nothing else places or bounds it",
+                "--parallel expert or tensor does not go with other options that place the model",
                 found=f"--parallel {self.parallel} with --device-map, --stream or --memory",
                 hint="leave one of the two out",
             )
 
     def facts(self) -> dict[str, Any]:
-        """The settings by name, as keys and reports hold them; without what is as usual."""
+        """The settings by name, for store keys and reports. "parallel" is left out if "data"."""
         found: dict[str, Any] = dataclasses.asdict(self)
         if self.parallel == "data":
             del found["parallel"]
@@ -123,23 +137,23 @@ class Settings:
 
     @property
     def fishers(self) -> tuple[tuple[str, str], ...]:
-        """Kinds and units that a pass feeds."""
+        """Kind and unit of every Fisher that a pass computes."""
         own = (("empirical", self.unit),) if self.fisher == "empirical" else ()
         return (("categorical", "token"), *own)
 
     @property
     def named(self) -> tuple[str, str]:
-        """Kind and unit that `heterogeneity` and `fhs` are of."""
+        """Kind and unit of the Fisher that `heterogeneity` and `fhs` use."""
         if self.fisher == "empirical":
             return ("empirical", self.unit)
         return (self.fisher, "token" if self.fisher == "categorical" else "step")
 
 
 def parse_bytes(text: str | int | None) -> int | None:
-    """A size as people write it: 8GB, 512MiB, 1.5G; powers of 1024. None stays None.
+    """The bytes of a size like 8GB, 512MiB or 1.5G, in powers of 1024. None stays None.
 
     Raises:
-        UsageError: not of that form.
+        UsageError: not such a size, or a small number without a unit.
     """
     if text is None:
         return None
@@ -159,10 +173,14 @@ def parse_bytes(text: str | int | None) -> int | None:
 
 
 def parse_ranges(text: str | Sequence[int] | None, option: str) -> tuple[int, ...] | None:
-    """Numbers out of "0,4-7", or given as such; None for all.
+    """The sorted numbers of a text like "0,4-7", or of a list of int; None for all.
+
+    Args:
+        text: what was given.
+        option: the flag's name, for messages.
 
     Raises:
-        UsageError: not of that form.
+        UsageError: neither.
     """
     if text is None:
         return None
@@ -189,10 +207,10 @@ Kind = TypeVar("Kind")
 
 
 def settings_of(kind: type[Kind], options: Mapping[str, Any]) -> Kind:
-    """The settings of a kind, read out of the options of the same names.
+    """Make a settings object from the options that have the names of its fields.
 
     Raises:
-        UsageError: options that cannot be read, or that do not go together.
+        UsageError: a value that cannot be read, or options that do not go together.
     """
     names = {f.name for f in fields(kind)} & set(options)  # type: ignore[arg-type]
     return kind(**{n: READERS[n](options[n]) if n in READERS else options[n] for n in names})

@@ -1,4 +1,4 @@
-"""How many threads linear algebra takes: products of small matrices are not worth sharing."""
+"""Limits the threads of linear algebra: small matrix products are slower on many threads."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from threadpoolctl import ThreadpoolController
 
 
 def few_threads(most: int) -> AbstractContextManager[object]:
-    """While it holds, BLAS has at most so many threads, and never more than it had.
+    """Limit the threads of BLAS while the returned context manager is active.
 
     Args:
-        most: how many.
+        most: the limit; a lower number already in force stays.
     """
     controller = ThreadpoolController().select(user_api="blas")
     had = [library["num_threads"] for library in controller.info()]

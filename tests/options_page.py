@@ -17,7 +17,7 @@ COMMANDS = {command.name: command.groups for command in registry.commands().valu
 SHORT = {"Callable": "callable", "Mapping": "table", "Sequence": "list of int"}
 HEAD = """# Options
 
-`python -m tests.options_page` writes this page from `moegeo_cli/options.py`, where every option is
+`python -m tests.options_page` writes this page from `moegeo_cli/options/`, where every option is
 declared once. The command line, `moegeo.toml` (and `[tool.moegeo]` in `pyproject.toml`) and the
 Python API take the same options. In a settings file an option has the name of its flag without the
 dashes. `moegeo COMMAND --help` shows those of one command.
@@ -65,10 +65,10 @@ def _row(name: str, option: k.Option) -> str:
         for group in groups
         if name in k.declared(group)
     ]
-    flags = "in the settings file" if option.setting else ", ".join(
+    flags = "in the settings file" if option.settings_file_only else ", ".join(
         f"`{f}`" for f in option.flags or (k.flag(name, option),)
     )  # fmt: skip
-    least = "" if option.least is None else f", at least {option.least}"
+    least = "" if option.minimum is None else f", at least {option.minimum}"
     known = option.default not in (None, ()) and not isinstance(option.default, bool)
     default = f"`{str(option.default).removesuffix('.0')}`" if known else ""
     in_python = "" if name in ("fail_on", "format", "output", "matrices", "log") else f"`{name}`"
@@ -77,7 +77,7 @@ def _row(name: str, option: k.Option) -> str:
 
 
 def _takes(group: Any, name: str) -> str:
-    words = k.words_of(group, name)
+    words = k.choices_of(group, name)
     return ", ".join(f"`{word}`" for word in words) or _kind(k.type_of(group, name))
 
 

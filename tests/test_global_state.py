@@ -248,7 +248,9 @@ def test_the_allocator_of_a_users_process_is_left_alone(
 
 
 def test_the_command_line_alone_takes_the_process() -> None:
-    script = "import moegeo_cli.commands.analyze.api, moegeo_cli.process as p; print(p.is_ours())"
+    script = (
+        "import moegeo_cli.commands.analyze.api, moegeo_cli.process as p; print(p.is_own_process())"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

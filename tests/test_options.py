@@ -35,7 +35,9 @@ def test_python_and_the_command_line_take_the_same_options(name: str) -> None:
     command: Any = typer.main.get_command(app)
     flags = {o.name for o in command.commands[name].params if o.param_type_name == "option"}
     groups = find_command(name).groups
-    declared = {n for g in groups for n, o in keywords.declared(g).items() if not o.setting}
+    declared = {
+        n for g in groups for n, o in keywords.declared(g).items() if not o.settings_file_only
+    }
     assert flags - {"exact"} == declared
     parameters = inspect.signature(getattr(moegeo_cli, name)).parameters
     assert set(keywords.declared(GROUPS[name])) <= set(parameters)
@@ -147,8 +149,8 @@ def test_the_import_name_offers_the_public_names() -> None:
 
 
 def test_choices_are_those_of_the_type() -> None:
-    assert keywords.choices(typing.Literal["a", "b"] | None) == ("a", "b")
-    assert keywords.choices(str | None) == ()
+    assert keywords.literal_choices(typing.Literal["a", "b"] | None) == ("a", "b")
+    assert keywords.literal_choices(str | None) == ()
 
 
 def test_the_help_of_scoring_names_every_scoring() -> None:

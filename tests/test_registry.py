@@ -35,7 +35,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.options import Experts, LensOutput, Model
 from moegeo_cli.records.metric import Coverage
 from moegeo_cli.registry import Argument, Command, Lens
@@ -77,7 +77,7 @@ def width(path, *, progress=None, **options):
     from moegeo_cli.checkpoints.routers import check_routers
     from moegeo_cli.models.choosing import choose_models
 
-    models = choose_models(**part(Model, options))
+    models = choose_models(**select_options(Model, options))
     newest = models.open(path).newest
     architecture = models.describe(newest)
     routers = check_routers(newest.files, architecture)

@@ -1,4 +1,4 @@
-"""`moegeo analyze`: measure a run's checkpoints, judge it, say what to do."""
+"""`moegeo analyze`: measure a run's checkpoints, judge the run, and recommend what to change."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import typer
 
 from moegeo_cli.cli.console import (
     check_output,
+    choose_format,
     say,
-    settle_format,
     show_progress,
     write_report,
 )
@@ -37,14 +37,14 @@ def analyze(
         bool,
         typer.Option(
             "--exact",
-            help="Short for --unit loss_token: one backward pass for each token, which is slow.",
+            help="Short for --unit loss_token: one backward pass per token, which is slow.",
             rich_help_panel=MEASURING,
         ),
     ] = False,
     *,
     options: dict[str, Any],
-    judged: dict[str, Any],
-    shown: dict[str, Any],
+    gate_options: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> int:
     """Measure a run's checkpoints, judge the run, and say what to do.
 
@@ -56,22 +56,22 @@ def analyze(
 
     if exact and options["unit"] == "sequence":
         raise UsageError(
-            "--exact means --unit loss_token, and no other unit",
+            "--exact means --unit loss_token and does not go with another unit",
             found="--exact with --unit sequence",
         )
     if exact:
         options["unit"] = "loss_token"
-    settle_format(shown, RunOutput)
-    check_output(shown["output"])
-    shown["log"] = open_places(shown["log"])
+    choose_format(output_options, RunOutput)
+    check_output(output_options["output"])
+    output_options["log"] = open_places(output_options["log"])
     with show_progress() as progress:
         record = measure(path, progress=progress, ranks=context.obj, **options)
-    emit(record, path, **shown)
-    return gate(record.verdict, judged["fail_on"])
+    emit(record, path, **output_options)
+    return gate(record.verdict, gate_options["fail_on"])
 
 
-def _named(path: Path) -> str:
-    """A path as a person writes it; pathlib takes one of the slashes of hf://."""
+def _path_text(path: Path) -> str:
+    """A path as the user typed it. pathlib removes one slash of hf://; it is added again."""
     text = str(path)
     return text.replace("hf:/", "hf://", 1) if text.startswith("hf:/") else text
 
@@ -85,18 +85,18 @@ def emit(
     full: bool,
     log: Sequence[Place],
 ) -> None:
-    """The report, in the format asked for, and the run's scalars."""
+    """Write the report in the chosen format, and the run's scalars."""
     from moegeo_cli.sinks import log_run
 
-    shown = {"format": format, "output": output, "full": full}
-    if not write_report(record, shown, _named(path)):
+    output_options = {"format": format, "output": output, "full": full}
+    if not write_report(record, output_options, _path_text(path)):
         _summarise(record, format)
     for line in log_run(record, log):
         say(line)
 
 
 def _summarise(record: RunRecord, format: str) -> None:
-    """What is said beside a payload."""
+    """Print the verdict on stderr when the report itself goes to stdout or a file."""
     if format == "github":
         write_step_summary(record)
     if record.verdict is not None:

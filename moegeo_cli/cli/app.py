@@ -1,7 +1,8 @@
-"""The Typer application and the one place where errors become text and exit codes.
+"""The Typer application, and the one place where errors become text and exit codes.
 
-Exit codes: 0 done, 1 the gate tripped, 2 usage or input error, 3 inconclusive where a gate
-was asked for, 70 a bug of ours, 130 interrupted, 141 stdout was closed.
+Exit codes: 0 done; 1 the verdict is at `--fail-on` or worse; 2 usage or input error; 3 `--fail-on`
+was given and the verdict is inconclusive; 70 a bug in moegeo; 130 interrupted; 141 stdout was
+closed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from moegeo_cli import __version__
 from moegeo_cli.cli.interrupts import raise_pending, remembered_interrupts
 from moegeo_cli.cli.lens import lens_command
 from moegeo_cli.cli.probe import probe_app
-from moegeo_cli.cli.ranks import UNOFFERED, refuse_parallelism, run_among_ranks
+from moegeo_cli.cli.ranks import FOREIGN_OPTIONS, refuse_parallelism, run_among_ranks
 from moegeo_cli.cli.settings import load_defaults, settings_in_force, settings_source
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.registry import commands, load
@@ -77,7 +78,7 @@ def command_line() -> Any:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; no traceback reaches a user."""
+    """Run the command line and return its exit code. Exceptions become messages on stderr."""
     return run_among_ranks(partial(_run, arguments), _report)
 
 
@@ -86,37 +87,37 @@ def _run(arguments: list[str] | None, ranks: Ranks | None) -> int:
         with remembered_interrupts():
             result = command_line()(args=arguments, standalone_mode=False, obj=ranks)
             raise_pending()
-        if result == EXIT_INTERRUPTED:  # typer's own answer to Ctrl-C, without a word
+        if result == EXIT_INTERRUPTED:  # Typer handled Ctrl-C itself and printed nothing
             raise KeyboardInterrupt
-        sys.stdout.flush()  # here, where a closed pipe has its answer
+        sys.stdout.flush()  # here, so that the handler below sees a closed pipe
         return result if isinstance(result, int) else 0
     except MoegeoError as error:
         return _report(error)
     except Exit as leave:
         return int(leave.exit_code)
     except TyperException as error:
-        kind = UNOFFERED.get(str(getattr(error, "option_name", "")))
+        kind = FOREIGN_OPTIONS.get(str(getattr(error, "option_name", "")))
         if kind is not None:
             return _report(refuse_parallelism(kind))
-        if error.format_message():  # without a command, its help was printed
+        if error.format_message():  # empty if no command was given: then the help was printed
             source = settings_source(error)
             hint = "moegeo COMMAND --help"
             if source is not None:
-                hint = f"the value stands in {source}; a command's own table can hold another"
+                hint = f"the value is set in {source}; a command's own table can override it"
             _say(f"error[MG-E001]: {error.format_message()}", hint=hint)
         return EXIT_USAGE
     except (KeyboardInterrupt, Abort):
         _say("interrupted; what was already measured is kept")
         return EXIT_INTERRUPTED
-    except (BrokenPipeError, SystemExit):  # rich leaves by the latter, in a help page
-        # The reader of our output has gone, as `| head` does. A shell's code for that, since 0 and
-        # 1 are the gate's words.
+    except (BrokenPipeError, SystemExit):  # rich raises SystemExit within a help page
+        # The reader of stdout has ended, as in `| head`. 141 is what a shell reports for that; 0
+        # and 1 would be taken for answers to --fail-on.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_CLOSED_PIPE
     except Exception as error:
         _say(
             f"bug: {type(error).__name__}: {error}",
-            hint="this is a fault of moegeo, not of your run; set MOEGEO_DEBUG=1 for the traceback",
+            hint="this is a bug in moegeo, not in your run; set MOEGEO_DEBUG=1 for the traceback",
         )
         if os.environ.get("MOEGEO_DEBUG"):
             traceback.print_exc(file=sys.stderr)
@@ -129,7 +130,7 @@ def _report(error: MoegeoError) -> int:
 
 
 def _say(message: str, *, found: str | None = None, hint: str | None = None) -> None:
-    """An error on stderr, in plain words: names of foreign things may hold escape characters."""
+    """Print an error on stderr. Control characters in names from files are removed."""
     lines = [clean(message)]
     if found:
         lines.append(f"  found: {clean(found)}")

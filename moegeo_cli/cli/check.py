@@ -1,4 +1,4 @@
-"""`moegeo check`: what the files of a checkpoint or a run tell by themselves."""
+"""`moegeo check`: check a checkpoint or a run by its files alone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 
 from moegeo_cli.cli.console import (
     check_output,
+    choose_format,
     say,
-    settle_format,
     show_progress,
     write_report,
 )
@@ -26,8 +26,8 @@ def check(
         Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")
     ],
     options: dict[str, Any],
-    judged: dict[str, Any],
-    shown: dict[str, Any],
+    gate_options: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> int:
     """Check the files alone: frozen or lost weights, copies, biases. No model, no data, no GPU.
 
@@ -36,14 +36,14 @@ def check(
     """
     from moegeo_cli.commands.check.api import check as measure
 
-    settle_format(shown, ReportOutput)
-    check_output(shown["output"])
+    choose_format(output_options, ReportOutput)
+    check_output(output_options["output"])
     with show_progress() as progress:
         record = measure(path, progress=progress, **options)
-    if write_report(record, shown, str(path)):
-        return gate(record.verdict, judged["fail_on"])
-    if shown["format"] == "github":
+    if write_report(record, output_options, str(path)):
+        return gate(record.verdict, gate_options["fail_on"])
+    if output_options["format"] == "github":
         write_step_summary(record)
     if record.verdict is not None:
         say(f"verdict: {record.verdict.status}, by the files alone")
-    return gate(record.verdict, judged["fail_on"])
+    return gate(record.verdict, gate_options["fail_on"])

@@ -1,4 +1,4 @@
-"""`moegeo compare`: two runs side by side at matched progress."""
+"""`moegeo compare`: compare two runs at matched progress."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import typer
 
 from moegeo_cli.cli.console import (
     check_output,
+    choose_format,
     say,
-    settle_format,
     show_progress,
     write_report,
 )
@@ -23,22 +23,22 @@ from moegeo_cli.registry import find_command
 def compare(
     context: typer.Context,
     run_a: Annotated[Path, typer.Argument(help="A run, or one checkpoint.")],
-    run_b: Annotated[Path, typer.Argument(help="The other.")],
+    run_b: Annotated[Path, typer.Argument(help="The other run or checkpoint.")],
     options: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Set two runs side by side at matched progress: how they differ, which is healthier, why.
+    """Compare two runs at matched progress: how they differ, which is healthier, and why.
 
     [bold]moegeo compare runs/old runs/new[/bold]
     [bold]moegeo compare runs/old runs/new --by tokens --format json[/bold]
     """
     from moegeo_cli.commands.compare.api import compare as measure
 
-    settle_format(shown, ReportOutput)
-    check_output(shown["output"])
+    choose_format(output_options, ReportOutput)
+    check_output(output_options["output"])
     with show_progress() as progress:
         record = measure(run_a, run_b, progress=progress, ranks=context.obj, **options)
-    if write_report(record, shown):
+    if write_report(record, output_options):
         return
     healthier = record.healthier.upper() if record.healthier else "no difference shown"
     say(f"healthier: {healthier}; {record.reason}")

@@ -1,4 +1,4 @@
-"""Streams: the payload alone on stdout; progress and the summary on stderr."""
+"""Output streams: the report goes to stdout or a file; progress and summaries go to stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moegeo_cli.cli.interrupts import raise_pending
 from moegeo_cli.errors import OutputError, UsageError
-from moegeo_cli.keywords import words_of
+from moegeo_cli.keywords import choices_of
 from moegeo_cli.registry import Format, formats
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.store.files import check_writable, write_atomic
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from moegeo_cli.measuring.run import Listener
 
-# Files that a checkpoint or its tokenizer consists of. A report may lie beside them.
+# Names of files that belong to a checkpoint or its tokenizer; a report never overwrites them.
 _CHECKPOINT_FILE = re.compile(
     r".*\.(safetensors|bin|pt|pth|ckpt|distcp|gguf|model|tiktoken|py|jinja|index\.json)"
     r"|(.*_)?config\.json|(tokenizer|vocab|added_tokens|special_tokens_map|chat_template).*\.json"
@@ -32,55 +32,56 @@ _CHECKPOINT_FILE = re.compile(
 
 
 def stdout_console() -> Console:
-    """The console of the report."""
+    """The console for reports on stdout."""
     from rich.console import Console
 
-    class Patient(Console):
+    class RaisingConsole(Console):
         def on_broken_pipe(self) -> None:
-            """Rich would exit 1, which is the gate's code."""
+            """Raise instead of exiting with 1, which is the exit code of --fail-on."""
             raise BrokenPipeError
 
-    return Patient(highlight=False)
+    return RaisingConsole(highlight=False)
 
 
-def settle_format(shown: dict[str, Any], group: Any) -> None:
-    """Choose the format: the one asked for, else by the suffix of the file, else rich.
+def choose_format(output_options: dict[str, Any], group: Any) -> None:
+    """Fill in `format`: the one given, else by the suffix of `--output`, else rich.
 
     Args:
-        shown: the options of the output, of which `format` is filled in.
-        group: their declaration.
+        output_options: the output options of the command; `format` is changed in place.
+        group: the group that declares them.
 
     Raises:
-        UsageError: the suffix says a format that this command does not write.
+        UsageError: the suffix names a format that this command does not write, or a binary format
+            has no file or lacks its package.
     """
-    if shown["format"] is not None:
-        _check_binary(formats().get(shown["format"]), shown["output"])
+    if output_options["format"] is not None:
+        _check_binary(formats().get(output_options["format"]), output_options["output"])
         return
-    output = shown["output"]
+    output = output_options["output"]
     suffix = "" if output is None else output.suffix.lower()
-    said = next((name for name, found in formats().items() if suffix in found.suffixes), "rich")
-    words = words_of(group, "format")
-    if said not in words:
+    chosen = next((name for name, found in formats().items() if suffix in found.suffixes), "rich")
+    allowed = choices_of(group, "format")
+    if chosen not in allowed:
         raise UsageError(
-            f"this command cannot write {said}",
+            f"this command cannot write {chosen}",
             found=f"--output {output.name}",
-            hint=f"--format is one of {', '.join(words)}",
+            hint=f"--format is one of {', '.join(allowed)}",
         )
-    shown["format"] = said
-    _check_binary(formats().get(said), output)
+    output_options["format"] = chosen
+    _check_binary(formats().get(chosen), output)
 
 
 def _check_binary(found: Format | None, output: Path | None) -> None:
-    """See before the work that a format of bytes can be written.
+    """Check, before measuring, that a binary format can be written.
 
     Raises:
-        UsageError: no file is named, or its package is missing.
+        UsageError: no file was given, or the format's package is not installed.
     """
     if found is None or not found.needs:
         return
     if output is None:
         raise UsageError(
-            f"{found.name} is no text: it needs a file",
+            f"{found.name} is a binary format and needs a file",
             found=f"--format {found.name} without --output",
             hint=f"-o report.{found.name}",
         )
@@ -93,17 +94,21 @@ def _check_binary(found: Format | None, output: Path | None) -> None:
 
 
 def write_payload(text: str | bytes, output: Path | None) -> None:
-    """Put the payload where it was asked for: a file, whole or not at all, or stdout."""
+    """Write a report to its file (whole, or not at all) or to stdout.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     if output is not None:
         write_output(output, text)
         return
     data = text if isinstance(text, bytes) else (text.rstrip("\n") + "\n").encode()
     try:
         binary = getattr(sys.stdout, "buffer", None)
-        if binary is None:  # a stream of text alone, as tests have
+        if binary is None:  # a text-only stream, as in tests
             sys.stdout.write(data.decode())
         else:
-            binary.write(data)  # UTF-8 whatever the terminal's locale: formats say so
+            binary.write(data)  # always UTF-8, as the formats declare, whatever the locale
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -111,46 +116,51 @@ def write_payload(text: str | bytes, output: Path | None) -> None:
         raise OutputError("stdout cannot be written", found=str(error)) from error
 
 
-def write_report(record: Any, shown: Mapping[str, Any], path: str | None = None) -> bool:
-    """Write a record's report in the format asked for: onto the terminal, or as a payload.
+def write_report(record: Any, output_options: Mapping[str, Any], path: str | None = None) -> bool:
+    """Write a record's report in the chosen format.
 
     Args:
-        record: what a command found.
-        shown: the options of the output: `format`, `output` and `full`.
-        path: where the run lies, for the commands at the end of a report.
+        record: the result of a command.
+        output_options: `format`, `output` and `full`.
+        path: the run's path, for the commands at the end of a report.
 
     Returns:
-        Whether a person saw it on a terminal.
+        Whether it was printed on the console, with styles.
     """
     from moegeo_cli.reports import print_record, render, render_screen
 
-    if shown["format"] == "rich" and shown["output"] is None:
-        print_record(record, stdout_console(), path, full=shown["full"])
+    if output_options["format"] == "rich" and output_options["output"] is None:
+        print_record(record, stdout_console(), path, full=output_options["full"])
         return True
-    screen = shown["format"] == "rich" and not shown["full"]
-    text = render_screen(record) if screen else render(record, shown["format"])
-    write_payload(text, shown["output"])
+    screen = output_options["format"] == "rich" and not output_options["full"]
+    text = render_screen(record) if screen else render(record, output_options["format"])
+    write_payload(text, output_options["output"])
     return False
 
 
-def write_document(name: str, found: Mapping[str, Any], shown: Mapping[str, Any]) -> bool:
-    """Write facts as JSON under the name of their format, where that was asked for.
+def write_document(name: str, found: Mapping[str, Any], output_options: Mapping[str, Any]) -> bool:
+    """Write facts as JSON if `--format json` or `--output` was given.
+
+    Args:
+        name: name of the JSON format.
+        found: the facts.
+        output_options: `format` and `output`.
 
     Returns:
-        Whether it was; else they are to be printed as a table.
+        Whether they were written; if not, the caller prints them as a table.
     """
-    if shown["format"] != "json" and shown["output"] is None:
+    if output_options["format"] != "json" and output_options["output"] is None:
         return False
     document = {"format": {"name": name, "version": 1}, **found}
-    write_payload(json.dumps(document, indent=2, allow_nan=False), shown["output"])
+    write_payload(json.dumps(document, indent=2, allow_nan=False), output_options["output"])
     return True
 
 
 def write_output(path: Path, text: str | bytes) -> None:
-    """Write a result to a file, whole or not at all; devices and pipes are written to.
+    """Write a result to a file, whole or not at all. Devices and pipes are written directly.
 
     Raises:
-        OutputError: not writable, or a file of a checkpoint.
+        OutputError: the path is not writable, or is a file of a checkpoint.
     """
     try:
         path = path.resolve()
@@ -159,17 +169,17 @@ def write_output(path: Path, text: str | bytes) -> None:
             with path.open("wb") as stream:
                 stream.write(text.encode() if isinstance(text, str) else text)
             return
-        _spare_checkpoints(path)
+        _refuse_checkpoint_file(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written", found=str(error)) from error
     write_atomic(path, text)
 
 
-def _spare_checkpoints(path: Path) -> None:
-    """See that a file to be written is no existing file of a checkpoint, as its name tells.
+def _refuse_checkpoint_file(path: Path) -> None:
+    """Refuse to overwrite a file of a checkpoint, recognised by its name.
 
     Raises:
-        OutputError: it is one.
+        OutputError: the file exists and belongs to a checkpoint.
     """
     if not path.is_file() or not _CHECKPOINT_FILE.fullmatch(path.name.lower()):
         return
@@ -181,7 +191,7 @@ def _spare_checkpoints(path: Path) -> None:
 
 
 def check_output(path: Path | None) -> None:
-    """See before hours of work that its result can be written.
+    """Check, before measuring, that the result can be written.
 
     Raises:
         OutputError: it cannot.
@@ -190,17 +200,17 @@ def check_output(path: Path | None) -> None:
         return
     target = path.resolve()
     if target.is_file():
-        _spare_checkpoints(target)
+        _refuse_checkpoint_file(target)
     check_writable(path)
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 class LineProgress:
-    """One line a checkpoint, for logs and CI."""
+    """Prints one line per checkpoint, for logs and CI."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -218,16 +228,16 @@ class LineProgress:
         say(f"  [{self.done}/{self.total}] {clean(name)}: {note}")
 
     def advance(self, tokens: int) -> None:
-        """Tokens were replayed: not worth a line."""
+        """Tokens were replayed. Nothing is printed."""
         raise_pending()
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Print a note."""
         say(f"  {text}")
 
 
 class BarProgress:
-    """A bar on a terminal."""
+    """Shows a progress bar on a terminal."""
 
     def __init__(self, bar: Any) -> None:
         self.bar = bar
@@ -239,7 +249,7 @@ class BarProgress:
         self.run = self.bar.add_task(clean(title), total=count)
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
-        """A checkpoint starts; the one before it is done."""
+        """A checkpoint starts, so the previous one is done."""
         raise_pending()
         if self.current is not None:
             self.bar.remove_task(self.current)
@@ -255,13 +265,13 @@ class BarProgress:
             self.bar.advance(self.current, tokens)
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
+        """Print a note."""
         self.bar.console.print(text, markup=False, highlight=False)
 
 
 @contextmanager
 def show_progress() -> Iterator[Listener]:
-    """A bar on a terminal, lines elsewhere; both on stderr."""
+    """Report progress on stderr: a bar on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
         yield LineProgress()
         return
@@ -275,7 +285,7 @@ def show_progress() -> Iterator[Listener]:
     )
 
     columns = (
-        # A run's name is text, whatever brackets it has.
+        # markup=False: a run's name may contain brackets.
         TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
         TimeRemainingColumn(),
     )  # fmt: skip

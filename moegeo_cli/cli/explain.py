@@ -1,4 +1,4 @@
-"""`moegeo explain`: what a name in a report means."""
+"""`moegeo explain`: explain a name that a report prints."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from moegeo_cli.registry import find_command
 def explain(
     name: Annotated[
         str | None,
-        typer.Argument(help="An id, a name or a label. Without one all names are listed."),
+        typer.Argument(help="An id, a name or a label. Default: list all names."),
     ] = None,
     *,
     options: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Say what a finding, a metric or an error means: why it matters, what to do, known limits.
+    """Explain a finding, a metric or an error: meaning, why it matters, what to do, known limits.
 
     [bold]moegeo explain MG101[/bold]
     [bold]moegeo explain "effective experts"[/bold]
@@ -31,11 +31,11 @@ def explain(
     from moegeo_cli.reports.explaining import print_explanation, print_names
 
     if name is None:
-        if not write_document("moegeo.names", names(), shown):
+        if not write_document("moegeo.names", names(), output_options):
             print_names(names(), stdout_console())
         return
     found = look_up(name, **options)
     document = {"name": found.name, "title": found.title, "headline": found.headline,
                 "parts": dict(found.parts)}  # fmt: skip
-    if not write_document("moegeo.explanation", document, shown):
+    if not write_document("moegeo.explanation", document, output_options):
         print_explanation(found, stdout_console())

@@ -1,4 +1,4 @@
-"""What a verdict means to a shell and to GitHub: exit codes, and the step summary."""
+"""Reports a verdict to a shell and to GitHub: exit codes, and the step summary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,16 @@ EXIT_GATE, EXIT_INCONCLUSIVE = 1, 3
 
 
 def gate(verdict: Verdict | None, fail_on: str) -> int:
-    """The exit code: 0 passed, 1 tripped, 3 inconclusive where a gate was asked for."""
+    """The exit code of a verdict.
+
+    Args:
+        verdict: the verdict; None if the command has none.
+        fail_on: "watch", "failing" or "never".
+
+    Returns:
+        1 if the verdict is at `fail_on` or worse, 3 if it is inconclusive, else 0; always 0 for
+        "never".
+    """
     if fail_on == "never" or verdict is None:
         return 0
     if verdict.status not in SEVERITY:
@@ -27,7 +36,7 @@ def gate(verdict: Verdict | None, fail_on: str) -> int:
 
 
 def write_step_summary(record: RunRecord | CheckRecord) -> None:
-    """Add the report to GitHub's step summary, where there is one.
+    """Append the report to GitHub's step summary, if GITHUB_STEP_SUMMARY is set.
 
     Raises:
         OutputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""`moegeo inspect`: what a checkpoint is, from its headers alone."""
+"""`moegeo inspect`: describe a checkpoint from its headers alone."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from moegeo_cli.registry import find_command
 def inspect(
     path: Annotated[Path, typer.Argument(help="A checkpoint or a run.")],
     options: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Say what a checkpoint is: layout, architecture, routers, completeness. Loads no model."""
+    """Describe a checkpoint: layout, architecture, routers, completeness. Loads no model."""
     from moegeo_cli.commands.inspect.api import inspect as measure
     from moegeo_cli.reports.json_report import plain
 
     found = measure(path, **options)
-    if write_document("moegeo.inspect", plain(found), shown):
+    if write_document("moegeo.inspect", plain(found), output_options):
         return
     from moegeo_cli.commands.inspect.report import print_inspection
 

@@ -1,8 +1,7 @@
-"""Ctrl-C that is not lost.
+"""Keeps Ctrl-C from being lost.
 
-Python raises KeyboardInterrupt wherever it happens to be, and some places of the libraries that
-are imported drop it: the work would go on as if nothing had been said. It is remembered here, and
-raised again where moegeo next comes by.
+Python raises KeyboardInterrupt at any point of the program, and some libraries catch and drop it:
+the work would go on. This module remembers the signal, and `raise_pending` raises it again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ _pending: list[int] = []
 
 @contextlib.contextmanager
 def remembered_interrupts() -> Iterator[None]:
-    """While the command line is at work; elsewhere than in the main thread nothing is done."""
+    """Remember interrupts during a block. Outside the main thread it does nothing."""
     _pending.clear()
     try:
         before = signal.signal(signal.SIGINT, _remember)
@@ -32,10 +31,10 @@ def remembered_interrupts() -> Iterator[None]:
 
 
 def raise_pending() -> None:
-    """Raise an interrupt that was dropped.
+    """Raise an interrupt that a library dropped.
 
     Raises:
-        KeyboardInterrupt: there was one.
+        KeyboardInterrupt: an interrupt was remembered.
     """
     if _pending:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""`moegeo invariance`: which numbers survive a change of basis."""
+"""`moegeo invariance`: which metrics stay the same under a change of basis."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from moegeo_cli.registry import find_command
 
 @with_options(*find_command("invariance").groups)
 def invariance(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, or a run: then its newest one.")],
+    path: Annotated[Path, typer.Argument(help="A checkpoint, or a run (its newest one is used).")],
     options: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Rewrite the weights without changing the outputs; say which numbers stay and which do not.
+    """Rewrite the weights so that the outputs stay equal, and show which metrics change.
 
     [bold]moegeo invariance runs/my-moe/checkpoint-1000[/bold]
     """
     from moegeo_cli.commands.invariance.api import invariance as measure
     from moegeo_cli.reports.json_report import plain
 
-    check_output(shown["output"])
+    check_output(output_options["output"])
     with show_progress() as progress:
         found = measure(path, progress=progress, **options)
-    if write_document("moegeo.invariance", plain(found), shown):
+    if write_document("moegeo.invariance", plain(found), output_options):
         return
     from moegeo_cli.commands.invariance.report import print_invariance
 

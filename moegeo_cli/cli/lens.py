@@ -1,4 +1,4 @@
-"""The command line of a lens, made from its declaration."""
+"""Builds the command line of a lens from its declaration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from moegeo_cli.cli.console import (
     check_output,
-    settle_format,
+    choose_format,
     show_progress,
     write_payload,
     write_report,
@@ -22,22 +22,21 @@ from moegeo_cli.registry import Argument, Command
 
 
 def lens_command(command: Command) -> Callable[..., Any]:
-    """A command of Typer's for a lens.
+    """The Typer command of a lens. It takes the lens's paths and options, and `LensOutput`."""
 
-    It takes the lens's paths and options, and `LensOutput` is its output.
-    """
-
-    def run(*, options: dict[str, Any], shown: dict[str, Any], **paths: Path | None) -> None:
-        _check_places(shown)
+    def run(
+        *, options: dict[str, Any], output_options: dict[str, Any], **paths: Path | None
+    ) -> None:
+        _check_places(output_options)
         measure = command.function
         with show_progress() as progress:
             record = measure(*paths.values(), progress=progress, **options)
-        _emit(record, shown)
+        _emit(record, output_options)
 
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [_parameter(argument) for argument in command.arguments]
-    held = [inspect.Parameter(name, keyword) for name in ("options", "shown")]
-    run.__signature__ = inspect.Signature([*own, *held])  # type: ignore[attr-defined]
+    groups = [inspect.Parameter(name, keyword) for name in ("options", "output_options")]
+    run.__signature__ = inspect.Signature([*own, *groups])  # type: ignore[attr-defined]
     run.__name__ = command.name
     run.__doc__ = command.help
     return with_options(*command.groups)(run)
@@ -53,25 +52,26 @@ def _parameter(argument: Argument) -> inspect.Parameter:
     )
 
 
-def _check_places(shown: dict[str, Any]) -> None:
-    """Refuse files that cannot be written, before hours of work.
+def _check_places(output_options: dict[str, Any]) -> None:
+    """Check, before measuring, that the output files can be written.
 
     Raises:
-        UsageError: one of them.
+        UsageError: a file name or format that does not fit.
+        OutputError: a file that cannot be written.
     """
     from moegeo_cli.reports.matrices import check_name
 
-    settle_format(shown, LensOutput)
-    if shown["matrices"] is not None:
-        check_name(shown["matrices"])
-    check_output(shown["matrices"])
-    check_output(shown["output"])
+    choose_format(output_options, LensOutput)
+    if output_options["matrices"] is not None:
+        check_name(output_options["matrices"])
+    check_output(output_options["matrices"])
+    check_output(output_options["output"])
 
 
-def _emit(record: Any, shown: dict[str, Any]) -> None:
-    """The report of a lens, in the format asked for, and its matrices."""
+def _emit(record: Any, output_options: dict[str, Any]) -> None:
+    """Write the report of a lens in the chosen format, and its matrices."""
     from moegeo_cli.reports.matrices import matrices_file
 
-    if shown["matrices"] is not None:
-        write_payload(matrices_file(record, shown["matrices"]), shown["matrices"])
-    write_report(record, shown)
+    if output_options["matrices"] is not None:
+        write_payload(matrices_file(record, output_options["matrices"]), output_options["matrices"])
+    write_report(record, output_options)

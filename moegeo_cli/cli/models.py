@@ -1,4 +1,4 @@
-"""A user's own model, named on the command line."""
+"""Makes a user's own model importable when the command line names it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def own_model(name: str | None) -> str | None:
-    """The same name, its module importable from the current folder.
+    """Return the name unchanged, after making modules in the current folder importable.
 
-    The folder comes last, so that no file in it can stand in for a package that is installed.
+    The folder is added to the end of sys.path, so its files cannot replace installed packages.
     """
     here = str(Path.cwd())
     if name is not None and here not in sys.path:

@@ -1,4 +1,4 @@
-"""Options on the command line, derived from their declarations in `moegeo_cli.options`."""
+"""Derives the options of the command line from their declarations in `moegeo_cli.options`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ import typer
 
 from moegeo_cli.cli.models import own_model
 from moegeo_cli.cli.settings import threshold_overrides
-from moegeo_cli.keywords import PANELS, Option, declared, flag, type_of, words_of
+from moegeo_cli.keywords import PANELS, Option, choices_of, declared, flag, type_of
 
 Command = Callable[..., Any]
 
 
 def with_options(*groups: Any) -> Callable[[Command], Command]:
-    """A command of Typer's out of a function with parameters of its own and one for each group.
+    """Turn a function into a Typer command that takes the options of groups.
 
-    The groups' parameters are the last ones, in the same order. Each gets the values of its options
-    as the Python API takes them.
+    The function's last parameters are one dict per group, in the order of `groups`. Each dict
+    holds the values of the group's options, in the form that the Python API takes.
     """
 
     def wrap(function: Command) -> Command:
         parameters = list(inspect.signature(function, eval_str=True).parameters.values())
-        own, held = parameters[: -len(groups)], [p.name for p in parameters[-len(groups) :]]
+        own = parameters[: -len(groups)]
+        group_names = [p.name for p in parameters[-len(groups) :]]
         options = sorted(
             (o for group in groups for o in _parameters(group)), key=lambda found: found[0]
         )
-        # The last of a name counts: a file for the payload is an option of one group alone.
+        # Options are sorted by panel, as the help page shows them.
         signature = inspect.Signature(
             [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
             + [parameter for _, parameter in options]
@@ -41,8 +42,8 @@ def with_options(*groups: Any) -> Callable[[Command], Command]:
         @functools.wraps(function)
         def call(**given: Any) -> Any:
             rest = {p.name: given[p.name] for p in own}
-            values = {name: _values(group, given) for name, group in zip(held, groups, strict=True)}
-            return function(**rest, **values)
+            pairs = zip(group_names, groups, strict=True)
+            return function(**rest, **{name: _values(group, given) for name, group in pairs})
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
@@ -52,52 +53,52 @@ def with_options(*groups: Any) -> Callable[[Command], Command]:
 
 
 def _parameters(group: Any) -> Iterator[tuple[int, inspect.Parameter]]:
-    """A parameter for each option that has a flag, with the place of its panel."""
+    """For each option that has a flag: the position of its panel, and its parameter."""
     for name, option in declared(group).items():
-        if option.setting:
+        if option.settings_file_only:
             continue
-        default = not option.default if option.off else option.default
-        told = typer.Option(
+        default = not option.default if option.negated else option.default
+        typer_option = typer.Option(
             *(option.flags or (flag(name, option),)), help=option.help,
-            min=option.least, rich_help_panel=option.panel,
+            min=option.minimum, rich_help_panel=option.panel,
         )  # fmt: skip
-        kind = _said(group, name, option)
+        kind = _cli_type(group, name, option)
         yield (
             PANELS.index(option.panel),
             inspect.Parameter(
                 name,
                 inspect.Parameter.KEYWORD_ONLY,
                 default=default,
-                annotation=Annotated[kind, told],
+                annotation=Annotated[kind, typer_option],
             ),
         )
 
 
-def _said(group: Any, name: str, option: Option) -> Any:
-    """An option's type on the command line: one form, and an enumeration for a choice of words."""
-    kind, words = type_of(group, name), words_of(group, name)
+def _cli_type(group: Any, name: str, option: Option) -> Any:
+    """The type of an option on the command line; an enumeration if only some words are allowed."""
+    kind, words = type_of(group, name), choices_of(group, name)
     optional = type(None) in typing.get_args(kind)
     enumeration: Any = StrEnum
     found: Any = kind
     if words:
         found = enumeration(name.title().replace("_", ""), {word: word for word in words})
-    elif option.said is not None:
-        found = option.said
+    elif option.cli_type is not None:
+        found = option.cli_type
     elif optional:
         [found] = (k for k in typing.get_args(kind) if k is not types.NoneType)
     return found | None if optional else found
 
 
 def _values(group: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """A group's options as the Python API takes them."""
+    """The values of a group's options, in the form that the Python API takes."""
     found: dict[str, Any] = {}
     for name, option in declared(group).items():
-        if option.setting:
+        if option.settings_file_only:
             found[name] = threshold_overrides()
             continue
         value = given[name]
         found[name] = value.value if isinstance(value, Enum) else value
-        if option.off:
+        if option.negated:
             found[name] = not value
     if "model" in found:
         found["model"] = own_model(found["model"])

@@ -21,16 +21,16 @@ probe_app = typer.Typer(no_args_is_help=True)
 def build(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="[DOMAIN=]FILE...", help="Texts, each with the name of its domain."),
+        typer.Argument(metavar="[DOMAIN=]FILE...", help="Text files, each with its domain."),
     ],
     domain: Annotated[
-        str | None, typer.Option(help="Domain of the files that are given without one.")
+        str | None, typer.Option(help="Domain of files that are given without a domain.")
     ] = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            help="A checkpoint: store its token ids instead of text, which ties the "
-            "probe to that tokenizer."
+            help="A checkpoint. Its token ids are stored instead of text; the probe then works "
+            "with that tokenizer only."
         ),
     ] = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="At most this many passages.")] = 256,
@@ -41,9 +41,9 @@ def build(
     seed: Annotated[int, typer.Option(min=0, help="Random seed for the choice of passages.")] = 0,
     *,
     keys: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Make a probe file of your own texts: passages, evenly over domains, interleaved.
+    """Make a probe file from your own texts: passages from all domains in equal parts, interleaved.
 
     [bold]moegeo probe build prose=book.txt code=main.py --output probe.jsonl[/bold]
     """
@@ -51,13 +51,13 @@ def build(
 
     place, size = _find_tokenizer(tokenizer) if tokenizer is not None else (None, None)
     text = build_probe(
-        [_named(source, domain) for source in sources], tokenizer_dir=place, vocab_size=size,
+        [_split_source(source, domain) for source in sources], tokenizer_dir=place, vocab_size=size,
         max_sequences=max_sequences, max_tokens=max_tokens, seed=seed, **keys,
     )  # fmt: skip
-    write_payload(text, shown["output"])
-    if shown["output"] is not None:
+    write_payload(text, output_options["output"])
+    if output_options["output"] is not None:
         count = text.count("\n") - 1
-        say(f"wrote {count:,} sequence{'s' if count != 1 else ''} to {shown['output']}")
+        say(f"wrote {count:,} sequence{'s' if count != 1 else ''} to {output_options['output']}")
 
 
 @probe_app.command()
@@ -67,20 +67,24 @@ def show(
         Path | None, typer.Argument(help="A probe file. Default: the bundled one.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="A checkpoint: count its tokens instead of bytes.")
+        Path | None, typer.Option(help="A checkpoint. Its tokens are counted instead of bytes.")
     ] = None,
     *,
     keys: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
     """Describe a probe: sequences, tokens, lengths, domains, hash, first passages."""
     found = _describe(file, model, keys)
-    if not write_document("moegeo.probe", found, shown):
+    if not write_document("moegeo.probe", found, output_options):
         _print(found)
 
 
-def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
-    """DOMAIN=FILE as a pair; a file that has such a name is taken for itself."""
+def _split_source(source: str, domain: str | None) -> tuple[str | None, Path]:
+    """Split DOMAIN=FILE. If a file with the whole text as its name exists, it is that file.
+
+    Raises:
+        UsageError: the domain is not a short printable name.
+    """
     from moegeo_cli.errors import UsageError
     from moegeo_cli.probes.rows import is_domain
 
@@ -91,13 +95,13 @@ def _named(source: str, domain: str | None) -> tuple[str | None, Path]:
         raise UsageError(
             "a domain is a short name of printable characters",
             found=ascii(name)[:80],
-            hint="like prose=book.txt",
+            hint="for example prose=book.txt",
         )
     return name, Path(path)
 
 
 def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
-    """The folder to take a tokenizer from, and the vocabulary of the model there."""
+    """The folder of the tokenizer, and the vocabulary size of its model; None if not known."""
     from moegeo_cli.checkpoints.adapters.files import has_adapter
     from moegeo_cli.checkpoints.discover import open_run
     from moegeo_cli.checkpoints.folders import read_config
@@ -114,7 +118,7 @@ def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
 
 
 def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a probe; of text without a model, the bytes."""
+    """The facts about a probe. Without a model, text is counted in bytes."""
     from moegeo_cli.probes import BUNDLED, Probe, Source, load_probe
     from moegeo_cli.probes.reading import describe_rows, read_file
     from moegeo_cli.probes.rows import ReadOptions, printable
@@ -128,7 +132,7 @@ def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> di
     ][:FIRST_PASSAGES]
     if model is None:
         name = printable(file.name) if file else "bundled"
-        return {"source": name, **describe_rows(content), **_said(content.notes), "first": first}
+        return {"source": name, **describe_rows(content), **_notes(content.notes), "first": first}
     from moegeo_cli.checkpoints.discover import open_run
     from moegeo_cli.measuring.probe import ends_of, tokenizer_place, vocabulary_of
 
@@ -142,18 +146,18 @@ def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> di
         **probe.describe(),
         "domain_tokens": probe.domain_tokens,
         "lengths": probe.lengths,
-        **_said(probe.notes),
+        **_notes(probe.notes),
         "first": first,
     }
 
 
-def _said(notes: tuple[str, ...]) -> dict[str, list[str]]:
-    """What must be said of how a file was read, where there is something."""
+def _notes(notes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Notes on how the file was read, under "notes"; empty if there are none."""
     return {"notes": list(notes)} if notes else {}
 
 
 def _print(found: dict[str, Any]) -> None:
-    """A table of facts, then the first passages, with everything foreign as plain text."""
+    """Print a table of facts, then the first passages. Text from files is never markup."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,7 +1,7 @@
-"""Whether this process is one of several that share a probe, as torchrun starts them.
+"""Runs the command among several processes (ranks) that torchrun started.
 
-torchrun says so in the environment. Rank 0 runs the command as a single process does, with the
-others at its call; they print nothing and leave with its exit code.
+torchrun sets environment variables in each process. Rank 0 runs the command as a single process
+would. The other ranks compute what rank 0 asks for, print nothing, and exit with its exit code.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 EXIT_LOST, EXIT_BUG = 2, 70
-TOGETHER = (0, 1, 2, 3)  # exit codes with which rank 0 stands where the others can hear it
-# Options that other tools have for a model that is split within its layers.
-UNOFFERED = {
+ORDERLY_EXITS = (0, 1, 2, 3)  # exit codes after which rank 0 can still tell the others to leave
+# Options by which other tools split a model, and the kind of parallelism that each means.
+FOREIGN_OPTIONS = {
     **dict.fromkeys(("--tp", "--tp-size", "--tp-plan", "--tensor-parallel"), "tensor"),
     **dict.fromkeys(("--ep", "--ep-size", "--expert-parallel"), "expert"),
     **dict.fromkeys(("--pp", "--pp-size", "--pipeline-parallel"), "pipeline"),
@@ -30,15 +30,19 @@ UNOFFERED = {
 
 
 def refuse_parallelism(kind: str) -> UsageError:
-    """What is said to whoever asks for it."""
+    """The error for an option of another tool that splits a model.
+
+    Args:
+        kind: "tensor", "expert" or "pipeline".
+    """
     if kind == "pipeline":
         return UsageError(
-            "pipeline parallelism is not offered",
-            hint="torchrun with --parallel expert or tensor splits the model; --device-map spreads "
-            "it over the devices of one process",
+            "moegeo has no pipeline parallelism",
+            hint="torchrun with --parallel expert or tensor splits the model over processes; "
+            "--device-map splits it over the devices of one process",
         )
     return UsageError(
-        f"{kind} parallelism has another option here",
+        f"the option for {kind} parallelism is --parallel {kind}",
         hint=f"torchrun --nproc-per-node N -m moegeo_cli analyze RUN --parallel {kind}",
     )
 
@@ -46,11 +50,14 @@ def refuse_parallelism(kind: str) -> UsageError:
 def run_among_ranks(
     work: Callable[[Ranks | None], int], report: Callable[[MoegeoError], int]
 ) -> int:
-    """Run the command alone, as rank 0, or serve rank 0; the exit code.
+    """Run the command alone or as rank 0, or serve rank 0.
 
     Args:
-        work: runs the command and gives its exit code.
-        report: says an error and gives its exit code.
+        work: runs the command and returns its exit code.
+        report: prints an error and returns its exit code.
+
+    Returns:
+        The exit code of this process.
     """
     try:
         place = find_place()
@@ -66,13 +73,13 @@ def run_among_ranks(
         code = _serve(ranks)
     else:
         code = work(ranks)
-        if code in TOGETHER:
+        if code in ORDERLY_EXITS:
             ranks.leave(code)
         else:
             ranks.abandon()
     if not ranks.share_probe:
-        # torch keeps threads of the groups that a split model makes beyond their end, and threads
-        # that are alive can abort an interpreter that ends in order.
+        # A split model creates process groups whose threads torch does not stop. They can abort
+        # the interpreter during a normal exit, so the process exits at once.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -80,10 +87,13 @@ def run_among_ranks(
 
 
 def find_place() -> tuple[int, int, int] | None:
-    """Rank, number of ranks and local rank; None for a single process.
+    """Read torchrun's environment variables.
+
+    Returns:
+        Rank, number of ranks and local rank; None for a single process.
 
     Raises:
-        UsageError: the environment says half of it.
+        UsageError: some of the variables are missing or not numbers.
     """
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
@@ -105,16 +115,16 @@ def find_place() -> tuple[int, int, int] | None:
 def _serve(ranks: Ranks) -> int:
     from moegeo_cli.measuring.serving import serve
 
-    spoken = sys.stderr
-    if not os.environ.get("MOEGEO_DEBUG"):  # rank 0 alone speaks
+    real_stderr = sys.stderr
+    if not os.environ.get("MOEGEO_DEBUG"):  # only rank 0 prints
         sys.stdout = sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until the end
     try:
         return serve(ranks)
-    except ResourceError:  # rank 0 is gone
+    except ResourceError:  # rank 0 has ended
         ranks.close()
         return EXIT_LOST
-    except Exception:  # of this rank alone: rank 0 hears that it ended, not why
+    except Exception:  # print it here: rank 0 only learns that this rank ended
         for line in traceback.format_exc().splitlines():
-            print(f"rank {ranks.rank}: {line}", file=spoken, flush=True)
+            print(f"rank {ranks.rank}: {line}", file=real_stderr, flush=True)
         ranks.abandon()
         return EXIT_BUG

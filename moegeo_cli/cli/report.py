@@ -1,4 +1,4 @@
-"""`moegeo report`: the last analysis once more, in any format, without a model."""
+"""`moegeo report`: write a stored report again in any format, without a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moegeo_cli.cli.analyze import emit
-from moegeo_cli.cli.console import check_output, settle_format, write_report
+from moegeo_cli.cli.console import check_output, choose_format, write_report
 from moegeo_cli.cli.gates import write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.errors import UsageError
@@ -20,12 +20,12 @@ from moegeo_cli.registry import find_command
 def report(
     path: Annotated[
         Path,
-        typer.Argument(help="A run or checkpoint that was analyzed; or JSON of any command."),
+        typer.Argument(help="A run or checkpoint that was analyzed, or a JSON report of moegeo."),
     ],
     options: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Show the last analysis once more, in any format, without loading a model.
+    """Show the last analysis again, in any format, without loading a model.
 
     [bold]moegeo report runs/my-moe -o run.html[/bold]
     [bold]moegeo report experts.json -o experts.html[/bold]
@@ -35,17 +35,17 @@ def report(
     from moegeo_cli.records.check import CheckRecord
     from moegeo_cli.sinks import open_places
 
-    settle_format(shown, RunOutput)
-    check_output(shown["output"])
-    shown["log"] = open_places(shown["log"])
+    choose_format(output_options, RunOutput)
+    check_output(output_options["output"])
+    output_options["log"] = open_places(output_options["log"])
     record = load(path, **options)
     if isinstance(record, RunRecord):
-        emit(record, path, **shown)
+        emit(record, path, **output_options)
         return
-    if shown["log"]:
+    if output_options["log"]:
         raise UsageError(
-            "--log needs the JSON of `moegeo analyze`", found=f"{path}: of another command"
+            "--log needs a report of `moegeo analyze`", found=f"{path} is of another command"
         )
-    write_report(record, shown)
-    if shown["format"] == "github" and isinstance(record, CheckRecord):
+    write_report(record, output_options)
+    if output_options["format"] == "github" and isinstance(record, CheckRecord):
         write_step_summary(record)

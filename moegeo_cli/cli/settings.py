@@ -1,10 +1,10 @@
-"""Settings from `moegeo.toml` or `[tool.moegeo]` in `pyproject.toml`, nearest folder first.
+"""Reads settings from the nearest `moegeo.toml`, or `[tool.moegeo]` in `pyproject.toml`.
 
-A table of defaults for options, named as on the command line (`fail-on = "failing"`), with
-sub-tables for one command's own (`[tool.moegeo.compare]`, `[tool.moegeo.probe.build]`).
-`thresholds` is a table that the verdict reads. The command line wins over all of it.
+Settings are defaults for options. They have the names of the flags (`fail-on = "failing"`).
+Sub-tables hold settings of one command (`[tool.moegeo.compare]`, `[tool.moegeo.probe.build]`).
+`thresholds` is a table for the verdict. The command line overrides settings.
 
-Which settings there are is read from the commands themselves: an option is a setting.
+Every option is a setting: the known names are read from the commands.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from moegeo_cli.keywords import declared, flag
 from moegeo_cli.registry import commands
 
 Table = Mapping[str, Any]
-# Options of the `probe` commands that mean something else than those of the same name elsewhere.
+# Options of the `probe` commands whose meaning differs from other commands' options of that name.
 OTHER_MEANING = {"probe": {"model", "max_tokens"}}
 
 
 def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
-    """The nearest settings file above `start`, and its table.
+    """The settings file nearest to `start`, in it or above it.
+
+    Args:
+        start: a folder; None for the current one.
+
+    Returns:
+        The file's path and its table; None if there is no such file.
 
     Raises:
-        UsageError: the file is not TOML.
+        UsageError: the file is not TOML, or `tool.moegeo` is not a table.
     """
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
@@ -38,9 +44,9 @@ def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | No
             try:
                 document = tomllib.loads(path.read_text())
             except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                if name == "pyproject.toml" and not _mentions_us(path):
-                    continue  # not ours to complain about
-                # A gate that stands in it must not vanish without a word.
+                if name == "pyproject.toml" and not _mentions_moegeo(path):
+                    continue  # the file has no settings of moegeo
+                # The file may set fail-on, which must not be ignored silently.
                 raise UsageError(f"{path} cannot be read as TOML", found=str(error)) from error
             tool = document.get("tool", {})
             table = document if name == "moegeo.toml" else (
@@ -53,7 +59,7 @@ def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | No
     return None
 
 
-def _mentions_us(path: Path) -> bool:
+def _mentions_moegeo(path: Path) -> bool:
     try:
         return b"moegeo" in path.read_bytes()
     except OSError:
@@ -61,21 +67,21 @@ def _mentions_us(path: Path) -> bool:
 
 
 def load_defaults(group: Any, start: Path | None = None) -> dict[str, Any]:
-    """Defaults by command, in the form that click takes.
+    """Defaults by command, in the form of click's `default_map`.
 
     Args:
         group: the click group of all commands.
-        start: the folder to look in first; None for the current one.
+        start: the folder to search first; None for the current one.
 
     Raises:
-        UsageError: a setting that no option has, or a value that no option takes.
+        UsageError: an unknown setting, or a value that does not fit the option.
     """
     found = find_settings(start)
     if found is None:
         return {}
     path, table = found
     commands: Table = group.commands
-    # `probe = "file"` is the option, `[probe]` the command's own table.
+    # `probe = "file"` sets the option; `[probe]` is the table of the command.
     own = {name: table[name] for name in commands if isinstance(table.get(name), dict)}
     shared = _normalised(table, set(own) | {"thresholds"})
     _check(path, shared, [option for c in commands.values() for option in _options(c)])
@@ -88,7 +94,7 @@ def load_defaults(group: Any, start: Path | None = None) -> dict[str, Any]:
 def _defaults(
     path: Path, command: Any, above: Table, table: Table, private: set[str]
 ) -> dict[str, Any]:
-    """One command's defaults: of its own table, else of those above it."""
+    """Defaults of one command: from its own table, else from the tables above it."""
     commands: Table = getattr(command, "commands", {})
     own = {name: table[name] for name in commands if isinstance(table.get(name), dict)}
     values = _normalised(table, set(own))
@@ -99,16 +105,16 @@ def _defaults(
             name: _defaults(path, part, values, own.get(name, {}), set())
             for name, part in commands.items()
         }
-    # Text, as on the command line: so that 1.5 is no whole number here either.
+    # Values are passed as text, so that click checks them as on the command line.
     return {
-        option.name: _as_given(value, getattr(option, "multiple", False))
+        option.name: _as_typed(value, getattr(option, "multiple", False))
         for option in _options(command)
         if (value := values.get(_setting(option))) is not None
     }
 
 
-def _as_given(value: Any, several: bool) -> Any:
-    if several:
+def _as_typed(value: Any, repeatable: bool) -> Any:
+    if repeatable:
         return value if isinstance(value, list) else [str(value)]
     return value if isinstance(value, bool) else str(value)
 
@@ -129,53 +135,53 @@ def _options(command: Any) -> Iterator[Any]:
 
 
 def _setting(option: Any) -> str:
-    """What a settings file calls an option: its long name, with underscores."""
+    """The name of an option in a settings file: its long flag, with underscores."""
     name: str = next(name for name in option.opts if name.startswith("--"))
     return name.removeprefix("--").replace("-", "_")
 
 
 def _check(path: Path, values: Table, options: list[Any]) -> None:
-    """See that each value can be an option's: true is no number, and a table no value.
+    """Check that every name is an option's, and that the value's type fits it.
 
     Raises:
-        UsageError: it cannot.
+        UsageError: an unknown name, or a value that does not fit.
     """
     flags = {_setting(option) for option in options if option.is_bool_flag}
     others = {_setting(option) for option in options if not option.is_bool_flag}
-    several = {_setting(option) for option in options if getattr(option, "multiple", False)}
+    repeatable = {_setting(option) for option in options if getattr(option, "multiple", False)}
     unknown = sorted(set(values) - flags - others - {"thresholds"})
     if unknown:
         raise UsageError(
             f"{path.name} has a setting that moegeo does not know",
             found=", ".join(unknown),
-            hint="settings are named as options are: moegeo analyze --help",
+            hint="settings have the names of options: moegeo analyze --help",
         )
     for name, value in values.items():
-        said = name.replace("_", "-")
-        if name in several and isinstance(value, list) and all(type(v) is str for v in value):
+        shown = name.replace("_", "-")
+        if name in repeatable and isinstance(value, list) and all(type(v) is str for v in value):
             continue
         if isinstance(value, dict | list):
             raise UsageError(
-                f"{said} in {path.name} must be a single value",
+                f"{shown} in {path.name} must be a single value",
                 found=repr(value)[:80],
-                hint="thresholds stand at the top, in [tool.moegeo.thresholds]"
+                hint="thresholds belong in the table [tool.moegeo.thresholds]"
                 if name == "thresholds"
                 else None,
             )
         if isinstance(value, bool) and name not in flags:
             raise UsageError(
-                f"{said} in {path.name} does not take true or false", found=str(value).lower()
+                f"{shown} in {path.name} does not take true or false", found=str(value).lower()
             )
         if not isinstance(value, bool) and name not in others:
             raise UsageError(
-                f"{said} in {path.name} must be true or false",
+                f"{shown} in {path.name} must be true or false",
                 found=repr(value)[:80],
-                hint=f"{said} = true",
+                hint=f"{shown} = true",
             )
 
 
 def settings_source(error: Any) -> str | None:
-    """The settings file that a refused value of an option comes from; None for a command line."""
+    """Name of the settings file that a refused value comes from; None for the command line."""
     context, option = getattr(error, "ctx", None), getattr(error, "param", None)
     if context is None or option is None:
         return None
@@ -185,9 +191,12 @@ def settings_source(error: Any) -> str | None:
 
 
 def threshold_overrides(start: Path | None = None) -> dict[str, Any]:
-    """The `thresholds` table of the settings file, empty where there is none.
+    """The `thresholds` table of the settings file; empty if there is none.
 
-    Limits without a source of their own name the file.
+    A limit without a source of its own gets the file as its source.
+
+    Raises:
+        UsageError: `thresholds` is not a table.
     """
     from moegeo_cli.verdict.thresholds import OWN
 
@@ -208,11 +217,11 @@ def threshold_overrides(start: Path | None = None) -> dict[str, Any]:
 
 
 def settings_in_force(command: str, defaults: Mapping[str, Any]) -> str:
-    """What a settings file says about a command, in a line; "" where it says nothing.
+    """One line with the settings that a settings file gives a command; "" if there are none.
 
     Args:
-        command: its name.
-        defaults: of all commands, as `load_defaults` gives them.
+        command: the command's name.
+        defaults: defaults of all commands, from `load_defaults`.
     """
     found = find_settings()
     if found is None:

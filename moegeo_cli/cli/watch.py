@@ -1,4 +1,4 @@
-"""`moegeo watch`: one line a checkpoint of a run that grows."""
+"""`moegeo watch`: print one line per checkpoint while a run trains."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @with_options(*find_command("watch").groups)
 def watch(
-    path: Annotated[Path, typer.Argument(help="A run: a folder of checkpoints that grows.")],
+    path: Annotated[Path, typer.Argument(help="A run: a folder that gets new checkpoints.")],
     options: dict[str, Any],
-    shown: dict[str, Any],
+    output_options: dict[str, Any],
 ) -> None:
-    """Follow a run while it trains: one line a checkpoint, and a bell when the verdict changes.
+    """Follow a run while it trains: one line per checkpoint, and a bell when the verdict changes.
 
-    Ctrl-C ends it. A checkpoint that is still being written is not read.
+    Ctrl-C ends it. A checkpoint is read once it is completely written.
 
     [bold]moegeo watch runs/my-moe[/bold]
     [bold]moegeo watch runs/my-moe --log tensorboard:tb --on-change 'notify-send moegeo'[/bold]
@@ -40,7 +40,7 @@ def watch(
     from moegeo_cli.commands.watch.api import watch as follow
     from moegeo_cli.sinks import open_places
 
-    places = open_places(shown["log"])
+    places = open_places(output_options["log"])
     say(f"watching {clean(str(path))} every {options['interval']:g} s; Ctrl-C ends it")
     logged: RunRecord | None = None
     for seen in follow(path, progress=QuietProgress(), **options):
@@ -48,12 +48,12 @@ def watch(
             logged = seen.run
             log_safely(logged, places)
         print(f"{describe(seen)}{ring() if seen.changed else ''}", flush=True)
-        if seen.changed and shown["on_change"]:
-            run_command(shown["on_change"], path, seen)
+        if seen.changed and output_options["on_change"]:
+            run_command(output_options["on_change"], path, seen)
 
 
 def log_safely(run: RunRecord, places: Sequence[Place]) -> None:
-    """Write the scalars; a failure is said, and tried again with the next checkpoint."""
+    """Write the scalars. A failure is printed; the next checkpoint tries again."""
     from moegeo_cli.sinks import log_run
 
     try:
@@ -63,12 +63,12 @@ def log_safely(run: RunRecord, places: Sequence[Place]) -> None:
 
 
 def ring() -> str:
-    """A bell, on a terminal."""
+    """The bell character on a terminal; "" elsewhere."""
     return "\a" if sys.stdout.isatty() else ""
 
 
 def describe(seen: Sighting) -> str:
-    """A checkpoint's line: step, verdict, four numbers, and why the verdict changed."""
+    """The line of a checkpoint: step, verdict, four metrics, and why the verdict changed."""
     metrics, step = seen.checkpoint.metrics, seen.checkpoint.step
     numbers = "  ".join(
         f"{label} {_number(metric, decimals)}"
@@ -85,7 +85,7 @@ def describe(seen: Sighting) -> str:
 
 
 def _change(seen: Sighting) -> Iterator[str]:
-    """What the verdict was before, and the first reason for what it is."""
+    """If the verdict changed: the previous one, and the first reason for the new one."""
     if seen.changed:
         yield f"was {seen.before}"
         yield from seen.verdict.reasons[:1]
@@ -96,26 +96,29 @@ def _number(metric: Metric | None, decimals: int) -> str:
 
 
 def run_command(command: str, path: Path, seen: Sighting) -> None:
-    """Run the user's command on a change of the verdict, and wait for it; its failure is said."""
+    """Run the user's command after a change of the verdict, and wait for it to end.
+
+    A failure is printed.
+    """
     step = seen.checkpoint.step
-    told = {
+    variables = {
         "MOEGEO_RUN": str(path),
         "MOEGEO_STEP": "" if step is None else str(step),
         "MOEGEO_VERDICT": seen.verdict.status,
         "MOEGEO_BEFORE": seen.before or "",
     }
     done = subprocess.run(
-        command, shell=True, env={**os.environ, **told}, stdin=subprocess.DEVNULL, check=False
+        command, shell=True, env={**os.environ, **variables}, stdin=subprocess.DEVNULL, check=False
     )
     if done.returncode:
         say(f"--on-change ended with exit code {done.returncode}")
 
 
 class QuietProgress:
-    """On a terminal a line for what is measured, else none; each note once."""
+    """Prints a line per measured checkpoint on a terminal only, and each note once."""
 
     def __init__(self) -> None:
-        self.said: set[str] = set()
+        self.printed: set[str] = set()
 
     def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
         """A run starts."""
@@ -131,7 +134,7 @@ class QuietProgress:
         raise_pending()
 
     def note(self, text: str) -> None:
-        """Something worth a line."""
-        if text not in self.said:
+        """Print a note, once."""
+        if text not in self.printed:
             say(f"  {clean(text)}")
-        self.said.add(text)
+        self.printed.add(text)

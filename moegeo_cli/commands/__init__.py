@@ -1,1 +1,1 @@
-"""Commands and lenses, a folder each: what it measures, judges and needs alone."""
+"""One folder per command or lens: what it measures, its rules, and code that only it needs."""

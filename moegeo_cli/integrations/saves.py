@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from moegeo_cli.errors import MoegeoError, UsageError
 from moegeo_cli.global_state import kept_global_state
 from moegeo_cli.integrations.ranks import from_first, is_first
-from moegeo_cli.keywords import complete, declared, refuse_unknown
+from moegeo_cli.keywords import check_and_fill, declared, refuse_unknown
 from moegeo_cli.options import Analyze
 from moegeo_cli.records import RunRecord
 from moegeo_cli.sinks import log_run, open_places
@@ -90,7 +90,7 @@ def check_arguments(log: str | Sequence[str], stop_on: str, options: Mapping[str
         OutputError: a place cannot be written.
     """
     refuse_unknown("MoegeoCallback", declared(Analyze), options)
-    complete(Analyze, options)
+    check_and_fill(Analyze, options)
     if stop_on not in get_args(StopOn):
         raise UsageError(f"stop_on is not one of {', '.join(get_args(StopOn))}", found=stop_on)
     if is_first():

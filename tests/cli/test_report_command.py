@@ -12,7 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from moegeo_cli.cli.console import settle_format
+from moegeo_cli.cli.console import choose_format
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measuring.keeping import keep_report, load_report
 from moegeo_cli.options import FactsOutput, LensOutput, RunOutput
@@ -40,18 +40,18 @@ def routing_json(tmp_path: Path) -> Path:
 )  # fmt: skip
 def test_the_suffix_says_the_format(name: str, said: str) -> None:
     shown = {"format": None, "output": Path(name)}
-    settle_format(shown, RunOutput)
+    choose_format(shown, RunOutput)
     assert shown["format"] == said
     asked = {"format": "github", "output": Path(name)}
-    settle_format(asked, RunOutput)
+    choose_format(asked, RunOutput)
     assert asked["format"] == "github", "what is asked for wins"
 
 
 def test_a_suffix_that_a_command_does_not_write_is_refused() -> None:
     with pytest.raises(UsageError, match="cannot write csv"):
-        settle_format({"format": None, "output": Path("a.csv")}, LensOutput)
+        choose_format({"format": None, "output": Path("a.csv")}, LensOutput)
     nothing = {"format": None, "output": None}
-    settle_format(nothing, FactsOutput)
+    choose_format(nothing, FactsOutput)
     assert nothing["format"] == "rich"
 
 

@@ -346,7 +346,7 @@ def test_a_layer_without_a_router_is_named(
     [
         ("max-tokens = true", "max-tokens in moegeo.toml does not take true or false"),
         ("seed = [1]", "must be a single value"),
-        ("[analyze.thresholds]\nnear-ties = 1", "thresholds stand at the top"),
+        ("[analyze.thresholds]\nnear-ties = 1", "thresholds belong in the table"),
         ("[thresholds]\nnear-tie = 1", "did you mean near-ties?"),
         ("[thresholds.near-ties]\nvalue = 1\nlimit = 2", "nothing else"),
         ("[thresholds.near-ties]\nvalue = 1\nsource = 2", "is not text"),

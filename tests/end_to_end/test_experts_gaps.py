@@ -91,7 +91,7 @@ def test_a_router_without_gradient_ranks_nothing_by_it(tmp_path: Path, probe: Pa
 
 @pytest.mark.parametrize(
     ("domains", "words"),
-    [((), "no domains by name"), (("de",), "one domain (de)"), (("de", "en"), None)],
+    [((), "no named domains"), (("de",), "one domain (de)"), (("de", "en"), None)],
 )
 def test_on_a_narrow_probe_prune_candidates_are_marked_and_that_is_said_first(
     domains: tuple[str, ...], words: str | None, tmp_path: Path

@@ -33,7 +33,7 @@ def test_compare_says_another_k_first(tmp_path: Path, probe: Path) -> None:
     with_top_k(tmp_path / "a" / "checkpoint-100", 2)
     with_top_k(tmp_path / "b" / "checkpoint-100", 3)
     found = compare(tmp_path / "a", tmp_path / "b", probe=probe, cache=False)
-    assert found.notes[0] == "chosen experts a token (K): 2 against 3"
+    assert found.notes[0] == "chosen experts per token (K): 2 against 3"
 
 
 def test_a_run_whose_k_changes_is_refused_with_a_warm_store_too(

@@ -164,7 +164,7 @@ def test_the_cases_are_of_every_command() -> None:
         ("stream = 1", "stream in moegeo.toml must be true or false"),
         ('stream = "true"', "stream in moegeo.toml must be true or false"),
         ("seed = 1.5", "--seed"),
-        ('format = "junit"', "the value stands in moegeo.toml"),
+        ('format = "junit"', "the value is set in moegeo.toml"),
         ("[probe]\nstream = true", "does not know"),
         ("[inspect]\nstream = true", "does not know"),
     ],

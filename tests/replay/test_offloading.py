@@ -111,10 +111,10 @@ def test_a_missing_accelerate_is_named_with_its_command(
         (["--device-map", "disk", "--baseline", "init"], "leave one of the two out"),
         (["--device-map", "disk", "--stream"], "leave one of the two out"),
         (["--device-map", "disk", "--model", "json:loads"], "leave one of the two out"),
-        (["--device-map", "tp"], "tensor parallelism is not offered"),
+        (["--device-map", "tp"], "cannot use tensor parallelism"),
         (["--device-map", "nowhere.json"], "neither a known word, nor JSON"),
         (["--device-map", "{"], "neither a known word, nor JSON"),
-        (["--device-map", '{"lm_head": []}'], "not an object of module and device"),
+        (["--device-map", '{"lm_head": []}'], "not an object from module to device"),
         (["--device-map", '{"": "no such device"}'], "check --device-map"),
     ],
 )

@@ -277,7 +277,7 @@ def test_a_split_that_is_not_there_is_refused_by_name(
         analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe)
     with pytest.raises(MoegeoError, match="--parallel expert with --baseline init"):
         analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe, baseline="init")
-    with pytest.raises(MoegeoError, match="--parallel splits the model among ranks"):
+    with pytest.raises(MoegeoError, match="--parallel expert or tensor does not go with"):
         analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe, stream=True)
     with pytest.raises(MoegeoError, match="--parallel is for the command line"):
         Measurer(
@@ -290,7 +290,7 @@ def test_a_split_that_is_not_there_is_refused_by_name(
 @pytest.mark.parametrize(
     ("option", "words"),
     [("--tp", "--parallel tensor"), ("--tensor-parallel", "--parallel tensor"),
-     ("--ep", "--parallel expert"), ("--pp", "pipeline parallelism is not offered")],
+     ("--ep", "--parallel expert"), ("--pp", "moegeo has no pipeline parallelism")],
 )  # fmt: skip
 def test_other_tools_options_for_parallelism_are_answered_with_ours(
     option: str, words: str, capsys: pytest.CaptureFixture[str]

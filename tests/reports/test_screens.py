@@ -95,10 +95,10 @@ def test_each_says_its_answer(records: dict[str, Any]) -> None:
     said = {kind: render_screen(record) for kind, record in records.items()}
     assert "A, healthy-run, is the healthier run." in said["compare"]
     assert "HEALTHY" in said["check"]
-    assert "No two experts do the same: the most alike have an alignment of" in said["experts"]
+    assert "No two experts have similar functions: the highest alignment is" in said["experts"]
     assert "merge first: layer" in said["experts"]
     assert "prune first: layer" in said["experts"]
-    assert "Routing follows the token itself most:" in said["routing"]
+    assert "Routing depends most on the token itself:" in said["routing"]
     for word in ("check", "experts", "routing", "compare"):
         assert said[word].startswith(f"moegeo {word} ")
         assert "mean" in said[word] or " A " in said[word]

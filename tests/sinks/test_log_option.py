@@ -15,7 +15,7 @@ import pytest
 
 from moegeo_cli.errors import OutputError, UsageError
 from moegeo_cli.records import Metric, RunRecord
-from moegeo_cli.scalars import LAST, METRICS, MOST, MOVES, OWN, describe, points_of
+from moegeo_cli.scalars import LAST, MAX_SCALARS, METRICS, MOVES, OWN, describe, points_of
 from moegeo_cli.sinks import NAMES, find_sink, log_run, open_places
 from tests.command import call
 
@@ -32,7 +32,7 @@ def test_a_checkpoint_of_any_size_has_at_most_thirty_scalars(run: RunRecord) -> 
     newest = run.checkpoints[-1]
     assert newest.verdict is not None
     values = points[-1].values
-    assert 15 < len(values) <= MOST
+    assert 15 < len(values) <= MAX_SCALARS
     assert list(values)[-1] == LAST
     assert values["moegeo/loss"] == newest.loss.value
     assert values["moegeo/collapse_worst"] == newest.metrics["collapse_worst"].value
@@ -41,14 +41,14 @@ def test_a_checkpoint_of_any_size_has_at_most_thirty_scalars(run: RunRecord) -> 
     whole = {name: Metric(0.5) for name in newest.metrics}
     full = dataclasses.replace(newest, metrics=whole, loss=Metric(1.0))
     [point] = points_of(dataclasses.replace(run, checkpoints=(full,)))
-    assert len(point.values) <= MOST
+    assert len(point.values) <= MAX_SCALARS
 
 
 def test_the_page_names_every_scalar_and_sink() -> None:
     page = (SAMPLE.parents[1] / "docs" / "how-to" / "dashboards.md").read_text()
     own = {f"moegeo/{name}" for name in (*METRICS, *MOVES, *OWN, "loss")}
     assert set(re.findall(r"`(moegeo/\w+)`", page)) == own
-    assert len(own) <= MOST
+    assert len(own) <= MAX_SCALARS
     assert all(f"| `{module.SYNTAX}` |" in page for module in map(find_sink, NAMES))
     assert all(describe(name) for name in own)
 

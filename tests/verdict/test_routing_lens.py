@@ -52,7 +52,7 @@ def test_a_shared_direction_says_where_how_much_and_what_to_do() -> None:
     assert (finding.id, finding.name, finding.severity) == ("MG701", "shared-direction", "info")
     assert (finding.layers, finding.steps) == ((1, 2), (9,))
     assert "in layer 2, 80% of the logits' energy is the same for every token" in finding.message
-    assert "3.00 times as strongly as a random direction" in finding.message
+    assert "3.00 times as strongly as to a random one" in finding.message
     assert "by `moegeo routing`" in finding.message
     assert finding.threshold is not None
     assert finding.threshold.source.startswith("uncalibrated")
@@ -107,7 +107,7 @@ def test_what_was_measured_in_part_cannot_pass() -> None:
     assert {c.name: c.outcome for c in checks} == {
         "shared-direction": "skipped", "routing-ignores-input": "passed"
     }  # fmt: skip
-    assert checks[0].reason == "1 of 2 routers were measured against a shared direction"
+    assert checks[0].reason == "1 of 2 routers were measured for a shared direction"
     checks = judged(record_of(layer(0), found=3)).checks
     assert [c.outcome for c in checks] == ["skipped", "skipped"]
     found = judged(record_of(layer(0, overlap_unrelated=0.95), found=3))

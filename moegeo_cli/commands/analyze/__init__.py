@@ -1,4 +1,4 @@
-"""`analyze`: a run's checkpoints measured, with their history and baseline, and judged."""
+"""`analyze`: measures a run's checkpoints, compares them with a baseline, and judges the run."""
 
 from moegeo_cli.options import Analyze, Gate, RunOutput
 from moegeo_cli.registry import Command

@@ -1,4 +1,4 @@
-"""A run from its folder to its record: what to measure, what is measured already, what is new."""
+"""Measures a run: loads stored measurements, measures the rest, and fills the run's record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.commands.analyze.architectures import refuse_mixed
 from moegeo_cli.commands.analyze.baseline import Baseline
 from moegeo_cli.commands.analyze.choosing_baseline import choose_baseline, refuse_other_routers
-from moegeo_cli.commands.analyze.facts import fill_facts, reached
+from moegeo_cli.commands.analyze.facts import fill_facts, training_progress
 from moegeo_cli.commands.analyze.history import add_history
 from moegeo_cli.commands.analyze.lenses import find_lenses
 from moegeo_cli.errors import MoegeoError
@@ -40,10 +40,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Analysis:
-    """A run as measured, not yet judged.
+    """A measured run that is not yet judged.
 
-    `keys` and `fresh` go by a checkpoint's path in the run: where its measurement is stored,
-    and what was loaded or measured just now. `baseline_keys` are those of the baseline draws.
+    Attributes:
+        record: the run's record, without verdict and recommendations.
+        measurement: measures and stores checkpoints of this run.
+        keys: store key of each measurement, by the checkpoint's path in the run.
+        baseline_keys: store keys of the baseline draws.
+        fresh: measurements that are in memory, by the checkpoint's path in the run.
     """
 
     record: RunRecord
@@ -53,7 +57,7 @@ class Analysis:
     fresh: Mapping[str, Measured]
 
     def lenses(self) -> dict[str, Lenses]:
-        """Records of lenses (`experts`, `routing`) from the store, by the checkpoint's path."""
+        """Stored records of lenses (`experts`, `routing`), by the checkpoint's path in the run."""
         source = self.measurement
         return {
             c.path: find_lenses(source.store, c.fingerprint, source.models)
@@ -61,13 +65,17 @@ class Analysis:
         }
 
     def measured(self, relative: str) -> Measured:
-        """A checkpoint's record and arrays, from memory or from the store."""
+        """A checkpoint's record and arrays, from memory or from the store.
+
+        Args:
+            relative: the checkpoint's path in the run.
+        """
         if relative in self.fresh:
             return self.fresh[relative]
         return self.measurement.stored(self.keys[relative])
 
     def baseline(self) -> Baseline:
-        """What the scores compare with, from memory or from the store."""
+        """The baseline of the heterogeneity scores, from memory or from the store."""
         known, source = {m.key: m for m in self.fresh.values()}, self.measurement
         draws = [known.get(key) or source.stored(key) for key in self.baseline_keys]
         return Baseline(draws, make_draws(source.groups_S, source.settings.seed))
@@ -87,28 +95,31 @@ def measure_run(
     baseline: str | None,
     models: Models,
     ranks: Ranks | None = None,
-    before: Callable[[], object] | None = None,
+    before_measuring: Callable[[], object] | None = None,
 ) -> Analysis:
-    """Measure a run: its record without verdict and recommendations.
+    """Measure the chosen checkpoints of a run, or load their stored measurements.
 
     Args:
         folder: the run.
         store: where measurements are kept.
         settings: how to measure.
-        probe: a probe file, with the keys of its records; None for the bundled one.
-        max_tokens: probe tokens; None for what the dead-expert test needs.
+        probe: a probe file, with the keys of its records; None for the bundled probe.
+        max_tokens: number of probe tokens; None for as many as the dead-expert test needs.
         steps: only these steps, like "0,100-500".
         latest: only the newest checkpoint, and the baseline.
         verify_fingerprint: "sampled" or "full".
-        progress: hears how far the work is.
-        baseline: a step, a path, "init", "none"; None for step 0, of a run of adapters its base
-            model.
-        models: what model the run is of.
-        ranks: who shares the probe; None for this process alone.
-        before: called once everything that can be refused at once has been seen.
+        progress: is told about progress.
+        baseline: a step, a path, "init" or "none". None for the run's step 0 or, for a run of
+            adapters, the base model.
+        models: builds the model of each checkpoint.
+        ranks: the processes that share the probe; None for this process alone.
+        before_measuring: called after all checks of the input and before the first measurement.
+
+    Returns:
+        The measured run, without verdict and recommendations.
 
     Raises:
-        MoegeoError: what opening, loading and replaying raise.
+        MoegeoError: bad input, or an error while loading or replaying a checkpoint.
     """
     newest = folder.newest
     config, architecture = newest.config, models.describe(newest)
@@ -121,19 +132,19 @@ def measure_run(
     wanted = list(chosen)
     if base_folder is not None and all(c.path != base_folder.path for c in wanted):
         wanted.insert(0, base_folder)
-    for checkpoint in wanted:  # whether or not its measurement is stored
+    for checkpoint in wanted:  # also those whose measurement is stored
         refuse_mixed(checkpoint, models.describe(checkpoint), newest, architecture)
     measurement.require_memory(wanted, verify_fingerprint)
-    if before is not None:
-        before()
-    prints = {c.path: c.fingerprint(verify_fingerprint) for c in wanted}
-    progressed = {c.path: reached(c.training) for c in wanted}
+    if before_measuring is not None:
+        before_measuring()
+    fingerprints = {c.path: c.fingerprint(verify_fingerprint) for c in wanted}
+    trained = {c.path: training_progress(c.training) for c in wanted}
     for checkpoint in wanted:
         checkpoint.unmap()
-    derived = entry_key(
+    run_key = entry_key(
         {
             "keys": [
-                [measurement.key(prints[c.path]), c.step, c.relative, progressed[c.path]]
+                [measurement.key(fingerprints[c.path]), c.step, c.relative, trained[c.path]]
                 for c in wanted
             ],
             "baseline": baseline,
@@ -144,16 +155,16 @@ def measure_run(
     initial = baseline == "init"
     measured: dict[Path, Measured] = {}
     draws: list[Measured] = []
-    kept = _load_history(store, f"run-{derived}")
-    if kept is not None:
-        history, baseline_keys = kept.run, kept.baseline
+    stored = _load_history(store, f"run-{run_key}")
+    if stored is not None:
+        history, baseline_keys = stored.run, stored.baseline
     else:
         if progress:
             draws_wanted = FRESH_INITIALISATIONS if initial else 0
             progress.begin(folder.name, len(wanted) + draws_wanted)
-        measured = _measure_all(measurement, wanted, prints, progressed, models, progress)
+        measured = _measure_all(measurement, wanted, fingerprints, trained, models, progress)
         if initial:
-            draws = measurement.initial(chosen[-1], prints[chosen[-1].path])
+            draws = measurement.initial(chosen[-1], fingerprints[chosen[-1].path])
         elif base_folder is not None:
             draws = [measured[base_folder.path]]
             refuse_other_routers(measured[chosen[-1].path], draws[0])
@@ -165,13 +176,13 @@ def measure_run(
         baseline_keys = tuple(m.key for m in draws)
         keys = sorted({m.key for m in measured.values()} | set(baseline_keys))
         store.save_json(
-            f"run-{derived}",
-            to_dict(_KeptHistory(tuple(keys), baseline_keys, history)),
+            f"run-{run_key}",
+            to_dict(_StoredHistory(tuple(keys), baseline_keys, history)),
         )
     return Analysis(
         record=fill_facts(history, folder, architecture, loaded, settings, baseline),
         measurement=measurement,
-        keys={c.relative: measurement.key(prints[c.path]) for c in wanted},
+        keys={c.relative: measurement.key(fingerprints[c.path]) for c in wanted},
         baseline_keys=baseline_keys,
         fresh={
             **{c.relative: measured[c.path] for c in wanted if c.path in measured},
@@ -183,16 +194,18 @@ def measure_run(
 def _measure_all(
     measurement: RunMeasurement,
     wanted: list[Checkpoint],
-    prints: Mapping[Path, str],
-    progressed: Mapping[Path, Progress],
+    fingerprints: Mapping[Path, str],
+    trained: Mapping[Path, Progress],
     models: Models,
     progress: Listener | None,
 ) -> dict[Path, Measured]:
-    """Every wanted checkpoint, from the store where it is there."""
+    """The measurement of every wanted checkpoint, loaded from the store if it is stored."""
     measured: dict[Path, Measured] = {}
     todo = []
     for checkpoint in wanted:
-        found = measurement.load(checkpoint, prints[checkpoint.path], progressed[checkpoint.path])
+        found = measurement.load(
+            checkpoint, fingerprints[checkpoint.path], trained[checkpoint.path]
+        )
         if found is None:
             todo.append(checkpoint)
             continue
@@ -203,7 +216,7 @@ def _measure_all(
         models.check(checkpoint, measurement.architecture)
         upcoming = _files(todo[place + 1 :])
         measured[checkpoint.path] = measurement.measure(
-            checkpoint, prints[checkpoint.path], progressed[checkpoint.path], upcoming
+            checkpoint, fingerprints[checkpoint.path], trained[checkpoint.path], upcoming
         )
         checkpoint.unmap()
     return measured
@@ -221,18 +234,18 @@ def _files(upcoming: list[Checkpoint]) -> list[Path]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _KeptHistory:
-    """A run put in relation to its baseline, and the keys of all entries that it rests on."""
+class _StoredHistory:
+    """A run with scores and dynamics, and the store keys of all measurements that it uses."""
 
     keys: tuple[str, ...]
-    baseline: tuple[str, ...]  # those of its baseline
+    baseline: tuple[str, ...]  # the keys of the baseline draws
     run: RunRecord
 
 
-def _load_history(store: Store, name: str) -> _KeptHistory | None:
+def _load_history(store: Store, name: str) -> _StoredHistory | None:
     """The stored history, or None if any measurement that it uses is missing or damaged."""
     try:
-        kept = from_dict(_KeptHistory, store.load_json(name))
+        stored = from_dict(_StoredHistory, store.load_json(name))
     except ValueError:
         return None
-    return kept if all(store.record(key) is not None for key in kept.keys) else None
+    return stored if all(store.record(key) is not None for key in stored.keys) else None

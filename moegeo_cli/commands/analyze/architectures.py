@@ -8,25 +8,35 @@ from moegeo_cli.errors import BaselineError
 
 
 def refuse_mixed(
-    checkpoint: Checkpoint, own: Architecture, newest: Checkpoint, of: Architecture
+    checkpoint: Checkpoint, own: Architecture, newest: Checkpoint, expected: Architecture
 ) -> None:
-    """Refuse a checkpoint of another architecture than the run's newest one, stored or not."""
-    if own == of:
+    """Refuse a checkpoint whose architecture differs from that of the run's newest checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        own: its architecture.
+        newest: the run's newest checkpoint.
+        expected: the architecture of `newest`.
+
+    Raises:
+        BaselineError: they differ.
+    """
+    if own == expected:
         return
-    told = say_choice_differences(own, of)
+    differences = choice_differences(own, expected)
     raise BaselineError(
         f"{checkpoint.relative} is of another architecture than {newest.relative}",
-        found="; ".join(told) or None,
-        hint="analyze them separately: different K, E or groups cannot be followed over time",
+        found="; ".join(differences) or None,
+        hint="analyze them separately: a run must keep K, E and groups to be followed over time",
     )
 
 
-def say_choice_differences(a: Architecture, b: Architecture) -> list[str]:
+def choice_differences(a: Architecture, b: Architecture) -> list[str]:
     """How two architectures differ in E, K, groups and scoring, each as "a against b"."""
     facts = (
         ("experts (E)", a.experts, b.experts),
         ("experts by layer", a.experts_by_layer, b.experts_by_layer),
-        ("chosen experts a token (K)", a.top_k, b.top_k),
+        ("chosen experts per token (K)", a.top_k, b.top_k),
         ("chosen experts by layer", a.top_k_by_layer, b.top_k_by_layer),
         ("groups of experts", a.selection.groups, b.selection.groups),
         ("renormalised weights", a.selection.renormalised, b.selection.renormalised),

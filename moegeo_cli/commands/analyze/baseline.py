@@ -1,4 +1,4 @@
-"""What heterogeneity scores compare with: one checkpoint, or several fresh initialisations."""
+"""The baseline of heterogeneity scores: one checkpoint, or several fresh initialisations."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Forms = dict[str, Estimate]
 
 
 class Baseline:
-    """The heterogeneity of every router at the baseline, computed once for a whole run.
+    """The heterogeneity of every router at the baseline, computed once per run.
 
     Args:
-        draws: the baseline: one checkpoint, or one for each initialisation; empty for none.
+        draws: one checkpoint, or one measurement per initialisation; empty for no baseline.
         resampled: the probe's bootstrap draws.
         reason: why there is no baseline.
     """
@@ -30,11 +30,14 @@ class Baseline:
         self._forms: list[dict[tuple[str, Kind], Forms]] | None = None
 
     def scores(self, arrays: CheckpointArrays, kind: Kind) -> list[Forms]:
-        """Heterogeneity scores of each router of a checkpoint.
+        """Heterogeneity scores (FHS) of each router of a checkpoint.
 
         Args:
             arrays: the checkpoint.
             kind: Fisher kind and unit.
+
+        Returns:
+            For each router, in the order of `arrays.routers`: an estimate per form of the score.
         """
         if not self.draws:
             none = missing(self.reason or "no baseline")

@@ -1,4 +1,4 @@
-"""Which checkpoint a run is compared with."""
+"""Chooses the baseline of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,21 @@ from moegeo_cli.models.given import Models
 def choose_baseline(
     folder: RunFolder, baseline: str | None, models: Models
 ) -> tuple[Checkpoint | None, str | None]:
-    """The checkpoint that FHS compares with, or why there is none."""
+    """Choose the checkpoint that FHS compares with.
+
+    Args:
+        folder: the run.
+        baseline: a step, a path, "init" or "none"; None for the default.
+        models: opens a baseline that lies outside the run.
+
+    Returns:
+        The checkpoint and None; or None and the reason why there is none. For "init" both are
+        None.
+
+    Raises:
+        BaselineError: the run has no checkpoint of that step.
+        MoegeoError: the path cannot be opened.
+    """
     if baseline in ("none", "init"):
         return None, "no baseline was asked for" if baseline == "none" else None
     if baseline is None or re.fullmatch(r"\d{1,15}", baseline):
@@ -24,9 +38,9 @@ def choose_baseline(
         found = [c for c in folder.checkpoints if c.step == step]
         if found:
             return found[0], None
-        started = _started_from(folder) if baseline is None else None
-        if started is not None:
-            return started, None
+        base_model = _base_model(folder) if baseline is None else None
+        if base_model is not None:
+            return base_model, None
         if baseline is None:
             return None, "the run has no step-0 checkpoint; use --baseline init, STEP or PATH"
         have = ", ".join(str(c.step) for c in folder.checkpoints)
@@ -37,8 +51,8 @@ def choose_baseline(
     return start.renamed(f"baseline:{name}"), None
 
 
-def _started_from(folder: RunFolder) -> Checkpoint | None:
-    """The base model of a run of adapters, which is its step 0; None for any other run."""
+def _base_model(folder: RunFolder) -> Checkpoint | None:
+    """The base model of a run of adapters, taken as its step 0; None for any other run."""
     bases = {c.config_folder for c in folder.checkpoints if c.layout == ADAPTER}
     if folder.is_single or len(bases) != 1 or any(c.layout != ADAPTER for c in folder.checkpoints):
         return None
@@ -49,10 +63,10 @@ def _started_from(folder: RunFolder) -> Checkpoint | None:
 
 
 def refuse_other_routers(newest: Measured, base: Measured) -> None:
-    """Refuse a baseline whose routers are not those of the run.
+    """Refuse a baseline whose routers differ from the run's routers.
 
     Raises:
-        BaselineError: other names or shapes.
+        BaselineError: the routers' names or shapes differ.
     """
     ours = [(r.path, r.weight_ED.shape) for r in newest.arrays.routers]
     theirs = [(r.path, r.weight_ED.shape) for r in base.arrays.routers]

@@ -1,4 +1,4 @@
-"""What is known of a run without measuring."""
+"""Facts about a run that need no measurement: files, architecture, training log, settings."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from moegeo_cli.records.facts import ProbeFacts
 from moegeo_cli.settings import Settings
 
 
-def reached(log: TrainingLog) -> Progress:
-    """Progress of a checkpoint: step, tokens and fraction, as far as its run recorded them."""
+def training_progress(log: TrainingLog) -> Progress:
+    """Step, tokens and fraction of training at a checkpoint; None for what was not recorded."""
     counts = {"step": log.step, "tokens": log.tokens, "fraction": log.fraction}
     return {name: None if n is None else float(n) for name, n in counts.items()}
 
@@ -32,7 +32,19 @@ def fill_facts(
     settings: Settings,
     baseline: str | None,
 ) -> RunRecord:
-    """What is known of the run without measuring."""
+    """Fill in the fields of a run's record that need no measurement.
+
+    Args:
+        history: the record with measured checkpoints.
+        folder: the run.
+        architecture: its architecture.
+        probe: the probe.
+        settings: how it was measured.
+        baseline: the `baseline` option as given.
+
+    Returns:
+        The record with status, versions, facts of the run, probe and settings.
+    """
     trained = folder.newest.training
     coverage = [c.coverage for c in history.checkpoints]
     versions, version_notes = measured_versions(history.checkpoints)

@@ -1,4 +1,4 @@
-"""What needs more than one checkpoint: scores against the baseline, and dynamics.
+"""Numbers that need more than one checkpoint: scores against the baseline, and dynamics.
 
 Legend: L routers, N baseline draws, M sampled tokens.
 """
@@ -39,7 +39,7 @@ def add_history(
     kind: Literal["checkpoint", "init"],
     step: int | None,
 ) -> RunRecord:
-    """Put a run's checkpoints in relation to its baseline and to one another.
+    """Compare a run's checkpoints with the baseline and with one another.
 
     Args:
         measured: the checkpoints, oldest first.
@@ -47,17 +47,18 @@ def add_history(
         settings: how all of them were measured.
         reason: why there is no baseline.
         kind: "checkpoint" or "init".
-        step: of a baseline checkpoint.
+        step: the baseline checkpoint's step.
 
     Returns:
-        A run without what is known from files alone, and without a verdict.
+        A record with scores and dynamics. `fill_facts` fills in the other fields, `judge` the
+        verdict.
     """
     resampled = make_draws(measured[-1].arrays.groups_S, settings.seed)
     base = Baseline(draws, resampled, reason)
     trail = _Trail(_snapshots(measured[-1].arrays), resampled)
     records: list[CheckpointRecord] = []
     dynamics: list[Move] = []
-    for checkpoint in measured:  # one at a time: a whole run's arrays may not fit in memory
+    for checkpoint in measured:  # one at a time: the arrays of a whole run may not fit in memory
         arrays = checkpoint.arrays
         records.append(_score(checkpoint.record, arrays, base, settings))
         dynamics += trail.add_checkpoint(checkpoint.record, _snapshots(arrays))
@@ -83,7 +84,7 @@ def add_history(
 def _score(
     record: CheckpointRecord, arrays: CheckpointArrays, base: Baseline, settings: Settings
 ) -> CheckpointRecord:
-    """A checkpoint's record with its heterogeneity scores, of every kind."""
+    """A checkpoint's record with heterogeneity scores for every kind of Fisher."""
     paths = [r.path for r in arrays.routers]
     layers = list(record.layers)
     fisher = {k: {u: dict(m) for u, m in units.items()} for k, units in record.fisher.items()}
@@ -112,7 +113,7 @@ class _Trail:
     """Compares successive checkpoints, router by router.
 
     Args:
-        last: the run's last checkpoint.
+        last: snapshots of the run's last checkpoint, by router.
         resampled: the probe's bootstrap draws.
     """
 
@@ -123,7 +124,7 @@ class _Trail:
         self.before: tuple[CheckpointRecord, dict[str, Snapshot]] | None = None
 
     def add_checkpoint(self, record: CheckpointRecord, now: dict[str, Snapshot]) -> list[Move]:
-        """Add the next checkpoint. Returns the move to it; None for the first."""
+        """Add the next checkpoint. Returns a list with the move to it; empty for the first."""
         self.steps.append(record.step)
         for path, snapshot in now.items():
             self.lengths.setdefault(path, PathLength()).add_checkpoint(snapshot)
@@ -176,11 +177,11 @@ class _Trail:
 
 
 def _snapshots(arrays: CheckpointArrays) -> dict[str, Snapshot]:
-    """Each router's sampled tokens, by module path."""
+    """Each router's sampled tokens, by module path. Hash routers are left out."""
     found = {}
     for router in arrays.routers:
         if router.sums.hashed:
-            continue  # it chooses nothing that could move
+            continue  # a hash router's choices depend on token ids alone and never change
         rows, inputs = router.sample_rows, router.input_rows
         if rows is None or inputs is None:
             rows, inputs = arrays.sample_rows, arrays.input_rows

@@ -1,8 +1,8 @@
-"""What further commands measured of a checkpoint, kept with the run's other measurements.
+"""Stores the results of lenses with the run's other measurements, and finds them again.
 
-One file a lens, checkpoint, model code, probe and settings: a result takes the place of one that
-was measured alike, and of no other; the widest is judged. A file holds what was measured and no
-judgement, and not the E × E matrices, which no rule reads.
+There is one file for each combination of lens, checkpoint, model code, probe and settings. A new
+result replaces only the result of the same combination. The verdict uses the result that covers
+most. A file holds no judgement, and no E × E matrices, because no rule reads them.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from moegeo_cli.records.lenses import (
 from moegeo_cli.registry import lenses, records
 from moegeo_cli.store.cache import Store, entry_key
 
-# Where a lens can measure nothing of a checkpoint.
+# Hint for a checkpoint of which a lens can measure nothing.
 STATE_HINT = "`moegeo analyze` names the state of its routers and experts"
 
 
 def lens_key(lens: str, fingerprint: str, models: Models) -> str:
-    """The beginning of the names under which a lens's records of a checkpoint are stored."""
+    """The prefix of the names under which a lens's records of a checkpoint are stored."""
     parts = {"lens": lens, "fingerprint": fingerprint, "model": models.identity}
     return f"{lens}-{entry_key(parts)}"
 
@@ -38,20 +38,21 @@ def lens_key(lens: str, fingerprint: str, models: Models) -> str:
 def keep_lens(store: Store, lens: str, record: LensRecord, models: Models) -> None:
     """Store a lens's record under the fingerprint of its checkpoint."""
     layers = tuple(dataclasses.replace(layer, matrices={}) for layer in record.layers)
-    judged: dict[str, Any] = {"findings": (), "interventions": (), "checks": ()}
-    bare = dataclasses.replace(record, layers=layers, **judged)
-    alike = entry_key({"settings": dict(record.settings), "probe": record.probe.get("sha256")})
-    store.save_json(f"{lens_key(lens, record.fingerprint, models)}-{alike[:12]}", to_dict(bare))
+    no_judgement: dict[str, Any] = {"findings": (), "interventions": (), "checks": ()}
+    measured = dataclasses.replace(record, layers=layers, **no_judgement)
+    suffix = entry_key({"settings": dict(record.settings), "probe": record.probe.get("sha256")})
+    name = f"{lens_key(lens, record.fingerprint, models)}-{suffix[:12]}"
+    store.save_json(name, to_dict(measured))
 
 
 def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
-    """Stored records of a checkpoint by lens; for a lens without one, the reason."""
+    """For each lens, the stored record that covers most of a checkpoint, or why there is none."""
     found: dict[str, LensRecord | str] = {}
-    for lens, found_by in lenses().items():
-        kind = records()[found_by.format]
+    for lens, command_of_lens in lenses().items():
+        kind = records()[command_of_lens.format]
         names = store.list_json(lens_key(lens, fingerprint, models))
         measured: list[LensRecord] = []
-        for name in names:  # the earliest first: of two that are as wide, the later counts
+        for name in names:  # oldest first: if two records cover the same, the later one is used
             try:
                 document = store.load_json(name)
                 measured += [] if document is None else [from_dict(kind, document)]
@@ -63,12 +64,12 @@ def find_lenses(store: Store, fingerprint: str, models: Models) -> Lenses:
 
 
 def _width(record: LensRecord) -> tuple[int, int]:
-    """How much of a checkpoint a record covers: number of routers, then tokens of the probe."""
+    """How much of a checkpoint a record covers: number of routers, then of probe tokens."""
     return record.coverage.routers_measured, int(record.probe.get("tokens") or 0)
 
 
 def describe_run(checkpoint: Checkpoint, architecture: Architecture) -> RunRecord:
-    """A checkpoint's framework and training settings, which decide what advice fits it."""
+    """A record with only the facts that choose advice: framework and training settings."""
     trained = checkpoint.training
     about: RunFacts = {
         "framework": trained.framework,
@@ -81,7 +82,7 @@ def describe_run(checkpoint: Checkpoint, architecture: Architecture) -> RunRecor
 
 
 def lens_notes(measured: Lenses) -> list[str]:
-    """Notes of a run's report about the lens records that its verdict uses."""
+    """Notes for a run's report about the lens records that its verdict uses."""
     notes = []
     for lens, record in measured.items():
         if isinstance(record, str):
@@ -90,7 +91,7 @@ def lens_notes(measured: Lenses) -> list[str]:
         coverage, probe = record.coverage, record.probe
         tokens = probe.get("tokens")
         notes.append(
-            f"checks of `{command_name(lens)}` rest on its widest run on this checkpoint: "
+            f"checks of `{command_name(lens)}` use its stored result that covers most: "
             f"{coverage.routers_measured} of {coverage.routers_found} routers, probe "
             f"{probe.get('source')}, {'unknown' if tokens is None else f'{tokens:,}'} tokens"
         )

@@ -1,4 +1,4 @@
-"""A run and what was measured of it, through the store that is kept with it."""
+"""Opens the store of a run, and measures the run through it."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ def measure_folder(
     models: Models,
     **shared: Any,
 ) -> Analysis:
-    """Measure a run through its store.
+    """Open a run's store and measure the run.
 
     Args:
         folder: the run, or one checkpoint.
-        cache: read and keep measurements.
-        cache_dir: where; None for with the run.
-        baseline: as `measure_run` takes it, as are all that follow.
-        steps: likewise.
-        latest: likewise.
-        models: likewise.
-        shared: likewise.
+        cache: read and store measurements.
+        cache_dir: the store's folder; None for .moegeo in the run.
+        baseline: see `measure_run`.
+        steps: see `measure_run`.
+        latest: see `measure_run`.
+        models: see `measure_run`.
+        shared: all other arguments of `measure_run`.
 
     Raises:
-        MoegeoError: what measuring raises.
+        UsageError: options that do not go together.
+        MoegeoError: see `measure_run`.
     """
     _refuse_together(shared["settings"], models, baseline, shared["ranks"])
     store = open_store(folder, cache, cache_dir, models)
@@ -63,9 +64,9 @@ def is_measured(
     """Whether the store holds the measurement of one checkpoint.
 
     Args:
-        run: of that checkpoint alone.
-        models: what model it is of.
-        shared: how it is measured: `settings`, `probe`, `max_tokens`.
+        run: a run with that checkpoint only.
+        models: builds the model.
+        shared: `settings`, `probe` and `max_tokens` of the measurement.
         storage: the store's options.
     """
     loaded = open_probe(run, shared["probe"], shared["max_tokens"], models)
@@ -79,7 +80,7 @@ def is_measured(
 
 
 def add_notes(run: RunRecord, notes: Sequence[str]) -> RunRecord:
-    """The run with further notes on how it was measured."""
+    """Add notes on how the run was measured."""
     if not notes:
         return run
     return dataclasses.replace(run, run={**run.run, "notes": [*run.run["notes"], *notes]})
@@ -88,7 +89,11 @@ def add_notes(run: RunRecord, notes: Sequence[str]) -> RunRecord:
 def _refuse_together(
     settings: Settings, models: Models, baseline: str | None, ranks: Ranks | None
 ) -> None:
-    """Refuse options that do not go together: placement, kind of model, several ranks."""
+    """Refuse combinations of placement, kind of model and number of ranks that do not work.
+
+    Raises:
+        UsageError: two options that do not go together.
+    """
     own = "a model of your own, or captured inputs" if models.identity is not None else None
     parts = "--device-map" if settings.device_map is not None else None
     others = "torchrun" if ranks is not None else None

@@ -1,4 +1,4 @@
-"""Measures a run and checks its files. Revisions of the Hub are handled one after the other."""
+"""Measures a run and checks its files. Hub revisions are downloaded and handled one by one."""
 
 from __future__ import annotations
 
@@ -26,31 +26,37 @@ def measure_and_check(
     steps: str | Sequence[int] | None = None,
     latest: bool = False,
 ) -> tuple[Analysis, Mapping[str, FileOutcomes]]:
-    """A run as measured, and what its files tell of each checkpoint.
+    """Measure a run, and check the files of its checkpoints.
 
     Args:
         run: the run.
-        limits: of what the files tell; None where nothing is asked of them.
-        baseline: as `measure_run` takes it, as are `steps` and `latest`.
-        shared: `models`, `settings`, `probe`, `max_tokens`, `progress` and `ranks`, likewise.
+        limits: limits of the file checks; None to check no files.
+        baseline: see `measure_run`.
+        shared: `models`, `settings`, `probe`, `max_tokens`, `progress` and `ranks`; see
+            `measure_run`.
         storage: the store's options.
-        steps: likewise.
-        latest: likewise.
+        steps: see `measure_run`.
+        latest: see `measure_run`.
+
+    Returns:
+        The measured run, and the outcomes of the file checks by the checkpoint's path in the run.
     """
-    bring_revisions(run, limits, baseline, shared, storage, steps=steps, latest=latest)
-    told: list[FilesChecked] = []
-    which: dict[str, Any] = {"steps": steps, "latest": latest}
+    measure_revisions(run, limits, baseline, shared, storage, steps=steps, latest=latest)
+    checked: list[FilesChecked] = []
+    choice: dict[str, Any] = {"steps": steps, "latest": latest}
 
-    def before() -> None:
+    def check_first() -> None:
         if limits is not None:
-            hears = {"progress": shared["progress"], **storage}
-            told.append(check_files(run, shared["models"], limits, **which, **hears))
+            how = {"progress": shared["progress"], **storage}
+            checked.append(check_files(run, shared["models"], limits, **choice, **how))
 
-    measured = measure_folder(run, baseline=baseline, before=before, **which, **shared, **storage)
-    return measured, told[0].outcomes if told else {}
+    measured = measure_folder(
+        run, baseline=baseline, before_measuring=check_first, **choice, **shared, **storage
+    )
+    return measured, checked[0].outcomes if checked else {}
 
 
-def bring_revisions(
+def measure_revisions(
     run: RunFolder,
     limits: Thresholds | None,
     baseline: str | None,
@@ -60,28 +66,27 @@ def bring_revisions(
     steps: str | Sequence[int] | None = None,
     latest: bool = False,
 ) -> None:
-    """Measure and check each revision of the Hub by itself, while its weights are here.
+    """Measure and check each Hub revision of a run alone, while its weights are on this machine.
 
-    The store holds all of it afterwards. For any other run nothing is done.
-
-    Args: as `measure_and_check` takes them.
+    The results are in the store afterwards. For a run that is not on the Hub, nothing is done.
+    The arguments are those of `measure_and_check`.
     """
     models = shared["models"]
 
-    def one(revision: RunFolder) -> None:
+    def measure_one(revision: RunFolder) -> None:
         if limits is not None:
             check_files(revision, models, limits, progress=shared["progress"], **storage)
         own = "init" if baseline == "init" else "none"
         measure_folder(revision, baseline=own, **shared, **storage)
 
-    def is_kept(revision: RunFolder) -> bool:
+    def is_stored(revision: RunFolder) -> bool:
         if baseline == "init":
             return False
         checked = limits is None or are_checked(revision, models, storage)
         return checked and is_measured(revision, models, shared, storage)
 
-    number = baseline is None or baseline.isdecimal()
-    step = int(baseline or 0) if number else None
-    each_revision(run, one, is_kept, steps=steps, latest=latest, also=step)
+    is_step = baseline is None or baseline.isdecimal()
+    step = int(baseline or 0) if is_step else None
+    each_revision(run, measure_one, is_stored, steps=steps, latest=latest, also=step)
     if baseline is not None and parse_hub(baseline) is not None:
-        each_revision(models.open(baseline), one, is_kept)
+        each_revision(models.open(baseline), measure_one, is_stored)

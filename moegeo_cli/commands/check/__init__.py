@@ -1,4 +1,4 @@
-"""`check`: what the files alone tell."""
+"""`check`: finds faults in the files of a run, without building a model."""
 
 from moegeo_cli.options import Check, Gate, ReportOutput
 from moegeo_cli.registry import Command

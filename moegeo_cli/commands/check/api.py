@@ -1,4 +1,4 @@
-"""`check` of the Python API: what the files of a checkpoint or a run tell by themselves."""
+"""`check` of the Python API: checks a checkpoint or a run by its files alone."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, Unpack
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.commands.check.run import (
     FilesChecked,
-    Hearer,
+    ProgressListener,
     Reader,
     check_run,
     find_outcomes,
-    none_checked,
+    skip_all,
 )
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.revisions import each_revision, kept_for
 from moegeo_cli.measuring.storing import open_store
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.given import Models
 from moegeo_cli.models.tree import fill_tree
-from moegeo_cli.options import Check, Chosen, Model, Storage
+from moegeo_cli.options import Check, CheckpointChoice, Model, Storage
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.store.cache import Store
@@ -45,33 +45,37 @@ def check_files(
     cache: bool = True,
     cache_dir: Path | str | None = None,
     verify_fingerprint: str = "sampled",
-    progress: Hearer | None = None,
+    progress: ProgressListener | None = None,
 ) -> FilesChecked:
-    """What `check` finds at each checkpoint of a run, for the verdict of that run.
+    """Check the files of a run's checkpoints, for the verdict of `analyze`.
 
-    Where router inputs were captured, nothing but routers may be read: then nothing is checked.
+    With captured router inputs only routers may be read, so no file is checked.
 
     Args:
         folder: the run, or one checkpoint.
-        models: what model it is of.
-        limits: the limits.
-        steps: as in `check`, as are all that follow.
-        latest: likewise.
-        cache: likewise.
-        cache_dir: likewise.
-        verify_fingerprint: likewise.
-        progress: likewise.
+        models: describes the model of a checkpoint.
+        limits: the limits of the rules.
+        steps: only these steps, like "0,100-500".
+        latest: only the newest checkpoint.
+        cache: read and store results.
+        cache_dir: the store's folder; None for .moegeo in the run.
+        verify_fingerprint: "sampled" or "full".
+        progress: is told about progress.
+
+    Returns:
+        The outcome of every rule at each checkpoint. If a file cannot be read, the rules are
+        skipped and the outcome holds the reason.
     """
     chosen = choose_checkpoints(folder, steps, latest)
     if not models.whole:
-        return none_checked(chosen, CAPTURED)
+        return skip_all(chosen, CAPTURED)
     store = open_store(folder, cache, cache_dir, models)
     reader = _reader(store, False, verify_fingerprint, models, progress)
     return find_outcomes(folder, chosen, reader, limits)
 
 
 def are_checked(run: RunFolder, models: Models, storage: Mapping[str, Any]) -> bool:
-    """Whether the store holds what `check_files` reads of one checkpoint."""
+    """Whether the store holds everything that `check_files` needs for one checkpoint."""
     store = open_store(run, storage["cache"], storage["cache_dir"], models)
     reader = _reader(store, False, storage["verify_fingerprint"], models, None)
     return reader.keeps(run.newest)
@@ -80,31 +84,31 @@ def are_checked(run: RunFolder, models: Models, storage: Mapping[str, Any]) -> b
 @keeps_global_state
 @takes(Check)
 def check(
-    path: Path | str, *, progress: Hearer | None = None, **options: Unpack[Check]
+    path: Path | str, *, progress: ProgressListener | None = None, **options: Unpack[Check]
 ) -> CheckRecord:
     """Check a checkpoint or a run by its files alone: no model is built, no data is needed.
 
     Args:
         path: one checkpoint, or a folder of them.
-        progress: is called as bytes are read.
-        options: see below. With `verify_fingerprint` "sampled", a checkpoint is the same while its
-            files' names, sizes and times are; with "full", while every byte is. A `model` is not
-            built.
+        progress: is told how many bytes were read.
+        options: see below. With `verify_fingerprint` "sampled", a checkpoint counts as unchanged
+            while names, sizes and times of its files are the same; with "full", while every byte
+            is the same. A `model` is described, not built.
 
     Returns:
-        Checkpoints with their numbers, the verdict, and what to do.
+        The checkpoints with their numbers, the verdict, and what to do.
 
     Raises:
-        MoegeoError: bad input, by its subclasses; `errors.py` lists them.
+        MoegeoError: bad input; `errors.py` lists the subclasses.
     """
     limits = load_thresholds(options["thresholds"])
     check_framework(options["framework"])
-    models = choose_models(**part(Model, options))
+    models = choose_models(**select_options(Model, options))
     folder = models.open(path)
-    which = part(Chosen, options)
+    which = select_options(CheckpointChoice, options)
     chosen = choose_checkpoints(folder, **which)
     trained = folder.newest.training
-    with kept_for([folder], part(Storage, options)) as storage:
+    with kept_for([folder], select_options(Storage, options)) as storage:
         store = open_store(folder, storage["cache"], storage["cache_dir"], models)
         reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
         each_revision(
@@ -120,7 +124,7 @@ def check(
 
 
 def _reader(
-    store: Store, quick: bool, mode: str, models: Models, progress: Hearer | None
+    store: Store, quick: bool, mode: str, models: Models, progress: ProgressListener | None
 ) -> Reader:
     own = models if models.own else None
     return Reader(store, quick, mode, own, models.identity, progress, fill_tree)

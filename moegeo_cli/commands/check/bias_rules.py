@@ -13,30 +13,30 @@ NONE = Skipped("no router has a selection bias")
 
 
 def bias_unused(past: Past) -> Outcome:
-    """Selection biases that are the same for every expert, or stay while other layers' move."""
-    told = [x for x in past.layers if _known(x)]
-    if not told:
+    """Selection biases that are equal for all experts, or constant while other layers' move."""
+    known = [x for x in past.layers if _known(x)]
+    if not known:
         return NONE
     if past.now.step == 0 or (past.now.step is None and past.now.sums.fresh is not False):
-        return Skipped("a selection bias starts equal")
-    equal = [x for x in told if spread(x) == 0.0]
-    held = [x for x in told if x not in equal and past.since(("bias", x.router)) is not None]
-    others_move = any(thing[0] == "bias" for thing in past.moved)
+        return Skipped("a selection bias starts with equal values")
+    equal = [x for x in known if spread(x) == 0.0]
+    held = [x for x in known if x not in equal and past.since(("bias", x.router)) is not None]
+    others_move = any(item[0] == "bias" for item in past.moved)
     if not equal and not (held and others_move):
-        return None if not held or not past.moved else _kept(past, held, told)
+        return None if not held or not past.moved else _all_held(past, held, known)
     words = []
     if equal:
         values = {x.selection_bias[0] for x in equal if x.selection_bias}
         value = f"{values.pop():g}" if len(values) == 1 else "constant"
         words.append(
-            f"the selection bias of {layers_words(equal, told)} is {value} for all experts"
+            f"the selection bias of {layers_words(equal, known)} is {value} for all experts"
         )
     if held and others_move:
         since = past.since(("bias", held[-1].router))
         assert since is not None
         words.append(
-            f"that of {layers_words(held, told)} is equal bit for bit since {since.name}, while "
-            "other layers' move"
+            f"the selection bias of {layers_words(held, known)} is equal bit for bit since "
+            f"{since.name}, while the biases of other layers move"
         )
     found = [*equal, *(held if others_move else ())]
     return Found(
@@ -48,13 +48,13 @@ def bias_unused(past: Past) -> Outcome:
     )
 
 
-def _kept(past: Past, held: list[LayerSums], told: list[LayerSums]) -> Found:
-    """Whether the training left all biases unchanged, which is usual after pretraining."""
+def _all_held(past: Past, held: list[LayerSums], known: list[LayerSums]) -> Found:
+    """The finding if no bias moves, which is usual in training after pretraining."""
     since = past.since(("bias", held[-1].router))
     assert since is not None
     return Found(
         "info",
-        f"the selection bias of {layers_words(held, told)} is equal bit for bit since "
+        f"the selection bias of {layers_words(held, known)} is equal bit for bit since "
         f"{since.name}, while other weights move: nothing updates it",
         numbers(held),
         (),
@@ -63,15 +63,15 @@ def _kept(past: Past, held: list[LayerSums], told: list[LayerSums]) -> Found:
 
 
 def bias_rounded(past: Past) -> Outcome:
-    """Selection biases stored so coarsely that rounding changes choices of Gaussian inputs."""
-    told = [x for x in past.layers if _known(x)]
-    if not told:
+    """Selection biases whose rounding changes which experts Gaussian inputs choose."""
+    known = [x for x in past.layers if _known(x)]
+    if not known:
         return NONE
     limit = past.limits["bias-rounded"]
-    found = [x for x in told if _lost(x) > limit.value]
+    found = [x for x in known if _share_changed(x) > limit.value]
     if not found:
         return None
-    worst = max(found, key=_lost)
+    worst = max(found, key=_share_changed)
     about = worst.rounding
     assert about is not None
     gap = "" if about["gap"] is None else f" beside a gap of {about['gap']:.2g} at the boundary"
@@ -82,7 +82,7 @@ def bias_rounded(past: Past) -> Outcome:
     )
     return Found(
         uncalibrated_severity(limit),
-        f"the selection bias of {layers_words(found, told)} is stored coarsely: layer "
+        f"the selection bias of {layers_words(found, known)} is stored coarsely: layer "
         f"{place(worst)} has {about['distinct']} distinct values for {worst.experts} experts in "
         f"{about['precision']}, steps of {about['step']:.2g}{gap}; {changes}",
         numbers(found),
@@ -95,10 +95,10 @@ def bias_rounded(past: Past) -> Outcome:
     )
 
 
-def _lost(layer: LayerSums) -> float:
+def _share_changed(layer: LayerSums) -> float:
     """Share of choices that rounding changes.
 
-    If it is not known: 1 with few distinct values, else 0.
+    If that is not known: 1 if the bias has few distinct values, else 0.
     """
     about = layer.rounding
     if about is None:
@@ -109,7 +109,7 @@ def _lost(layer: LayerSums) -> float:
 
 
 def spread(layer: LayerSums) -> float:
-    """Largest minus smallest selection bias, of the finite ones."""
+    """Largest minus smallest finite selection bias of a layer; 0 if there is none."""
     finite = [v for v in layer.selection_bias or () if v is not None]
     return max(finite) - min(finite) if finite else 0.0
 

@@ -1,6 +1,7 @@
-"""Whether a selection bias is stored finely enough, from the files alone.
+"""Measures how many choices of experts change because a selection bias was rounded.
 
-The router's input is not in the files; what a norm makes of Gaussian noise stands for it.
+The files do not hold the router's input. Gaussian noise, scaled by the weights of the norm before
+the router, is used instead.
 
 Legend: T tokens, E experts, D width.
 """
@@ -23,13 +24,13 @@ class BiasRounding:
     """How coarsely a selection bias is stored.
 
     Attributes:
-        precision: "bfloat16" or "float16": the coarsest that all values fit.
-        step: largest distance between two neighbouring values of that precision, at these values.
+        precision: "bfloat16" or "float16": the coarsest precision that holds all values exactly.
+        step: largest distance from a value to its neighbour in that precision.
         distinct: number of different values.
-        gap: median gap between the last chosen and the first other score, over Gaussian inputs;
-            None where it could not be computed.
-        changes: share of Gaussian inputs for which some bias that rounds to this one chooses
-            otherwise; None likewise.
+        gap: median gap between the scores of the last chosen expert and the next one, over
+            Gaussian inputs; None if it could not be computed.
+        changes: share of Gaussian inputs that choose other experts with a random bias that rounds
+            to this one; None if it could not be computed.
     """
 
     precision: str
@@ -47,17 +48,20 @@ def bias_rounding(
     logit_bias_E: np.ndarray[Any, Any] | None,
     norm_D: np.ndarray[Any, Any] | None,
 ) -> BiasRounding | None:
-    """What rounding changed in a selection bias. None if it is stored finely or is constant.
+    """Measure how coarsely a selection bias is stored, and which choices that changes.
 
-    A float32 tensor whose values all fit bfloat16 was bfloat16 before.
+    A float32 tensor whose values all fit bfloat16 counts as bfloat16.
 
     Args:
-        bias_E: the bias.
-        dtype: as stored.
-        rule: how experts are chosen, with this bias; None where that is not known.
-        weight_ED: the router's weight, None where it is not known.
-        logit_bias_E: the bias of the logits, None without one.
-        norm_D: weights of the norm before the router; None for ones.
+        bias_E: the selection bias, shape (E,).
+        dtype: its stored dtype.
+        rule: how experts are chosen, with this bias; None if not known.
+        weight_ED: the router's weight, shape (E, D); None if not known.
+        logit_bias_E: the bias of the logits, shape (E,); None for none.
+        norm_D: weights of the norm before the router, shape (D,); None for ones.
+
+    Returns:
+        None if the bias is stored in fine precision or is constant.
     """
     coarse = coarseness(bias_E, dtype)
     if coarse is None:

@@ -1,4 +1,4 @@
-"""What is kept of one checkpoint: the sums of its layers, and digests of all its other tensors."""
+"""The summary of one checkpoint: sums of its MoE layers, and digests of all other tensors."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ _FREEZE = re.compile(r"(?:freez|frozen)", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSums:
-    """One checkpoint, in plain values.
+    """The summary of one checkpoint, in plain values.
 
     Attributes:
-        quick: whether routers, biases and vectors alone were read.
-        layers: its routers' sums, by layer.
+        quick: whether only routers, biases and vectors were read.
+        layers: the sums of each MoE layer.
         rest: every other tensor -> (kind, number of elements, digest); kind is "attention" or
-            "other". With `quick`, vectors alone.
+            "other". With `quick`, only vectors.
         fresh: whether all norm weights are constant, as before the first step of training; None
-            where there are none.
-        facts: of the architecture: model_type, experts, top_k, scoring, renormalised, balance_key.
-        elements: number of weights of "router" and "experts".
-        frozen_by: what config.json or an adapter says of frozen weights, in words.
+            if there are no norm weights.
+        facts: of the architecture: model_type, experts, top_k, scoring, renormalised, hash_layers.
+        elements: number of weights of "router" and of "experts".
+        frozen_by: settings or files which say that weights are frozen, in words.
         scheme: forms of quantisation.
-        bytes_read: how much was read.
-        notes: what to know of how it was read.
-        fraction: share of the planned training that is done; None where the files do not say.
-        alignment: `row_alignment` of attention's matrices, pooled over at most `ATTENTION_READ` of
-            them; None where there are none, and with `quick`.
+        bytes_read: number of bytes read.
+        notes: notes on how the checkpoint was read.
+        fraction: share of the planned training that is done; None if the files do not say.
+        alignment: `row_alignment` pooled over at most `ATTENTION_READ` attention matrices; None if
+            there are none, and with `quick`.
     """
 
     quick: bool
@@ -82,35 +82,35 @@ def sum_checkpoint(
     advance: Callable[[int], object] | None = None,
     fill: Filler | None = None,
 ) -> CheckpointSums:
-    """Read a checkpoint once, and keep what findings and tables need.
+    """Read a checkpoint once and summarise it.
 
     Args:
         checkpoint: a complete checkpoint.
-        quick: routers, biases and vectors alone.
-        models: says what a user's own model is; None for transformers'.
-        advance: hears of each part that was read, in bytes.
-        fill: says how a config's module tree is filled, for adapters.
+        quick: read only routers, biases and vectors.
+        models: describes a user's own model; None for models of transformers.
+        advance: is called with the number of bytes of each part that was read.
+        fill: builds the module tree of a config, for adapters.
 
     Raises:
-        MoegeoError: a dense model, a router missing from the files, damage, an adapter that is
-            not merged.
+        MoegeoError: a dense model, a router that is missing from the files, damaged files, or an
+            adapter that cannot be merged.
     """
     own = models is not None and models.own
     index, config = checkpoint.weights, checkpoint.config
     index.resolve(None if own or fill is None else partial(fill, checkpoint))
     architecture = _describe(checkpoint, models)
-    before = heard = index.bytes_read
+    before = reported = index.bytes_read
     routers, notes = _routers(index, architecture, models if own else None)
     by_layer: dict[str, list[str]] = {}
     for name in index.names():
         by_layer.setdefault(layer_path(name), []).append(name)
     sums, taken, elements = [], set(), {"router": 0, "experts": 0}
 
-    def tell() -> None:
-        nonlocal heard
+    def report_progress() -> None:
+        nonlocal reported
         if advance is not None:
-            advance(index.bytes_read - heard)
-        heard = index.bytes_read
+            advance(index.bytes_read - reported)
+        reported = index.bytes_read
 
     for layer in read_layers(index, routers, architecture):
         beside = by_layer.get(layer_path(layer.router.module), [])
@@ -120,17 +120,17 @@ def sum_checkpoint(
         taken |= {*router_names, *expert_names, *(n for n in beside if _LOADS.search(n))}
         elements["router"] += sum(index.info(n).elements for n in router_names)
         elements["experts"] += sum(index.info(n).elements for n in expert_names)
-        tell()
+        report_progress()
     rest = {}
     for name in index.names():
         if name in taken or (quick and len(index.shape(name)) > 1):
             continue
         kind = "attention" if _ATTENTION.search(name) else "other"
         rest[name] = (kind, index.info(name).elements, digest_names(index, [name]))
-        tell()
+        report_progress()
     attention = [n for n, held in rest.items() if held[0] == "attention"]
     alignment = None if quick else _alignment(index, attention)
-    tell()
+    report_progress()
     return CheckpointSums(
         quick=quick,
         layers=tuple(sums),
@@ -166,9 +166,12 @@ def _describe(checkpoint: Checkpoint, models: Describer | None) -> Architecture:
 def _routers(
     index: EffectiveWeights, architecture: Architecture | None, models: Describer | None
 ) -> tuple[list[RouterTensors], tuple[str, ...]]:
-    """The language model's routers.
+    """The routers of the language model, and notes.
 
-    If they contradict the config, they are returned with a note.
+    Routers that contradict a refused architecture are returned too, with a note.
+
+    Raises:
+        MoegeoError: no router was found, or the routers contradict the config.
     """
     if models is not None and architecture is not None:
         return list(models.routers(index, architecture)), ()
@@ -179,7 +182,7 @@ def _routers(
     obstacle = index.obstacle
     found = [r for r in find_router_tensors(index, architecture) if r.main]
     if obstacle is not None and found:
-        notes.append(f"{obstacle.message}; where values are not known, only bytes are compared")
+        notes.append(f"{obstacle.message}; unknown values are compared by their bytes only")
         return found, tuple(notes)
     try:
         return list(check_routers(index, architecture)), tuple(notes)
@@ -199,7 +202,7 @@ def _names_of(layer: MoELayer) -> tuple[set[str], set[str]]:
 def _beside(
     index: EffectiveWeights, names: Sequence[str], pattern: re.Pattern[str]
 ) -> np.ndarray[Any, Any] | None:
-    """A vector of a layer whose name matches a pattern; None if there is none."""
+    """The first vector of a layer whose name matches a pattern, float32; None if there is none."""
     for name in names:
         if pattern.search(name) and len(index.shape(name)) == 1:
             try:
@@ -210,18 +213,18 @@ def _beside(
 
 
 def _is_fresh(index: EffectiveWeights, norms: Sequence[str]) -> bool | None:
-    """Whether all norm weights are constant, as they are right after initialisation."""
-    told = False
+    """Whether all norm weights are constant, as after initialisation; None if there are none."""
+    seen = False
     for name in norms:
         if len(index.shape(name)) != 1 or index.dtype(name) not in FLOATS:
             continue
         values = index.read(name)
         if values.size < 2:
             continue
-        told = True
+        seen = True
         if (values != values[0]).any():
             return False
-    return True if told else None
+    return True if seen else None
 
 
 def _facts(config: Mapping[str, Any], architecture: Architecture | None) -> dict[str, Any]:
@@ -238,7 +241,7 @@ def _facts(config: Mapping[str, Any], architecture: Architecture | None) -> dict
 
 
 def _frozen_by(config: Mapping[str, Any], index: EffectiveWeights) -> tuple[str, ...]:
-    """The setting or file which says that weights were frozen on purpose."""
+    """The settings or files which say that weights were frozen on purpose."""
     found = []
     if index.record.adapter is not None:
         found.append(index.record.adapter)

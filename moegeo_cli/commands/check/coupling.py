@@ -1,4 +1,4 @@
-"""For each expert, which row of the router its first projection responds to most.
+"""Finds, for each expert, the router row to which its first projection responds most strongly.
 
 Legend: E experts, D width of the router's input.
 """
@@ -18,25 +18,24 @@ _LAST = re.compile(r"down|w2|out(?:put)?_|fc2|_bias|dense_4h_to_h|wo\b|c_proj")
 
 
 class Coupling:
-    """Finds for each expert the router row that its first projection passes most strongly.
+    """For each expert, the router row to which its first projection responds most strongly.
 
-    `result` gives {"largest": E numbers}; None for an expert whose first projection is not known:
-    no matrix takes inputs of the router's width, a square one does not say which side does, or
-    values are not finite.
+    `result` returns {"largest": E row numbers}. An entry is None if the first projection is not
+    known: no matrix has a side of the router's width, both sides have it, or values are not finite.
     """
 
     name: ClassVar[str] = NAME
     version: ClassVar[int] = 1
 
     def __init__(self, layer: MoELayer) -> None:
-        """Begin with a layer."""
+        """Start with a layer."""
         self.rows_ED = layer.weight_ED
         self.reach: dict[int, np.ndarray] = {}
         self.unknown: set[int] = set()
         self.count = max(layer.experts, default=-1) + 1
 
     def add(self, piece: Piece) -> None:
-        """Take one weight of one expert."""
+        """Add one weight of one expert."""
         values, rows_ED = piece.values, self.rows_ED
         if values is None or values.ndim != 2 or rows_ED is None or _LAST.search(piece.role):
             return
@@ -52,7 +51,7 @@ class Coupling:
         self.reach[piece.expert] = self.reach.get(piece.expert, 0.0) + reach_E
 
     def result(self) -> Any:
-        """The largest row of each expert."""
+        """The number of the strongest row of each expert."""
         found: list[int | None] = [None] * self.count
         for expert, reach_E in self.reach.items():
             if expert not in self.unknown and reach_E.any():

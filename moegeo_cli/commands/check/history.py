@@ -1,7 +1,7 @@
 """The history of a run: which tensors stayed, moved, or went back to earlier bytes.
 
-Everything is told from digests of the stored bytes. What is said of a checkpoint depends on
-earlier ones alone, so each can be judged with its own past.
+Everything here compares digests of stored bytes. Statements about a checkpoint depend only on it
+and on earlier checkpoints, so each checkpoint can be judged with its own past.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums
 from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.verdict.thresholds import Thresholds
 
-# One thing that is followed through a run: ("router", path), ("bias", path), ("expert", path, 3),
-# ("other", tensor).
-Thing = tuple[Hashable, ...]
+# One part of a checkpoint that is followed through a run: ("router", path), ("bias", path),
+# ("expert", path, 3) or ("other", tensor).
+Item = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A checkpoint of a run: its step, its path in the run, and what is kept of it."""
+    """A checkpoint of a run: its step, its path in the run, and its sums."""
 
     step: int | None
     path: str
@@ -36,12 +36,14 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """The digests of one thing (a router, an expert, a tensor) at each checkpoint, oldest first.
+    """The digests of one item (a router, an expert, a tensor) at each checkpoint, oldest first.
+
+    All three lists have one entry per checkpoint. Checkpoints are given by their position.
 
     Attributes:
-        digests: of its bytes; None where it was not read.
-        since: the first checkpoint from which on it has been equal up to this one.
-        back: the latest checkpoint before `since` that had the same bytes; None if there is none.
+        digests: digest of the item's bytes; None if it was not read.
+        since: the first checkpoint of the unbroken stretch with the same bytes.
+        back: the latest checkpoint before that stretch that had the same bytes; None for none.
     """
 
     digests: list[str | None] = field(default_factory=list)
@@ -49,44 +51,46 @@ class Track:
     back: list[int | None] = field(default_factory=list)
 
 
-class Story:
-    """All checkpoints of a run, with the tracks of everything in them."""
+class RunHistory:
+    """All checkpoints of a run, with the track of every item in them."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.entries = tuple(entries)
 
     @cached_property
-    def tracks(self) -> Mapping[Thing, Track]:
-        """For every thing: its digests, since when each holds, and when it held before."""
-        digests: dict[Thing, list[str | None]] = {}
+    def tracks(self) -> Mapping[Item, Track]:
+        """The track of every item."""
+        digests: dict[Item, list[str | None]] = {}
         for place, entry in enumerate(self.entries):
-            for thing, digest in things(entry.sums):
-                held = digests.setdefault(thing, [])
+            for item, digest in items_of(entry.sums):
+                held = digests.setdefault(item, [])
                 held += [None] * (place - len(held))
                 held.append(digest)
         count = len(self.entries)
         return {
-            thing: _follow(held + [None] * (count - len(held))) for thing, held in digests.items()
+            item: _follow(held + [None] * (count - len(held))) for item, held in digests.items()
         }
 
     @cached_property
-    def moved(self) -> list[frozenset[Thing]]:
-        """At each checkpoint, what differs from the one before."""
-        found: list[set[Thing]] = [set() for _ in self.entries]
-        for thing, track in self.tracks.items():
+    def moved(self) -> list[frozenset[Item]]:
+        """For each checkpoint, the items that differ from the previous checkpoint."""
+        found: list[set[Item]] = [set() for _ in self.entries]
+        for item, track in self.tracks.items():
             for place in range(1, len(self.entries)):
                 before, now = track.digests[place - 1], track.digests[place]
                 if before is not None and now is not None and before != now:
-                    found[place].add(thing)
+                    found[place].add(item)
         return [frozenset(held) for held in found]
 
     @cached_property
     def copies(self) -> list[int | None]:
-        """At each checkpoint, the earlier one that it equals in every byte; None if none."""
+        """For each checkpoint, the position of an earlier one with the same bytes; else None."""
         seen: dict[str, int] = {}
         found: list[int | None] = []
         for place, entry in enumerate(self.entries):
-            digest = hashlib.sha256(repr(sorted(things(entry.sums), key=repr)).encode()).hexdigest()
+            digest = hashlib.sha256(
+                repr(sorted(items_of(entry.sums), key=repr)).encode()
+            ).hexdigest()
             found.append(seen.get(digest))
             seen.setdefault(digest, place)
         return found
@@ -94,16 +98,16 @@ class Story:
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """A checkpoint, the one at `place` in its run, with all earlier ones."""
+    """A checkpoint with its past: the one at position `place` of its run, and all earlier ones."""
 
-    story: Story
+    history: RunHistory
     place: int
     limits: Thresholds
 
     @property
     def now(self) -> Entry:
         """The checkpoint that is judged."""
-        return self.story.entries[self.place]
+        return self.history.entries[self.place]
 
     @property
     def layers(self) -> tuple[LayerSums, ...]:
@@ -117,32 +121,32 @@ class Past:
 
     @property
     def copy_of(self) -> Entry | None:
-        """An earlier checkpoint that has the same bytes; None if there is none."""
-        place = self.story.copies[self.place]
-        return None if place is None else self.story.entries[place]
+        """An earlier checkpoint with the same bytes; None if there is none."""
+        place = self.history.copies[self.place]
+        return None if place is None else self.history.entries[place]
 
     @property
-    def moved(self) -> frozenset[Thing]:
-        """What differs from the checkpoint before."""
-        return self.story.moved[self.place]
+    def moved(self) -> frozenset[Item]:
+        """The items that differ from the previous checkpoint."""
+        return self.history.moved[self.place]
 
-    def since(self, thing: Thing) -> Entry | None:
-        """The checkpoint since which a thing has been equal. None if it moved or is new."""
-        track = self.story.tracks.get(thing)
+    def since(self, item: Item) -> Entry | None:
+        """The checkpoint since which an item has the same bytes; None if it moved or is new."""
+        track = self.history.tracks.get(item)
         if track is None or track.digests[self.place] is None:
             return None
         place = track.since[self.place]
-        return None if place == self.place else self.story.entries[place]
+        return None if place == self.place else self.history.entries[place]
 
-    def back(self, thing: Thing) -> Entry | None:
-        """The earlier checkpoint whose bytes a thing has again after it had moved."""
-        track = self.story.tracks.get(thing)
+    def back(self, item: Item) -> Entry | None:
+        """The earlier checkpoint whose bytes an item has again after it had moved; else None."""
+        track = self.history.tracks.get(item)
         place = None if track is None else track.back[self.place]
-        return None if place is None else self.story.entries[place]
+        return None if place is None else self.history.entries[place]
 
 
-def things(sums: CheckpointSums) -> Iterator[tuple[Thing, str]]:
-    """Everything in a checkpoint that has a digest."""
+def items_of(sums: CheckpointSums) -> Iterator[tuple[Item, str]]:
+    """Every item of a checkpoint that has a digest, with the digest."""
     for layer in sums.layers:
         yield ("router", layer.router), layer.router_digest
         if layer.bias_digest is not None:

@@ -1,4 +1,4 @@
-"""Tries every rule at every checkpoint, and forms the verdict of a run's files."""
+"""Applies every file rule to a checkpoint, and forms the verdict on its files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moegeo_cli.verdict.judging import ORDER, STATUS
 from moegeo_cli.verdict.rules import SEVERITIES, Outcome, to_finding_and_check
 
 FileRule = Callable[[Past], Outcome]
-# By the name of the finding, as findings.toml has it.
+# The rules by the name of their finding in findings.toml.
 FILE_RULES: Mapping[str, FileRule] = {
     "router-nonfinite": state_rules.router_nonfinite,
     "router-zero": state_rules.router_zero,
@@ -34,16 +34,17 @@ HEALTHY = (
 
 
 def outcomes_of(past: Past) -> dict[str, Outcome]:
-    """What each rule says of a checkpoint, by the name of its finding."""
+    """The outcome of each rule at a checkpoint, by the name of its finding."""
     return {name: rule(past) for name, rule in FILE_RULES.items()}
 
 
 def judge_files(past: Past, unread: bool) -> Verdict:
-    """A checkpoint's verdict by its files alone.
+    """Judge a checkpoint by its files alone.
 
     Args:
-        past: the checkpoint with everything before it.
-        unread: whether some router's values could not be read, so that it cannot be called healthy.
+        past: the checkpoint with its past.
+        unread: whether the values of some router could not be read. The checkpoint is then
+            inconclusive unless it is failing.
     """
     steps = () if past.now.step is None else (past.now.step,)
     findings: list[Finding] = []

@@ -1,7 +1,7 @@
-"""Stores what was read of a checkpoint's files, so that each file is read once.
+"""Stores the sums of a checkpoint, so that each file is read once.
 
-A checkpoint counts as the same while its files have the same names, sizes and times of change:
-then not a byte of its weights is read again. Anything else is read anew.
+A checkpoint counts as unchanged while its files have the same names, sizes and times of change:
+then none of its weights are read again. A changed checkpoint is read again.
 """
 
 from __future__ import annotations
@@ -21,34 +21,38 @@ from moegeo_cli.commands.check.layer_sums import STATISTICS
 from moegeo_cli.records import from_dict, to_dict
 from moegeo_cli.store.cache import Store, entry_key
 
-# Raised whenever the meaning of what is kept changes: older entries are read anew.
+# Raise it when the meaning of stored sums changes: checkpoints are then read again.
 VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A checkpoint's sums, and its fingerprint when they were made."""
+class StoredSums:
+    """A checkpoint's sums, and its fingerprint when they were computed."""
 
     fingerprint: str
     sums: CheckpointSums
 
 
-def key_of(checkpoint: Checkpoint, mode: str, quick: bool, model: Mapping[str, Any] | None) -> str:
-    """Where a checkpoint's sums are kept.
+def sums_key(
+    checkpoint: Checkpoint, mode: str, quick: bool, model: Mapping[str, Any] | None
+) -> str:
+    """The store key of a checkpoint's sums.
 
     Args:
         checkpoint: a complete checkpoint.
-        mode: "sampled": told by its files' names, sizes and times; "full": by every byte of them.
-        quick: whether routers, biases and vectors alone are read.
-        model: the identity of a user's own model; None for transformers'.
+        mode: "sampled" to recognise the checkpoint by names, sizes and times of its files; "full"
+            to recognise it by every byte.
+        quick: whether only routers, biases and vectors are read.
+        model: the identity of a user's own model; None for models of transformers.
 
-    Raises: what `fingerprint` raises.
+    Raises:
+        MoegeoError: see `Checkpoint.fingerprint`.
     """
-    told = mode == "full" or note_of(checkpoint.path) is not None
-    who: Any = checkpoint.fingerprint(mode) if told else list(_files(checkpoint))
+    by_fingerprint = mode == "full" or note_of(checkpoint.path) is not None
+    identity: Any = checkpoint.fingerprint(mode) if by_fingerprint else list(_files(checkpoint))
     parts = {
         "check": VERSION,
-        "checkpoint": who,
+        "checkpoint": identity,
         "quick": quick,
         "statistics": [[s.name, s.version] for s in STATISTICS],
         **({"model": dict(model)} if model else {}),
@@ -56,51 +60,51 @@ def key_of(checkpoint: Checkpoint, mode: str, quick: bool, model: Mapping[str, A
     return f"check-{entry_key(parts)}"
 
 
-def load_sums(store: Store, key: str) -> Kept | None:
+def load_sums(store: Store, key: str) -> StoredSums | None:
     """The stored sums; None if there are none, or if they are damaged."""
     try:
-        return from_dict(Kept, store.load_json(key))
+        return from_dict(StoredSums, store.load_json(key))
     except ValueError:
         return None
 
 
-def keep_sums(store: Store, key: str, kept: Kept) -> None:
+def keep_sums(store: Store, key: str, kept: StoredSums) -> None:
     """Store a checkpoint's sums."""
     store.save_json(key, to_dict(kept))
 
 
 def _files(checkpoint: Checkpoint) -> Iterator[list[Any]]:
-    """Name, size and times of every file of a checkpoint, and of its config.json elsewhere."""
+    """Name, size and times of each file of a checkpoint, with its config and base model."""
     if checkpoint.path.is_file():
-        yield _signs(checkpoint.path.name, checkpoint.path)
+        yield _size_and_times(checkpoint.path.name, checkpoint.path)
     else:
         yield from _walk(checkpoint.path, "")
     if checkpoint.config_folder != checkpoint.path:
-        yield _signs("config", checkpoint.config_folder / "config.json")
+        yield _size_and_times("config", checkpoint.config_folder / "config.json")
     if checkpoint.layout == ADAPTER:
         for file in checkpoint.stored.files:
-            yield _signs(f"base/{file.name}", file)
+            yield _size_and_times(f"base/{file.name}", file)
 
 
 def _walk(folder: Path, above: str) -> Iterator[list[Any]]:
-    """Files of a checkpoint, by name; what moegeo keeps and other checkpoints are not of it."""
+    """Files of a checkpoint, sorted by name, without hidden files and other checkpoints."""
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.name.startswith("."):
             continue
         name = f"{above}{entry.name}"
         if not entry.is_dir():
-            yield _signs(name, Path(entry.path))
+            yield _size_and_times(name, Path(entry.path))
         elif parse_step(entry.name) is None and not (Path(entry.path) / "config.json").exists():
             yield from _walk(Path(entry.path), f"{name}/")
 
 
-def _signs(name: str, path: Path) -> list[Any]:
-    """Modification and change times of a file.
+def _size_and_times(name: str, path: Path) -> list[Any]:
+    """Name, size, modification time and change time of a file; the name alone for a broken link.
 
-    Ctime changes with every write, even if a tool resets mtime.
+    The change time (ctime) changes with every write, even if a tool resets mtime.
     """
     try:
         found = path.stat()
-    except OSError:  # a link to nothing
+    except OSError:  # a broken link
         return [name]
     return [name, found.st_size, found.st_mtime_ns, found.st_ctime_ns]

@@ -1,13 +1,13 @@
-"""Rules about what moves between checkpoints: frozen, and lost at a resume.
+"""Rules about changes between checkpoints: weights that are frozen, or lost at a resume.
 
-All of them compare digests of stored bytes: what they find is exact.
+All of them compare digests of stored bytes, so their findings are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from moegeo_cli.commands.check.history import Entry, Past, Thing
+from moegeo_cli.commands.check.history import Entry, Item, Past
 from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.words import by_layer, joined, layers_words, numbers
 from moegeo_cli.records import Evidence, Metric, Threshold
@@ -19,18 +19,18 @@ NOT_READ = Skipped("the experts' weights were not read")
 
 
 def router_frozen(past: Past) -> Outcome:
-    """Routers that are equal bit for bit since an earlier checkpoint while other weights moved."""
+    """Routers that are equal bit for bit since an earlier checkpoint, while other weights move."""
     if past.is_first:
         return ALONE
     hashed = set(past.now.sums.facts.get("hash_layers") or ())
-    looked = [x for x in past.layers if x.layer not in hashed]
-    held = {x.router: e for x in looked if (e := past.since(("router", x.router))) is not None}
+    learned = [x for x in past.layers if x.layer not in hashed]
+    held = {x.router: e for x in learned if (e := past.since(("router", x.router))) is not None}
     if not held or not past.moved:
         return None
-    found = [x for x in looked if x.router in held]
+    found = [x for x in learned if x.router in held]
     return _frozen(
         past,
-        f"the router of {_since(found, looked, lambda x: held[x.router])}",
+        f"the router of {_since(found, learned, lambda x: held[x.router])}",
         found,
         "The optimizer does not hold it, it gets no gradient, or it was frozen on purpose",
         _count("routers_frozen", len(found)),
@@ -38,7 +38,7 @@ def router_frozen(past: Past) -> Outcome:
 
 
 def experts_frozen(past: Past) -> Outcome:
-    """Experts that are equal bit for bit since an earlier checkpoint while other weights moved."""
+    """Experts that are equal bit for bit since an earlier checkpoint, while other weights move."""
     if past.is_first:
         return ALONE
     if not _read(past.layers):
@@ -73,12 +73,12 @@ def experts_frozen(past: Past) -> Outcome:
 
 
 def router_reset(past: Past) -> Outcome:
-    """Routers that have an earlier checkpoint's bytes again, after they had moved."""
+    """Routers that have the bytes of an earlier checkpoint again, after they had moved."""
     return _reset(past, past.layers, lambda x: [("router", x.router)], "routers", "routers_reset")
 
 
 def experts_reset(past: Past) -> Outcome:
-    """Experts that have an earlier checkpoint's bytes again, after they had moved."""
+    """Experts that have the bytes of an earlier checkpoint again, after they had moved."""
     if not _read(past.layers):
         return NOT_READ
     return _reset(
@@ -94,10 +94,10 @@ def _frozen(
     causes: str,
     evidence: tuple[Evidence, ...],
 ) -> Found:
-    asked = past.now.sums.frozen_by
-    why = f"The config asks for it: {asked[0]}" if asked else causes
+    on_purpose = past.now.sums.frozen_by
+    why = f"The config asks for it: {on_purpose[0]}" if on_purpose else causes
     return Found(
-        "info" if asked else "watch",
+        "info" if on_purpose else "watch",
         f"equal bit for bit while other weights move: {what}. {why}",
         numbers(found),
         evidence,
@@ -108,15 +108,15 @@ def _frozen(
 def _reset(
     past: Past,
     layers: Sequence[LayerSums],
-    parts: Callable[[LayerSums], list[Thing]],
+    parts: Callable[[LayerSums], list[Item]],
     what: str,
     name: str,
 ) -> Outcome:
     if past.is_first:
         return ALONE
     if past.copy_of is not None:
-        return None  # the whole checkpoint is another one's copy, which a note says
-    back: dict[str, dict[Thing, Entry]] = {}
+        return None  # the whole checkpoint is a copy of an earlier one: a note reports that
+    back: dict[str, dict[Item, Entry]] = {}
     for layer in layers:
         for part in parts(layer):
             entry = past.back(part)
@@ -152,7 +152,13 @@ def _count(name: str, count: int) -> tuple[Evidence, ...]:
 def _since(
     found: Sequence[LayerSums], of: Sequence[LayerSums], entry_of: Callable[[LayerSums], Entry]
 ) -> str:
-    """Layers with the step since which each has been equal; layers with the same step together."""
+    """Layers in words, with the checkpoint since which they are equal: "layers 0-3 since step 5".
+
+    Args:
+        found: the layers to name.
+        of: all layers of the checkpoint.
+        entry_of: returns the checkpoint since which a layer is equal.
+    """
     groups: dict[str, list[LayerSums]] = {}
     for layer in found:
         groups.setdefault(entry_of(layer).name, []).append(layer)

@@ -1,8 +1,8 @@
-"""A checkpoint's mixture-of-experts layers from its files: routers whole, experts piece by piece.
+"""Reads the MoE layers of a checkpoint from its files: whole routers, and experts piece by piece.
 
-Values come through `EffectiveWeights`, so they are those that the model computes with, quantised or
-not; digests are of the stored bytes. No more than one matrix of one expert is held at a time,
-except where a form cannot be read in slices: then one tensor of all experts of a layer.
+Values come from `EffectiveWeights`: they are the values that the model computes with, quantised or
+not. Digests are of the stored bytes. At most one matrix of one expert is in memory at a time. If a
+form of quantisation cannot be read in slices, it is one tensor with all experts of a layer.
 
 Legend: E experts, D width of the router's input, R rows and C columns of an expert's matrix.
 """
@@ -32,9 +32,15 @@ CHUNK_BYTES = 8 * 2**20
 class Piece:
     """One weight of one expert, as read.
 
-    `values` are float32, (R, C) for a matrix and (R,) for a bias, rows as stored: a family that
-    stores a matrix the other way round gives it so. They are None where the stored bytes cannot be
-    turned into numbers; then `reason` says why. `digest` is of the stored bytes in any case.
+    Attributes:
+        expert: the expert's number.
+        role: what the weight is, the same for all experts.
+        name: name of the stored tensor.
+        digest: digest of the stored bytes.
+        values: float32, shape (R, C) for a matrix and (R,) for a bias. The matrix is not
+            transposed: its rows are those of the stored tensor. None if the bytes cannot be turned
+            into numbers.
+        reason: why `values` is None.
     """
 
     expert: int
@@ -54,14 +60,15 @@ class MoELayer:
     """One router and the experts beside it.
 
     Attributes:
-        layer: index of the decoder layer; None where the names tell none.
-        router: the router's tensors by name.
-        weight_ED: the router's weight, float32, shape (E, D); None where it cannot be read.
-        bias_E: the bias of the logits, float32; None where there is none or it cannot be read.
-        selection_bias_E: the bias of the selection alone, likewise.
-        bias_dtype: stored dtype of the selection bias (F32, BF16, ...); None without one.
-        experts: the experts' tensors by expert; empty where none were found.
-        reasons: what could not be read -> why.
+        layer: index of the decoder layer; None if the tensor names have none.
+        router: names of the router's tensors.
+        weight_ED: the router's weight, float32, shape (E, D); None if it cannot be read.
+        bias_E: the bias of the logits, float32; None if there is none or it cannot be read.
+        selection_bias_E: the bias that is added for the selection only, float32; None if there is
+            none or it cannot be read.
+        bias_dtype: stored dtype of the selection bias (F32, BF16, ...); None if there is no bias.
+        experts: the tensors of each expert; empty if none were found.
+        reasons: name of what could not be read -> why.
     """
 
     def __init__(
@@ -71,13 +78,13 @@ class MoELayer:
         experts: ExpertTensors,
         architecture: Architecture | None,
     ) -> None:
-        """Read the router; experts are read on request.
+        """Read the router. Experts are read on request.
 
         Args:
             index: the checkpoint's tensors.
-            router: the router's.
-            experts: its experts'.
-            architecture: tells which way round the router's weight is stored.
+            router: names of the router's tensors.
+            experts: the tensors of its experts.
+            architecture: gives the number of experts, to recognise a transposed router weight.
         """
         self.index, self.router, self.experts = index, router, experts.experts
         self.layer = router.layer
@@ -90,35 +97,35 @@ class MoELayer:
 
     @property
     def router_digest(self) -> str:
-        """Digest of the router's weight and of the bias of its logits."""
+        """Digest of the router's weight and logit bias."""
         names = [n for n in (self.router.weight, self.router.bias) if n is not None]
         return digest_names(self.index, names)
 
     @property
     def bias_digest(self) -> str | None:
-        """Digest of the selection bias; None without one."""
+        """Digest of the selection bias; None if there is no bias."""
         named = self.router.selection_bias
         return None if named is None else digest_names(self.index, [named])
 
     def read_experts(self) -> Iterator[Piece]:
-        """Every expert's weights, one piece at a time, by expert and role.
+        """Every expert's weights, one piece at a time, ordered by expert and role.
 
         Raises:
-            MoegeoError: a file that changed or broke while it was read.
+            MoegeoError: a file changed while it was read, or is damaged.
         """
         wholes: dict[str, Any] = {}
         for expert in sorted(self.experts):
             yield from self.read_expert(expert, wholes)
 
     def read_expert(self, expert: int, wholes: dict[str, Any] | None = None) -> Iterator[Piece]:
-        """One expert's weights by role.
+        """The weights of one expert, ordered by role.
 
         Args:
             expert: its number.
-            wholes: keeps tensors of all experts that cannot be read in slices, between calls.
+            wholes: a cache for tensors of all experts that cannot be read in slices.
 
         Raises:
-            MoegeoError: a file that changed or broke while it was read.
+            MoegeoError: a file changed while it was read, or is damaged.
         """
         kept = {} if wholes is None else wholes
         for tensor in self.experts[expert]:
@@ -144,7 +151,7 @@ class MoELayer:
                 values = index.tensor(name, rows).float().numpy()
         digest = hashlib.sha256(raw).digest()[:DIGEST_BYTES]
         if values is None:
-            reason = f"stored as {dtype}, and no file says which values these bytes stand for"
+            reason = f"stored as {dtype}, and no file says how to decode these bytes"
             return Piece(tensor.expert, tensor.role, name, digest, None, reason)
         values = np.asarray(values, dtype=np.float32).reshape(tensor.shape)
         return Piece(tensor.expert, tensor.role, name, digest, values)
@@ -170,12 +177,12 @@ def read_layers(
     routers: Sequence[RouterTensors],
     architecture: Architecture | None = None,
 ) -> Iterator[MoELayer]:
-    """The layers with a router, one after the other.
+    """Read the MoE layers one by one.
 
     Args:
         index: the checkpoint's tensors.
-        routers: its routers, as `find_router_tensors` gives them.
-        architecture: what config.json says; None where it says nothing.
+        routers: its routers, from `find_router_tensors`.
+        architecture: the architecture in config.json; None if not known.
     """
     experts = find_expert_tensors(index, routers)
     for router in routers:
@@ -183,7 +190,7 @@ def read_layers(
 
 
 def first_rows(index: EffectiveWeights, name: str, count: int) -> np.ndarray[Any, Any]:
-    """The first rows of a tensor of floats, float32; all of them where there are fewer."""
+    """The first `count` rows of a float tensor, or all rows if there are fewer; float32."""
     shape = index.shape(name)
     rows = (0, min(count, shape[0]))
     cheap = index.slices_cheaply(name)
@@ -195,7 +202,7 @@ def first_rows(index: EffectiveWeights, name: str, count: int) -> np.ndarray[Any
 
 
 def digest_names(index: EffectiveWeights, names: Sequence[str]) -> str:
-    """Digest of the stored bytes of some tensors, read in chunks; 32 hexadecimal digits."""
+    """One digest of the stored bytes of several tensors: 32 hexadecimal digits."""
     digest = hashlib.sha256()
     for name in names:
         for raw in _chunks(index, name):
@@ -204,7 +211,7 @@ def digest_names(index: EffectiveWeights, names: Sequence[str]) -> str:
 
 
 def _chunks(index: EffectiveWeights, name: str) -> Iterator[bytes]:
-    """The stored bytes of a tensor, a few rows at a time where it is large."""
+    """The stored bytes of a tensor; a large tensor comes a few rows at a time."""
     info = index.info(name)
     shape = index.shape(name)
     size = sum(held.end - held.start for _, held in index.parts(name)) or info.elements * 4

@@ -1,4 +1,4 @@
-"""How random the directions of an expert's rows are, which tells whether it was trained.
+"""Measures how random the directions of an expert's rows are: an untrained expert's are random.
 
 Legend: E experts.
 """
@@ -16,19 +16,19 @@ NAME = "row_alignment"
 class RowAlignment:
     """How far the rows of each expert's matrices are from random directions.
 
-    `result` gives {"expert": E numbers}: the scores of an expert's matrices pooled, in standard
-    deviations; None where a matrix has no finite values.
+    `result` returns {"expert": E numbers}: for each expert, the pooled score of its matrices, in
+    standard deviations of the score of random matrices; None if a matrix has no score.
     """
 
     name: ClassVar[str] = NAME
     version: ClassVar[int] = 1
 
     def __init__(self, layer: MoELayer) -> None:
-        """Begin with a layer."""
+        """Start with a layer."""
         self.scores: dict[int, list[float | None]] = {expert: [] for expert in layer.experts}
 
     def add(self, piece: Piece) -> None:
-        """Take one weight of one expert."""
+        """Add one weight of one expert."""
         if piece.values is not None and piece.values.ndim == 2:
             self.scores[piece.expert].append(row_alignment(piece.values))
 

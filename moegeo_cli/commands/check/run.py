@@ -1,4 +1,4 @@
-"""Reads the new checkpoints of a run and judges all of them by their files."""
+"""Reads the checkpoints of a run that are not stored yet, and judges all of them by their files."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from moegeo_cli.checkpoints.describing import Describer, Filler
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums, sum_checkpoint
-from moegeo_cli.commands.check.history import Entry, Past, Story
+from moegeo_cli.commands.check.history import Entry, Past, RunHistory
 from moegeo_cli.commands.check.judging import FILE_RULES, judge_files, outcomes_of
-from moegeo_cli.commands.check.keeping import Kept, keep_sums, key_of, load_sums
+from moegeo_cli.commands.check.keeping import StoredSums, keep_sums, load_sums, sums_key
 from moegeo_cli.commands.check.table import describe_checkpoint, describe_layer
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.measuring.provenance import package_version
@@ -30,31 +30,31 @@ from moegeo_cli.verdict.rules import Skipped
 from moegeo_cli.verdict.thresholds import Thresholds
 
 
-class Hearer(Protocol):
-    """A listener for progress."""
+class ProgressListener(Protocol):
+    """Is told about progress."""
 
     def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
-        """A run starts, of so many checkpoints."""
+        """A run of `count` checkpoints starts."""
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
-        """A checkpoint starts, of so many bytes."""
+        """A checkpoint starts; `tokens` is its size in bytes."""
 
     def advance(self, tokens: int) -> None:
-        """So many bytes were read."""
+        """`tokens` further bytes were read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads checkpoints, or takes their sums from the store.
+    """Gives the sums of checkpoints: from the store, or read from the files and then stored.
 
     Attributes:
-        store: keeps what was read.
-        quick: routers, biases and vectors alone.
-        mode: how a checkpoint is told again: "sampled" or "full".
-        models: says what a user's own model is; None for transformers'.
-        identity: of that model.
-        progress: hears how far the work is.
-        fill: says how a config's module tree is filled, for adapters.
+        store: where sums are stored.
+        quick: read only routers, biases and vectors.
+        mode: how a stored checkpoint is recognised: "sampled" or "full" (see `sums_key`).
+        models: describes a user's own model; None for models of transformers.
+        identity: the identity of that model.
+        progress: is told about progress.
+        fill: builds the module tree of a config, for adapters.
     """
 
     store: Store
@@ -62,61 +62,66 @@ class Reader:
     mode: str = "sampled"
     models: Describer | None = None
     identity: Mapping[str, Any] | None = None
-    progress: Hearer | None = None
+    progress: ProgressListener | None = None
     fill: Filler | None = None
 
     def keeps(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint's sums are stored, so that its files need not be read."""
-        key = key_of(checkpoint, self.mode, self.quick, self.identity)
+        key = sums_key(checkpoint, self.mode, self.quick, self.identity)
         return load_sums(self.store, key) is not None
 
-    def read(self, name: str, chosen: Sequence[Checkpoint]) -> list[Kept]:
-        """The sums of some checkpoints. Those that are not stored are read from the files.
+    def read(self, name: str, chosen: Sequence[Checkpoint]) -> list[StoredSums]:
+        """The sums of the chosen checkpoints. Those that are not stored are read from the files.
 
         Args:
-            name: of the run.
+            name: the run's name.
             chosen: the checkpoints, oldest first.
 
-        Raises: what `sum_checkpoint` raises.
+        Raises:
+            MoegeoError: see `sum_checkpoint`.
         """
-        keys = [key_of(c, self.mode, self.quick, self.identity) for c in chosen]
+        keys = [sums_key(c, self.mode, self.quick, self.identity) for c in chosen]
         found = [load_sums(self.store, key) for key in keys]
         if self.progress and None in found:
             self.progress.begin(name, len(chosen))
         return [
-            self._take(checkpoint, key) if kept is None else kept
+            self._read_one(checkpoint, key) if kept is None else kept
             for checkpoint, kept, key in zip(chosen, found, keys, strict=True)
         ]
 
-    def _take(self, checkpoint: Checkpoint, key: str) -> Kept:
+    def _read_one(self, checkpoint: Checkpoint, key: str) -> StoredSums:
         size = 0 if self.quick else checkpoint.stored.size
         advance = None
         if self.progress:
             words = "routers and biases" if self.quick else f"reading {_size(size)}"
             self.progress.checkpoint(checkpoint.title, size, words)
             advance = self.progress.advance
-        told = checkpoint.fingerprint(self.mode)
-        # What is not finite is told from the values; numpy's own warnings would be for nobody.
+        fingerprint = checkpoint.fingerprint(self.mode)
+        # Values that are not finite are findings, so numpy's warnings about them are turned off.
         with few_threads(1), np.errstate(all="ignore"):
             sums = sum_checkpoint(
                 checkpoint, quick=self.quick, models=self.models, advance=advance, fill=self.fill
             )
         checkpoint.unmap()
-        kept = Kept(told, sums)
+        kept = StoredSums(fingerprint, sums)
         keep_sums(self.store, key, kept)
         return kept
 
 
-def tell_story(chosen: Sequence[Checkpoint], kept: Sequence[Kept]) -> Story:
-    """A run's checkpoints as the rules see them."""
-    return Story([Entry(c.step, c.relative, k.sums) for c, k in zip(chosen, kept, strict=True)])
+def build_history(chosen: Sequence[Checkpoint], kept: Sequence[StoredSums]) -> RunHistory:
+    """The history of a run, in the form that the rules need."""
+    return RunHistory(
+        [Entry(c.step, c.relative, k.sums) for c, k in zip(chosen, kept, strict=True)]
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FilesChecked:
-    """Results for a run's files, by a checkpoint's path: the outcomes of rules, and the sums.
+    """Results of checking a run's files, by the checkpoint's path in the run.
 
-    `sums` is empty where the files could not be read.
+    Attributes:
+        outcomes: the outcome of every rule.
+        sums: the sums; empty if the files could not be read.
     """
 
     outcomes: Mapping[str, FileOutcomes]
@@ -126,28 +131,28 @@ class FilesChecked:
 def find_outcomes(
     folder: RunFolder, chosen: Sequence[Checkpoint], reader: Reader, limits: Thresholds
 ) -> FilesChecked:
-    """The outcome of every rule at some checkpoints of a run.
+    """Apply every rule to the chosen checkpoints of a run.
 
-    What cannot be read is a reason beside each rule, and no error.
+    If the files cannot be read, no error is raised: every rule is skipped with that reason.
 
     Args:
         folder: the run.
-        chosen: its checkpoints that were asked for, oldest first.
+        chosen: the chosen checkpoints, oldest first.
         reader: reads them.
-        limits: the limits.
+        limits: the limits of the rules.
     """
     try:
-        story = tell_story(chosen, reader.read(f"files of {folder.name}", chosen))
+        history = build_history(chosen, reader.read(f"files of {folder.name}", chosen))
     except MoegeoError as error:
-        return none_checked(chosen, f"the files could not be checked: {error.message}")
+        return skip_all(chosen, f"the files could not be checked: {error.message}")
     return FilesChecked(
-        {e.path: outcomes_of(Past(story, at, limits)) for at, e in enumerate(story.entries)},
-        {e.path: e.sums for e in story.entries},
+        {e.path: outcomes_of(Past(history, at, limits)) for at, e in enumerate(history.entries)},
+        {e.path: e.sums for e in history.entries},
     )
 
 
-def none_checked(chosen: Sequence[Checkpoint], reason: str) -> FilesChecked:
-    """The result where files could not be checked, with the reason."""
+def skip_all(chosen: Sequence[Checkpoint], reason: str) -> FilesChecked:
+    """The result if files cannot be checked: every rule is skipped with the reason."""
     outcomes = dict.fromkeys(FILE_RULES, Skipped(reason))
     return FilesChecked({c.relative: outcomes for c in chosen}, {})
 
@@ -163,20 +168,21 @@ def check_run(
 
     Args:
         folder: the run.
-        chosen: its checkpoints that were asked for, oldest first.
+        chosen: the chosen checkpoints, oldest first.
         reader: reads them.
-        limits: the limits.
-        trained: what the newest one's training left beside it.
+        limits: the limits of the rules.
+        trained: the training log of the newest checkpoint.
 
     Returns:
-        The run, judged; without interventions.
+        The judged run, without interventions.
 
-    Raises: what `sum_checkpoint` raises.
+    Raises:
+        MoegeoError: see `sum_checkpoint`.
     """
     kept = reader.read(folder.name, chosen)
-    story = tell_story(chosen, kept)
+    history = build_history(chosen, kept)
     checked = [
-        _check(Past(story, place, limits), held.fingerprint) for place, held in enumerate(kept)
+        _check(Past(history, place, limits), held.fingerprint) for place, held in enumerate(kept)
     ]
     whole = not folder.has_gaps and all(
         c.coverage.routers_found == c.coverage.routers_measured for c in checked
@@ -213,7 +219,7 @@ def _check(past: Past, fingerprint: str) -> CheckedCheckpoint:
     unread = {x.router: _why(x) for x in layers if x.row_norms is None}
     notes = list(past.now.sums.notes)
     if past.copy_of is not None:
-        notes.append(f"every byte of its tensors is that of {past.copy_of.name}")
+        notes.append(f"every byte of its tensors is the same as at {past.copy_of.name}")
     return CheckedCheckpoint(
         step=past.now.step,
         path=past.now.path,

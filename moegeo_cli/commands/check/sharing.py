@@ -1,4 +1,4 @@
-"""What two checkpoints have in common bit for bit: routers, experts, attention."""
+"""Counts what two checkpoints have in common bit for bit: routers, experts, attention, others."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from moegeo_cli.records.comparison import SharedBytes, SharedLayer
 
 
 def share(a: CheckpointSums, b: CheckpointSums) -> SharedBytes:
-    """Compare the digests of two checkpoints, tensor by tensor of the same name.
+    """Compare the digests of two checkpoints, for tensors with the same name.
 
     Args:
-        a: the one.
-        b: the other; read as widely as the first.
+        a: the first checkpoint.
+        b: the second; `quick` must be the same for both.
     """
     others = {layer.router: layer for layer in b.layers}
     layers = tuple(_layer(own, others[own.router]) for own in a.layers if own.router in others)

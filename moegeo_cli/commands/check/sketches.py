@@ -1,9 +1,9 @@
 """Sketches: a few numbers per expert that preserve distances, so that no file is read twice.
 
-A sketch is a random signed sum of an expert's weights in `DIMENSIONS` bins, the same signs for
-every expert of every checkpoint. It is linear, so the difference of two sketches is the sketch of
-the difference, and its squared norm estimates the squared Frobenius norm without bias; a distance
-is off by 1/√(2·DIMENSIONS), about 9%, and means over experts by less.
+A sketch sums an expert's weights, with random signs, into `DIMENSIONS` bins. The signs are the same
+for every expert of every checkpoint. A sketch is linear: the difference of two sketches is the
+sketch of the difference. Its squared norm estimates the squared Frobenius norm without bias. The
+standard error of a distance is 1/√(2·DIMENSIONS), about 9%; for means over experts it is smaller.
 
 Source: Charikar, Chen and Farach-Colton (2002), count sketch.
 """
@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 
 DIMENSIONS = 64
-_ROWS = 4096  # of a block whose signs are reused; each block gets signs of its own on top
+_ROWS = 4096  # rows of a block; all blocks use the same signs, times signs of the block's own
 _SEED = 20_261
 
 
 def sketch(values: np.ndarray[Any, Any], role: str) -> np.ndarray[Any, Any]:
-    """Sketch of one weight of an expert. The sketches of its weights add up to the expert's.
+    """Sketch one weight of an expert. The sketch of an expert is the sum over its weights.
 
     Args:
-        values: float32, any shape; entries are told apart by their place.
-        role: what the weight is, the same for all experts.
+        values: float32, any shape; the signs depend on an entry's position.
+        role: what the weight is, the same for all experts; it seeds the signs.
 
     Returns:
         Shape (DIMENSIONS,), float64.
@@ -54,20 +54,20 @@ def sketch(values: np.ndarray[Any, Any], role: str) -> np.ndarray[Any, Any]:
 
 
 def pack(sketches: Sequence[np.ndarray[Any, Any]]) -> str:
-    """Sketches as text, float32."""
+    """Sketches as text: base64 of float32."""
     return base64.b64encode(np.asarray(sketches, dtype="<f4").tobytes()).decode("ascii")
 
 
 def unpack(text: str) -> np.ndarray[Any, Any]:
-    """The sketches, shape (E, DIMENSIONS), float64."""
+    """The sketches in a text from `pack`: shape (E, DIMENSIONS), float64."""
     raw = np.frombuffer(base64.b64decode(text), dtype="<f4")
     return raw.reshape(-1, DIMENSIONS).astype(np.float64)
 
 
 def distances(sketches_ED: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Distance of each two sketches, shape (E, E).
+    """Distance between every two sketches, shape (E, E).
 
-    Differences are taken before they are squared: close ones would vanish in a Gram matrix.
+    Differences are computed before squaring. A Gram matrix would lose small distances to rounding.
     """
     found = np.empty((len(sketches_ED), len(sketches_ED)))
     for place, row in enumerate(sketches_ED):
@@ -76,14 +76,14 @@ def distances(sketches_ED: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def mean_distance(sketches_ED: np.ndarray[Any, Any], norms_E: np.ndarray[Any, Any]) -> float | None:
-    """Mean distance of two experts, relative to independent experts of the same norms.
+    """Mean distance between two experts, relative to independent experts of the same norms.
 
     Args:
-        sketches_ED: shape (E, DIMENSIONS).
-        norms_E: Frobenius norms of what they are of.
+        sketches_ED: sketches of the experts, shape (E, DIMENSIONS).
+        norms_E: Frobenius norms of the experts, shape (E,).
 
     Returns:
-        1 for independent experts, 0 for equal ones; None without a pair that is not zero.
+        1 for independent experts, 0 for equal experts; None if no two experts have a norm above 0.
     """
     scale_EE = np.sqrt(norms_E[:, None] ** 2 + norms_E[None, :] ** 2)
     above = np.triu(scale_EE > 0.0, 1)

@@ -1,4 +1,4 @@
-"""Rules about one checkpoint's routers and experts by themselves."""
+"""Rules about the routers and experts of a single checkpoint."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SHOWN_GROUPS = 4
 
 
 def router_nonfinite(past: Past) -> Outcome:
-    """NaN or infinity in a router or in a bias."""
+    """Routers with NaN or infinity in a row or a bias."""
     return _rows(past, lambda x: x.router_nonfinite, "NaN or infinity in rows or biases of routers")
 
 
 def router_zero(past: Past) -> Outcome:
-    """Rows of a router that are zeros, and are not switched off by a bias as well."""
+    """Router rows of zeros whose expert is not masked by a bias."""
     if not any(x.row_norms for x in past.layers):
         return Skipped("no router's values could be read")
     return _rows(
@@ -31,7 +31,7 @@ def router_zero(past: Past) -> Outcome:
 
 
 def experts_damaged(past: Past) -> Outcome:
-    """Experts with NaN, infinity or zeros in their weights; those that are masked may be zeros."""
+    """Experts with NaN, infinity or zero matrices. Masked experts may be zero."""
     if not any(x.expert_digests for x in past.layers):
         return NOT_READ
     broken = {x.router: x.expert_nonfinite for x in past.layers if x.expert_nonfinite}
@@ -92,14 +92,14 @@ def experts_identical(past: Past) -> Outcome:
     how = "bit for bit" if not near else "up to rounding to bfloat16"
     first = past.is_first and past.now.step in (0, None)
     why = (
-        "an upcycled model starts so"
+        "an upcycled model starts this way"
         if first
         else "a save wrote some experts twice, or they are copies that never became different"
     )
     return Found(
         "info" if first else "watch",
-        f"{count} of {sum(x.experts for x in past.layers)} experts have the weights of another "
-        f"one of their layer, {how} ({shown}{more}): {why}",
+        f"{count} of {sum(x.experts for x in past.layers)} experts have the same weights as "
+        f"another expert of their layer, {how} ({shown}{more}): {why}",
         numbers(found),
         (Evidence("experts_identical", Metric(float(count))),),
         EXACT,
@@ -107,7 +107,7 @@ def experts_identical(past: Past) -> Outcome:
 
 
 def identical_groups(layer: LayerSums) -> list[tuple[int, ...]]:
-    """Groups of experts with equal weights. Damaged experts (zeros, NaN) are not counted."""
+    """Groups of experts with equal weights, without damaged experts (zeros, NaN)."""
     lost = {*layer.expert_zero, *layer.expert_nonfinite}
     by_digest: dict[str, list[int]] = {}
     for expert, digest in enumerate(layer.expert_digests or ()):
@@ -120,7 +120,7 @@ def identical_groups(layer: LayerSums) -> list[tuple[int, ...]]:
 
 
 def router_no_gradient(past: Past) -> Outcome:
-    """One expert a token whose weight is divided by itself: the loss does not reach the router."""
+    """Routers with K = 1 and renormalised weights: the weight is always 1, the gradient 0."""
     renormalised = past.now.sums.facts.get("renormalised")
     if renormalised is None:
         return Skipped("config.json does not say whether combine weights are renormalised")
@@ -129,8 +129,8 @@ def router_no_gradient(past: Past) -> Outcome:
         return None
     return Found(
         "watch",
-        f"the loss gives the router of {layers_words(found, past.layers)} no gradient at all: one "
-        "expert a token, and its weight is divided by itself, so it is always 1",
+        f"the loss gives the router of {layers_words(found, past.layers)} no gradient at all: each "
+        "token gets one expert, whose weight is divided by itself and so is always 1",
         numbers(found),
         (),
         EXACT,
@@ -143,6 +143,6 @@ def _rows(past: Past, which: Callable[[LayerSums], Sequence[int]], words: str) -
         return None
     experts = {x.router: which(x) for x in found if len(which(x)) < x.experts}
     whole = [x for x in found if x.router not in experts]
-    said = [f"all experts of {layers_words(whole, past.layers)}"] if whole else []
-    said += [by_layer(experts, past.layers)] if experts else []
-    return Found("failing", f"{words}: {'; '.join(said)}", numbers(found), (), EXACT)
+    places = [f"all experts of {layers_words(whole, past.layers)}"] if whole else []
+    places += [by_layer(experts, past.layers)] if experts else []
+    return Found("failing", f"{words}: {'; '.join(places)}", numbers(found), (), EXACT)

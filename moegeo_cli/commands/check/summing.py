@@ -1,4 +1,4 @@
-"""A layer's sums: its router first, then every expert's weights, each read once.
+"""Computes the sums of a layer: first of its router, then of every expert, each read once.
 
 Legend: E experts, D width of the router's input, R rows of an expert's matrix.
 """
@@ -23,12 +23,12 @@ from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.selection import SelectionRule
 from moegeo_cli.scorings import all_scorings
 
-BFLOAT16 = 2.0**-8  # relative distance of two neighbours
-SKETCH_SLACK = 1.6  # of a distance that a sketch estimates, for candidates that are then read
-MOST_CANDIDATES = 256
+BFLOAT16 = 2.0**-8  # relative distance of two neighbouring bfloat16 numbers
+SKETCH_SLACK = 1.6  # sketches estimate distances: pairs up to this times the limit are read again
+MAX_CANDIDATES = 256
 
 
-_Packed = tuple[int, np.ndarray[Any, Any]]  # a number of rows; which are zero, as bits
+_Packed = tuple[int, np.ndarray[Any, Any]]  # number of rows, and packed bits: which rows are zero
 
 
 def sum_layer(
@@ -39,17 +39,17 @@ def sum_layer(
     norm_D: np.ndarray[Any, Any] | None = None,
     loads: np.ndarray[Any, Any] | None = None,
 ) -> LayerSums:
-    """Read a layer once and keep what findings and tables need.
+    """Read a layer once and compute its sums.
 
     Args:
         layer: the layer.
-        architecture: what config.json says of the choice; None where it says nothing.
-        quick: the router and its biases alone.
-        norm_D: weights of the norm before the router, where the files name one.
-        loads: tokens by expert, where the files count them.
+        architecture: how the model chooses experts; None if not known.
+        quick: read only the router and its biases.
+        norm_D: weights of the norm before the router, shape (D,); None if not found.
+        loads: tokens per expert, shape (E,); None if the files do not count them.
 
     Raises:
-        MoegeoError: a file that changed or broke while it was read.
+        MoegeoError: a file changed while it was read, or is damaged.
     """
     found = _sum_router(layer, architecture, norm_D)
     if loads is not None and loads.size == found.experts and np.isfinite(loads).all():
@@ -90,11 +90,11 @@ def _sum_router(
         rounding = bias_rounding(
             bias_E, layer.bias_dtype, rule, weight_ED, logit_bias_E, norm_D
         )  # fmt: skip
-    told = None if rounding is None else dataclasses.asdict(rounding)
+    rounding_fields = None if rounding is None else dataclasses.asdict(rounding)
     if weight_ED is None:
         return dataclasses.replace(
             found, router_nonfinite=tuple(sorted(broken)), masked=masked,
-            selection_bias=values, rounding=told,
+            selection_bias=values, rounding=rounding_fields,
         )  # fmt: skip
     finite_E = np.isfinite(weight_ED).all(1)
     norms_E = np.linalg.norm(weight_ED.astype(np.float64), axis=1)
@@ -112,14 +112,14 @@ def _sum_router(
         stable_rank=stable,
         cosine=cosine,
         selection_bias=values,
-        rounding=told,
+        rounding=rounding_fields,
     )
 
 
 def _of_length(
     bias_E: np.ndarray[Any, Any] | None, rows: int, what: str, reasons: dict[str, str]
 ) -> np.ndarray[Any, Any] | None:
-    """A bias with one entry per expert; None, with the reason, for any other."""
+    """The bias if it has one entry per expert; else None, and the reason goes into `reasons`."""
     if bias_E is None or bias_E.size == rows:
         return bias_E
     reasons[what] = f"it has {bias_E.size} entries for {rows} experts"
@@ -152,10 +152,14 @@ def _rule(
 
 
 def _shape_of(rows_ED: np.ndarray[Any, Any]) -> tuple[float | None, float | None]:
-    """Stable rank, and the mean absolute cosine between rows, of rows that are finite, not zero."""
+    """Stable rank, and mean absolute cosine between rows; None for fewer than two rows.
+
+    Args:
+        rows_ED: finite rows that are not zero.
+    """
     if len(rows_ED) < 2:
         return None, None
-    # Scaled by their largest entry, so that no square overflows.
+    # Divide by the largest entry, so that no square overflows.
     scaled_ED = rows_ED.astype(np.float64) / np.abs(rows_ED).max()
     gram_EE = scaled_ED @ scaled_ED.T
     squares_E = np.diagonal(gram_EE)
@@ -167,7 +171,7 @@ def _shape_of(rows_ED: np.ndarray[Any, Any]) -> tuple[float | None, float | None
 
 
 def _broken(bias_E: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
-    """Entries that are NaN or plus infinity; minus infinity switches an expert off on purpose."""
+    """Whether entries are NaN or +infinity. -infinity masks an expert on purpose."""
     if bias_E is None:
         return np.zeros(0, bool)
     broken: np.ndarray[Any, Any] = np.isnan(bias_E) | (bias_E == np.inf)
@@ -175,7 +179,7 @@ def _broken(bias_E: np.ndarray[Any, Any] | None) -> np.ndarray[Any, Any]:
 
 
 class _ExpertSums:
-    """One expert, while its weights come in."""
+    """Running sums of one expert."""
 
     def __init__(self) -> None:
         self.digest = hashlib.sha256()
@@ -186,7 +190,7 @@ class _ExpertSums:
         self.shapes: list[tuple[str, tuple[int, ...]]] = []
 
     def add(self, piece: Piece) -> np.ndarray[Any, Any] | None:
-        """Take a piece; which of its rows are zero, for a matrix with values."""
+        """Add a piece. For a matrix with values, return which of its rows are zero; else None."""
         self.digest.update(piece.role.encode() + b"\0" + piece.digest)
         values = piece.values
         if values is None:
@@ -197,7 +201,7 @@ class _ExpertSums:
         rows_R = np.einsum("ij,ij->i", flat, flat)
         total = float(rows_R.sum(dtype=np.float64))
         if not math.isfinite(total):
-            if np.isfinite(flat).all():  # squares that float32 cannot hold
+            if np.isfinite(flat).all():  # the squares overflow float32
                 total = float(np.square(flat, dtype=np.float64).sum())
             else:
                 self.finite = False
@@ -206,7 +210,7 @@ class _ExpertSums:
         self.sketch += sketch(values, piece.role) if self.finite else 0.0
         self.square += total
         empty_R: np.ndarray[Any, Any] = rows_R == 0.0
-        if empty_R.any():  # a square may underflow
+        if empty_R.any():  # a square of a small number may underflow to 0
             empty_R[empty_R] = ~flat[empty_R].any(1)
         return empty_R
 
@@ -236,7 +240,7 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
     zero = tuple(sorted(_zero_experts(empty)))
     digests = tuple("" if s is None else s.digest.hexdigest()[: 2 * DIGEST_BYTES] for s in own)
     near: tuple[NearGroup, ...] = ()
-    packed, apart = None, None
+    packed, distance = None, None
     uneven = len({tuple(s.shapes) for s in own if s is not None and s.known}) > 1
     if uneven:
         reasons["expert values"] = "its experts' weights differ in shape"
@@ -245,7 +249,7 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
         norms = np.array([math.sqrt(s.square) for s in own if s is not None])
         packed = pack(list(sketches))
         near = _near_groups(layer, sketches, norms, digests, set(zero))
-        apart = mean_distance(sketches, norms)
+        distance = mean_distance(sketches, norms)
     return dataclasses.replace(
         found,
         expert_digests=digests,
@@ -256,14 +260,14 @@ def _sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
         expert_zero=zero,
         expert_near=near,
         sketches=packed,
-        expert_distance=apart,
+        expert_distance=distance,
         statistics={statistic.name: statistic.result() for statistic in statistics},
         reasons=reasons,
     )
 
 
 def _zero_experts(empty: Mapping[str, Mapping[int, _Packed]]) -> set[int]:
-    """Experts with rows of zeros; rows that are zero in every expert are padding."""
+    """Experts with rows of zeros. Rows that are zero in every expert count as padding."""
     found: set[int] = set()
     for by_expert in _of_one_size(empty):
         common = functools.reduce(np.bitwise_and, (held for _, held in by_expert.values()))
@@ -277,7 +281,7 @@ def _zero_experts(empty: Mapping[str, Mapping[int, _Packed]]) -> set[int]:
 def _of_one_size(
     empty: Mapping[str, Mapping[int, _Packed]],
 ) -> Iterator[Mapping[int, _Packed]]:
-    """Each role's experts, those of one number of rows together."""
+    """For each role, the experts grouped by their number of rows."""
     for by_expert in empty.values():
         by_rows: dict[int, dict[int, _Packed]] = {}
         for expert, held in by_expert.items():
@@ -296,9 +300,9 @@ def _near_groups(
     digests: tuple[str, ...],
     lost: set[int],
 ) -> tuple[NearGroup, ...]:
-    """Groups of experts that differ by less than bfloat16 rounding.
+    """Groups of experts that differ by less than rounding to bfloat16.
 
-    Their weights are read again.
+    Sketches select candidate pairs. The weights of these pairs are read again.
     """
     first: dict[str, int] = {}
     for expert, digest in enumerate(digests):
@@ -308,7 +312,7 @@ def _near_groups(
         return ()
     relative = distances(sketches_ED[kinds]) / np.maximum.outer(norms_E[kinds], norms_E[kinds])
     ones, others = np.nonzero(np.triu(relative < BFLOAT16 * SKETCH_SLACK, 1))
-    pairs = [(kinds[a], kinds[b]) for a, b in zip(ones, others, strict=True)][:MOST_CANDIDATES]
+    pairs = [(kinds[a], kinds[b]) for a, b in zip(ones, others, strict=True)][:MAX_CANDIDATES]
     groups: list[tuple[set[int], float]] = []
     for one, other in pairs:
         known = next((g for g, _ in groups if one in g and other in g), None)
@@ -333,7 +337,7 @@ def _near_groups(
 
 
 def _distance(layer: MoELayer, one: int, other: int) -> float:
-    """Frobenius distance of two experts' weights, read again, biases included."""
+    """Frobenius distance between two experts, biases included. Their weights are read again."""
     square = 0.0
     for a, b in zip(layer.read_expert(one), layer.read_expert(other), strict=True):
         if a.values is None or b.values is None or a.values.shape != b.values.shape:

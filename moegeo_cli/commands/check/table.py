@@ -1,10 +1,10 @@
-r"""The numbers beside the findings: norms, ranks and distances of a layer, and their nulls.
+r"""The metrics of the check report: norms, ranks and distances of a layer, and their null values.
 
-Nulls are of random matrices of the same shape with independent Gaussian entries. The stable rank's
-is a mean over a few draws; the mean absolute cosine of two random vectors in D dimensions is
-:math:`\Gamma(D/2) / (\sqrt\pi\,\Gamma((D+1)/2))`; independent experts are as far apart as the root
-of the sum of their squared norms. Distances are of sketches, each off by about 9%, and means of
-many by less.
+Null values are those of random matrices of the same shape with independent Gaussian entries. For
+the stable rank it is a mean over a few draws. The mean absolute cosine of two random vectors in D
+dimensions is :math:`\Gamma(D/2) / (\sqrt\pi\,\Gamma((D+1)/2))`. The distance of two independent
+experts is the root of the sum of their squared norms. Distances are computed from sketches
+(`sketches.py`), with a standard error of about 9% each and less for means.
 
 Legend: E experts, D width of the router's input.
 """
@@ -30,7 +30,7 @@ from moegeo_cli.records.check import CheckedLayer
 
 NULL_DRAWS, NULL_ENTRIES = 8, 1 << 21
 FIRST = "there is no earlier checkpoint"
-NO_BIAS = "the checkpoint before has no such selection bias"
+NO_BIAS = "the previous checkpoint has no selection bias for this router"
 NO_ROUTER = "the first checkpoint does not have this router"
 QUICK = "experts were not read (--quick)"
 OVER_LAYERS = (
@@ -41,11 +41,11 @@ OVER_LAYERS = (
 
 
 def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
-    """A layer's record for the report.
+    """The record of a layer for the report.
 
     Args:
-        layer: of the checkpoint that `past` is about.
-        past: gives the checkpoint before and the first one.
+        layer: a layer of the checkpoint `past.now`.
+        past: the checkpoint with its past.
     """
     metrics = {
         **_of_rows(layer),
@@ -71,7 +71,7 @@ def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
 
 
 def describe_checkpoint(layers: Sequence[CheckedLayer], past: Past) -> Metrics:
-    """A checkpoint's metrics: means over layers, and the shares that moved."""
+    """The metrics of a checkpoint: means over layers, and shares of weights that moved."""
     found: dict[str, Metric] = {}
     for name in OVER_LAYERS:
         own = [x.metrics[name] for x in layers if name in x.metrics]
@@ -132,9 +132,9 @@ def _of_experts(layer: LayerSums, first: LayerSums | None, past: Past) -> dict[s
     )  # fmt: skip
     norms = _known(layer.expert_norms)
     if not norms or not any(norms):
-        told = [layer.reasons.get(key) for key in ("experts", "expert values")]
-        nothing = "every expert's weights are zero" if norms else "no expert has finite weights"
-        reason = QUICK if past.now.sums.quick else next((r for r in told if r), nothing)
+        reasons = [layer.reasons.get(key) for key in ("experts", "expert values")]
+        default = "every expert's weights are zero" if norms else "no expert has finite weights"
+        reason = QUICK if past.now.sums.quick else next((r for r in reasons if r), default)
         return {name: _absent(name, reason) for name in names}
     middle = statistics.median(norms)
     found = {
@@ -182,7 +182,7 @@ def _own_row(layer: LayerSums, *, quick: bool) -> Metric:
     largest = [None if e in layer.masked else row for e, row in enumerate(held["largest"])]
     share = own_row_share(largest)
     if share is None:
-        return _absent("own_row", "the shapes of its matrices do not tell which side is the input")
+        return _absent("own_row", "the shapes of its matrices do not show which side is the input")
     known = sum(row is not None for row in largest)
     return _metric("own_row", share, 1.0 / layer.experts, known)
 
@@ -191,26 +191,26 @@ def _moved(past: Past) -> dict[str, Metric]:
     names = ("routers_moved", "experts_moved", "others_moved")
     if past.is_first:
         return {name: _absent(name, FIRST) for name in names}
-    tracks = past.story.tracks
-    held = [
-        thing
-        for thing, track in tracks.items()
+    tracks = past.history.tracks
+    comparable = [
+        item
+        for item, track in tracks.items()
         if track.digests[past.place] is not None and track.digests[past.place - 1] is not None
     ]
     sizes = {name: size for name, (_, size, _) in past.now.sums.rest.items()}
     found = {}
     for name, kind in zip(names, ("router", "expert", "other"), strict=True):
         weights = {
-            thing: sizes[str(thing[1])] if kind == "other" else 1
-            for thing in held
-            if thing[0] == kind
+            item: sizes[str(item[1])] if kind == "other" else 1
+            for item in comparable
+            if item[0] == kind
         }
         total = sum(weights.values())
         if not total:
             reason = QUICK if kind == "expert" and past.now.sums.quick else "nothing to compare"
             found[name] = _absent(name, reason)
             continue
-        share = sum(size for thing, size in weights.items() if thing in past.moved) / total
+        share = sum(size for item, size in weights.items() if item in past.moved) / total
         found[name] = _metric(name, share, n=total)
     return found
 
@@ -219,13 +219,13 @@ def _same(layer: LayerSums, past: Past, place: int) -> LayerSums | None:
     """The same layer at an earlier checkpoint; None if there is none."""
     if place < 0 or place >= past.place:
         return None
-    others = past.story.entries[place].sums.layers
+    others = past.history.entries[place].sums.layers
     return next((x for x in others if x.router == layer.router), None)
 
 
 @functools.cache
 def _random_rank(rows: int, width: int) -> float:
-    """Mean stable rank of Gaussian matrices of a shape, over few draws where they are large."""
+    """Mean stable rank of random Gaussian matrices, over fewer draws if they are large."""
     generator = np.random.default_rng(0)
     draws = max(1, min(NULL_DRAWS, NULL_ENTRIES // max(1, rows * width)))
     found = []

@@ -1,4 +1,4 @@
-"""The rule about experts that look as they did before training, beside weights that do not."""
+"""The rule about experts that look untrained while other weights do not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from moegeo_cli.records import Evidence, Metric
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped
 
 LIMIT = "experts-untrained"
-# How far from random something must be for random experts beside it to be odd: experts of other
-# layers or attention, pooled; the middle expert of the layer. docs/results/check.md: the rates.
+# Random experts are reported only if other weights are clearly not random: the pooled score of
+# another layer's experts or of attention is at least CLEAR or, for single experts, the median
+# expert of the layer is at least CLEAR_EXPERT. docs/results/check.md has the error rates.
 CLEAR, CLEAR_EXPERT = 40.0, 12.0
-# Before this share of training an expert that few tokens reach looks so too.
+# Before this share of training, experts that few tokens reach look untrained too.
 EARLY = 0.2
 WHY = "a converter or a resume left them out, or they get no gradient"
 
@@ -49,8 +50,8 @@ def experts_untrained(past: Past) -> Outcome:
     if not whole and not single:
         return None
     found = [x for x in past.layers if x in whole or x.router in single]
-    said = [f"all experts of {layers_words(whole, past.layers)}"] if whole else []
-    said += [by_layer(single, past.layers)] if single else []
+    places = [f"all experts of {layers_words(whole, past.layers)}"] if whole else []
+    places += [by_layer(single, past.layers)] if single else []
     fraction = past.now.sums.fraction
     starting = (past.now.step == 0 or past.now.sums.fresh is True) and past.is_first
     early = starting or (fraction is not None and fraction <= EARLY)
@@ -61,7 +62,7 @@ def experts_untrained(past: Past) -> Outcome:
     )
     return Found(
         "info" if early else "watch",
-        f"{joined(said)} look untrained, while other weights do not: {why}",
+        f"{joined(places)} look untrained, while other weights do not: {why}",
         numbers(found),
         (Evidence("row_alignment", Metric(lowest, unit="standard deviations", null_value=0.0)),),
         limit.threshold,
@@ -69,7 +70,7 @@ def experts_untrained(past: Past) -> Outcome:
 
 
 def _scores(layer: LayerSums) -> Mapping[int, float]:
-    """Scores of the experts that are whole and not switched off."""
+    """Score of each expert that is neither damaged nor masked."""
     own = (layer.statistics.get(NAME) or {}).get("expert", ())
     lost = {*layer.expert_nonfinite, *layer.expert_zero, *layer.masked}
     return {e: score for e, score in enumerate(own) if score is not None and e not in lost}

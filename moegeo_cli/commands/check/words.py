@@ -1,4 +1,4 @@
-"""Layers, experts and steps in words, as the rules' messages say them."""
+"""Lists of layers and experts in words, for the messages of rules."""
 
 from __future__ import annotations
 
@@ -11,17 +11,22 @@ SHOWN_EXPERTS, SHOWN_LAYERS = 6, 4
 
 
 def place(layer: LayerSums) -> str:
-    """A router's place: its layer's number, or its path where it has none."""
+    """The name of a layer: its number, or the router's path if it has no number."""
     return layer.router if layer.layer is None else layer_name(layer.layer, layer.router)
 
 
 def numbers(layers: Iterable[LayerSums]) -> tuple[int, ...]:
-    """The layers' numbers, each once, for a finding."""
+    """The sorted numbers of layers, each once."""
     return tuple(sorted({x.layer for x in layers if x.layer is not None}))
 
 
 def layers_words(layers: Sequence[LayerSums], of: Sequence[LayerSums]) -> str:
-    """Which layers: "every layer", "layer 3", "layers 0-3 and 7"."""
+    """Layers in words: "every layer (0-3)", "layer 3", "layers 0-3 and 7".
+
+    Args:
+        layers: the layers to name.
+        of: all layers of the checkpoint.
+    """
     if len(layers) == len(of) and len(of) > 1:
         return f"every layer ({spans([place(x) for x in layers])})"
     return f"{'layer' if len(layers) == 1 else 'layers'} {spans([place(x) for x in layers])}"
@@ -40,7 +45,7 @@ def spans(names: Sequence[str]) -> str:
 
 
 def experts_words(experts: Sequence[int]) -> str:
-    """Which experts: "expert 3", "experts 1, 2", "experts 1, 2, 3, 4, 5, 6 and 4 more"."""
+    """Experts in words: "expert 3", "experts 1, 2", "experts 1, 2, 3, 4, 5, 6 and 4 more"."""
     shown = [str(e) for e in experts[:SHOWN_EXPERTS]]
     rest = len(experts) - len(shown)
     words = ", ".join(shown) + (f" and {rest} more" if rest else "")
@@ -60,7 +65,7 @@ def by_layer(found: Mapping[str, Sequence[int]], layers: Sequence[LayerSums]) ->
 
 
 def joined(words: Sequence[str]) -> str:
-    """Words with commas and an "and"."""
+    """Words joined by commas and a last "and"."""
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"

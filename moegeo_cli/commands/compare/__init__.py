@@ -1,4 +1,4 @@
-"""`compare`: two runs side by side at matched progress."""
+"""`compare`: compares two runs at matched progress."""
 
 from moegeo_cli.options import Compare, ReportOutput
 from moegeo_cli.registry import Command

@@ -1,4 +1,4 @@
-"""`compare` of the Python API: two runs side by side at matched progress."""
+"""`compare` of the Python API: compares two runs at matched progress."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from moegeo_cli.commands.analyze.analysis import Analysis
 from moegeo_cli.commands.analyze.opening import measure_folder
-from moegeo_cli.commands.analyze.revisions import bring_revisions
+from moegeo_cli.commands.analyze.revisions import measure_revisions
 from moegeo_cli.commands.check.api import check_files
 from moegeo_cli.commands.check.run import FilesChecked
 from moegeo_cli.commands.check.sharing import share
 from moegeo_cli.commands.compare.measure import check_axis, compare_runs
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.probe import default_tokens
 from moegeo_cli.measuring.revisions import kept_for
 from moegeo_cli.measuring.run import Listener
@@ -40,14 +40,14 @@ def compare(
     ranks: Ranks | None = None,
     **options: Unpack[Compare],
 ) -> ComparisonRecord:
-    """Set two runs side by side at matched progress.
+    """Compare two runs at matched progress.
 
     Args:
         run_a: a run, or one checkpoint.
-        run_b: the other.
-        progress: is called as checkpoints are measured.
-        ranks: who shares the probe, as in `analyze`.
-        options: see below. `max_tokens` None takes what the larger need of the two runs is.
+        run_b: the other run or checkpoint.
+        progress: is told about each checkpoint as it is measured.
+        ranks: the processes that share the probe, on rank 0; None for this process alone.
+        options: see below. If `max_tokens` is None, both runs use the larger of their defaults.
 
     Returns:
         Differences, b minus a, with intervals paired by probe sequence; which run is
@@ -58,20 +58,20 @@ def compare(
     """
     limits = load_thresholds(options["thresholds"])
     settings = settings_of(Settings, options)
-    models = choose_models(**part(Model, options))
+    models = choose_models(**select_options(Model, options))
     runs = [models.open(path) for path in (run_a, run_b)]
     check_axis(runs, options["by"])
     max_tokens = options["max_tokens"]
-    if max_tokens is None:  # paired: both need the same draw, of any probe
+    if max_tokens is None:  # paired differences need the same tokens
         max_tokens = max(default_tokens(run, models) for run in runs)
     how: dict[str, Any] = {
         "models": models, "settings": settings, "probe": Source.from_options(options),
         "max_tokens": max_tokens, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     baseline = options["baseline"]
-    with kept_for(runs, part(Storage, options), ranks) as kept:
+    with kept_for(runs, select_options(Storage, options), ranks) as kept:
         for run in runs:
-            bring_revisions(run, limits, baseline, how, kept)
+            measure_revisions(run, limits, baseline, how, kept)
         a, b = (measure_folder(run, baseline=baseline, **how, **kept) for run in runs)
         files = tuple(check_files(run, models, limits, progress=progress, **kept) for run in runs)
         return _compare(a, b, files, limits, settings, options)
@@ -85,7 +85,7 @@ def _compare(
     settings: Settings,
     options: Mapping[str, Any],
 ) -> ComparisonRecord:
-    """Two runs as measured, judged and set side by side."""
+    """Judge two measured runs and compare them."""
     judged = (
         judge(a.record, policy=options["policy"], thresholds=limits, files=files[0].outcomes),
         judge(b.record, policy=options["policy"], thresholds=limits, files=files[1].outcomes),

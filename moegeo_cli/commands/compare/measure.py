@@ -1,4 +1,4 @@
-"""Two runs side by side: what is comparable, how they differ, which is healthier and why."""
+"""Compares two measured runs: what is comparable, how they differ, which is healthier and why."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.commands.analyze.analysis import Analysis
-from moegeo_cli.commands.analyze.architectures import say_choice_differences
-from moegeo_cli.commands.analyze.facts import reached
+from moegeo_cli.commands.analyze.architectures import choice_differences
+from moegeo_cli.commands.analyze.facts import training_progress
 from moegeo_cli.commands.compare.pairing import (
     choose_axis,
     compare_checkpoints,
@@ -32,16 +32,17 @@ RANKS = {"healthy": 0, "watch": 1, "failing": 2}
 
 
 def pair_losses(run: Analysis, reference: Analysis, settings: Settings) -> dict[str, Metric]:
-    """Loss of each checkpoint minus the reference's at the same progress, paired by sequence.
+    """Loss of each checkpoint minus the reference's loss at the same progress.
 
     Args:
         run: the run that is judged.
-        reference: the healthy one.
+        reference: the healthy run.
         settings: how both were measured.
 
     Returns:
-        By the checkpoint's path in the run; checkpoints without a partner are left out, and
-        all of them where the two runs saw different probes.
+        Differences in nats per token, paired by sequence, by the checkpoint's path in the run.
+        Checkpoints without a match are left out. Empty if the runs were measured on different
+        probes.
     """
     if run.record.probe["sha256"] != reference.record.probe["sha256"]:
         return {}
@@ -70,19 +71,19 @@ def compare_runs(
     """Match two measured runs and compare them.
 
     Args:
-        a: the first run, as measured.
-        b: the second.
-        judged: both with their verdicts.
+        a: the first measured run.
+        b: the second measured run.
+        judged: the records of both, with verdicts.
         settings: how both were measured.
-        by: "tokens", "step" or "fraction"; None for the first that both record.
-        force: compare although probe or estimator differ.
-        shared: says which tensors two checkpoints, by their paths in the runs, have in common.
+        by: "tokens", "step" or "fraction"; None for the first of these that both record.
+        force: compare even if probe or estimator differ.
+        shared: returns which tensors two checkpoints have in common, given their paths.
 
     Raises:
         ComparisonError: different probes or estimators, or no progress in common.
     """
     ours, theirs = a.measurement.architecture, b.measurement.architecture
-    notes = say_choice_differences(ours, theirs) + _check_comparable(judged, force=force)
+    notes = choice_differences(ours, theirs) + _check_comparable(judged, force=force)
     paired = judged[0].probe["sha256"] == judged[1].probe["sha256"]
     axis = choose_axis(_recorded(a.record.checkpoints, b.record.checkpoints), by)
     matched, alone = match_progress(a.record.checkpoints, b.record.checkpoints, axis)
@@ -117,18 +118,22 @@ def compare_runs(
 
 
 def check_axis(runs: Iterable[RunFolder], by: str | None) -> None:
-    """Check, before hours of work, that the runs' checkpoints can be matched by progress.
+    """Check, before measuring, that the runs' checkpoints can be matched by progress.
 
     Args:
-        runs: both.
-        by: the axis that was asked for; None for any.
+        runs: both runs.
+        by: the requested axis; None for any.
 
-    Raises: what `choose_axis` raises.
+    Raises:
+        UsageError: there is no such axis.
+        ComparisonError: a checkpoint does not record it.
     """
 
     def progress_of(run: RunFolder) -> list[tuple[str, Progress]]:
         names = [run.name if c.relative == "." else c.relative for c in run.checkpoints]
-        return [(n, reached(c.training)) for n, c in zip(names, run.checkpoints, strict=True)]
+        return [
+            (n, training_progress(c.training)) for n, c in zip(names, run.checkpoints, strict=True)
+        ]
 
     choose_axis([progress_of(run) for run in runs], by)
 
@@ -138,7 +143,11 @@ def _recorded(*runs: Sequence[CheckpointRecord]) -> list[list[tuple[str, Progres
 
 
 def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> list[str]:
-    """Differences that make two runs incomparable: an error, or notes with `--force`."""
+    """Notes on differences in how two runs were measured.
+
+    Raises:
+        ComparisonError: probe or estimators differ, and `force` is off.
+    """
     a, b = judged
     differing: list[tuple[str, Any, Any]] = []
     if a.probe["sha256"] != b.probe["sha256"]:
@@ -163,16 +172,17 @@ def _check_comparable(judged: tuple[RunRecord, RunRecord], *, force: bool) -> li
 def _choose_healthier(
     judged: tuple[RunRecord, RunRecord], pairs: tuple[MatchedPair, ...]
 ) -> tuple[Side | None, str]:
-    """The run with better routing.
+    """The healthier run (None if no difference was shown), and the reason.
 
-    If both are equal: the one with the lower paired loss, if its interval excludes 0.
+    It is the run with the better verdict on routing. If these are equal, it is the run with the
+    lower paired loss, provided that the interval of the difference excludes 0.
     """
     words = tuple(r.verdict.routing if r.verdict else "inconclusive" for r in judged)
     if all(w in RANKS for w in words) and RANKS[words[0]] != RANKS[words[1]]:
         first = RANKS[words[0]] < RANKS[words[1]]
         better, worse = (words[0], words[1]) if first else (words[1], words[0])
-        said = f"its routing is {better}, the other's {worse}{_by_how_much(pairs)}"
-        return ("a" if first else "b"), said
+        reason = f"its routing is {better}, the other's {worse}{_collapse_words(pairs)}"
+        return ("a" if first else "b"), reason
     routing = f"routing is {words[0]} in both" if words[0] == words[1] else "routing is undecided"
     if not pairs:
         return None, f"{routing}, and no checkpoints match"
@@ -180,15 +190,18 @@ def _choose_healthier(
     gap = loss.difference if loss is not None else None
     if gap is None or gap.value is None or gap.ci_low is None or gap.ci_high is None:
         return None, f"{routing}, and the loss difference has no interval: no difference shown"
-    said = f"{gap.value:+.4f} nats per token [{gap.ci_low:+.4f}, {gap.ci_high:+.4f}], B minus A"
+    interval = f"{gap.value:+.4f} nats per token [{gap.ci_low:+.4f}, {gap.ci_high:+.4f}], B minus A"
     if gap.ci_low <= 0.0 <= gap.ci_high:
-        return None, f"{routing}, and the paired loss difference holds 0 ({said})"
-    reason = f"{routing}; its loss is lower at the last matched pair ({said})"
+        return (
+            None,
+            f"{routing}, and the interval of the paired loss difference contains 0 ({interval})",
+        )
+    reason = f"{routing}; its loss is lower at the last matched pair ({interval})"
     return ("a" if gap.value > 0 else "b"), reason
 
 
-def _by_how_much(pairs: tuple[MatchedPair, ...]) -> str:
-    """The load imbalance of the worst routers side by side, where both were measured."""
+def _collapse_words(pairs: tuple[MatchedPair, ...]) -> str:
+    """The collapse of the worst router of each run, in words; "" if not measured in both."""
     found = pairs[-1].differences.get("collapse_worst") if pairs else None
     if found is None or found.a.value is None or found.b.value is None:
         return ""

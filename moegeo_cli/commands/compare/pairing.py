@@ -1,6 +1,7 @@
-"""Two checkpoints on the same probe: which belong together, and how they differ.
+"""Matches the checkpoints of two runs by progress, and computes differences with intervals.
 
-Both sides are resampled with the same draws, so that what a sequence has of its own cancels.
+Both checkpoints of a pair are resampled with the same draws, so the variation between sequences
+cancels in the difference.
 
 Legend: B draws.
 """
@@ -35,7 +36,7 @@ from moegeo_cli.settings import Settings
 TOLERANCE = 0.02
 AXES: tuple[ProgressAxis, ...] = ("tokens", "step", "fraction")
 NEWEST: ProgressAxis = "newest"
-# Values under one scoring say nothing about values under another.
+# Metrics that are comparable only between models with the same scoring.
 WITHIN_SCORING = {
     "fsi", "dispersion", "entropy_token", "collapse_soft", "information", "margin", "logit_z",
     "logit_max",
@@ -43,25 +44,27 @@ WITHIN_SCORING = {
 
 
 def choose_axis(runs: Iterable[Sequence[tuple[str, Progress]]], wanted: str | None) -> ProgressAxis:
-    """The count of progress to match by: tokens if all checkpoints record them, else step.
+    """Choose the measure of progress by which checkpoints are matched.
 
-    A run of one checkpoint without progress is compared with the newest of the other: a base model
-    with its fine-tuned one.
+    If one run is a single checkpoint that records no progress, it is matched with the newest
+    checkpoint of the other run: for example a base model and its fine-tuned version.
 
     Args:
         runs: path and progress of each checkpoint of both runs.
-        wanted: the axis that was asked for; None for the first that all record.
+        wanted: the requested axis; None for the first of tokens, step and fraction that all
+            checkpoints record.
 
     Raises:
-        UsageError: no such axis.
-        ComparisonError: an axis that was asked for and that a checkpoint does not record.
+        UsageError: there is no such axis.
+        ComparisonError: a checkpoint does not record the requested axis, or the runs have no axis
+            in common.
     """
-    asked = [axis for axis in AXES if axis == wanted]
-    if wanted is not None and not asked:
+    requested = [axis for axis in AXES if axis == wanted]
+    if wanted is not None and not requested:
         raise UsageError(f"--by is not one of {', '.join(AXES)}", found=repr(wanted)[:80])
-    held = list(runs)
-    known = [found for run in held for found in run]
-    for axis in asked or AXES:
+    both = list(runs)
+    known = [found for run in both for found in run]
+    for axis in requested or AXES:
         lacking = [path for path, progress in known if progress.get(axis) is None]
         if not lacking:
             return axis
@@ -71,29 +74,29 @@ def choose_axis(runs: Iterable[Sequence[tuple[str, Progress]]], wanted: str | No
                 found=f"not recorded in {lacking[0]}",
                 hint="choose another --by: tokens, step or fraction",
             )
-    if any(len(run) == 1 for run in held):
+    if any(len(run) == 1 for run in both):
         return NEWEST
     raise ComparisonError(
         "the runs have no progress in common",
         found="not all checkpoints record tokens, step or fraction of training",
-        hint="name the folders checkpoint-STEP",
+        hint="rename the folders of checkpoints to checkpoint-STEP",
     )
 
 
 def match_progress(
     a: Sequence[CheckpointRecord], b: Sequence[CheckpointRecord], axis: str
 ) -> tuple[list[tuple[CheckpointRecord, CheckpointRecord]], list[Unmatched]]:
-    """Pairs of checkpoints with the nearest progress, within 2%.
+    """Match checkpoints whose progress differs by at most 2%, nearest first.
 
-    Each checkpoint is used once; nothing is interpolated.
+    Each checkpoint is used once. Nothing is interpolated.
 
     Args:
         a: checkpoints of the first run.
-        b: of the second.
-        axis: "tokens", "step" or "fraction"; or "newest", for the last of each alone.
+        b: checkpoints of the second run.
+        axis: "tokens", "step" or "fraction"; or "newest" to match only the newest of each.
 
     Returns:
-        The pairs in order of progress, and the checkpoints left alone.
+        The pairs in order of progress, and the checkpoints without a match.
     """
     if axis == NEWEST:
         candidates = [(0.0, len(a) - 1, len(b) - 1)]
@@ -114,7 +117,7 @@ def match_progress(
             pairs.append((i, j))
     reason = f"the other run has no checkpoint within {TOLERANCE:.0%} of it"
     if axis == NEWEST:
-        reason = "only the newest of each run are compared"
+        reason = "only the newest checkpoint of each run is compared"
     sides: tuple[tuple[Side, Sequence[CheckpointRecord], set[int]], ...] = (
         ("a", a, taken_a), ("b", b, taken_b),
     )  # fmt: skip
@@ -145,12 +148,12 @@ def compare_checkpoints(
     """All differences between two checkpoints, b minus a.
 
     Args:
-        a: the first run's.
-        b: the second run's.
-        bases: the baselines of both.
+        a: checkpoint of the first run.
+        b: checkpoint of the second run.
+        bases: the baselines of both runs.
         settings: how both were measured.
-        axis: what progress is counted in.
-        paired: whether both saw the same probe; without it differences have no interval.
+        axis: the measure of progress.
+        paired: whether both were measured on the same probe; if not, differences have no interval.
     """
     sides = tuple(_Side(m.arrays, base, settings) for m, base in zip((a, b), bases, strict=True))
     scorings = sides[0].scorings | sides[1].scorings
@@ -172,7 +175,7 @@ def compare_checkpoints(
 
 
 def _places(record: CheckpointRecord) -> dict[tuple[int, int], int]:
-    """Where each router stands, by its layer and its number among the layer's routers."""
+    """Position of each router in the record, by (layer, number among the layer's routers)."""
     found: dict[tuple[int, int], int] = {}
     for place, layer in enumerate(record.layers):
         number = sum(1 for known, _ in found if known == layer.layer)
@@ -181,7 +184,7 @@ def _places(record: CheckpointRecord) -> dict[tuple[int, int], int]:
 
 
 class _Side:
-    """One checkpoint's estimates: by router with its scores, and over routers."""
+    """The estimates of one checkpoint: of each router with its scores, and over all routers."""
 
     def __init__(self, arrays: CheckpointArrays, base: Baseline, settings: Settings) -> None:
         found, kind = estimate_checkpoint(arrays, settings), settings.named
@@ -199,7 +202,7 @@ class _Side:
         self.names = (*found.routing[0], *FISHER_NAMES, *FHS_OF) if found.routing else ()
 
     def over_routers(self) -> dict[str, Estimate]:
-        """Run-level values, the loss among them."""
+        """Estimates over all routers, and the loss."""
         return {"loss": self.loss, **over_routers(self.routers, self.paths, self.names)}
 
 

@@ -1,4 +1,4 @@
-"""`demo`: `analyze` of a sample run that comes with the package."""
+"""`demo`: analyzes a sample run that is part of the package."""
 
 from moegeo_cli.options import Demo, RunOutput
 from moegeo_cli.registry import Command

@@ -1,4 +1,4 @@
-"""`demo` of the Python API: `analyze` of a sample run that comes with the package."""
+"""`demo` of the Python API: analyzes a sample run that is part of the package."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ RUN = "unbalanced-mixtral"
 
 
 def demo_run() -> Path:
-    """The folder of the sample run: within the installed package, or beside it in a checkout.
+    """The folder of the sample run, in the installed package or in a source checkout.
 
     Raises:
-        PathError: the package was installed without it.
+        PathError: the package was installed without the sample run.
     """
     package = Path(moegeo_cli.__file__).parent
     places = (package / "samples" / RUN, package.parent / "sample_checkpoints" / RUN)
@@ -30,25 +30,25 @@ def demo_run() -> Path:
     raise PathError(
         "the sample run is missing from this installation",
         found=f"neither {places[0]} nor {places[1]}",
-        hint="install moegeo from its wheel, or analyze a run of your own",
+        hint="install moegeo from its wheel, or analyze your own run",
     )
 
 
 @takes(Demo)
 def demo(*, progress: Listener | None = None, **options: Unpack[Demo]) -> RunRecord:
-    """Analyze a small trained run that comes with the package.
+    """Analyze a small trained run that is part of the package.
 
-    Nothing is written, unless `cache_dir` says where measurements are kept.
+    Measurements are stored only if `cache_dir` is given.
 
     Args:
-        progress: is called as checkpoints are measured.
+        progress: is told about each checkpoint as it is measured.
         options: see below.
 
     Returns:
         The run with its checkpoints, verdict and interventions.
 
     Raises:
-        PathError: the package was installed without the run.
+        PathError: the package was installed without the sample run.
     """
     kept = options["cache_dir"]
     return analyze(demo_run(), progress=progress, cache=kept is not None, **options)

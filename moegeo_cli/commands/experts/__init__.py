@@ -1,4 +1,4 @@
-"""`experts`: how alike experts are, by what they do and by what they see."""
+"""`experts`: measures how similar experts are, in their functions and in their inputs."""
 
 from moegeo_cli.options import Experts, LensOutput
 from moegeo_cli.registry import Argument, Command, Lens
@@ -15,9 +15,9 @@ COMMAND = Command(
     lens=Lens(
         report="moegeo_cli.commands.experts.report", rules="moegeo_cli.commands.experts.rules:RULES"
     ),
-    arguments=(Argument("path", "A checkpoint, or a run: then its newest one."),),
+    arguments=(Argument("path", "A checkpoint, or a run (its newest one is used)."),),
     help="""
-    How alike are the experts, in what they do and in what they see; which to merge or prune.
+    Measure how similar experts are, in function and in inputs; list which to merge or prune.
 
     [bold]moegeo experts runs/my-moe/checkpoint-1000[/bold]
     [bold]moegeo experts runs/my-moe --verify 4 --matrices pairs.safetensors[/bold]

@@ -1,7 +1,7 @@
-"""Alignment of the Jacobians of a layer's experts, their spectra, and the sizes of outputs.
+"""Alignment of the Jacobians of a layer's experts, their spectra, and the experts' outputs.
 
-Legend: N kept tokens, T of them with Jacobians, E experts, G groups of sequences, S singular
-values.
+Legend: N kept tokens, T tokens with Jacobians (a part of the N), E experts, D width, G groups of
+sequences, S singular values.
 """
 
 from __future__ import annotations
@@ -28,15 +28,23 @@ from moegeo_cli.geometry.jacobian import (
     spectral_decay,
 )
 
-WEIGHT_BYTES = 64 * 2**20  # of weights that are compared at one time
+WEIGHT_BYTES = 64 * 2**20  # bytes of weights that are compared at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Functions:
     """Alignments of a layer's experts, and further numbers from their Jacobians.
 
-    `null` pairs each expert (rows) with each disturbed one (columns). `directions` is 0 where the
-    Jacobians are exact.
+    Attributes:
+        sums: alignments of all pairs of experts.
+        null: alignments of each expert (row) with each disturbed expert (column).
+        directions: number of random directions per token; 0 for whole Jacobians.
+        mean_EE: alignment of the experts' mean Jacobians.
+        singular_ES: leading singular values of each expert's Jacobian, means over a few tokens;
+            None for an expert without tokens.
+        stable_rank_E: stable rank of each expert's Jacobian; NaN if not known.
+        decay_E: slope of ln of the singular values against ln of their index.
+        weight_cosine_EE: cosines of the experts' weights; None if not known.
     """
 
     sums: AlignmentSums
@@ -50,12 +58,12 @@ class Functions:
 
 
 def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSettings) -> Functions:
-    """Alignments of all pairs of a layer's experts, and further numbers from their Jacobians.
+    """Measure alignments of all pairs of a layer's experts, and further Jacobian numbers.
 
     Args:
         experts: the experts as functions.
-        tokens: what reaches them.
-        settings: which tokens count, and how many have their Jacobians taken.
+        tokens: the experts' inputs and token weights.
+        settings: which tokens count, and at how many tokens Jacobians are computed.
     """
     sums, null, directions = align_pairs(experts, tokens, settings)
     chosen = spread_rows(len(tokens.x_ND), settings.jacobian_tokens)
@@ -85,12 +93,16 @@ def measure_functions(experts: Experts, tokens: LayerTokens, settings: ExpertSet
 def align_pairs(
     experts: Experts, tokens: LayerTokens, settings: ExpertSettings
 ) -> tuple[AlignmentSums, AlignmentSums, int]:
-    """Alignments of all pairs, those with disturbed experts, and the directions behind them.
+    """Measure the alignments of all pairs of experts.
 
     Args:
         experts: the experts as functions.
-        tokens: what reaches them.
-        settings: which tokens count, and how many have their Jacobians taken.
+        tokens: the experts' inputs and token weights.
+        settings: which tokens count, and at how many tokens Jacobians are computed.
+
+    Returns:
+        The alignments, the alignments with disturbed experts (the null), and the number of random
+        directions per token (0 for whole Jacobians).
     """
     count = experts.block.experts
     chosen = spread_rows(len(tokens.x_ND), settings.jacobian_tokens)
@@ -101,7 +113,7 @@ def align_pairs(
     mass_TE, group_T = tokens.mass_NE[chosen], tokens.group_N[chosen]
     sums, null = AlignmentSums(tokens.groups, count), AlignmentSums(tokens.groups, count)
 
-    def take(products: PairProducts) -> None:
+    def add_products(products: PairProducts) -> None:
         rows = products.tokens
         weights = pair_weights(mass_TE[rows], settings.tokens)
         for into, inner, columns in (
@@ -112,13 +124,14 @@ def align_pairs(
             into.add(group_T[rows], weights, values, variance)
 
     directions = pair_products(
-        experts, x_TD, scale_TE, settings.directions, settings.seed, take, settings.buffer_bytes
-    )
+        experts, x_TD, scale_TE, settings.directions, settings.seed, add_products,
+        settings.buffer_bytes,
+    )  # fmt: skip
     return sums, null, directions
 
 
 def spread_rows(available: int, wanted: int) -> np.ndarray:
-    """Rows chosen evenly over all rows, so that every sequence is represented."""
+    """Choose `wanted` of `available` rows at even distances, so that all sequences take part."""
     if available <= wanted:
         return np.arange(available)
     return np.linspace(0, available - 1, wanted).round().astype(np.int64)
@@ -127,7 +140,7 @@ def spread_rows(available: int, wanted: int) -> np.ndarray:
 def _spectra(
     experts: Experts, tokens: LayerTokens, seed: int
 ) -> tuple[list[np.ndarray | None], np.ndarray, list[float | None]]:
-    """Leading singular values of each expert, its stable rank and its decay, over a few tokens."""
+    """Leading singular values, stable rank and decay of each expert, over a few tokens."""
     singular: list[np.ndarray | None] = []
     decay: list[float | None] = []
     stable_E = np.full(experts.block.experts, np.nan)
@@ -150,9 +163,9 @@ def _spectra(
 
 
 def weight_cosines(experts: Experts) -> np.ndarray | None:
-    """Cosines of the experts' stored weights, without matching neurons.
+    """Cosines between the experts' weights, shape (E, E). Neurons are not matched.
 
-    None if they are not known, or not in memory together.
+    None if the weights are not known, or are not all in memory.
     """
     layout = experts.layout
     if layout is None or not all(stack.in_memory for stack in layout.stacks):
@@ -170,6 +183,6 @@ def weight_cosines(experts: Experts) -> np.ndarray | None:
 
 
 def output_rows(experts: Experts, tokens: LayerTokens, expert: int, rows: np.ndarray) -> np.ndarray:
-    """An expert's outputs for some of its tokens, (n, O), float32."""
+    """An expert's outputs at the kept tokens `rows`: float32, one row per token."""
     with torch.no_grad():
         return np.asarray(experts.at(expert, tokens.inputs(rows, expert)).values().cpu().numpy())

@@ -1,4 +1,4 @@
-"""`experts` of the Python API: a checkpoint's experts as functions, and what they are given."""
+"""`experts` of the Python API: measures experts as functions, and their inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.probe import open_probe
 from moegeo_cli.measuring.revisions import bring
 from moegeo_cli.measuring.run import Listener
@@ -29,35 +29,35 @@ from moegeo_cli.verdict.lenses import judge_lens
 def experts(
     path: Path | str, *, progress: Listener | None = None, **options: Unpack[Experts]
 ) -> ExpertsRecord:
-    """How alike a checkpoint's experts are, by what they do and by what they see.
+    """Measure how similar a checkpoint's experts are, in function and in inputs.
 
     Args:
-        path: a checkpoint, or a run: then its newest one.
-        progress: is called as the work goes on.
-        options: see below. With `captures`, only what experts are given is measured.
+        path: a checkpoint, or a run (its newest checkpoint is used).
+        progress: is told about progress.
+        options: see below. With `captures`, only the experts' inputs are measured.
 
     Returns:
         Layers with metrics, matrices and experts; merge and prune candidates, best first; findings
         and what to do.
 
     Raises:
-        MoegeoError: bad input, by its subclasses.
+        MoegeoError: bad input; `errors.py` lists the subclasses.
     """
     from moegeo_cli.commands.experts.measure import measure_experts
 
     settings = settings_of(ExpertSettings, options)
     limits = load_thresholds(options["thresholds"])
     check_framework(options["framework"])
-    models = choose_models(captures=options["captures"], **part(Model, options))
+    models = choose_models(captures=options["captures"], **select_options(Model, options))
     folder = models.open(path)
     bring(folder)
     architecture = models.describe(folder.newest)
     loaded = open_probe(folder, Source.from_options(options), options["max_tokens"], models)
     models.check(folder.newest, architecture)
-    found = folder.newest.fingerprint(options["verify_fingerprint"])
+    fingerprint = folder.newest.fingerprint(options["verify_fingerprint"])
     record = measure_experts(folder.newest, architecture, loaded, settings, models,
                              progress)  # fmt: skip
-    record = dataclasses.replace(record, fingerprint=found)
+    record = dataclasses.replace(record, fingerprint=fingerprint)
     store = open_store(folder, options["cache"], options["cache_dir"], models)
     keep_lens(store, "experts", record, models)
     if store.problem is not None:

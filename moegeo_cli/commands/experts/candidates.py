@@ -1,4 +1,4 @@
-"""Which experts to merge or to prune, best candidates first, each with its reason.
+"""Ranks experts to merge or to prune, best candidates first, each with its reason.
 
 Legend: E experts of a layer.
 """
@@ -15,8 +15,8 @@ from moegeo_cli.records import layer_name
 
 LISTED = 10
 NO_FUNCTIONS = "the experts were not measured as functions"
-Pair = tuple[int, int, int]  # place of the layer, and two experts
-Single = tuple[int, int]  # place of the layer, and an expert
+Pair = tuple[int, int, int]  # position of the layer, and two experts
+Single = tuple[int, int]  # position of the layer, and an expert
 
 
 def rank_pairs(layers: Sequence[MeasuredLayer], matrix: str) -> list[Pair]:
@@ -38,18 +38,18 @@ def rank_pairs(layers: Sequence[MeasuredLayer], matrix: str) -> list[Pair]:
 
 
 def pair_values(layer: MeasuredLayer, matrix: str) -> np.ndarray | None:
-    """A layer's E × E values by the name of a choice."""
+    """The E × E values by which pairs are ranked; None if the layer has none."""
     if matrix == "overlap":
         return layer.overlap_EE
     return layer.alignment_EE if matrix == "alignment" else layer.weight_cosine_EE
 
 
 def merge_candidates(layers: Sequence[MeasuredLayer], count: int) -> tuple[MergeCandidate, ...]:
-    """The best of the layers' own pairs: those of the best aligned experts.
+    """The pairs of experts with the highest alignment, over all layers.
 
     Args:
-        layers: the measured layers, each with as many pairs as are wanted here.
-        count: how many, if there are so many.
+        layers: the measured layers, each with its best `count` pairs.
+        count: number of pairs to return at most.
     """
     found = [(place, pair) for place, layer in enumerate(layers) for pair in layer.merges]
     found.sort(key=lambda entry: (-(entry[1].alignment.value or 0.0), entry[0], entry[1].experts))
@@ -57,19 +57,21 @@ def merge_candidates(layers: Sequence[MeasuredLayer], count: int) -> tuple[Merge
 
 
 def prune_scores(layer: MeasuredLayer) -> np.ndarray | str:
-    """Routed mass × output norm × Fisher trace of each expert, each relative to its mean.
+    """The prune score of each expert: routed mass × output norm × Fisher trace.
 
-    An expert that nothing was routed to has 0. In words, why there are none where the layer lacks
-    one of the three.
+    Each factor is divided by its mean over the layer. An expert without tokens has score 0.
+
+    Returns:
+        Shape (E,); or, as text, why the layer has no scores.
     """
     parts = _prune_parts(layer)
     return parts if isinstance(parts, str) else np.asarray(np.prod(parts, axis=0))
 
 
 def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
-    """The three factors, each over its mean in the layer; or the name of the missing one.
+    """The three factors of the prune score, each divided by its mean; or why one is missing.
 
-    An expert that nothing was routed to has 0, in the means too.
+    Experts without tokens count as 0, in the means too.
     """
     if layer.alignment_EE is None:
         return NO_FUNCTIONS
@@ -88,7 +90,7 @@ def _prune_parts(layer: MeasuredLayer) -> list[np.ndarray] | str:
     return found
 
 
-def unranked(layers: Sequence[MeasuredLayer]) -> list[str]:
+def notes_on_unranked(layers: Sequence[MeasuredLayer]) -> list[str]:
     """Notes for layers whose functions were measured but whose experts have no prune score."""
     by_reason: dict[str, list[str]] = {}
     for layer in layers:
@@ -114,7 +116,12 @@ def rank_singles(layers: Sequence[MeasuredLayer]) -> list[Single]:
 
 
 def rank_singles_by(layers: Sequence[MeasuredLayer], matrix: str) -> list[Single]:
-    """All experts by their most similar other expert, by a matrix of pairs; most similar first."""
+    """All experts, ordered by similarity to their most similar expert, highest first.
+
+    Args:
+        layers: the measured layers.
+        matrix: "alignment", "overlap" or "weight cosine".
+    """
     scored: list[tuple[float, Single]] = []
     for place, layer in enumerate(layers):
         values_EE = pair_values(layer, matrix)
@@ -134,7 +141,7 @@ def prune_candidates(
 
     Args:
         layers: the measured layers.
-        count: how many, if there are so many.
+        count: number of experts to return at most.
         narrow: whether the probe names fewer than two domains.
     """
     return tuple(_prune(layers[place], e, narrow) for place, e in rank_singles(layers)[:count])

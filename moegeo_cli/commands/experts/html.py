@@ -1,4 +1,4 @@
-"""The page of `moegeo experts`."""
+"""The HTML page of `moegeo experts`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moegeo_cli.reports.html.parts import (
     metric_cell,
 )
 
-MOST_PAIRS = 130_000  # of the pair map; with more, layers between the ends are left out
+MAX_PAIRS = 130_000  # of the pair map; layers beyond it are left out
 EXPERT_HEADS = (
     "layer", "expert", "tokens", "load × fair", "mass", "output norm", "Fisher trace",
     "nearest", "alignment with it",
@@ -28,7 +28,7 @@ EXPERT_HEADS = (
 
 
 def experts_page(record: ExpertsRecord) -> Page:
-    """What experts do, as a page."""
+    """The page of an experts record."""
     columns = outline.COLUMNS
     rows = [
         [Cell(outline.place(x), x.layer, clean(x.router)),
@@ -41,9 +41,9 @@ def experts_page(record: ExpertsRecord) -> Page:
         Section("layers", "Layers", tables=[table], lines=outline.asymmetry(record)),
         Section("depth", "Over depth", charts=_charts(record)),
         _pairs(record),
-        Section("merge", "Merge candidates", "Pairs that compute most nearly the same.",
+        Section("merge", "Merge candidates", "Pairs with the most similar functions.",
                 lines=outline.merges(record)),
-        Section("prune", "Prune candidates", "Experts that least passes through.",
+        Section("prune", "Prune candidates", "Experts that contribute least.",
                 lines=outline.prunes(record)),
         Section("verified", "Verified", tables=_trials(record)),
         Section("experts", "Experts", "Each expert by its numbers.", folded=True,
@@ -55,7 +55,7 @@ def experts_page(record: ExpertsRecord) -> Page:
     ]  # fmt: skip
     sections = [s for s in found if s.tables or s.charts or s.maps or s.lines or s.terms]
     return Page(
-        "experts", clean(record.name), "", "How alike experts are, and which to merge or prune.",
+        "experts", clean(record.name), "", "How similar experts are, and which to merge or prune.",
         outline.head(record), outline.gaps(record),
         findings=cards([f for f in record.findings if f.severity != "info"]),
         notes=cards([f for f in record.findings if f.severity == "info"]),
@@ -64,7 +64,7 @@ def experts_page(record: ExpertsRecord) -> Page:
 
 
 def _charts(record: ExpertsRecord) -> list[Chart]:
-    """The means over pairs, from the first layer to the last."""
+    """Charts of the means over pairs, from the first layer to the last."""
     layers = record.layers
     names = [f"layer {outline.place(x)}" for x in layers]
     drawn = [
@@ -76,12 +76,12 @@ def _charts(record: ExpertsRecord) -> list[Chart]:
 
 
 def _pairs(record: ExpertsRecord) -> Section:
-    """Alignment of every pair, a frame a layer."""
+    """The map of the alignment of every pair, one frame per layer."""
     with_pairs = [x for x in record.layers if "alignment" in x.matrices]
     if not with_pairs:
         return Section("pairs", "")
     width = max(len(x.matrices["alignment"]) for x in with_pairs)
-    kept = with_pairs[: max(MOST_PAIRS // (width * width), 1)]
+    kept = with_pairs[: max(MAX_PAIRS // (width * width), 1)]
     data = {
         "scale": "signed", "frames": [f"layer {outline.place(x)}" for x in kept],
         "rows": [f"expert {e}" for e in range(width)], "short": [str(e) for e in range(width)],
@@ -89,9 +89,9 @@ def _pairs(record: ExpertsRecord) -> Section:
         "unit": "", "marks": [], "suspects": [], "masked": [], "low": -1.0, "high": 1.0,
     }  # fmt: skip
     help = "Row and column are experts of one layer; the slider chooses the layer."
-    gone = len(with_pairs) - len(kept)
-    if gone:
-        help += f" {figures.plural(gone, 'more layer')} in JSON."
+    left_out = len(with_pairs) - len(kept)
+    if left_out:
+        help += f" {figures.plural(left_out, 'more layer')} in JSON."
     shown = HeatMap("pairs", "alignment of every pair", help, ("−1", "0", "1"), data)
     return Section("pairs", "Pairs of experts", "1: two experts compute the same.", maps=[shown])
 
@@ -113,7 +113,7 @@ def _trials(record: ExpertsRecord) -> list[Table]:
     ]  # fmt: skip
     caption = f"change of the probe's loss ({outline.loss(record)})"
     notes = [clean(note) for note in found.notes]
-    return [Table("trials", caption, ("", "chosen by", "nats a token", "experts"), rows,
+    return [Table("trials", caption, ("", "chosen by", "nats per token", "experts"), rows,
                   frozenset({2}), notes)]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
-"""One layer's experts measured and summed up: metrics with intervals and nulls, matrices.
+"""Measures the experts of one layer: metrics with intervals and null values, and matrices.
 
-Legend: N kept tokens, E experts, P pairs of them, G groups of sequences, B draws.
+Legend: N kept tokens, D width, E experts, P pairs of them, G groups of sequences, B draws.
 """
 
 from __future__ import annotations
@@ -29,20 +29,27 @@ from moegeo_cli.geometry.resample import Draws
 from moegeo_cli.records import Metric
 from moegeo_cli.threads import few_threads
 
-POOL_TOKENS = 4096  # of the layer's rows that a null draws from
-# Level at which a pair stands above the null of alignment, shared out over the layer's pairs.
+POOL_TOKENS = 4096  # tokens of the layer from which the null of the subspaces draws
+# Significance level for the most aligned pair of a layer (Bonferroni over its pairs).
 NULL_LEVEL = 0.01
 
 
 @dataclass(frozen=True)
 class MeasuredLayer:
-    """A layer's record, and what experts are chosen by afterwards.
+    """A layer's record, and the numbers by which experts are chosen afterwards.
 
-    `alignment_EE` is None where the experts were not measured as functions, `weight_cosine_EE`
-    where their weights are not known. `merges` are the layer's best. `mass_E` is each expert's
-    share of combine weight, `tokens_E` its tokens, and `fisher_trace_E` the traces of the router
-    rows' Fishers, or in words why there are none. Sums by group of sequences, and the tokens
-    themselves, are not kept.
+    Sums by group of sequences, and the tokens themselves, are not kept.
+
+    Attributes:
+        record: the layer's record.
+        experts: the experts as functions; None if they could not be measured as functions.
+        alignment_EE: alignment of each pair; None if not measured as functions.
+        overlap_EE: overlap of the input subspaces of each pair.
+        weight_cosine_EE: cosine of the weights of each pair; None if not known.
+        tokens_E: number of tokens dispatched to each expert.
+        mass_E: each expert's share of the combine weights.
+        fisher_trace_E: trace of the Fisher of each router row; or, as text, why it is missing.
+        merges: the layer's best pairs to merge.
     """
 
     record: ExpertLayerRecord
@@ -62,10 +69,10 @@ def measure_layer(
     """Measure one router's experts.
 
     Args:
-        tokens: what reaches them.
+        tokens: the experts' inputs and token weights.
         draws: the bootstrap draws, shared by all layers.
         settings: how to measure.
-        listed: how many pairs to describe that could be merged.
+        listed: number of merge candidates to describe.
     """
     experts = None
     if not tokens.block.problem:
@@ -83,13 +90,13 @@ def measure_layer(
     norm_E: np.ndarray = np.full(block.experts, np.nan)
     outputs = None
     if experts is not None:
-        made = [output_rows(experts, tokens, e, r) for e, r in enumerate(rows_E)]
+        outputs_E = [output_rows(experts, tokens, e, r) for e, r in enumerate(rows_E)]
         norm_E = np.array([
             np.average(np.linalg.norm(y, axis=1), weights=tokens.mass_NE[r, e]) if len(y)
             else np.nan
-            for e, (y, r) in enumerate(zip(made, rows_E, strict=True))
+            for e, (y, r) in enumerate(zip(outputs_E, rows_E, strict=True))
         ])  # fmt: skip
-        outputs = _subspaces(tokens, made, rows_E, settings)
+        outputs = _subspaces(tokens, outputs_E, rows_E, settings)
     limit = None if functions is None else null_limit(functions)
     metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
     alike = disagreements(functions, inputs)
@@ -127,19 +134,22 @@ def measure_layer(
 
 
 def _coexist(metrics: Mapping[str, Metric]) -> bool | None:
-    """Whether inputs overlap more than random subspaces do, and more than functions align."""
-    less, own = metrics["asymmetry"].ci_low, metrics["overlap_input"].ci_low
+    """Whether inputs overlap more than random subspaces, and more than functions align.
+
+    Both must hold beyond the interval. None if it could not be decided.
+    """
+    asymmetry_low, overlap_low = metrics["asymmetry"].ci_low, metrics["overlap_input"].ci_low
     chance = metrics["overlap_chance"].value
-    if less is None or own is None or chance is None:
+    if asymmetry_low is None or overlap_low is None or chance is None:
         return None
-    return less > 0 and own > chance
+    return asymmetry_low > 0 and overlap_low > chance
 
 
 def null_limit(functions: Functions) -> float | None:
-    """Alignment that one of the layer's pairs exceeds by chance with 1% probability.
+    """The alignment that some pair of the layer exceeds by chance with 1% probability.
 
-    The null is the spread of alignments with disturbed experts, taken as normal; the level is
-    shared out over the pairs (Bonferroni).
+    The null distribution is normal with the spread of alignments with disturbed experts. The level
+    is divided by the number of pairs (Bonferroni). None if there are no such alignments.
     """
     null_EE = functions.null.mean_EE
     off = ~np.eye(len(null_EE), dtype=bool) & np.isfinite(null_EE)
@@ -150,7 +160,7 @@ def null_limit(functions: Functions) -> float | None:
 
 
 def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
-    """Names the experts with values that are not finite; None if all are finite."""
+    """A message that names experts whose outputs are not finite; None if all are finite."""
     rows = _some(tokens)
     lost = [
         str(e)
@@ -163,7 +173,7 @@ def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
 
 
 def _some(tokens: LayerTokens) -> np.ndarray:
-    """A few tokens, for the comparison of a closed form with the model."""
+    """The first few kept tokens, to compare a closed form with the model."""
     return np.arange(min(len(tokens.x_ND), 4))
 
 
@@ -178,7 +188,7 @@ def _subspaces(
     settings: ExpertSettings,
     pool_ND: np.ndarray | None = None,
 ) -> Subspaces:
-    """Subspaces of rows by expert; without a pool the null draws from all experts' rows."""
+    """Subspaces of each expert's rows. Without a pool, the null draws from all experts' rows."""
     experts = [
         ExpertRows(values, tokens.weight_NE[rows, e], tokens.group_N[rows])
         for e, (values, rows) in enumerate(zip(values_E, rows_E, strict=True))

@@ -1,7 +1,7 @@
-"""`moegeo experts`: one checkpoint's experts as functions, and what they are given.
+"""`moegeo experts`: measures the experts of one checkpoint as functions, and their inputs.
 
-One replay of the probe leaves the inputs of a bounded number of tokens; each layer is then
-measured by itself, with nothing of another layer in memory but its inputs.
+One replay of the probe keeps the inputs of a limited number of tokens. Each layer is then measured
+alone: of other layers, only the inputs are in memory.
 
 Legend: S sequences, T probe positions, N kept tokens, D width.
 """
@@ -23,8 +23,8 @@ from moegeo_cli.commands.analyze.lenses import STATE_HINT
 from moegeo_cli.commands.experts.candidates import (
     LISTED,
     merge_candidates,
+    notes_on_unranked,
     prune_candidates,
-    unranked,
 )
 from moegeo_cli.commands.experts.layers import MeasuredLayer, measure_layer
 from moegeo_cli.commands.experts.memory import bytes_beside
@@ -68,16 +68,19 @@ def measure_experts(
     """Measure the experts of one checkpoint.
 
     Args:
-        checkpoint: what is measured.
-        architecture: what its config says of the routers.
-        probe: the probe, tokenised.
+        checkpoint: the checkpoint.
+        architecture: its architecture.
+        probe: the tokenised probe.
         settings: how to measure.
-        models: what model this is.
-        listener: hears of progress.
+        models: builds the model.
+        listener: is told about progress.
+
+    Returns:
+        The record, without findings.
 
     Raises:
-        UnsupportedArchitectureError: no router, a scoring that is not known, or nothing that
-            could be measured.
+        UnsupportedArchitectureError: no router, an unknown scoring, or no layer that can be
+            measured.
     """
     groups_S = group_sequences(len(probe.sequences), settings.seed)
     groups = int(groups_S.max(initial=0)) + 1
@@ -122,16 +125,16 @@ def measure_experts(
                 continue
             with measurer.source(checkpoint).holding(path):
                 layer = measure_layer(tokens, draws, settings, count)
-            # Weights that only pass through are not held on to.
+            # Streamed weights must not stay in memory.
             layers.append(dataclasses.replace(layer, experts=None) if streamed else layer)
     if not layers:
         path, reason = next(iter(skipped.items()))
         raise UnsupportedArchitectureError(
             "no router's experts could be measured", found=f"{path}: {reason}", hint=STATE_HINT
         )
-    held = mode.say_memory(measurer.device)
-    if listener and held is not None:
-        listener.note(held)
+    memory_note = mode.say_memory(measurer.device)
+    if listener and memory_note is not None:
+        listener.note(memory_note)
     verification, why_not = None, None
     if settings.verify:
         verification, why_not = _verify(measurer, prepared, outcome, plan, layers, draws, settings)
@@ -165,7 +168,7 @@ def measure_experts(
         notes=(
             *_breadth(probe),
             *say_notes(prepared, mode, outcome, probe), *([why_not] if why_not else []),
-            *unranked(layers),
+            *notes_on_unranked(layers),
         ),
     )  # fmt: skip
 
@@ -175,15 +178,16 @@ def _breadth(probe: Probe) -> list[str]:
     names = list(probe.domains)
     if len(names) > 1:
         return []
-    held = f"one domain ({names[0]})" if names else "no domains by name"
+    domains = f"one domain ({names[0]})" if names else "no named domains"
     return [
-        f"the probe has {held}: an expert that other text needs looks unused here. Before you "
-        "prune, give a --probe of all the text that the model serves, with a domain in each row"
+        f"the probe has {domains}: an expert that other text needs looks unused here. Before you "
+        "prune, use a --probe with every kind of text that the model serves, and a domain in each "
+        "row"
     ]
 
 
 def _loss(prepared: PreparedModel, outcome: Replay, draws: Draws) -> Estimate:
-    """The probe's loss a token."""
+    """The loss on the probe, in nats per token."""
     reason = prepared.form.no_loss
     if reason is not None or outcome.loss_S is None:
         return missing(reason or "no loss was taken", 0)
@@ -199,7 +203,7 @@ def _verify(
     draws: Draws,
     settings: ExpertSettings,
 ) -> tuple[Verification | None, str | None]:
-    """The trials of `--verify`, or why there are none."""
+    """The trials of `--verify` and None; or None and the reason why there are none."""
     if measurer.mode.kind is not None:
         return None, NOT_IN_MEMORY
     if not any(layer.experts is not None and layer.experts.layout for layer in layers):
@@ -226,7 +230,7 @@ def _kept_rows(routers: Sequence[Router], tokens: int, settings: ExpertSettings)
 
 
 def _input_modules(blocks: Mapping[str, ExpertBlock | None]) -> dict[str, nn.Module]:
-    """The modules whose inputs to keep, where experts do not get their router's input."""
+    """The modules whose inputs to keep, for experts that do not get their router's input."""
     return {
         path: block.input_module
         for path, block in blocks.items()
@@ -236,7 +240,7 @@ def _input_modules(blocks: Mapping[str, ExpertBlock | None]) -> dict[str, nn.Mod
 
 @contextlib.contextmanager
 def _one_by_one(model: Any) -> Iterator[None]:
-    """Compute experts one by one inside the block: grouped products have no second derivative."""
+    """Compute experts one by one during the block: grouped products have no second derivative."""
     inner = getattr(model, "inner", model)
     before = getattr(getattr(inner, "config", None), "_experts_implementation", None)
     if not hasattr(inner, "set_experts_implementation"):

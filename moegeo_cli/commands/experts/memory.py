@@ -1,4 +1,4 @@
-"""What `moegeo experts` holds beside a replay: inputs, products of Jacobians, pairs of experts.
+"""Memory of `moegeo experts` beyond a replay: inputs, products of Jacobians, pairs of experts.
 
 Legend: G groups of sequences, E experts, B draws, T probe positions.
 """
@@ -10,9 +10,10 @@ from moegeo_cli.commands.experts.metrics import PAIRS
 from moegeo_cli.commands.experts.settings import KEPT_TOKENS, ExpertSettings
 from moegeo_cli.geometry.resample import DRAWS
 
-# For every pair of a layer's experts: arrays by group of sequences (numerators and denominators of
-# alignments and of their null, distances and overlaps without each group, of inputs and outputs),
-# and the numbers of its record with their text. For a part of the pairs: arrays by draw.
+# GROUP_ARRAYS: per pair of experts, arrays by group of sequences (numerators and denominators of
+# alignments and of their null; leave-one-out distances and overlaps of inputs and outputs).
+# NUMBERS, NUMBER_BYTES: per pair, numbers in the record, and bytes of each with its text.
+# DRAW_ARRAYS: arrays by draw, for the part of the pairs that is processed at a time.
 GROUP_ARRAYS, DRAW_ARRAYS, NUMBERS, NUMBER_BYTES = 8, 5, 15, 60
 FLOAT32, FLOAT64 = 4, 8
 
@@ -20,13 +21,13 @@ FLOAT32, FLOAT64 = 4, 8
 def bytes_beside(
     settings: ExpertSettings, architecture: Architecture, groups: int, tokens: int
 ) -> int:
-    """Bytes that the command holds beside what a pass holds.
+    """Bytes that the command needs in addition to a replay.
 
     Args:
         settings: how experts are measured.
-        architecture: how many experts each layer has, and how wide it is.
-        groups: G.
-        tokens: T.
+        architecture: gives the number of experts of each layer, and its width.
+        groups: number of groups of sequences (G).
+        tokens: number of probe positions (T).
     """
     layers = settings.layers or architecture.moe_layers or range(architecture.layers or 1)
     inputs = settings.kept_bytes

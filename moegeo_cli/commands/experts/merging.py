@@ -1,7 +1,7 @@
-"""The pairs of a layer's experts that are merged best, each with its intervals and its reason.
+"""The best pairs of a layer to merge, each with intervals and a reason.
 
-They are chosen while the layer's sums by group of sequences are in memory: these are G times as
-large as the layer's matrices, and no layer keeps them.
+They are chosen while the layer's sums by group of sequences are in memory. These sums are G times
+as large as the layer's matrices, so they are dropped after each layer.
 
 Legend: E experts, G groups of sequences.
 """
@@ -18,31 +18,32 @@ from moegeo_cli.commands.experts.subspaces import Subspaces
 from moegeo_cli.geometry.resample import Draws, Estimate, draws_from_jackknife, missing
 from moegeo_cli.records import Metric
 
-# Overlap and alignment disagree on a pair whose ranks lie further apart than this share of them.
-DISAGREEMENT, LEAST_PAIRS = 0.5, 6
+# Overlap and alignment disagree on a pair if its two ranks differ by more than this share of the
+# number of pairs. Fewer than MIN_PAIRS pairs are not ranked.
+DISAGREEMENT, MIN_PAIRS = 0.5, 6
 
 
 def best_merges(
     record: ExpertLayerRecord, functions: Functions, inputs: Subspaces, draws: Draws, count: int
 ) -> tuple[MergeCandidate, ...]:
-    """A layer's best aligned pairs.
+    """The pairs of a layer with the highest alignment.
 
     Args:
-        record: of the layer.
-        functions: what its experts do.
-        inputs: the subspaces of what they are given.
+        record: the layer's record.
+        functions: alignments of its experts.
+        inputs: input subspaces of its experts.
         draws: the bootstrap draws.
-        count: how many, if there are so many.
+        count: number of pairs to return at most.
     """
     values_EE = functions.sums.mean_EE
-    contrary = disagreements(functions, inputs)
+    disagreeing = disagreements(functions, inputs)
     pairs = [
         (-float(values_EE[a, b]), int(a), int(b))
         for a, b in zip(*np.triu_indices(len(values_EE), 1), strict=True)
         if np.isfinite(values_EE[a, b])
     ]
     return tuple(
-        _merge(record, functions, inputs, draws, contrary, a, b)
+        _merge(record, functions, inputs, draws, disagreeing, a, b)
         for _, a, b in sorted(pairs)[:count]
     )
 
@@ -52,7 +53,7 @@ def _merge(
     functions: Functions,
     inputs: Subspaces,
     draws: Draws,
-    contrary: tuple[np.ndarray, np.ndarray] | None,
+    disagreeing: tuple[np.ndarray, np.ndarray] | None,
     a: int,
     b: int,
 ) -> MergeCandidate:
@@ -72,10 +73,9 @@ def _merge(
         words += f"; their inputs overlap by {overlap.value:.2f}"
         words += "" if overlap.null_value is None else f" (random tokens {overlap.null_value:.2f})"
     disagrees = None
-    if contrary is not None:
-        disagrees = (
-            "far higher" if contrary[0][a, b] else "far lower" if contrary[1][a, b] else None
-        )
+    if disagreeing is not None:
+        higher, lower = (bool(flags_EE[a, b]) for flags_EE in disagreeing)
+        disagrees = "far higher" if higher else "far lower" if lower else None
     if disagrees:
         words += f"; by their inputs they would rank {disagrees}"
     cosine_EE = functions.weight_cosine_EE
@@ -106,21 +106,25 @@ def _overlap(inputs: Subspaces, draws: Draws, a: int, b: int) -> Metric:
 def disagreements(
     functions: Functions | None, inputs: Subspaces
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Pairs that see alike and do differently, and the reverse, as (E, E) flags.
+    """Pairs on which the overlap of inputs and the alignment of functions disagree.
 
-    By rank among the layer's pairs, which is how either would be used to choose: flagged where
-    overlap of inputs and alignment lie more than half of the ranking apart. None where too few
-    pairs have both. Flags stand above the diagonal.
+    Pairs of the layer are ranked by each of the two. A pair is flagged if its ranks differ by more
+    than half of the number of pairs.
+
+    Returns:
+        Two boolean arrays of shape (E, E), set above the diagonal only: similar inputs but
+        different functions; different inputs but similar functions. None if too few pairs have
+        both values.
     """
     if functions is None:
         return None
     rows, columns = np.triu_indices(len(inputs.overlap_EE), 1)
     both = np.array([inputs.overlap_EE, functions.sums.mean_EE])[:, rows, columns]
     known = np.isfinite(both).all(0)
-    if known.sum() < LEAST_PAIRS:
+    if known.sum() < MIN_PAIRS:
         return None
-    seen_P, done_P = (rankdata(values) / known.sum() for values in both[:, known])
+    input_P, function_P = (rankdata(values) / known.sum() for values in both[:, known])
     flags = np.zeros((2, *inputs.overlap_EE.shape), dtype=bool)
-    for flag_EE, apart_P in zip(flags, (seen_P - done_P, done_P - seen_P), strict=True):
-        flag_EE[rows[known], columns[known]] = apart_P > DISAGREEMENT
+    for flag_EE, gap_P in zip(flags, (input_P - function_P, function_P - input_P), strict=True):
+        flag_EE[rows[known], columns[known]] = gap_P > DISAGREEMENT
     return flags[0], flags[1]

@@ -1,4 +1,4 @@
-"""A layer's numbers from its alignments and subspaces: metrics, matrices, and each expert's own.
+"""Metrics of a layer from its alignments and subspaces, its matrices, and numbers of each expert.
 
 Legend: E experts, P pairs of them, G groups of sequences, B draws, S singular values.
 """
@@ -24,8 +24,8 @@ from moegeo_cli.geometry.resample import (
 from moegeo_cli.records import Metric
 from moegeo_cli.records.fields import Matrix
 
-DIGITS = 6  # of the entries of matrices and lists, which are many
-PAIRS = 512  # whose draws are held at one time
+DIGITS = 6  # significant digits in matrices and lists, to keep JSON small
+PAIRS = 512  # pairs whose draws are in memory at a time
 NOT_ENOUGH = "no two experts have enough tokens"
 COSINE, OVERLAP, DISTANCE = "cosine", "mean cos² of angles", "share of the largest"
 DECORRELATION, DIMENSIONS = "1 − cosine", "dimensions"
@@ -51,13 +51,13 @@ def layer_metrics(
     outputs: Subspaces | None,
     draws: Draws,
 ) -> dict[str, Metric]:
-    """The layer's numbers: means over pairs, and what follows from them.
+    """The metrics of a layer: means over pairs, and numbers derived from them.
 
     Args:
-        tokens: what reaches the experts.
-        functions: their alignments; None where they are not functions of one token.
-        inputs: the subspaces of what they are given.
-        outputs: of what they make of it; None without functions.
+        tokens: the experts' inputs and token weights.
+        functions: their alignments; None if they could not be measured as functions.
+        inputs: their input subspaces.
+        outputs: their output subspaces; None without functions.
         draws: the bootstrap draws.
     """
     reason = tokens.block.problem or ""
@@ -113,7 +113,7 @@ def layer_metrics(
             if ranks is None else Metric(ranks, unit=DIMENSIONS)
         )  # fmt: skip
     found["overlap_chance"] = Metric(inputs.rank / inputs.width, unit=OVERLAP)
-    found["asymmetry"] = metric(_less(overlaps["input"], size), "overlap − |cosine|")
+    found["asymmetry"] = metric(_minus(overlaps["input"], size), "overlap − |cosine|")
     return found
 
 
@@ -159,8 +159,8 @@ def _one_minus(estimate: Estimate) -> Estimate:
     return Estimate(1.0 - estimate.value, draws_B, estimate.n)
 
 
-def _less(overlap: Estimate, size: Estimate) -> Estimate:
-    """Overlap less |alignment|, draw by draw."""
+def _minus(overlap: Estimate, size: Estimate) -> Estimate:
+    """Overlap minus |alignment|, draw by draw."""
     if overlap.value is None or size.value is None:
         return missing(overlap.reason or size.reason or NOT_ENOUGH)
     draws_B = None
@@ -176,7 +176,7 @@ def _plain_mean(values_EE: np.ndarray, unit: str) -> Metric:
 
 
 def _finite_mean(values: np.ndarray) -> float | None:
-    """Mean of what is known; the diagonal of a matrix is left out."""
+    """Mean of the finite values, without the diagonal of a matrix; None if there are none."""
     if values.ndim == 2:
         values = values[~np.eye(len(values), dtype=bool)]
     known = values[np.isfinite(values)]
@@ -210,7 +210,7 @@ def list_matrices(
 
 
 def pair_alignment(functions: Functions, draws: Draws, a: int, b: int) -> Metric:
-    """The alignment of two experts, with its interval and beside its null."""
+    """The alignment of two experts, with its interval and null value."""
     sums, null = functions.sums, float(functions.null.mean_EE[a, b])
     draws_B = sums.draws_of(draws, np.array([a]), np.array([b]))[:, 0]
     estimate = Estimate(
@@ -220,7 +220,7 @@ def pair_alignment(functions: Functions, draws: Draws, a: int, b: int) -> Metric
 
 
 def find_nearest(functions: Functions | None, expert: int) -> int | None:
-    """The expert that is most aligned with one; None where no token counts for a pair with it."""
+    """The expert with the highest alignment to an expert; None if no token counts for its pairs."""
     if functions is None:
         return None
     row_E = functions.sums.mean_EE[expert].copy()
@@ -267,7 +267,7 @@ def describe_expert(
 
 
 def _reasons(expert: int, tokens: LayerTokens, spaces: dict[str, Subspaces]) -> tuple[str, ...]:
-    """What of an expert is missing, and why."""
+    """Which numbers of an expert are missing, and why."""
     found = [f"functions: {tokens.block.problem}"] if tokens.block.problem else []
     for name, space in spaces.items():
         reason = space.reasons[expert]
@@ -286,5 +286,5 @@ def _number(value: float) -> float | None:
 
 
 def round_row(row: Sequence[float] | np.ndarray) -> tuple[float | None, ...]:
-    """Numbers at the length that lists and matrices have, null for what is not known."""
+    """Numbers rounded to `DIGITS` significant digits; None for those that are not finite."""
     return tuple(_number(float(value)) for value in row)

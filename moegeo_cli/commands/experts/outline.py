@@ -1,4 +1,4 @@
-"""What the report of `moegeo experts` says, whatever its format."""
+"""The words of the report of `moegeo experts`, for all formats."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ COLUMNS = (
 )  # fmt: skip
 EXPLANATIONS = (
     "alignment: mean cosine of Jacobians over pairs",
-    "overlap: mean cos² of the angles between subspaces of routed tokens, of experts' inputs and "
-    "outputs; asymmetry: overlap of inputs less the size of alignment",
-    "(n) is the value of the null: disturbed experts for alignment, as many random tokens of the "
-    "layer for overlap",
+    "overlap: mean cos² of the angles between two experts' subspaces (of their inputs or outputs "
+    "at routed tokens); asymmetry: overlap of inputs minus |alignment|",
+    "(n) is the null value: for alignment with disturbed experts, for overlap with the same number "
+    "of random tokens of the layer",
 )
 
 
 def head(record: ExpertsRecord) -> list[str]:
-    """What was measured, and what must be said of it."""
+    """The first lines of the report: what was measured, how, and notes."""
     methods = sorted({layer.method for layer in record.layers})
-    taken = sorted({layer.directions for layer in record.layers if layer.directions is not None})
-    how = ["whole Jacobians" if d == 0 else f"{d} random directions a token" for d in taken]
+    counts = sorted({layer.directions for layer in record.layers if layer.directions is not None})
+    how = ["whole Jacobians" if d == 0 else f"{d} random directions per token" for d in counts]
     words = [
         f"{clean(record.model_type)}, {checkpoint_name(record.checkpoint)}"
         f"probe {probe_words(record.probe)}",
         clean("; ".join([*methods, *how])),
     ]
     if record.settings.get("reweighting"):
-        words.append("tokens weighed by the whole routing distribution: the model is the "
-                     "same, so this says nothing of a model trained with soft routing")  # fmt: skip
+        words.append("tokens weighted by the whole routing distribution: this does not show how "
+                     "a model trained with soft routing would behave")  # fmt: skip
     return [*words, *(clean(note) for note in record.notes)]
 
 
 def gaps(record: ExpertsRecord) -> list[str]:
-    """What was not measured; empty where everything was."""
+    """Lines about what was not measured; empty if everything was."""
     return coverage_gaps(record)
 
 
 def checks(record: ExpertsRecord) -> list[str]:
-    """What became of the rules that found nothing."""
+    """A line for each rule that found nothing: passed, or why it was skipped."""
     lines = [
         f"{check.id} {check.name}: {clean(check.reason or 'passed')}"
         for check in record.checks
@@ -62,65 +62,68 @@ def checks(record: ExpertsRecord) -> list[str]:
 
 
 def place(layer: ExpertLayerRecord) -> str:
-    """A layer's name."""
+    """The name of a layer."""
     return figures.layer_name(layer.layer, layer.router)
 
 
-def at(candidate: MergeCandidate | PruneCandidate) -> str:
-    """The layer of a candidate."""
+def candidate_layer(candidate: MergeCandidate | PruneCandidate) -> str:
+    """The name of a candidate's layer."""
     return clean(figures.layer_name(candidate.layer, candidate.router))
 
 
 def null(metric: Metric) -> str:
-    """The value of the null in brackets."""
+    """The null value in brackets; "" if there is none."""
     return "" if metric.null_value is None else f" ({metric.null_value:.2f})"
 
 
 def asymmetry(record: ExpertsRecord) -> list[str]:
-    """How inputs and functions agree, in sentences."""
-    told = [layer for layer in record.layers if layer.coexist is not None]
-    if not told:
+    """Sentences on whether inputs and functions of experts agree."""
+    decided = [layer for layer in record.layers if layer.coexist is not None]
+    if not decided:
         return []
-    both = [place(layer) for layer in told if layer.coexist]
+    both = [place(layer) for layer in decided if layer.coexist]
     lines = [
-        f"Subspaces overlap more than random ones, and more than functions align, in {len(both)} "
-        f"of {figures.plural(len(told), 'layer')}; randomly initialised experts do so too."
+        f"In {len(both)} of {figures.plural(len(decided), 'layer')}, inputs overlap more than "
+        "random subspaces and more than functions align. Randomly initialised experts show this "
+        "too."
     ]
-    alike = sum(layer.seen_alike_done_differently or 0 for layer in told)
-    apart = sum(layer.seen_differently_done_alike or 0 for layer in told)
+    same_inputs = sum(layer.seen_alike_done_differently or 0 for layer in decided)
+    same_functions = sum(layer.seen_differently_done_alike or 0 for layer in decided)
     lines.append(
-        f"Inputs and functions disagree (ranks among a layer's pairs over half apart): "
-        f"{figures.plural(alike, 'pair')} seen alike and done differently, "
-        f"{figures.plural(apart, 'pair')} seen differently and done alike."
+        f"Inputs and functions disagree (their ranks differ by more than half of the layer's "
+        f"pairs): {figures.plural(same_inputs, 'pair')} with similar inputs and different "
+        f"functions, {figures.plural(same_functions, 'pair')} with different inputs and similar "
+        "functions."
     )
     return lines
 
 
 def merges(record: ExpertsRecord) -> list[str]:
-    """Pairs to merge, best first, in sentences."""
+    """A line for each pair to merge, best first."""
     return [
-        f"layer {at(c)}: {' + '.join(map(str, c.experts))}: {clean(c.reason)}"
+        f"layer {candidate_layer(c)}: {' + '.join(map(str, c.experts))}: {clean(c.reason)}"
         for c in record.merge_candidates
     ]
 
 
 def prunes(record: ExpertsRecord) -> list[str]:
-    """Experts to prune, first those, in sentences."""
+    """A line for each expert to prune, best first."""
     return [
-        f"layer {at(c)}: {c.expert}: score {figures.number(c.score)}: {clean(c.reason)}"
+        f"layer {candidate_layer(c)}: {c.expert}: score {figures.number(c.score)}: "
+        f"{clean(c.reason)}"
         for c in record.prune_candidates
     ]
 
 
 def loss(record: ExpertsRecord) -> str:
-    """The loss before any trial."""
+    """The loss before the trials."""
     assert record.verification is not None
     value = record.verification.loss.value
     return "?" if value is None else f"{figures.number(value)} before"
 
 
 def action(trial: Trial, count: int) -> str:
-    """What a trial did."""
+    """The action of a trial, such as "merge 4"."""
     return f"{trial.action} {count}"
 
 
@@ -135,7 +138,7 @@ def change(trial: Trial) -> str:
 
 
 def settings(record: ExpertsRecord) -> str:
-    """How it was measured, for the foot."""
+    """The settings, for the end of the report."""
     names: Sequence[str] = (
         "tokens", "weights", "rank", "jacobian_tokens", "kept_tokens", "max_tokens", "dtype",
         "device", "seed",

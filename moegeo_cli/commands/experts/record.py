@@ -1,10 +1,9 @@
-"""What `moegeo experts` found: its JSON payload.
+"""The result of `moegeo experts`: its JSON document.
 
-Matrices are E × E by expert; an entry is null where the pair could not be measured, and the
-layer's `reasons` say why by expert.
+Matrices are E × E by expert. An entry is null if the pair could not be measured; the `reasons` of
+the two experts say why.
 
-Legend: E experts of a layer that do work, f(x) an expert's output, J its Jacobian, σ_i the
-singular values of J.
+Legend: E experts of a layer that compute something.
 """
 
 from __future__ import annotations
@@ -183,7 +182,7 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ExpertsRecord(Displayable):
-    """What `moegeo experts --format json` prints."""
+    """The document that `moegeo experts --format json` prints."""
 
     status: Annotated[
         Literal["complete", "partial"],

@@ -18,27 +18,27 @@ from moegeo_cli.reports.lens_report import (
 from moegeo_cli.reports.markdown import Notes, table
 from moegeo_cli.reports.page import Page
 
-TEXT_WIDTH, ROOMY = 130, 125  # from the latter on there is room for intervals beside the nulls
+TEXT_WIDTH, WIDE = 130, 125  # at width WIDE or more, intervals are shown beside null values
 
 
 def print_record(record: ExpertsRecord, console: Console) -> None:
     """Print the report.
 
     Args:
-        record: what was found.
-        console: where to.
+        record: the result of the command.
+        console: the console to print on.
     """
     page = Page(console)
     print_head(page, _head(record), record)
-    roomy = page.width >= ROOMY
-    page.section("LAYERS", "means over pairs of experts" + (", 95%" if roomy else ""))
+    wide = page.width >= WIDE
+    page.section("LAYERS", "means over pairs of experts" + (", 95%" if wide else ""))
     shown = page.table(("layer", "right"), *((title, "right") for _, title in outline.COLUMNS))
     for layer in record.layers:
         cells = []
         for name, _ in outline.COLUMNS:
             metric = layer.metrics[name]
-            # Where there is no room for intervals the null matters more than a half width.
-            text = page.estimate(name, metric) if roomy else page.value(name, metric)
+            # If there is no room for both, the null value is more useful than the interval.
+            text = page.estimate(name, metric) if wide else page.value(name, metric)
             cells.append(text.append(outline.null(metric), "dim"))
         shown.add(page.text(outline.place(layer)), *cells)
     page.show_table(shown)
@@ -47,11 +47,11 @@ def print_record(record: ExpertsRecord, console: Console) -> None:
     for line in outline.asymmetry(record):
         page.show(page.paragraph(line, indent=2))
     if record.merge_candidates:
-        page.section("MERGE CANDIDATES", "pairs that compute most nearly the same, best first")
+        page.section("MERGE CANDIDATES", "pairs with the most similar functions, best first")
     for line in outline.merges(record):
         page.show(page.paragraph(line, indent=2))
     if record.prune_candidates:
-        page.section("PRUNE CANDIDATES", "experts that least passes through, first those")
+        page.section("PRUNE CANDIDATES", "experts that contribute least, best first")
     for line in outline.prunes(record):
         page.show(page.paragraph(line, indent=2))
     _print_trials(page, record)
@@ -64,7 +64,7 @@ def _print_trials(page: Page, record: ExpertsRecord) -> None:
     if found is None:
         return
     page.section(
-        "VERIFIED", f"change of the probe's loss ({outline.loss(record)}), in nats a token"
+        "VERIFIED", f"change of the probe's loss ({outline.loss(record)}), in nats per token"
     )
     shown = page.table(("", "left"), ("chosen by", "left"), ("change", "right"),
                        ("experts", "wrap"))  # fmt: skip
@@ -131,7 +131,7 @@ def render_markdown(record: ExpertsRecord) -> str:
             f"Change of the probe's loss ({outline.loss(record)}).",
             "",
         ]
-        lines += table(("", "chosen by", "nats a token", "experts"), trials, (2,))
+        lines += table(("", "chosen by", "nats per token", "experts"), trials, (2,))
         lines += [f"- {markdown_text(note)}" for note in found.notes]
     lines += markdown_actions(record)
     lines += notes.lines()

@@ -1,4 +1,4 @@
-"""The first screen of `moegeo experts`: are any experts alike, which to merge, which to prune."""
+"""The first screen of `moegeo experts`: are experts similar, and which to merge or prune."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from moegeo_cli.reports.outline import probe_words, to_do
 from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.screen import Numbers, Screen, advice_rows, by_layer
 
-ALIKE = 0.5  # alignment of experts that do much the same; what rules call redundant is higher
-MOST = 3
+SIMILAR = 0.5  # alignment of experts with similar functions; the limit of the rule is higher
+MAX_SHOWN = 3
 MEANINGS = {
     "alignment": "1 the same function, 0 unrelated",
-    "overlap_input": "of what two experts are given",
-    "overlap_output": "of what two experts put out",
-    "asymmetry": "seen alike, but done differently",
+    "overlap_input": "of two experts' inputs",
+    "overlap_output": "of two experts' outputs",
+    "asymmetry": "overlap of inputs − |alignment|",
 }
 
 
 def experts_screen(page: Page, record: ExpertsRecord) -> Screen:
-    """What the first screen of `experts` says."""
+    """The first screen of an experts record."""
     main = [f for f in record.findings if f.severity != "info"]
     where = clean(record.model_type)
     shape = sorted({(x.experts, x.top_k) for x in record.layers}, key=str)
@@ -52,40 +52,44 @@ def experts_screen(page: Page, record: ExpertsRecord) -> Screen:
 
 
 def _sentence(record: ExpertsRecord) -> str:
-    """Whether experts do the same, in one sentence."""
+    """One sentence on whether experts have similar functions."""
     known = [c.alignment.value for c in record.merge_candidates if c.alignment.value is not None]
     if not known:
         return "No pair of experts could be compared as functions."
-    alike = sum(value >= ALIKE for value in known)
-    if not alike:
-        return f"No two experts do the same: the most alike have an alignment of {max(known):.2f}."
-    return f"{figures.plural(alike, 'pair')} of experts do much the same (alignment over {ALIKE})."
+    count = sum(value >= SIMILAR for value in known)
+    if not count:
+        return f"No two experts have similar functions: the highest alignment is {max(known):.2f}."
+    pairs = figures.plural(count, "pair")
+    return f"{pairs} of experts have similar functions (alignment ≥ {SIMILAR})."
 
 
 def _pairs(record: ExpertsRecord) -> str:
-    told = [layer for layer in record.layers if layer.coexist is not None]
-    if not told:
+    decided = [layer for layer in record.layers if layer.coexist is not None]
+    if not decided:
         return ""
-    both = sum(bool(layer.coexist) for layer in told)
+    both = sum(bool(layer.coexist) for layer in decided)
     return (
-        f"what they see overlaps more than what they do in {both} of "
-        f"{figures.plural(len(told), 'layer')}; random experts do so too"
+        f"inputs overlap more than functions align in {both} of "
+        f"{figures.plural(len(decided), 'layer')}; random experts show this too"
     )
 
 
 def _merges(record: ExpertsRecord) -> list[str]:
-    found = [c for c in record.merge_candidates if c.above_null][:MOST]
-    pairs = [f"layer {outline.at(c)}: {'+'.join(map(str, c.experts))}" for c in found]
-    return [f"merge first: {', '.join(pairs)}"] if pairs else ["no pair is more alike than chance"]
+    found = [c for c in record.merge_candidates if c.above_null][:MAX_SHOWN]
+    pairs = [f"layer {outline.candidate_layer(c)}: {'+'.join(map(str, c.experts))}" for c in found]
+    if not pairs:
+        return ["no pair is more similar than chance"]
+    return [f"merge first: {', '.join(pairs)}"]
 
 
 def _prunes(record: ExpertsRecord) -> list[str]:
-    found = record.prune_candidates[:MOST]
+    found = record.prune_candidates[:MAX_SHOWN]
     experts = [
-        f"layer {outline.at(c)}: {c.expert} (score {figures.number(c.score, 2)})" for c in found
+        f"layer {outline.candidate_layer(c)}: {c.expert} (score {figures.number(c.score, 2)})"
+        for c in found
     ]
-    said = f"prune first: {', '.join(experts)}; 1 is the mean expert"
-    return [said] if experts else []
+    words = f"prune first: {', '.join(experts)}; the mean expert has score 1"
+    return [words] if experts else []
 
 
 def _advice(page: Page, record: ExpertsRecord) -> list[tuple[str, str]]:
@@ -93,7 +97,7 @@ def _advice(page: Page, record: ExpertsRecord) -> list[tuple[str, str]]:
     if record.verification is None:
         return [
             *rows,
-            ("next", "--verify 4 merges and silences the first 4, and measures the loss"),
+            ("next", "--verify 4 merges, then prunes, the first 4 in memory and measures the loss"),
         ]
     trials = [t for t in record.verification.trials if t.choice == "ranking"] or list(
         record.verification.trials
@@ -105,7 +109,7 @@ def _advice(page: Page, record: ExpertsRecord) -> list[tuple[str, str]]:
 
 
 def _numbers(page: Page, record: ExpertsRecord) -> Numbers:
-    """Each number over the layers, with what chance gives."""
+    """Each metric over the layers, with its value by chance."""
     rows = []
     for name, _ in outline.COLUMNS:
         found = [layer.metrics[name] for layer in record.layers if name in layer.metrics]

@@ -1,4 +1,4 @@
-"""How `moegeo experts` measures."""
+"""Settings of `moegeo experts`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.expert_functions.jacobians import BUFFER_BYTES
 from moegeo_cli.settings import Settings
 
-# Inputs are wide: never more tokens of them, nor more bytes over all layers.
+# Limits on kept inputs: tokens, and bytes over all layers.
 KEPT_TOKENS, KEPT_BYTES = 8192, 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertSettings:
-    """Settings of the analysis of experts.
+    """Settings of the measurement of experts.
 
-    `tokens` says which tokens count for a pair; `weights` whether the dispatch or the whole routing
-    distribution weighs them, which is a reweighting of one model and no other training. `rank` is
-    a number of dimensions, or below 1 the share of variance to explain. `directions` are random
-    signs a token, 0 for whole Jacobians, None to choose by cost.
+    Attributes:
+        tokens: which tokens count for a pair: "routed" to either, "coselected" by both, or "all".
+        weights: what weights tokens: "topk" for the combine weights, "soft" for the whole routing
+            distribution.
+        rank: number of dimensions of the subspaces; below 1, the share of variance to explain.
+        jacobian_tokens: number of tokens at which Jacobians are computed.
+        directions: random directions per token; 0 for whole Jacobians, None to choose by cost.
+        layers: decoder layers to measure; None for all.
+        device: where the model computes; "auto" to choose.
+        dtype: dtype of the computation; "auto" for the dtype of the saved weights.
+        batch_size: sequences per batch; None for the default.
+        stream: read each layer from the files when it computes.
+        memory: limit in bytes; None for no limit.
+        verify: number of candidates to apply in memory.
+        seed: random seed.
     """
 
     tokens: str = "routed"
@@ -51,17 +62,17 @@ class ExpertSettings:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of inputs that are kept: a part of the bound, where there is one."""
+        """Limit on the bytes of kept inputs: at most an eighth of `memory`."""
         return KEPT_BYTES if self.memory is None else min(KEPT_BYTES, self.memory // 8)
 
     @property
     def buffer_bytes(self) -> int | None:
-        """Bytes of experts' results, and of their pairs, at one time; None for the usual."""
+        """Limit on the bytes of Jacobian products in memory at a time; None for the default."""
         return None if self.memory is None else min(BUFFER_BYTES, self.memory // 16)
 
     @property
     def replay(self) -> Settings:
-        """The same, as far as a replay is concerned."""
+        """The settings of the replay."""
         return Settings(
             device=self.device,
             dtype=self.dtype,

@@ -1,6 +1,10 @@
-"""The subspaces that experts' tokens span in one layer, beside both nulls.
+"""The subspaces that experts' tokens span in one layer, compared with two null values.
 
-Legend: N tokens of an expert, D width, E experts, G groups of sequences, R rank.
+The null values are: subspaces of random tokens of the layer, and the two halves of an expert's own
+tokens.
+
+Legend: N tokens of an expert, P tokens of the pool, D width, E experts, G groups of sequences,
+Q components.
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ from moegeo_cli.geometry.grassmann import (
 )
 
 NULL_DRAWS = 2
-BLAS_THREADS = 4  # with sixteen a layer took four times as long: matrices this small are not shared
-KEPT_PER_RANK = 4  # components that intervals turn a subspace within, for each of its dimensions
+BLAS_THREADS = 4  # with 16 threads a layer took four times as long: the matrices are small
+KEPT_PER_RANK = 4  # components kept per dimension, within which leave-one-out subspaces are found
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertRows:
-    """One expert's rows (inputs or outputs), their weights and groups."""
+    """One expert's inputs or outputs, a row per token, with weights and groups of sequences."""
 
     rows_ND: np.ndarray
     weight_N: np.ndarray
@@ -40,11 +44,11 @@ class ExpertRows:
 
 @dataclass(frozen=True, slots=True)
 class Subspaces:
-    """Subspaces of a layer's experts: distances and overlaps of all pairs, with their nulls.
+    """Distances and overlaps of the subspaces of all pairs of experts, with null values.
 
-    `null_*` are of as many tokens drawn at random from the layer; `half_*` compare the two halves
-    of an expert's own tokens, by sequences; `left_*` leave out each group, (G, E, E).
-    `reasons` say, by expert, why it has no subspace.
+    `null_*` are those of the same number of random tokens of the layer. `half_*` compare the two
+    halves of an expert's own tokens, split by groups of sequences. `left_*` are values without one
+    group, shape (G, E, E). `reasons` say for each expert why it has no subspace; None if it has.
     """
 
     rank: int
@@ -64,14 +68,15 @@ class Subspaces:
 def measure_subspaces(
     experts: Sequence[ExpertRows], pool_PD: np.ndarray, rank: float, groups: int, seed: int
 ) -> Subspaces:
-    """Subspaces of all experts of a layer.
+    """Measure the subspaces of all experts of a layer.
 
     Args:
         experts: each expert's rows.
-        pool_PD: rows of the layer's tokens, whoever they went to: what the null draws from.
-        rank: dimensions, or below 1 the share of variance that half of the experts must reach.
-        groups: G.
-        seed: of the null.
+        pool_PD: rows of tokens of the whole layer, from which the null draws.
+        rank: number of dimensions; below 1, the share of variance that half of the experts must
+            reach.
+        groups: number of groups of sequences (G).
+        seed: random seed of the null.
     """
     count, width = len(experts), pool_PD.shape[1]
     dimensions = min(_choose_rank(experts, rank), width)
@@ -110,7 +115,7 @@ def measure_subspaces(
 
 
 def _choose_rank(experts: Sequence[ExpertRows], rank: float) -> int:
-    """The rank asked for, or the median of what the experts need to explain a share."""
+    """The given rank; below 1, the median rank that experts need to explain that share."""
     if rank >= 1:
         return int(rank)
     needed = [
@@ -124,7 +129,7 @@ def _choose_rank(experts: Sequence[ExpertRows], rank: float) -> int:
 def _spectrum(
     rows_ND: np.ndarray, weight_N: np.ndarray, rank: int
 ) -> tuple[Spectrum | None, str | None]:
-    """Components, or why there are too few."""
+    """The principal components and None; or None and why there are too few."""
     reason = enough_tokens(int((weight_N > 0).sum()), rank)
     if reason:
         return None, reason
@@ -136,7 +141,7 @@ def _spectrum(
 
 
 def _basis_of(rows_ND: np.ndarray, weight_N: np.ndarray, rank: int) -> np.ndarray | None:
-    """The subspace alone; None where there are too few tokens."""
+    """The basis of the subspace; None if there are too few tokens."""
     if enough_tokens(int((weight_N > 0).sum()), rank):
         return None
     return leading_basis(rows_ND, weight_N, rank)
@@ -164,7 +169,10 @@ def _random_bases(
 
 
 def _halves(rows: ExpertRows, rank: int) -> tuple[float, float]:
-    """Distance and overlap of the subspaces of an expert's two halves, by groups of sequences."""
+    """Distance and overlap between the subspaces of the two halves of an expert's tokens.
+
+    Halves are split by groups of sequences. NaN if a half has too few tokens.
+    """
     bases = []
     for half in (0, 1):
         mine = rows.group_N % 2 == half

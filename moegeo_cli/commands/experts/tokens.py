@@ -1,4 +1,4 @@
-"""What a replay left of one router's experts: their inputs at kept tokens, and how tokens weigh.
+"""Gathers the inputs of one router's experts at kept tokens, and the weights of tokens.
 
 Legend: T probe positions, N kept tokens, D width, E experts that do work, K chosen per token,
 G groups of sequences.
@@ -18,7 +18,7 @@ from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.replay.plan import Plan, RouterTrace
 from moegeo_cli.scorings import find_scoring
 
-# Rows of an expert's inputs or outputs behind one subspace: more cost time and add little.
+# Number of tokens from which a subspace is computed. More tokens cost time and add little.
 SUBSPACE_TOKENS = 1024
 
 
@@ -26,10 +26,21 @@ SUBSPACE_TOKENS = 1024
 class LayerTokens:
     """Kept tokens of one router, and sums over the whole probe.
 
-    `mass_NE` says how much a token is an expert's (its dispatch, or the routing distribution), and
-    `weight_NE` how it weighs among the expert's tokens (the combine weights, or the distribution).
-    `scale_NE` multiplies inputs before experts see them, where the architecture does that.
-    `fisher_trace_E` are the traces of the router rows' Fishers; or, in words, why there are none.
+    Attributes:
+        block: the experts.
+        x_ND: inputs of the kept tokens.
+        group_N: group of sequences of each kept token.
+        groups: number of groups of sequences.
+        mass_NE: how much a token belongs to an expert: 1 or 0 by dispatch, or with "soft" weights
+            the routing distribution.
+        weight_NE: weight of a token among the expert's tokens: combine weight, or with "soft"
+            weights the routing distribution.
+        scale_NE: factor on an expert's input; None if the architecture does not scale inputs.
+        tokens_E: number of probe tokens dispatched to each expert.
+        load_E: share of the dispatch.
+        mass_E: share of the combine weights.
+        fisher_trace_E: trace of the empirical Fisher of each router row; or, as text, why it is
+            missing.
     """
 
     block: ExpertBlock
@@ -45,7 +56,7 @@ class LayerTokens:
     fisher_trace_E: np.ndarray | str
 
     def inputs(self, rows: np.ndarray, expert: int) -> torch.Tensor:
-        """What reaches an expert at some of the kept tokens."""
+        """An expert's inputs at the kept tokens `rows`, shape (rows, D)."""
         x_ND = self.x_ND[torch.from_numpy(rows).to(self.x_ND.device)]
         if self.scale_NE is None:
             return x_ND
@@ -53,7 +64,7 @@ class LayerTokens:
         return x_ND * scale_N[:, None]
 
     def rows_of(self, expert: int, seed: int) -> np.ndarray:
-        """The kept tokens of an expert, at most `SUBSPACE_TOKENS` of them, in the probe's order."""
+        """Rows of an expert's kept tokens, at most `SUBSPACE_TOKENS`, in the probe's order."""
         rows = np.flatnonzero(self.weight_NE[:, expert] > 0)
         if len(rows) <= SUBSPACE_TOKENS:
             return rows
@@ -72,24 +83,27 @@ def gather_tokens(
     hashed: bool,
     has_loss: bool,
 ) -> LayerTokens | str:
-    """The tokens of one router; or, in words, why they cannot be had.
+    """Gather the tokens of one router.
 
     Args:
         block: its experts.
-        trace: what a replay left.
-        plan: of that replay: which inputs were kept, groups of sequences, scoring.
-        sequence_T: each probe row's sequence.
+        trace: the router's trace of a replay.
+        plan: the plan of that replay: which inputs were kept, groups of sequences, scoring.
+        sequence_T: sequence of each probe position.
         weights: "topk" or "soft".
         device: where the experts are.
         hashed: whether the layer dispatches by token id.
         has_loss: whether any token counts towards a loss.
+
+    Returns:
+        The tokens; or, as text, why they could not be gathered.
     """
     selected, combine, x = trace.selected_TK, trace.weights_TK, trace.sample_x_MD
     if trace.problem or selected is None or combine is None or x is None:
         return trace.problem or "the experts were not called"
     assert plan.sample_rows is not None
     rows_N, group_T = plan.sample_rows, plan.groups_S[sequence_T]
-    if trace.rows is not None:  # a side of an encoder with its decoder: its own tokens alone
+    if trace.rows is not None:  # the encoder or decoder of a pair: only its own tokens
         kept_N = np.isin(rows_N, trace.rows)
         rows_N, x = rows_N[kept_N], x[kept_N]
         selected, combine = selected[trace.rows], combine[trace.rows]
@@ -100,14 +114,14 @@ def gather_tokens(
     if not hashed and not np.isfinite(logits_NE).all():
         return "the router's logits are not finite"
     if weights == "soft" and hashed:
-        return "the router hashes: it has no routing distribution to weigh by"
+        return "a hash router has no routing distribution to weight tokens by"
     count = block.experts
     dispatch_TE, combine_TE = _spread(selected, combine, trace.router.experts)
     if block.renormalised:
         combine_TE /= np.maximum(combine_TE.sum(1, keepdims=True), 1e-300)
     mass_NE = dispatch_TE[place_N, :count].astype(np.float64)
     weight_NE = combine_TE[place_N, :count]
-    if block.scales_input:  # the weight is in the input already
+    if block.scales_input:  # the combine weight already scales the input
         weight_NE = mass_NE
     if weights == "soft":
         mass_NE = weight_NE = probabilities(logits_NE, plan.scoring)[:, :count]
@@ -133,7 +147,7 @@ def gather_tokens(
 def _spread(
     selected_TK: np.ndarray, combine_TK: np.ndarray, experts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Dispatch (T, E) and combine weights (T, E) from the chosen experts."""
+    """Dispatch and combine weights by expert, each (T, E), from the K chosen experts."""
     rows = np.arange(len(selected_TK))[:, None]
     inside = (selected_TK >= 0) & (selected_TK < experts)
     chosen = np.where(inside, selected_TK, 0)
@@ -145,7 +159,7 @@ def _spread(
 
 
 def _fisher_trace(trace: RouterTrace, count: int, tokens: int, has_loss: bool) -> np.ndarray | str:
-    """Trace of each router row's empirical Fisher, per token that the router sees; or why not."""
+    """Trace of the empirical Fisher of each router row, per token; or, as text, why not."""
     found: FisherAccumulator | None = trace.fishers.get(("empirical", "position"))
     if found is None or not has_loss:
         return "no token counts towards a loss"

@@ -1,7 +1,7 @@
-"""Candidates put to the test: merged or silenced in memory, with the change of the probe's loss.
+"""Tests candidates: merges or prunes them in memory and measures the change of the probe's loss.
 
-A ranking must earn its place beside as many choices made at random, by overlap of inputs, and by
-cosine of weights. Experts are chosen so that none is in two merges.
+The ranking is compared with the same number of experts chosen at random, by overlap of inputs, and
+by cosine of weights. No expert is in two merges.
 
 Legend: S sequences, B draws.
 """
@@ -42,15 +42,15 @@ def verify(
     count: int,
     seed: int,
 ) -> Verification:
-    """Apply the top merges, then the top prunings, and what they are compared with.
+    """Measure the loss after the top merges, after the top prunings, and after other choices.
 
     Args:
-        layers: the measured layers; those whose weights are in a known form take part.
-        losses: the probe's loss by sequence, of the model as it stands.
-        loss_tokens_S: terms in each.
-        draws: for paired intervals.
-        count: how many of each.
-        seed: of the random choices.
+        layers: the measured layers; only those whose weights moegeo can change take part.
+        losses: returns the current model's summed loss of each sequence, shape (S,).
+        loss_tokens_S: number of loss terms of each sequence.
+        draws: the bootstrap draws, for paired intervals.
+        count: number of merges, and of prunings.
+        seed: random seed of the random choices.
     """
     able = [layer for layer in layers if layer.experts is not None and layer.experts.layout]
     before_S = losses()
@@ -122,7 +122,7 @@ def _silencing(layers: Sequence[MeasuredLayer], chosen: Sequence[Single]) -> Cal
 
 
 def _disjoint(ranked: Sequence[Pair], count: int) -> list[Pair]:
-    """The first pairs of which no expert is in two."""
+    """The first `count` pairs that have no expert in common."""
     used: set[Single] = set()
     chosen: list[Pair] = []
     for place, a, b in ranked:
@@ -161,7 +161,7 @@ def _name(layers: Sequence[MeasuredLayer], place: int, experts: str) -> str:
 def _trial(
     action: Action, choice: Choice, names: tuple[str, ...], found: list[Estimate]
 ) -> list[Trial]:
-    """A choice's record; of several random ones the mean, its interval over them all."""
+    """The record of a choice. Several random choices are averaged, and their draws pooled."""
     if not found:
         return []
     lost = [f for f in found if f.value is None]

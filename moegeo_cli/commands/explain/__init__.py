@@ -1,4 +1,4 @@
-"""`moegeo explain`: what a name in a report means."""
+"""`moegeo explain`: explains a name that a report prints."""
 
 from moegeo_cli.options import FactsOutput, NoOptions
 from moegeo_cli.registry import Command

@@ -1,4 +1,4 @@
-"""`explain` of the Python API: what a name in a report means."""
+"""`explain` of the Python API: explains a name that a report prints."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from moegeo_cli.verdict.thresholds import load_thresholds
 
 @takes(NoOptions)
 def explain(name: str, **options: Unpack[NoOptions]) -> Explanation:
-    """What a finding, a metric or an error means.
+    """Explain a finding, a metric or an error.
 
     Args:
         name: an id (MG101, MG-E011), a name (router-collapse, fsi), or a label of a report.
         options: none.
 
+    Returns:
+        The explanation: name, title, headline and parts with headings.
+
     Raises:
-        UsageError: nothing is called so.
+        UsageError: an unknown name.
     """
     found = find(name)
     if found.name not in definitions():

@@ -1,4 +1,4 @@
-"""`inspect`: what a checkpoint or a run is, from headers alone."""
+"""`inspect`: describes a checkpoint or a run from headers alone."""
 
 from moegeo_cli.options import FactsOutput, Model
 from moegeo_cli.registry import Command

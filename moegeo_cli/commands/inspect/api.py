@@ -1,4 +1,4 @@
-"""`inspect` of the Python API: what a checkpoint or a run is, from headers alone."""
+"""`inspect` of the Python API: describes a checkpoint or a run from headers alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Unpack
 from moegeo_cli.commands.inspect.describe import inspect_checkpoint
 from moegeo_cli.commands.inspect.record import InspectionRecord
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.tree import fill_tree
 from moegeo_cli.options import Model
@@ -17,15 +17,18 @@ from moegeo_cli.options import Model
 @keeps_global_state
 @takes(Model)
 def inspect(path: Path | str, **options: Unpack[Model]) -> InspectionRecord:
-    """What a checkpoint or a run is, from headers alone; loads no model and imports no torch.
+    """Describe a checkpoint or a run from headers alone. No model is loaded.
 
     Args:
         path: a checkpoint or a run.
-        options: see below. A `model` is named in the answer, not built.
+        options: see below. A `model` is described, not built.
+
+    Returns:
+        Layout, architecture, routers, completeness and training facts.
 
     Raises:
-        MoegeoError: no checkpoint there, or a damaged one.
+        MoegeoError: the path holds no checkpoint, or a damaged one.
     """
-    models = choose_models(**part(Model, options))
+    models = choose_models(**select_options(Model, options))
     own = None if options["model"] is None else models
     return inspect_checkpoint(path, own, options["config"], fill_tree)

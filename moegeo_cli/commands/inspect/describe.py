@@ -1,7 +1,6 @@
-"""What a checkpoint or a run is.
+"""Describes a checkpoint or a run from headers, names and config.
 
-Everything comes from headers, names and config; torch is imported only where the weights are
-pickled files, which have no header.
+torch is imported only for pickled weights, because these files have no header.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ def inspect_checkpoint(
     config: Path | str | None = None,
     fill: Filler | None = None,
 ) -> InspectionRecord:
-    """Describe a checkpoint, or a run by its list of checkpoints and its newest one.
+    """Describe a checkpoint, or the newest checkpoint of a run with the list of all.
+
+    A dense model, or a family that moegeo cannot measure, is described too. `problem` then holds
+    the error that a measurement would raise.
 
     Args:
         path: a checkpoint or a run.
-        models: says what a user's own model is; None for transformers'.
-        config: a config.json, or a folder with one, for checkpoints without their own.
-        fill: says how a config's module tree is filled, for adapters.
-
-    A dense model and a family that moegeo cannot measure are described all the same, with
-    `problem` saying what measuring would raise.
+        models: describes a user's own model; None for models of transformers.
+        config: a config.json, or a folder with one, for checkpoints without a config.
+        fill: builds the module tree of a config, for adapters.
 
     Raises:
-        PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: as
-            `open_run` does.
+        PathError, NoCheckpointError, IncompleteCheckpointError, UnsupportedLayoutError: see
+            `open_run`.
     """
     run = open_path(path, config) if models is None else models.open(path)
     return InspectionRecord(
@@ -54,7 +53,7 @@ def inspect_checkpoint(
 
 
 def _list_run(run: RunFolder) -> dict[str, Any]:
-    """A run's checkpoints by step, what was left out of it, and which is described."""
+    """The checkpoints of a run by step, the skipped ones, and which one is described."""
     return {
         "inspected": run.newest.relative,
         "checkpoints": tuple(
@@ -119,7 +118,7 @@ def _describe_checkpoint(
 
 
 def _config_place(checkpoint: Checkpoint) -> str:
-    """Where config.json is, from the checkpoint's folder."""
+    """Path of config.json, relative to the checkpoint's folder."""
     place = checkpoint.config_folder.resolve() / "config.json"
     return Path(os.path.relpath(place, checkpoint.path.resolve())).as_posix()
 
@@ -127,7 +126,7 @@ def _config_place(checkpoint: Checkpoint) -> str:
 def _list_routers(
     index: WeightIndex, architecture: Architecture
 ) -> tuple[tuple[RouterTensors, ...], str | None]:
-    """The routers in the files, and what is wrong with them or with their family."""
+    """The routers in the files, and the error that measuring them would raise; None for none."""
     problem = f"MG-E021: {architecture.refused}" if architecture.refused else None
     try:
         check_routers(index, architecture)
@@ -139,7 +138,7 @@ def _list_routers(
 def _describe_model(
     config: dict[str, Any], architecture: Architecture | None, routers: tuple[RouterTensors, ...]
 ) -> dict[str, Any]:
-    """The architecture's keys; all None for a dense model."""
+    """The facts of the architecture; None for what is not known, as in a dense model."""
     a = architecture
     classes = config.get("architectures")
     first = classes[0] if isinstance(classes, list) and classes else None

@@ -1,4 +1,4 @@
-"""What `moegeo inspect` found: its JSON payload."""
+"""The result of `moegeo inspect`: its JSON document."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AdapterFacts(TypedDict):
 
 
 class WeightsFacts(TypedDict):
-    """What was done to the files' tensors to get the model's."""
+    """How the model's tensors were obtained from the files' tensors."""
 
     scheme: Annotated[list[str], about("how quantised tensors were read")]
     dequantised: Annotated[Count, about("number of quantised tensors")]
@@ -64,7 +64,7 @@ class ListedCheckpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InspectionRecord:
-    """What `moegeo inspect --format json` prints."""
+    """The document that `moegeo inspect --format json` prints."""
 
     kind: Literal["checkpoint", "run"]
     name: str

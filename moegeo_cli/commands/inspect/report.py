@@ -1,4 +1,4 @@
-"""What `moegeo inspect` found, for a terminal."""
+"""The terminal report of `moegeo inspect`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FACTS = (
 
 
 def print_inspection(found: InspectionRecord, console: Console) -> None:
-    """Print an inspection: the routers' count first, then facts, routers and checkpoints."""
+    """Print an inspection: the number of routers, then facts, routers and checkpoints."""
     page = Page(console)
     page.line(f"moegeo inspect {clean(found.name)}", "bold")
     if found.inspected:
@@ -53,18 +53,18 @@ def print_inspection(found: InspectionRecord, console: Console) -> None:
 
 
 def _weights(found: Mapping[str, Any]) -> str:
-    """What was done to the files' tensors; what an adapter moves stands below."""
+    """How the tensors were obtained, in words. The changes of an adapter are printed below."""
     adapter = found["adapter"]
     return _fact({**found, "adapter": None if adapter is None else adapter["merged"]})
 
 
 def _print_moves(page: Page, adapter: Mapping[str, Any] | None) -> None:
-    """What an adapter moves, by layer."""
+    """Print what an adapter changes, by layer."""
     if adapter is None or adapter["moves"] is None:
         return
-    page.section("ADAPTER", "norm of its change over that of the weight, by layer")
+    page.section("ADAPTER", "norm of its change over norm of the weight, by layer")
     if not adapter["moves"]:
-        page.line("  it moves no router and no expert")
+        page.line("  it changes no router and no expert")
         return
     table = page.table(("layer", "right"), ("part", "left"), ("change", "right"), ("read", "left"))
     for move in adapter["moves"]:
@@ -79,7 +79,7 @@ def _print_moves(page: Page, adapter: Mapping[str, Any] | None) -> None:
 
 
 def _fact(value: Any) -> str:
-    """A fact as a person writes it."""
+    """A fact as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value in ([], (), {}):
@@ -105,7 +105,7 @@ def _print_routers(page: Page, routers: Sequence[RouterFacts]) -> None:
         biases = [n for n in ("bias", "selection_bias") if getattr(router, n)]
         table.add(
             str(router.layer),
-            page.text(clean(router.router) + ("" if router.main else " (not of the LM)")),
+            page.text(clean(router.router) + ("" if router.main else " (not in the LM)")),
             page.text(" × ".join(str(n) for n in router.shape)),
             page.text(clean(router.dtype)),
             page.text(", ".join(n.replace("_bias", "") for n in biases) or "none"),

@@ -1,4 +1,4 @@
-"""`invariance`: which numbers survive rewritings that leave the outputs unchanged."""
+"""`invariance`: measures which metrics change when the weights are rewritten with equal outputs."""
 
 from moegeo_cli.options import FactsOutput, Invariance
 from moegeo_cli.registry import Command

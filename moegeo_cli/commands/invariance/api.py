@@ -1,4 +1,4 @@
-"""`invariance` of the Python API: which numbers survive rewritings of the weights."""
+"""`invariance` of the Python API: which metrics stay the same when the weights are rewritten."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Unpack
 from moegeo_cli.commands.invariance.record import InvarianceRecord
 from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.probe import MINIMUM_TOKENS, open_probe
 from moegeo_cli.measuring.revisions import bring
 from moegeo_cli.measuring.run import Listener
@@ -24,22 +24,23 @@ from moegeo_cli.settings import Settings, settings_of
 def invariance(
     path: Path | str, *, progress: Listener | None = None, **options: Unpack[Invariance]
 ) -> InvarianceRecord:
-    """Which numbers of a checkpoint survive rewritings that leave its outputs unchanged.
+    """Measure which metrics change when weights are rewritten so that the outputs stay equal.
 
     Args:
-        path: a checkpoint, or a run: then its newest one.
-        progress: is called as measurements end.
-        options: see below. `max_tokens` None takes 8,192; `seed` is also of the rewritings.
+        path: a checkpoint, or a run (its newest checkpoint is used).
+        progress: is told about each measurement.
+        options: see below. If `max_tokens` is None, 8,192 tokens are used. `seed` also seeds the
+            rewritings.
 
     Returns:
-        The checkpoint, the probe and the settings; in `invariance` one entry a rewriting.
+        The checkpoint, the probe and the settings; `invariance` has one entry per rewriting.
 
     Raises:
-        MoegeoError: bad input.
+        MoegeoError: bad input; `errors.py` lists the subclasses.
     """
     from moegeo_cli.commands.invariance.measure import measure_invariance
 
-    models = choose_models(**part(Model, options))
+    models = choose_models(**select_options(Model, options))
     folder = models.open(path)
     bring(folder)
     architecture = models.describe(folder.newest)

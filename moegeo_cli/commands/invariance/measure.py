@@ -1,4 +1,4 @@
-"""What a checkpoint's numbers do when its weights are rewritten without changing its outputs.
+"""Measures how a checkpoint's metrics change when its weights are rewritten with equal outputs.
 
 Legend: N tokens, V vocabulary.
 """
@@ -38,7 +38,7 @@ from moegeo_cli.routers.finding import find_routers
 from moegeo_cli.settings import Settings
 from moegeo_cli.verdict import judge
 
-TOLERANCE = 1e-4  # of the logits' scale, and of the metrics that must not change
+TOLERANCE = 1e-4  # relative change of the logits, and absolute change of MUST_HOLD metrics
 VERIFIED_TOKENS = 512
 MUST_HOLD = ("fsi", "collapse", "dispersion")
 SHOWN = (
@@ -56,28 +56,28 @@ def measure_invariance(
     listener: Listener | None,
     models: Models,
 ) -> tuple[Rewriting, ...]:
-    """Measure a checkpoint as it is, and rewritten in each way that its model allows.
+    """Measure a checkpoint unchanged, and after each rewriting that its model allows.
 
     Args:
-        checkpoint: what is measured.
-        architecture: what its config says of the routers.
-        probe: the probe, on which each rewriting is verified.
-        settings: how to measure; the dtype is float32 whatever they say.
-        listener: hears of progress.
-        models: what model this is.
+        checkpoint: the checkpoint.
+        architecture: its architecture.
+        probe: the probe; each rewriting is verified on its first tokens.
+        settings: how to measure; the dtype is always float32.
+        listener: is told about progress.
+        models: builds the model.
 
     Returns:
-        One entry a rewriting.
+        One entry per rewriting.
 
     Raises:
-        UnsupportedArchitectureError: an encoder with a decoder.
-        MoegeoError: what loading and replaying raise.
+        UnsupportedArchitectureError: an encoder-decoder model.
+        MoegeoError: an error while loading or replaying.
     """
     if architecture.encoder_decoder:
         raise UnsupportedArchitectureError(
-            f"{architecture.model_type} has an encoder and a decoder: no rewriting that leaves its "
-            "outputs unchanged is known",
-            hint="`moegeo analyze` measures it",
+            f"{architecture.model_type} has an encoder and a decoder: moegeo knows no rewriting "
+            "that leaves its outputs unchanged",
+            hint="`moegeo analyze` can measure this model",
         )
     settings = dataclasses.replace(settings, dtype="float32")
     groups_S = group_sequences(len(probe.sequences), settings.seed)
@@ -120,30 +120,30 @@ def measure_invariance(
     entries = []
     for name in TRANSFORMATIONS:
         entries.append(rewrite(name))
-        gc.collect()  # modules refer to each other: one copy goes before the next one is made
-    held = measurer.mode.say_memory(measurer.device)
-    if listener and held is not None:
-        listener.note(held)
+        gc.collect()  # modules have reference cycles: free one copy before the next is made
+    memory_note = measurer.mode.say_memory(measurer.device)
+    if listener and memory_note is not None:
+        listener.note(memory_note)
     return tuple(entries)
 
 
 def _deviation(before: Sequence[torch.Tensor], after: Iterator[torch.Tensor]) -> float:
-    """The largest change of an output logit, over the largest logit.
+    """The largest change of an output logit, divided by the largest logit.
 
     Args:
-        before: (N, V) logits of each sequence.
-        after: the same of the rewritten model.
+        before: logits of each sequence, shape (N, V).
+        after: logits of the rewritten model, same shapes.
     """
     changes, sizes = [], []
     for old_NV, new_NV in zip(before, after, strict=True):
-        for old, new in zip(old_NV, new_NV, strict=True):  # a row at a time is little memory
+        for old, new in zip(old_NV, new_NV, strict=True):  # row by row, to save memory
             changes.append((new.double() - old.double()).abs().max())
             sizes.append(old.double().abs().max())
     return float(torch.stack(changes).max() / torch.stack(sizes).max())
 
 
 def _output_logits(model: nn.Module, probe: Probe) -> Iterator[torch.Tensor]:
-    """(N, V) logits of the first few hundred tokens, one sequence or sample at a time."""
+    """Logits of the first few hundred tokens: shape (N, V), one sequence or sample at a time."""
     left = VERIFIED_TOKENS
     weight = next(p for p in model.parameters() if p.is_floating_point())
     for sequence in probe.sequences:
@@ -158,7 +158,7 @@ def _output_logits(model: nn.Module, probe: Probe) -> Iterator[torch.Tensor]:
 
 
 def describe(name: str) -> str:
-    """What a transformation does, in a sentence without a full stop."""
+    """What a rewriting does, in one sentence without a full stop."""
     lines = (TRANSFORMATIONS[name].__doc__ or "").strip().splitlines()
     return lines[0].rstrip(".") if lines else name
 
@@ -178,7 +178,7 @@ def _compare(
     settings: Settings,
     probe: Probe,
 ) -> Rewriting:
-    """Both measurements side by side; FHS is over the checkpoint as it is."""
+    """Compare both measurements. The baseline of FHS is the unchanged checkpoint."""
     runs = [_run(m, base, settings, probe) for m in (base, after)]
     one, other = (r.checkpoints[0] for r in runs)
     metrics = {}
@@ -202,7 +202,7 @@ def _compare(
 
 
 def _holds(one: CheckpointRecord, other: CheckpointRecord) -> bool:
-    """Whether every router keeps the metrics that must not change."""
+    """Whether the MUST_HOLD metrics of every router stay the same."""
     pairs = zip(one.layers, other.layers, strict=True)
     return all(_near(a.metrics, b.metrics, name) for a, b in pairs for name in MUST_HOLD)
 
@@ -221,7 +221,7 @@ def _run(measured: Measured, base: Measured, settings: Settings, probe: Probe) -
 
 
 def _findings(run: RunRecord) -> tuple[tuple[str, str], ...]:
-    """Ids and severities of findings above info."""
+    """Names and severities of findings above info."""
     assert run.verdict is not None
     found = [(f.name, f.severity) for f in run.verdict.findings if f.severity != "info"]
     return tuple(sorted(found))

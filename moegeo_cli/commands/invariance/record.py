@@ -1,4 +1,4 @@
-"""What `moegeo invariance` found: its JSON payload."""
+"""The result of `moegeo invariance`: its JSON document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moegeo_cli.records.fields import about
 
 @dataclass(frozen=True, slots=True)
 class MetricChange:
-    """A metric of the checkpoint as it is, and rewritten."""
+    """A metric of the unchanged checkpoint, and of the rewritten one."""
 
     before: float | None
     after: float | None
@@ -63,7 +63,7 @@ class Rewriting:
 
 @dataclass(frozen=True, slots=True)
 class InvarianceRecord:
-    """What `moegeo invariance --format json` prints."""
+    """The document that `moegeo invariance --format json` prints."""
 
     name: str
     checkpoint: str

@@ -1,4 +1,4 @@
-"""What `moegeo invariance` found, for a terminal."""
+"""The terminal report of `moegeo invariance`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ SHORT = {
     "norm-rescale": "rescale",
 }
 MUST_HOLD = ("fsi", "collapse", "dispersion")
-NO_CHANGE = 5e-7  # of rounding alone
+NO_CHANGE = 5e-7  # changes below this are rounding
 
 
 def print_invariance(found: InvarianceRecord, console: Console) -> None:
-    """Print one row a metric, one column a rewriting that applies; the others by name."""
+    """Print a table of metrics by rewriting, then descriptions, then what was not applicable."""
     page = Page(console)
     page.line(f"moegeo invariance {clean(found.name)}", "bold")
     page.line(f"{clean(found.model_type)}, {found.probe['tokens']:,} probe tokens, float32")
-    page.section("RELATIVE CHANGE", "weights rewritten so that the outputs stay")
+    page.section("RELATIVE CHANGE", "of metrics when weights are rewritten with equal outputs")
     entries = found.invariance
     applied = [e for e in entries if e.applicable]
     if applied:
@@ -40,7 +40,7 @@ def print_invariance(found: InvarianceRecord, console: Console) -> None:
         if not entry.applicable:
             words = f"{SHORT.get(entry.name, entry.name)}: not applicable: {entry.reason}"
             page.show(page.paragraph(clean(words), "dim", indent=2))
-    page.line("* these numbers and the verdict must not change; the other numbers may")
+    page.line("* these metrics and the findings must not change; other metrics may")
 
 
 def _deviation(entry: Rewriting) -> str:

@@ -1,7 +1,7 @@
-"""Which parameters of a decoder read the residual stream, which write to it, and by which norm.
+"""Finds which parameters of a decoder read the residual stream, and which write to it.
 
-A parameter is known by the end of its name; one that is not known makes the structure
-unknown, since a transformation that forgets a reader changes the model.
+A parameter is recognised by the end of its name. One unknown parameter makes the whole structure
+unknown, because a rewriting that misses a reader would change the model's outputs.
 
 Legend: D width of the residual stream.
 """
@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-# after the norm before attention
+# They read the output of the norm before attention.
 _ATTENTION_READERS = ("q_proj", "k_proj", "v_proj", "q_a_proj", "kv_a_proj_with_mqa")
 _ATTENTION_WRITERS = ("o_proj",)
-# of a projection within attention, or biases of readers: not of the residual stream
+# Parameters inside attention, and biases of readers: no axis is the residual stream.
 _ATTENTION_INNER = (
     "q_b_proj.weight", "kv_b_proj.weight", "q_norm.weight", "k_norm.weight",
     "q_a_layernorm.weight", "kv_a_layernorm.weight", "sinks", "q_proj.bias", "k_proj.bias",
@@ -35,12 +35,12 @@ _FUSED_READER, _FUSED_WRITER = "gate_up_proj", "down_proj"
 
 
 class NotApplicable(Exception):  # noqa: N818 - an answer, not an error
-    """Raised where a model does not allow a rewriting; the message is the reason."""
+    """The model does not allow a rewriting. The message is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """A parameter, and the axis of it that is the residual stream."""
+    """A parameter, and which of its axes is the residual stream."""
 
     tensor: torch.Tensor
     axis: int
@@ -56,18 +56,26 @@ class Branch:
 
 @dataclass(slots=True)
 class Residual:
-    """All parameters at the residual stream: two branches per layer, the head's branch, writers."""
+    """All parameters that read or write the residual stream.
+
+    Attributes:
+        branches: two branches per layer (attention, MLP), then the branch of the head.
+        before_router: the MLP branch of each decoder layer, by the layer's index.
+        writers: the parameters that write.
+    """
 
     branches: list[Branch]
-    before_router: dict[int, Branch]  # by index of the decoder layer
+    before_router: dict[int, Branch]
     writers: list[Use]
 
 
 def find_residual(model: nn.Module) -> Residual:
-    """Sort every parameter of a decoder-only model.
+    """Find the readers and writers among all parameters of a decoder-only model.
+
+    An lm_head that shares its weight with the embedding gets a copy of it.
 
     Raises:
-        NotApplicable: a parameter whose part is not known.
+        NotApplicable: a parameter whose role is not known.
     """
     decoder = getattr(model, "model", None)
     head = getattr(model, "lm_head", None)
@@ -109,7 +117,13 @@ def _norms(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
 
 
 def _uses(layer: nn.Module, width: int) -> Iterator[tuple[str, Use | None, bool]]:
-    """(name, use, writes) of a layer's parameters; use None for what is inside a block."""
+    """Name, use, and whether it writes, of each parameter of a layer.
+
+    The use is None for a parameter inside a block.
+
+    Raises:
+        NotApplicable: a parameter whose role is not known.
+    """
     tensors = [*layer.named_parameters(), *layer.named_buffers()]
     for name, tensor in tensors:
         if name in ("input_layernorm.weight", "post_attention_layernorm.weight"):
@@ -124,7 +138,7 @@ def _uses(layer: nn.Module, width: int) -> Iterator[tuple[str, Use | None, bool]
             elif stem in _ATTENTION_WRITERS:
                 yield name, Use(tensor, 0), True
             else:
-                raise NotApplicable(f"what {name} does is not known")
+                raise NotApplicable(f"the role of {name} is not known")
         elif _MLP_INNER.search(name):
             yield name, None, False
         elif name.endswith(_FUSED_READER) or name.endswith(f".{_FUSED_WRITER}"):
@@ -136,11 +150,11 @@ def _uses(layer: nn.Module, width: int) -> Iterator[tuple[str, Use | None, bool]
         elif _MLP_READERS.search(name):
             yield name, Use(tensor, 1), False
         else:
-            raise NotApplicable(f"what {name} does is not known")
+            raise NotApplicable(f"the role of {name} is not known")
 
 
 def _fused_axis(name: str, tensor: torch.Tensor, width: int) -> int:
-    """The axis of a fused expert tensor that is of the residual stream."""
+    """Which axis of a fused expert tensor is the residual stream."""
     axes = [a for a in (1, 2) if tensor.shape[a] == width]
     if len(axes) != 1:
         usual = 2 if name.endswith(_FUSED_READER) else 1

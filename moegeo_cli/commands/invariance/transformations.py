@@ -1,9 +1,10 @@
 """Rewritings: changes of a model's weights that keep its outputs.
 
-Each works in place, in float64, and raises `NotApplicable` where the model does not allow
-it; whether the outputs really stayed is for the caller to verify.
+Each one works in place and in float64. It raises `NotApplicable` if the model does not allow it.
+The caller verifies that the outputs are really unchanged.
 
-Source: [GM], theorem 1 (invariance of routing under reparametrisation); the list is ours.
+Source: [GM], theorem 1 (invariance of routing under reparametrisation). The list of rewritings is
+moegeo's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def permute_experts(
     groups: tuple[int, int] | None,
     seed: int,
 ) -> None:
-    """Give experts other numbers, with their router rows and biases; groups stay together."""
+    """Renumber the experts, with their router rows and biases; groups stay together."""
     generator = torch.Generator().manual_seed(seed)
     for router in routers:
         order_E = _order(router.experts, groups[0] if groups else 1, generator)
@@ -61,15 +62,15 @@ def add_constant(
     for router in routers:
         if scoring == "softmax":
             if router.selection_bias_E is not None:
-                raise NotApplicable("a selection bias adds to the scores")
+                raise NotApplicable("the selection bias is added to the scores, not to the logits")
             weight_ED = router.weight_ED.data
             size = float(weight_ED.double().std())
             vector_D = torch.randn(weight_ED.shape[1], generator=generator, dtype=torch.float64)
             weight_ED.copy_((weight_ED.double().cpu() + size * vector_D).to(weight_ED))
         elif router.selection_bias_E is None:
-            raise NotApplicable(f"{scoring} without a selection bias: nothing is free")
+            raise NotApplicable(f"{scoring} without a selection bias has no free constant")
         elif groups is not None and groups[0] > 1:
-            raise NotApplicable("the rule that chooses groups sees the constant")
+            raise NotApplicable("the constant would change which groups are chosen")
         else:
             router.selection_bias_E.data.add_(0.25)
 
@@ -81,7 +82,7 @@ def rotate_residual(
     groups: tuple[int, int] | None,
     seed: int,
 ) -> None:
-    """Rotate the basis of the residual stream, norms folded into their readers first."""
+    """Rotate the basis of the residual stream, after folding norm weights into their readers."""
     residual = find_residual(model)
     for branch in residual.branches:
         weight_D = branch.norm.data.double()
@@ -94,8 +95,8 @@ def rotate_residual(
     uses = [use for branch in residual.branches for use in branch.readers] + residual.writers
     for use in uses:
         moved = use.tensor.data.double().movedim(use.axis, -1)
-        turned = (moved @ rotation_DD.to(moved.device)).movedim(-1, use.axis)
-        use.tensor.data.copy_(turned.to(use.tensor.dtype))
+        rotated = (moved @ rotation_DD.to(moved.device)).movedim(-1, use.axis)
+        use.tensor.data.copy_(rotated.to(use.tensor.dtype))
 
 
 def rescale_norm(
@@ -105,7 +106,7 @@ def rescale_norm(
     groups: tuple[int, int] | None,
     seed: int,
 ) -> None:
-    """Rescale the norm before each router by channel, undone in all that reads it."""
+    """Rescale the norm before each router by channel, and undo it in the readers of that norm."""
     residual = find_residual(model)
     generator = torch.Generator().manual_seed(seed)
     for router in routers:
@@ -139,7 +140,7 @@ def _scale(use: Use, scale_D: torch.Tensor) -> None:
 
 
 def _order(experts: int, groups: int, generator: torch.Generator) -> torch.Tensor:
-    """A permutation that moves whole groups, and experts within them."""
+    """A random permutation of the groups, and of the experts within each group."""
     width = experts // groups
     order = torch.randperm(groups, generator=generator)
     return torch.cat([g * width + torch.randperm(width, generator=generator) for g in order])

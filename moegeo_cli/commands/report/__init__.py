@@ -1,4 +1,4 @@
-"""`moegeo report`: a report of what is kept, without a model."""
+"""`moegeo report`: a report from stored results, without a model."""
 
 from moegeo_cli.options import RunOutput, StorePlace
 from moegeo_cli.registry import Command

@@ -1,4 +1,4 @@
-"""`report` of the Python API: what the last analysis found, from the store or from its JSON."""
+"""`report` of the Python API: loads the last analysis of a run, or a JSON report."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from moegeo_cli.reports.json_report import read_any
 
 @takes(StorePlace)
 def report(path: Path | str, **options: Unpack[StorePlace]) -> AnyRecord:
-    """The result of the last `analyze` of a run, from the store. No model is loaded.
+    """Load the result of the last `analyze` of a run from its store, or a JSON report.
+
+    No model is loaded.
 
     Args:
-        path: the run or checkpoint; or a JSON file that any command wrote.
+        path: a run or checkpoint, or a JSON report of any command.
         options: see below.
 
+    Returns:
+        The record.
+
     Raises:
-        PathError: nothing is there.
-        UsageError: no analysis is kept.
-        FormatError: a file that is no report.
+        PathError: the path does not exist or cannot be read.
+        UsageError: the store holds no analysis of the run.
+        FormatError: the file is not a report of moegeo.
     """
     path = Path(path)
     if path.is_file():
@@ -34,11 +39,11 @@ def report(path: Path | str, **options: Unpack[StorePlace]) -> AnyRecord:
             raise PathError(f"{path} cannot be read", found=str(error)) from error
     if not path.exists():
         raise PathError(f"{path} does not exist")
-    kept = load_report(path, options["cache_dir"])
-    if kept is None:
+    stored = load_report(path, options["cache_dir"])
+    if stored is None:
         raise UsageError(
             f"the store holds no analysis of {path}",
             found="none by this version of moegeo, in .moegeo or --cache-dir",
             hint=f"moegeo analyze {path}",
         )
-    return kept
+    return stored

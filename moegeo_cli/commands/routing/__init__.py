@@ -1,4 +1,4 @@
-"""`routing`: what routing depends on."""
+"""`routing`: measures what the choice of experts depends on."""
 
 from moegeo_cli.options import LensOutput, Routing
 from moegeo_cli.registry import Argument, Command, Lens
@@ -16,11 +16,11 @@ COMMAND = Command(
         report="moegeo_cli.commands.routing.report", rules="moegeo_cli.commands.routing.rules:RULES"
     ),
     arguments=(
-        Argument("path", "A checkpoint; or a run: its newest one, and how it came there."),
-        Argument("other", "Another model's checkpoint or run, on the same tokens.", optional=True),
+        Argument("path", "A checkpoint, or a run (its newest checkpoint, and its course)."),
+        Argument("other", "A second model, to compare on the same tokens.", optional=True),
     ),
     help="""
-    What does routing reflect: hidden geometry, a shared direction, domains, depth, the prompt?
+    Measure what routing depends on: hidden geometry, a shared direction, domains, depth, prompts.
 
     [bold]moegeo routing runs/my-moe[/bold]
     [bold]moegeo routing runs/my-moe/checkpoint-1000 --generate 32 --format json[/bold]

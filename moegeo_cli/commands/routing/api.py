@@ -1,4 +1,4 @@
-"""`routing` of the Python API: what a checkpoint's routing reflects."""
+"""`routing` of the Python API: measures what a checkpoint's routing depends on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moegeo_cli.commands.analyze.lenses import describe_run, keep_lens
 from moegeo_cli.commands.routing.record import RoutingRecord
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.global_state import keeps_global_state
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.probe import default_tokens, open_probe
 from moegeo_cli.measuring.revisions import bring
@@ -34,21 +34,22 @@ def routing(
     progress: Listener | None = None,
     **options: Unpack[Routing],
 ) -> RoutingRecord:
-    """What routing reflects: geometry, shared directions, domains, depth, prompts, another model.
+    """Measure what routing depends on: geometry, shared directions, domains, depth, prompts.
 
     Args:
-        path: a checkpoint; or a run: then its newest one in full, and how it came there.
-        other: another checkpoint (or a run: its newest one), held against the first on the same
-            tokens; then only the newest checkpoint of `path` counts.
-        progress: is called as the work goes on.
-        options: see below. `seed` is also of permutations and generated tokens.
+        path: a checkpoint, or a run. Of a run, the newest checkpoint is measured in full, and some
+            metrics are followed over all checkpoints.
+        other: a second model's checkpoint or run (its newest checkpoint), compared with the first
+            on the same tokens. Then only the newest checkpoint of `path` is measured.
+        progress: is told about progress.
+        options: see below. `seed` also seeds permutations and generated tokens.
 
     Returns:
-        Routers with metrics, pairs and matrices; domains; the run's course; the other model;
+        Routers with metrics, pairs and matrices; domains; the run's trajectory; the second model;
         findings and what to do.
 
     Raises:
-        MoegeoError: bad input, by its subclasses.
+        MoegeoError: bad input; `errors.py` lists the subclasses.
     """
     from moegeo_cli.commands.routing.measure import measure_routing_of
 
@@ -56,20 +57,19 @@ def routing(
     limits = load_thresholds(options["thresholds"])
     check_framework(options["framework"])
     captures, max_tokens = options["captures"], options["max_tokens"]
-    models = choose_models(captures=captures, **part(Model, options))
+    models = choose_models(captures=captures, **select_options(Model, options))
     folder = models.open(path)
-    beside = None if other is None else models.open(other)
-    bring(*(run for run in (folder, beside) if run is not None))
-    if beside is not None and max_tokens is None and captures is None:
-        max_tokens = max(default_tokens(run, models) for run in (folder, beside))
+    other_folder = None if other is None else models.open(other)
+    bring(*(run for run in (folder, other_folder) if run is not None))
+    if other_folder is not None and max_tokens is None and captures is None:
+        max_tokens = max(default_tokens(run, models) for run in (folder, other_folder))
     loaded = open_probe(folder, Source.from_options(options), max_tokens, models)
-    chosen = choose_checkpoints(folder, options["steps"], options["latest"] or beside is not None)
+    latest = options["latest"] or other_folder is not None
+    chosen = choose_checkpoints(folder, options["steps"], latest)
     second = None
-    if beside is not None:
-        second = (
-            beside.newest,
-            open_probe(beside, Source.from_options(options), max_tokens, models),
-        )
+    if other_folder is not None:
+        probe = open_probe(other_folder, Source.from_options(options), max_tokens, models)
+        second = (other_folder.newest, probe)
     record = measure_routing_of(chosen, models, loaded, settings, second, progress)
     store = open_store(folder, options["cache"], options["cache_dir"], models)
     keep_lens(store, "routing", dataclasses.replace(record, other=None), models)

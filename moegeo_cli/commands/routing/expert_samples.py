@@ -1,4 +1,4 @@
-"""A sample of each expert's weights, at the same places in every model of one shape.
+"""Samples each expert's weights, at the same positions in every model of one shape.
 
 Legend: E experts, W sampled weights of each.
 """
@@ -17,13 +17,13 @@ from moegeo_cli.replay.forms import form_of
 from moegeo_cli.routers.finding import Router
 
 SAMPLED_WEIGHTS = 4096
-NO_MODEL = "no model was built, and experts' weights were not read"
+NO_MODEL = "no model was built, so experts' weights were not read"
 NO_EXPERTS = "no weights of experts were found beside the router"
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertSample:
-    """Sampled weights of each expert, float32.
+    """Sampled weights of each expert: float32, shape (E, W).
 
     Two samples are comparable if their `shapes` are equal.
     """
@@ -34,9 +34,13 @@ class ExpertSample:
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """Where a router's experts keep their weights: modules of their own, or stacks by expert.
+    """Where the weights of a router's experts are: in one module per expert, or in stacks.
 
-    `stacks` are module and name; a stack is (E, ., .), or E blocks of rows one below the other.
+    Attributes:
+        experts: number of experts.
+        modules: one module per expert; None for stacks.
+        stacks: module and parameter name of each stack. A stack has shape (E, ., .), or is a
+            matrix with E blocks of rows.
     """
 
     experts: int
@@ -44,12 +48,12 @@ class ExpertWeights:
     stacks: tuple[tuple[nn.Module, str], ...]
 
     def of(self, expert: int) -> list[torch.Tensor]:
-        """The tensors of one expert; a streamed layer's must be in memory."""
+        """The tensors of one expert. A streamed layer must be in memory."""
         if self.modules is not None:
             return [p.detach() for _, p in sorted(self.modules[expert].named_parameters())]
         found = []
         for module, name in self.stacks:
-            stack: Any = getattr(module, name)  # streamed, something that reads an expert by index
+            stack: Any = getattr(module, name)  # if streamed: an object that reads by index
             rows = stack.shape[0] // self.experts
             whole = stack.ndim == 3
             found.append(stack[expert] if whole else stack[expert * rows : (expert + 1) * rows])
@@ -57,7 +61,7 @@ class ExpertWeights:
 
 
 def find_expert_weights(model: nn.Module, router: Router) -> ExpertWeights | str:
-    """The weights of the experts that a router chooses among; or why there are none, in words."""
+    """Find the weights of a router's experts; or return, as text, why there are none."""
     body = form_of(model).body
     if body is None:
         return NO_MODEL
@@ -77,7 +81,7 @@ def find_expert_weights(model: nn.Module, router: Router) -> ExpertWeights | str
 
 
 def sample_weights(weights: ExpertWeights) -> ExpertSample:
-    """Sample every expert's weights; places are drawn by a fixed seed, from the shapes alone."""
+    """Sample every expert's weights. The positions depend on the shapes and a fixed seed only."""
     first = weights.of(0)
     ends = np.cumsum([part.numel() for part in first])
     places = np.arange(int(ends[-1]))

@@ -1,4 +1,4 @@
-"""Numbers of one router with their draws and nulls, and how they become metrics.
+"""Estimates of one router with their null values, and how they become metrics.
 
 Legend: T tokens, N tokens with kept inputs, E experts, S sequences, B draws, L routers.
 """
@@ -31,14 +31,14 @@ from moegeo_cli.geometry.sums import RouterTokens
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.records import Metric
 
-PRINCIPAL_ROWS = 1024  # tokens that are decomposed: a decomposition costs the cube of their number
-DEALS = 4
+PRINCIPAL_ROWS = 1024  # tokens of the decomposition, whose cost is cubic in their number
+PERMUTED = 4  # random permutations behind the null of the sequence affinity
 NO_DOMAINS = "the probe names fewer than two domains"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """An estimate with its null or chance value, which is None if there is none."""
+    """An estimate with its null value (its value by chance); None if there is none."""
 
     estimate: Estimate
     null: float | None = None
@@ -70,7 +70,7 @@ def direction_figures(tokens: RoutedTokens, draws: Draws) -> Figures:
 
 
 def row_space_figures(tokens: RoutedTokens, draws: Draws) -> Figures:
-    """The part of its inputs that a router sees, and its response to their principal directions."""
+    """The share of inputs' variance that a router sees; its response to principal directions."""
     if tokens.logits_TE is None:
         return dict.fromkeys(("row_space_share", "response_principal"), Figure(missing(HASHED)))
     shared = _shared(tokens, draws)
@@ -88,7 +88,7 @@ def _shared(tokens: RoutedTokens, draws: Draws) -> SharedDirection:
 
 
 def _collapse(tokens: RoutedTokens, draws: Draws) -> Estimate:
-    """Load imbalance, as `moegeo analyze` computes it, without its null."""
+    """Collapse as `moegeo analyze` computes it, without its null value."""
     usage = tokens.usage
     sums = measure_routing(
         RouterTokens(
@@ -106,12 +106,12 @@ def _collapse(tokens: RoutedTokens, draws: Draws) -> Estimate:
 
 
 def overlap_figures(tokens: RoutedTokens, draws: Draws, seed: int) -> Figures:
-    """Experts in common of tokens of the same sequence, position or id, and of unrelated tokens."""
+    """Experts in common: of unrelated tokens, and of tokens of one sequence, position or id."""
     usage, chance = tokens.usage, tokens.usage.chance
     n = usage.tokens
-    words = Figure(missing(NO_IDS)), Figure(missing(NO_IDS))
+    vocabulary = Figure(missing(NO_IDS)), Figure(missing(NO_IDS))
     if tokens.token_T is not None:
-        words = (
+        vocabulary = (
             Figure(usage.same_class(tokens.token_T).above_chance(chance, draws, n), 0.0),
             Figure(*vocabulary_specialisation(usage, tokens.token_T, draws, seed)),
         )
@@ -125,8 +125,8 @@ def overlap_figures(tokens: RoutedTokens, draws: Draws, seed: int) -> Figures:
             usage.same_class(tokens.position_T).above_chance(chance, draws, n), 0.0
         ),
         "sequence_affinity": _sequence_affinity(usage, draws, seed),
-        "vocabulary_overlap": words[0],
-        "vocabulary_specialization": words[1],
+        "vocabulary_overlap": vocabulary[0],
+        "vocabulary_specialization": vocabulary[1],
         "coactivation_excess": Figure(
             *excess_estimate(usage.selected_TK, tokens.group_T, tokens.experts, draws, seed)
         ),
@@ -134,7 +134,7 @@ def overlap_figures(tokens: RoutedTokens, draws: Draws, seed: int) -> Figures:
 
 
 def _sequence_affinity(usage: Usage, draws: Draws, seed: int) -> Figure:
-    """Similarity of two sequences' loads, and the same with choices permuted among tokens."""
+    """Mean similarity of two sequences' loads. Null: choices permuted among tokens."""
 
     def affinity(own: Usage) -> Estimate:
         counts_SE = own.dispatch_SE
@@ -146,27 +146,27 @@ def _sequence_affinity(usage: Usage, draws: Draws, seed: int) -> Figure:
         )
 
     generator = np.random.default_rng(seed)
-    dealt = [
+    permuted = [
         affinity(
             Usage(
                 usage.selected_TK[generator.permutation(len(usage.selected_TK))],
                 usage.sequence_T, usage.groups_S, usage.experts,
             )
         ).value
-        for _ in range(DEALS)
+        for _ in range(PERMUTED)
     ]  # fmt: skip
-    known = [value for value in dealt if value is not None]
+    known = [value for value in permuted if value is not None]
     return Figure(affinity(usage), float(np.mean(known)) if known else None)
 
 
 def domain_figures(usage: Usage, labels_S: np.ndarray, draws: Draws, seed: int) -> Figures:
-    """Experts in common of tokens of the same domain.
+    """Experts in common of tokens of one domain, and specialisation by domain.
 
     Args:
         usage: the router's choices.
-        labels_S: a number for each sequence's domain, −1 for none.
+        labels_S: number of each sequence's domain, −1 for none.
         draws: the bootstrap draws.
-        seed: of the permutations.
+        seed: random seed of the permutations.
     """
     names = ("domain_overlap_within", "domain_overlap_across", "domain_gap", "domain_p_value",
              "domain_specialization")  # fmt: skip
@@ -190,15 +190,15 @@ def rollout_figures(
     draws: Draws,
     seed: int,
 ) -> Figures:
-    """How far the experts of a prompt predict those of its continuation.
+    """How well the experts of a prompt predict those of its continuation.
 
     Args:
-        prefix: "rollout" or "generated".
+        prefix: first part of the metrics' names: "rollout" or "generated".
         usage: the router's choices.
-        prompt_T: true for tokens of a prompt; or why there is none.
-        labels_S: a number for each sequence's domain, −1 for none.
+        prompt_T: true for tokens of a prompt; or, as text, why there are no prompts.
+        labels_S: number of each sequence's domain, −1 for none.
         draws: the bootstrap draws.
-        seed: of the permutations.
+        seed: random seed of the permutations.
     """
     if isinstance(prompt_T, str):
         none = missing(prompt_T)
@@ -215,14 +215,14 @@ def rollout_figures(
 
 
 def _tested(p_value: float | None, reason: str | None) -> Estimate:
-    """A p-value from a number of permutations."""
+    """A p-value as an estimate, whose `n` is the number of permutations."""
     if p_value is None:
         return missing(reason or "not tested")
     return Estimate(p_value, n=PERMUTATIONS)
 
 
 def mean_figures(by_router: Sequence[Mapping[str, Figure]]) -> dict[str, Metric]:
-    """Means over routers, draw by draw, and means of their nulls. A p-value has no mean."""
+    """Means over routers, draw by draw, with means of null values. P-values are left out."""
     found = {}
     for name in by_router[0] if by_router else ():
         if name.endswith("_p_value"):
@@ -238,19 +238,19 @@ def trend(estimates: Sequence[Estimate], at: Sequence[float], least: int, reason
     """Spearman's correlation of values with their positions, ranked again in each draw.
 
     Args:
-        estimates: the values; those that are missing are left out.
-        at: where each stands.
-        least: how many it takes.
-        reason: what is said where there are fewer.
+        estimates: the values; missing ones are left out.
+        at: the position of each value.
+        least: minimum number of values with different positions.
+        reason: the reason if there are fewer.
     """
     known = [(e, x) for e, x in zip(estimates, at, strict=True) if e.value is not None]
     if len(known) < least or len({x for _, x in known}) < least:
         return missing(reason, len(known))
-    place_L = rankdata([x for _, x in known])
+    rank_L = rankdata([x for _, x in known])
 
     def correlation(values_LB: np.ndarray) -> np.ndarray:
         ranks_LB = rankdata(values_LB, axis=0)
-        a, b = place_L - place_L.mean(), ranks_LB - ranks_LB.mean(axis=0)
+        a, b = rank_L - rank_L.mean(), ranks_LB - ranks_LB.mean(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.asarray(a @ b / np.sqrt((a @ a) * (b**2).sum(axis=0)))
 
@@ -263,7 +263,7 @@ def trend(estimates: Sequence[Estimate], at: Sequence[float], least: int, reason
 
 
 def change_figures(first: Mapping[str, Figure], last: Mapping[str, Figure]) -> Figures:
-    """Last value minus first, paired by draws."""
+    """Last value minus first, paired draw by draw."""
     return {
         name: Figure(difference(last[name].estimate, first[name].estimate))
         for name in last

@@ -1,7 +1,7 @@
-"""Prompts continued by the model itself, one token after another, drawn from all of its vocabulary.
+"""Lets the model continue prompts, one token at a time, sampled from its whole vocabulary.
 
-No cache of keys is kept: every step is the model's own whole forward, as a replay runs it, which
-every architecture has. It costs as many passes of the prompts as there are new tokens.
+There is no key-value cache: each step is a full forward pass, because every architecture has one.
+The cost is one pass over the prompts for each new token.
 
 Legend: B prompts of one length, N their tokens, V vocabulary.
 """
@@ -26,22 +26,26 @@ def continue_prompts(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[np.ndarray]:
-    """The tokens that follow each prompt, `count` of them, sampled at temperature 1.
+    """Sample `count` tokens after each prompt, at temperature 1.
 
     Args:
-        model: takes `input_ids` and gives logits of every position.
-        prompts: token ids, none empty. Prompts of one length go together, nothing is padded.
-        count: new tokens of each; an end of text does not stop them.
-        seed: of the draws, which are made on the CPU.
-        progress: hears how many tokens were drawn.
+        model: takes `input_ids` and returns logits of every position.
+        prompts: token ids of each prompt, none empty. Prompts of the same length form batches, so
+            nothing is padded.
+        count: number of new tokens; an end-of-text token does not stop the sampling.
+        seed: random seed; tokens are sampled on the CPU.
+        progress: is called with the number of tokens that were sampled.
+
+    Returns:
+        The new tokens of each prompt, int64, shape (count,).
 
     Raises:
         UnsupportedArchitectureError: the model's own code fails, or its logits are not finite.
     """
     device = next(model.parameters()).device
-    # Logits of the last position are all that is needed, where a model can leave out the rest.
-    few = "logits_to_keep" in inspect.signature(model.forward).parameters
-    options = {"use_cache": False, **({"logits_to_keep": 1} if few else {})}
+    # Only the logits of the last position are needed; some models can leave out the others.
+    last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+    options = {"use_cache": False, **({"logits_to_keep": 1} if last_only else {})}
     generator = torch.Generator().manual_seed(seed)
     found: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(prompts)
     by_length: dict[int, list[int]] = {}
@@ -68,7 +72,7 @@ def _draw(
     options: Mapping[str, object],
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """One more token of each prompt, shape (B, 1)."""
+    """Sample the next token of each prompt: shape (B, 1)."""
     try:
         with torch.no_grad():
             logits_BV = model(input_ids=ids_BN, **options).logits[:, -1].double().cpu()

@@ -1,4 +1,4 @@
-"""The page of `moegeo routing`."""
+"""The HTML page of `moegeo routing`."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from moegeo_cli.reports.html.parts import (
     metric_cell,
 )
 
-MOST_VALUES = 130_000
+MAX_VALUES = 130_000
 
 
 def routing_page(record: RoutingRecord) -> Page:
-    """What routing reflects, as a page."""
+    """The page of a routing record."""
     found = [
         Section("glance", "At a glance", "Means over layers.", lines=outline.sentences(record)),
         _domains(record),
@@ -34,7 +34,7 @@ def routing_page(record: RoutingRecord) -> Page:
                 terms=[("settings", outline.settings_words(record))]),
     ]  # fmt: skip
     return Page(
-        "routing", clean(record.name), "", "What the choice of experts reflects.",
+        "routing", clean(record.name), "", "What the choice of experts depends on.",
         outline.head_lines(record), outline.gaps(record),
         findings=cards([f for f in record.findings if f.severity != "info"]),
         notes=cards([f for f in record.findings if f.severity == "info"]),
@@ -55,19 +55,19 @@ def _section(place: int, table: outline.Table) -> Section:
 
 
 def _number(name: str, place: int) -> float:
-    """Layers and steps sort by their number, else in the order that they have."""
+    """The sort key of a row: the number in a layer's or step's name, else its position."""
     digits = name.removeprefix("step ").replace(",", "").split(" ")[0]
     return float(digits) if digits.isdecimal() else float(place)
 
 
 def _domains(record: RoutingRecord) -> Section:
-    """Load by domain over the layer's own load, a frame a layer."""
+    """The map of each expert's load by domain over its mean, one frame per layer."""
     layers = [x for x in record.layers if x.domain_load]
     if not layers:
         return Section("domains", "")
     domains = list(dict.fromkeys(d for x in layers for d in x.domain_load))
     width = max(x.experts for x in layers)
-    kept = layers[: max(MOST_VALUES // (width * len(domains)), 1)]
+    kept = layers[: max(MAX_VALUES // (width * len(domains)), 1)]
     places = [f"layer {figures.layer_name(x.layer, x.router)}" for x in kept]
     data = {
         "scale": "ratio", "frames": places,
@@ -76,12 +76,13 @@ def _domains(record: RoutingRecord) -> Section:
         "unit": "× its mean over the domains", "marks": [], "suspects": [], "masked": [],
     }  # fmt: skip
     help = (
-        "A row is a domain of the probe, a column an expert of the layer, a colour how much more "
-        "of the domain's tokens it gets than of a mean domain's. The slider chooses the layer."
+        "Rows are domains of the probe, columns are experts of the layer. The colour is the "
+        "expert's share of the domain's tokens over its mean share over all domains. The slider "
+        "chooses the layer."
     )
-    gone = len(layers) - len(kept)
-    if gone:
-        help += f" {figures.plural(gone, 'more layer')} in JSON."
+    left_out = len(layers) - len(kept)
+    if left_out:
+        help += f" {figures.plural(left_out, 'more layer')} in JSON."
     legend = ("none", "as the mean", "8 times and more")
     shown = HeatMap("domains", "experts by domain", help, legend, data)
     return Section("domains", "Which expert gets which domain", maps=[shown])

@@ -1,6 +1,6 @@
-"""One router measured: its figures, its pairs, its matrices, and the record of them.
+"""Measures one router: its figures, pairs and matrices, and makes their record.
 
-Legend: T tokens, S sequences, E experts, L domains, B draws.
+Legend: T tokens, S sequences, N tokens with kept inputs, P pairs, E experts, L domains, B draws.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ from moegeo_cli.geometry.specialisation import domain_table
 from moegeo_cli.geometry.usage import Usage
 from moegeo_cli.records.fields import Matrix
 
-LEAST_KEPT = 4  # tokens with kept inputs that a sequence's mean needs
+MIN_KEPT = 4  # tokens with kept inputs that the mean of a sequence needs
 
 
 @dataclass(frozen=True)
 class Domains:
-    """The probe's domains: `names`, and the number of each sequence's, −1 for none."""
+    """The probe's domains: their names, and the number of each sequence's domain, −1 for none."""
 
     names: tuple[str, ...]
     labels_S: np.ndarray
 
     @classmethod
     def of(cls, domains: Sequence[str | None]) -> Domains:
-        """From the domain of each sequence."""
+        """The domains, given the domain of each sequence."""
         names = tuple(sorted({d for d in domains if d is not None}))
         places = {name: place for place, name in enumerate(names)}
         return cls(names, np.array([-1 if d is None else places[d] for d in domains]))
@@ -65,7 +65,13 @@ class Domains:
 
 @dataclass(frozen=True)
 class MeasuredRouter:
-    """A router's record, its figures with their draws, and the overlap of each domain."""
+    """The record of a router, and its estimates for means over routers.
+
+    Attributes:
+        record: the router's record.
+        figures: its estimates with their draws.
+        domains: for each domain, overlap of its tokens with each other and with other domains.
+    """
 
     record: RoutingLayerRecord
     figures: Figures
@@ -80,13 +86,14 @@ def measure_router(
     draws: Draws,
     settings: RoutingSettings,
 ) -> MeasuredRouter:
-    """Measure what one router's choices reflect.
+    """Measure what the choices of one router depend on.
 
     Args:
-        tokens: what a replay left.
-        prompt_T: true for the tokens of the first part of each sequence; or why there is none.
-        generated: what was measured of prompts that the model continued.
-        domains: of the probe.
+        tokens: the router's tokens.
+        prompt_T: true for the tokens of the first part of each sequence; or, as text, why there
+            are none.
+        generated: figures of prompts that the model continued.
+        domains: the probe's domains.
         draws: the bootstrap draws, shared by all routers.
         settings: how to measure.
     """
@@ -116,33 +123,39 @@ def measure_router(
 
 
 def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list[GeometryRecord]:
-    """Correlations of hidden similarity with usage similarity, for each kind of pairs.
+    """Correlate hidden similarity with usage similarity, for each kind of pairs.
 
     Args:
         items: tokens with kept inputs.
         draws: the bootstrap draws.
-        settings: how many pairs, and the seed.
+        settings: gives the number of pairs and the seed.
+
+    Returns:
+        One record per kind of pairs, hidden similarity and usage similarity. The null value is the
+        mean absolute correlation after permuting whole sequences.
     """
     found = []
     kinds: tuple[tuple[Pairs, Items, bool], ...] = (
         ("within", items, True), ("across", items, False),
-        ("sequences", items.by_sequence(LEAST_KEPT), False),
+        ("sequences", items.by_sequence(MIN_KEPT), False),
     )  # fmt: skip
     for number, (pairs, own, within) in enumerate(kinds):
         generator = np.random.default_rng([settings.seed, number])
         pairs_P2 = sample_pairs(own.sequence_N, settings.pairs, generator, within=within)
-        deals = [permute_sequences(own.sequence_N, generator) for _ in range(NULL_PERMUTATIONS)]
+        permutations = [
+            permute_sequences(own.sequence_N, generator) for _ in range(NULL_PERMUTATIONS)
+        ]
         sample = PairSample(own.group_N[pairs_P2], draws)
         hidden = {k: sample.rank(v) for k, v in hidden_similarities(own, pairs_P2).items()}
         usage = {k: sample.rank(v) for k, v in usage_similarities(own, pairs_P2).items()}
-        dealt = [
-            {k: rank_alone(v) for k, v in usage_similarities(own, deal[pairs_P2]).items()}
-            for deal in deals
+        permuted = [
+            {k: rank_alone(v) for k, v in usage_similarities(own, order[pairs_P2]).items()}
+            for order in permutations
         ]
         for name, one in hidden.items():
             for kind, other in usage.items():
                 estimates = sample.correlate(one, other)
-                nulls = mean_absolute_correlations(one, [d[kind] for d in dealt])
+                nulls = mean_absolute_correlations(one, [d[kind] for d in permuted])
                 spearman, pearson = (
                     metric(estimate, CORRELATION, None if estimate.value is None else null)
                     for estimate, null in zip(estimates, nulls, strict=True)
@@ -152,7 +165,7 @@ def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list
 
 
 def _domain_load(usage: Usage, domains: Domains) -> dict[str, tuple[float | None, ...]]:
-    """Share of each domain's tokens that each expert gets."""
+    """Share of each domain's tokens that each expert gets, by domain; each sums to K."""
     found = {}
     for number, name in enumerate(domains.names):
         own_S = domains.labels_S == number
@@ -173,7 +186,7 @@ def _domain_overlap(usage: Usage, domains: Domains) -> dict[str, dict[str, float
 def _of_domains(
     usage: Usage, domains: Domains, draws: Draws
 ) -> tuple[tuple[Estimate, Estimate], ...]:
-    """Overlap of each domain's tokens with each other, and with those of other domains."""
+    """Overlap of each domain's tokens with each other, and with tokens of other domains."""
     found = []
     for number in range(len(domains.names)):
         own_S = domains.labels_S == number
@@ -189,7 +202,7 @@ def _of_domains(
 
 
 def _matrices(usage: Usage) -> dict[str, Matrix]:
-    """Co-activation of all pairs, and what the loads alone give; none where a token has one."""
+    """Co-activation of all pairs, and its value by the loads alone; empty if K is 1."""
     counts_EE = pair_counts(usage.selected_TK, usage.experts)
     if not counts_EE.any():
         return {}

@@ -1,7 +1,7 @@
-"""`moegeo routing`: what a checkpoint's routing reflects, over a run, and beside another model.
+"""`moegeo routing`: measures what routing depends on, over a run, and against a second model.
 
-One forward pass of the probe a checkpoint leaves choices, logits, and the router inputs of a
-bounded number of tokens; routers are then measured one after another.
+One forward pass per checkpoint keeps choices and logits of all tokens, and the router inputs of a
+limited number of tokens. Routers are then measured one by one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
 
-LEAST_LAYERS = 3
+MIN_LAYERS = 3
 
 
 def measure_routing_of(
@@ -38,21 +38,24 @@ def measure_routing_of(
     other: tuple[Checkpoint, Probe] | None = None,
     listener: Listener | None = None,
 ) -> RoutingRecord:
-    """Measure what the routing of a checkpoint reflects.
+    """Measure what the routing of a checkpoint depends on.
 
     Args:
-        checkpoints: of one run, oldest first; the last is measured in full, the others as far as a
-            run's course asks for.
-        models: what model they are of.
-        probe: the probe, tokenised.
+        checkpoints: checkpoints of one run, oldest first. The last one is measured in full; of the
+            others only the metrics of the trajectory are measured.
+        models: builds the models.
+        probe: the tokenised probe.
         settings: how to measure.
-        other: another model's checkpoint, and the probe as it reads it.
-        listener: hears of progress.
+        other: a second model's checkpoint, and the probe tokenised for it.
+        listener: is told about progress.
+
+    Returns:
+        The record, without findings.
 
     Raises:
-        ComparisonError: the other model reads the probe as other tokens.
+        ComparisonError: the second model's tokenizer reads the probe as other tokens.
         UnsupportedArchitectureError: no router could be measured.
-        MoegeoError: what opening, loading and replaying raise.
+        MoegeoError: an error while opening, loading or replaying.
     """
     if other is not None and other[1].sha256 != probe.sha256:
         raise ComparisonError(
@@ -88,11 +91,13 @@ def measure_routing_of(
     plan = analysis.measurer.mode.describe_memory()
     model_type, draws = analysis.architecture.model_type, analysis.draws
     del analysis, found, routers  # one model is in memory at a time
-    beside = None if other is None else _beside(sides, models, *other, settings, draws, listener)
+    second = None
+    if other is not None:
+        second = _compare_with(sides, models, *other, settings, draws, listener)
     figures = [router.figures for router in measured]
     depth = trend(
-        [f["overlap_unrelated"].estimate for f in figures], range(len(figures)), LEAST_LAYERS,
-        f"needs {LEAST_LAYERS} layers",
+        [f["overlap_unrelated"].estimate for f in figures], range(len(figures)), MIN_LAYERS,
+        f"needs {MIN_LAYERS} layers",
     )  # fmt: skip
     complete = coverage.routers_found == coverage.routers_measured
     return RoutingRecord(
@@ -122,7 +127,7 @@ def measure_routing_of(
         layers=tuple(router.record for router in measured),
         domains=_domains(domains, probe, measured),
         trajectory=trajectory,
-        other=beside,
+        other=second,
         notes=notes,
         fingerprint=final.fingerprint,
     )
@@ -150,7 +155,7 @@ def _domains(
     return tuple(found)
 
 
-def _beside(
+def _compare_with(
     sides: Sequence[Side],
     models: Models,
     checkpoint: Checkpoint,
@@ -159,7 +164,7 @@ def _beside(
     draws: Draws,
     listener: Listener | None,
 ) -> OtherModel:
-    """A second model's routers held against those of the first."""
+    """Measure a second model's routers and compare them with the routers of the first."""
     analysis = RoutingReplay(models, checkpoint, probe, settings, listener)
     found = analysis.replay(checkpoint)
     pairs = pair_sides(sides, analysis.sides(checkpoint, found))

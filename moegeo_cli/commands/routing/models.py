@@ -1,4 +1,4 @@
-"""Two models on the same tokens: whether they have a common ancestor, and how similarly they route.
+"""Compares two models on the same tokens: common ancestor, and similarity of routing.
 
 Legend: T tokens, E experts of the first model, F of the second, K chosen per token, S sequences.
 """
@@ -27,15 +27,21 @@ from moegeo_cli.measuring.prepared import PreparedModel
 from moegeo_cli.models.sources import ModelSource
 
 OTHER_TOKENS = "the two routers see different tokens"
-UNTOLD = "the two models have no common ancestor, so their expert numbers do not correspond"
-OTHER_SHAPES = "the experts of the two have different shapes"
+NO_ANCESTOR = "the two models have no common ancestor, so their expert numbers do not correspond"
+OTHER_SHAPES = "the experts of the two models have different shapes"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One router of one model: what is needed to compare it with another model's.
+    """The data of one router that a comparison with another model needs.
 
-    `root_NE` are roots of routing distributions at `rows_SM` (None for a router that hashes).
+    Attributes:
+        layer: index of the decoder layer.
+        router: module path.
+        usage: its choices.
+        rows_SM: the compared tokens, M per sequence.
+        root_NE: square roots of the routing distributions at these tokens; None for a hash router.
+        experts: a sample of the experts' weights; or, as text, why there is none.
     """
 
     layer: int
@@ -49,13 +55,13 @@ class Side:
 def take_side(
     tokens: RoutedTokens, prepared: PreparedModel, source: ModelSource, seed: int
 ) -> Side:
-    """Take from a router what is needed later, so that its model can be freed.
+    """Copy from a router what the comparison needs, so that its model can be freed.
 
     Args:
-        tokens: what a replay left of it.
+        tokens: the router's tokens.
         prepared: the model.
-        source: who gives its weights.
-        seed: of the choice of tokens.
+        source: holds streamed weights in memory while they are read.
+        seed: random seed for the choice of tokens.
     """
     rows_SM = sample_rows_evenly(tokens.usage.sequence_T, seed)
     router = next(r for r in prepared.asked if r.path == tokens.router)
@@ -70,7 +76,7 @@ def take_side(
 
 
 def pair_sides(one: Sequence[Side], other: Sequence[Side]) -> list[tuple[Side, Side]]:
-    """Each router of one model with the other's at the same share of the depth."""
+    """Pair each router of one model with the router at the same relative depth of the other."""
     if not one or not other:
         return []
     last, others_last = max(len(one) - 1, 1), len(other) - 1
@@ -78,7 +84,12 @@ def pair_sides(one: Sequence[Side], other: Sequence[Side]) -> list[tuple[Side, S
 
 
 def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, list[Match | None]]:
-    """Whether the models have a common ancestor, why, and how the experts of each pair match."""
+    """Decide from the experts' weights whether two models have a common ancestor.
+
+    Returns:
+        True or False, or None if it could not be decided; the reason; and for each pair of routers
+        how their experts match (None if their weights are not comparable).
+    """
     matches: list[Match | None] = []
     reasons = []
     for a, b in pairs:
@@ -95,33 +106,33 @@ def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, 
     known = [m for m in matches if m is not None]
     if not known:
         return None, "; ".join(sorted(set(reasons))) or "no router", matches
-    told = sum(m.related for m in known)
+    related = sum(m.related for m in known)
     matched, others = (
         float(np.median([getattr(m, n) for m in known])) for n in ("matched", "others")
     )
     words = (
-        f"experts' weights, matched one to one, have cosine {matched:.3f}, all other pairs "
-        f"{others:.3f} (medians): clearly more in {told} of {len(known)} layers"
+        f"experts' weights have cosine {matched:.3f} if matched one to one and {others:.3f} for "
+        f"all other pairs (medians): clearly more in {related} of {len(known)} layers"
     )
-    if told and any(m.renumbered for m in known if m.related):
-        words += "; experts are numbered otherwise"
-    return 2 * told > len(known), words, matches
+    if related and any(m.renumbered for m in known if m.related):
+        words += "; experts are numbered differently"
+    return 2 * related > len(known), words, matches
 
 
 def compare_pair(
     a: Side, b: Side, match: Match | None, lineage: bool | None, draws: Draws, seed: int
 ) -> RouterPair:
-    """How similarly two routers route the same tokens.
+    """Measure how similarly two routers route the same tokens.
 
     Args:
         a: a router of the first model.
-        b: its counterpart in the second.
-        match: which expert is which, where that could be told.
-        lineage: whether the models have an ancestor in common.
+        b: its counterpart in the second model.
+        match: how their experts match; None if not known.
+        lineage: whether the models have a common ancestor; None if not known.
         draws: the bootstrap draws.
-        seed: of the permutations.
+        seed: random seed of the permutations.
     """
-    told = bool(lineage) and match is not None and match.related
+    matched = bool(lineage) and match is not None and match.related
     figures = _similarities(a, b, draws, seed)
     figures["expert_match"] = Figure(
         missing("no weights were matched") if match is None else Estimate(match.matched),
@@ -129,8 +140,8 @@ def compare_pair(
     )
     figures["overlap_same_token"] = Figure(
         _same_tokens(a.usage, b.usage, match.partner_E, draws)
-        if told and match is not None
-        else missing(UNTOLD if lineage is False else "experts could not be matched"),
+        if matched and match is not None
+        else missing(NO_ANCESTOR if lineage is False else "experts could not be matched"),
         0.0,
     )
     return RouterPair(
@@ -139,12 +150,12 @@ def compare_pair(
         other_layer=b.layer,
         other_router=b.router,
         metrics={name: figure.metric(name) for name, figure in figures.items()},
-        partner=tuple(int(e) for e in match.partner_E) if told and match is not None else None,
+        partner=tuple(int(e) for e in match.partner_E) if matched and match is not None else None,
     )
 
 
 def _similarities(a: Side, b: Side, draws: Draws, seed: int) -> Figures:
-    """Mantel's test of the two tables of similarities between tokens."""
+    """Mantel's test: correlation of the two routers' similarities between tokens."""
     names = ("mantel", "mantel_spearman", "mantel_p_value")
     same = np.array_equal(a.rows_SM, b.rows_SM) and np.array_equal(
         a.usage.sequence_T, b.usage.sequence_T
@@ -152,7 +163,8 @@ def _similarities(a: Side, b: Side, draws: Draws, seed: int) -> Figures:
     if not same:
         return {name: Figure(missing(OTHER_TOKENS)) for name in names}
     if a.root_NE is None or b.root_NE is None:
-        return {name: Figure(missing("a router that hashes has no distribution")) for name in names}
+        reason = "a hash router has no routing distribution"
+        return {name: Figure(missing(reason)) for name in names}
     sequences = a.usage.sequence_T[a.rows_SM[:, 0]] if len(a.rows_SM) else np.zeros(0, dtype=int)
     groups_S = a.usage.groups_S[sequences]
     pearson, spearman, null, p_value = mantel(a.root_NE, b.root_NE, groups_S, draws, seed)
@@ -165,10 +177,10 @@ def _similarities(a: Side, b: Side, draws: Draws, seed: int) -> Figures:
 
 
 def _same_tokens(one: Usage, other: Usage, partner_E: np.ndarray, draws: Draws) -> Estimate:
-    """Experts in common on the same token, above those in common on tokens of two sequences."""
+    """Experts in common at the same token, above experts in common at tokens of two sequences."""
     if not np.array_equal(one.sequence_T, other.sequence_T):
         return missing(OTHER_TOKENS)
-    renamed_F = np.arange(other.experts)  # experts without weights keep their places
+    renamed_F = np.arange(other.experts)  # experts without weights keep their numbers
     renamed_F[partner_E] = np.arange(len(partner_E))
     used = (one.chosen_T > 0) & (other.chosen_T > 0)
     one, other = one.part(used), other.part(used)

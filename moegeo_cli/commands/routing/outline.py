@@ -1,4 +1,4 @@
-"""What the report of `moegeo routing` says, whatever its format: sentences, and tables as data."""
+"""The sentences and tables of the report of `moegeo routing`, for all formats."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.outline import checkpoint_name, coverage_gaps, probe_words
 
 T = TypeVar("T")
-MOST_ROWS = 16  # of a table on a page; spread evenly, and every other format has them all
+MAX_ROWS = 16  # of a table on a terminal, spread evenly over the layers; JSON has all
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A metric to be shown, with its null in brackets where that says something."""
+    """A metric to show; `null` says whether its null value is shown in brackets."""
 
     name: str
     metric: Metric | None
@@ -27,7 +27,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table: its title, how to read it, headings, rows that begin with their name."""
+    """A table: title, explanation, headings, rows (name and cells), and notes."""
 
     title: str
     explanation: str
@@ -37,36 +37,38 @@ class Table:
 
 
 def head_lines(record: RoutingRecord) -> list[str]:
-    """What was measured, and what must be said of it."""
+    """The first lines of the report: what was measured, and notes."""
     name = checkpoint_name(record.checkpoint)
     words = f"{clean(record.model_type)}, {name}probe {probe_words(record.probe)}"
     return [words, *(clean(note) for note in record.notes)]
 
 
 def gaps(record: RoutingRecord) -> list[str]:
-    """What was not measured; empty where everything was."""
+    """Lines about what was not measured; empty if everything was."""
     return coverage_gaps(record)
 
 
 def sentences(record: RoutingRecord) -> list[str]:
-    """The findings of each part in a sentence, as means over routers."""
+    """One sentence per part of the report, with means over routers."""
     found = []
     cosine, by_chance = _mean_pair(record, "cosine")
     visible, _ = _mean_pair(record, "visible")
     if cosine is not None:
         words = (
-            f"Geometry: over tokens of two sequences, similarity of hidden states and of "
-            f"experts have a rank correlation of {cosine:.2f} ({by_chance:.2f} by chance)"
+            "Geometry: similarity of hidden states and similarity of experts have a rank "
+            f"correlation of {cosine:.2f} over pairs of tokens from two sequences "
+            f"({by_chance:.2f} by chance)"
         )
-        found.append(words + (f"; of what the router sees, {visible:.2f}." if visible else "."))
+        seen = f"; for the part that the router sees, {visible:.2f}." if visible else "."
+        found.append(words + seen)
     energy, response, constant = (
         _known(record.metrics, n) for n in ("shared_energy", "response_relative", "constant_share")
     )
     if energy and response and constant:
         found.append(
             f"Shared direction: {energy.value:.0%} of the inputs' energy and {constant.value:.0%} "
-            f"of the logits' is the same for every token; the router answers to it "
-            f"{response.value:.2f} times as strongly as to a random direction."
+            "of the logits' energy is the same for every token. The router responds "
+            f"{response.value:.2f} times as strongly to this direction as to a random one."
         )
     unrelated, sequence, same = (
         _known(record.metrics, n)
@@ -74,32 +76,33 @@ def sentences(record: RoutingRecord) -> list[str]:
     )
     if unrelated and unrelated.null_value is not None:
         words = (
-            f"Unrelated tokens have {unrelated.value:.1%} of their experts in common, "
-            f"{unrelated.null_value:.1%} if all were used evenly"
+            f"Load and content: two unrelated tokens have {unrelated.value:.1%} of their experts "
+            f"in common ({unrelated.null_value:.1%} if all experts were used evenly)."
         )
         more = [
-            f"of one {what} {m.value:+.1%}"
-            for what, m in (("sequence", sequence), ("token id", same)) if m
+            f"{m.value:+.1%} for tokens of the same {what}"
+            for what, m in (("sequence", sequence), ("id", same)) if m
         ]  # fmt: skip
         if more:
-            words += f"; above what the load gives, tokens {' and '.join(more)}"
-        found.append(f"Load and content: {words[0].lower()}{words[1:]}.")
+            words += f" Above what the load gives: {' and '.join(more)}."
+        found.append(words)
     gap, own = (_known(record.metrics, n) for n in ("domain_gap", "rollout_overlap"))
     if gap:
         found.append(
-            f"Domains: tokens of one domain have {gap.value:+.1%} more in common than of two "
-            f"({_tested(record, 'domain_p_value')})."
+            f"Domains: two tokens of one domain have {gap.value:+.1%} more experts in common than "
+            f"tokens of two domains ({_tested(record, 'domain_p_value')})."
         )
     if own:
         found.append(
             f"Continuation: its experts overlap {own.value:+.1%} more with those of its own first "
-            f"part than with others' ({_tested(record, 'rollout_p_value')})."
+            "part than with those of other first parts "
+            f"({_tested(record, 'rollout_p_value')})."
         )
     return found
 
 
-def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
-    """All tables that the record has something for, of `most` rows each; None for all."""
+def tables(record: RoutingRecord, most: int | None = MAX_ROWS) -> list[Table]:
+    """All tables that have a metric, with at most `most` rows each; None for all rows."""
     layers = tuple(_spread(record.layers, most))
     found = [
         Table(
@@ -107,44 +110,46 @@ def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
             "rank correlation of hidden and usage similarity, over pairs",
             ("layer", "same sequence", "two sequences", "visible", "sequences"),
             tuple((_place(x), _geometry(x)) for x in layers),
-            ("rank correlation of two similarities: of router inputs, and of routing "
-             "distributions; for tokens of one sequence, tokens of two sequences, and whole "
-             "sequences; visible: inputs as the router's rows see them, tokens of two sequences",
+            ("rank correlation between similarity of router inputs and similarity of routing "
+             "distributions, over pairs of tokens (of one sequence, of two sequences) or of whole "
+             "sequences; visible: only the part of the inputs that the router's rows see, over "
+             "tokens of two sequences",
              "(n) is the mean absolute correlation after permuting whole sequences"),
         ),
         _of_layers(
-            layers, "SHARED DIRECTION", "the mean of the router's inputs, and the answer to it",
+            layers, "SHARED DIRECTION", "the mean of the router's inputs, and the response to it",
             ("energy", "response", "constant", "collapse", "row space"),
             ("shared_energy", "response_relative", "constant_share", "collapse",
              "row_space_share"),
-            ("energy: its share of the inputs' energy; response: how strongly the router answers "
-             "to it, over a random direction; constant: share of the logits' energy that is the "
-             "same for every token; row space: share of hidden variance that the router can see",
-             "(n) is what sampling alone gives; for row space, the share that a random subspace "
-             "holds"),
+            ("energy: its share of the inputs' energy; response: how strongly the router responds "
+             "to it, relative to a random direction; constant: share of the logits' energy that "
+             "is the same for every token; row space: share of the inputs' variance that the "
+             "router can see",
+             "(n) is the value by sampling alone; for row space, the share of a random subspace"),
             {"shared_energy", "constant_share", "row_space_share"},
         ),
         _of_layers(
             layers, "EXPERTS IN COMMON",
-            "of two tokens, which are of different sequences but for the column sequence",
+            "of two tokens; of different sequences, except in the column sequence",
             ("unrelated", "sequence", "position", "same id", "domain", "p"),
             ("overlap_unrelated", "overlap_sequence", "overlap_position", "vocabulary_overlap",
              "domain_gap", "domain_p_value"),
             ("unrelated: share of the chosen experts, (n) if all were used evenly; the other "
-             "columns are above what the layer's load gives; sequence, position, same id: of "
-             "tokens that have it in common; domain: of tokens of one domain less those of two, p "
-             "from permuting the domains of whole sequences",),
+             "columns are shares above what the layer's load gives; sequence, position, same id: "
+             "two tokens of the same sequence, position or id; domain: two tokens of one domain "
+             "minus two tokens of different domains, p from permuting the domains of whole "
+             "sequences",),
             {"overlap_unrelated"},
         ),
         _of_layers(
-            layers, "SPECIALISATION", "(n) is the value of the null",
+            layers, "SPECIALISATION", "(n) is the null value",
             ("vocabulary", "domains", "together", "sequences"),
             ("vocabulary_specialization", "domain_specialization", "coactivation_excess",
              "sequence_affinity"),
             ("vocabulary: largest share of a token id's occurrences at one expert; domains: "
-             "distance of their loads from the layer's; together: distance of chosen pairs from "
-             "what loads alone give; sequences: similarity of their loads, (n) if choices were "
-             "permuted at random",),
+             "distance between the loads of domains and the layer's load; together: distance "
+             "between the chosen pairs of experts and what the loads alone give; sequences: "
+             "similarity of two sequences' loads, (n) if choices were permuted at random",),
             {"vocabulary_specialization", "domain_specialization", "coactivation_excess",
              "sequence_affinity"},
         ),
@@ -159,19 +164,19 @@ def tables(record: RoutingRecord, most: int | None = MOST_ROWS) -> list[Table]:
                     layers, title, words, ("own", "same domain", "correlation", "p"),
                     tuple(f"{prefix}_{n}" for n in ("overlap", "same_domain", "correlation",
                                                     "p_value")),
-                    ("own: overlap of the experts of a first part and of its own continuation, "
-                     "above other sequences' continuations; same domain: the same with other "
-                     "continuations of its domain; correlation: of the deviations of both parts "
-                     "from their means; p from permuting continuations",),
+                    ("own: overlap of the experts of a first part with its own continuation, "
+                     "above the overlap with other sequences' continuations; same domain: overlap "
+                     "with other continuations of its domain; correlation: of both parts' "
+                     "deviations from their means; p from permuting continuations",),
                     set(),
                 )
             )  # fmt: skip
     found += [*_domains(record), *_training(record), *_other(record, most)]
-    return [table for table in found if _says_something(table)]
+    return [table for table in found if _has_metric(table)]
 
 
 def checks(record: RoutingRecord) -> list[str]:
-    """What became of the rules that found nothing."""
+    """A line for each rule that found nothing: passed, or why it was skipped."""
     return [
         f"check {check.id} {check.name}: {clean(check.reason or 'passed')}"
         for check in record.checks
@@ -180,14 +185,14 @@ def checks(record: RoutingRecord) -> list[str]:
 
 
 def settings_words(record: RoutingRecord) -> str:
-    """How it was measured, for the foot."""
+    """The settings, for the end of the report."""
     names = ("pairs", "kept_tokens", "max_tokens", "generate", "dtype", "device", "seed")
     return ", ".join(f"{name} {record.settings[name]}" for name in names)
 
 
 def left_out(record: RoutingRecord) -> str:
-    """How many rows tables do not show, "" for none."""
-    more = len(record.layers) - MOST_ROWS
+    """A line on how many layers the tables leave out; "" for none."""
+    more = len(record.layers) - MAX_ROWS
     return f"{more} more layers: --format json has them all" if more > 0 else ""
 
 
@@ -225,19 +230,19 @@ def _domains(record: RoutingRecord) -> list[Table]:
 
 
 def _training(record: RoutingRecord) -> list[Table]:
-    course = record.trajectory
-    if course is None:
+    trajectory = record.trajectory
+    if trajectory is None:
         return []
     names = ("shared_energy", "response_relative", "constant_share", "collapse", "saturation")
     rows = tuple(
         (figures.step_name(s.step, clean(s.path)), tuple(Cell(n, s.metrics.get(n)) for n in names))
-        for s in course.steps
+        for s in trajectory.steps
     )
     notes = [
         f"{words}: {figures.number(m.value, 2)} {figures.interval(m, 2)}"
         for words, m in (
-            ("rank correlation of response with step", course.metrics["response_with_step"]),
-            ("with collapse, over layers and steps", course.metrics["response_with_collapse"]),
+            ("rank correlation of response with step", trajectory.metrics["response_with_step"]),
+            ("with collapse, over layers and steps", trajectory.metrics["response_with_collapse"]),
         )
         if m.value is not None
     ]
@@ -259,21 +264,22 @@ def _other(record: RoutingRecord, most: int | None) -> list[Table]:
         for x in _spread(other.layers, most)
     )
     lineage = {
-        True: "one lineage", False: "no ancestor in common", None: "lineage could not be told"
+        True: "common ancestor", False: "no common ancestor", None: "lineage not known"
     }  # fmt: skip
     return [
         Table(
-            f"BESIDE {clean(other.name)}", f"{clean(other.model_type)}: {lineage[other.lineage]}",
+            f"COMPARED WITH {clean(other.name)}",
+            f"{clean(other.model_type)}: {lineage[other.lineage]}",
             ("layers", "similarity", "p", "same token", "weights"), rows,
             (f"{clean(other.lineage_reason)}",
-             "similarity: correlation of the two models' tables of similarities between tokens "
-             "(Mantel), p from permuting whole sequences; same token: experts in common above "
-             "those of unrelated tokens; (n) is the value of the null"),
+             "similarity: correlation between the two models' similarities of tokens (Mantel), p "
+             "from permuting whole sequences; same token: experts in common at the same token, "
+             "above those at unrelated tokens; (n) is the null value"),
         )
     ]  # fmt: skip
 
 
-def _says_something(table: Table) -> bool:
+def _has_metric(table: Table) -> bool:
     return any(cell.metric is not None for _, cells in table.rows for cell in cells)
 
 

@@ -1,7 +1,6 @@
-"""What `moegeo routing` found: its JSON payload.
+"""The result of `moegeo routing`: its JSON document.
 
-`UNITS` names every number of a router that `metrics` may hold. docs/reference/routing.md defines
-them.
+`UNITS` lists every metric of a router with its unit. docs/reference/routing.md defines them.
 
 Legend: E experts of a router, K experts chosen per token, W the router's weight, x its inputs.
 """
@@ -66,10 +65,10 @@ Pairs = Literal["within", "across", "sequences"]
 
 @dataclass(frozen=True, slots=True)
 class GeometryRecord:
-    """How a hidden similarity goes with a usage similarity, over one kind of pairs.
+    """Correlation between a hidden similarity and a usage similarity, over one kind of pairs.
 
-    `n` of both metrics counts pairs; their null is the mean size of the same where whole sequences
-    trade their usage.
+    `n` of both metrics counts pairs. Their null value is the mean absolute correlation after
+    permuting whole sequences.
     """
 
     pairs: Annotated[
@@ -124,7 +123,7 @@ class DomainRecord:
 
 @dataclass(frozen=True, slots=True)
 class RouterMetrics:
-    """Some numbers of one router."""
+    """Some metrics of one router."""
 
     layer: Count
     router: str
@@ -133,7 +132,7 @@ class RouterMetrics:
 
 @dataclass(frozen=True, slots=True)
 class RoutingStep:
-    """One checkpoint of the run that the newest one is of."""
+    """One checkpoint of the run."""
 
     step: Step
     path: Annotated[str, about("relative to the run")]
@@ -156,7 +155,7 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class RouterPair:
-    """A router and the other model's at the same depth."""
+    """A router, and the second model's router at the same relative depth."""
 
     layer: Count
     router: str
@@ -171,7 +170,7 @@ class RouterPair:
 
 @dataclass(frozen=True, slots=True)
 class OtherModel:
-    """A second checkpoint on the same tokens."""
+    """A second model's checkpoint, compared on the same tokens."""
 
     name: str
     checkpoint: str
@@ -190,7 +189,7 @@ class OtherModel:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RoutingRecord(Displayable):
-    """What `moegeo routing --format json` prints."""
+    """The document that `moegeo routing --format json` prints."""
 
     status: Annotated[
         Literal["complete", "partial"], about("partial where a router was not measured")

@@ -1,4 +1,4 @@
-"""Checkpoints of one architecture replayed with one probe, and what is kept of each.
+"""Replays checkpoints of one architecture with one probe, and measures their routers.
 
 Legend: S sequences, N tokens with kept inputs.
 """
@@ -31,7 +31,7 @@ from moegeo_cli.records import Coverage
 
 @dataclass(frozen=True)
 class Replayed:
-    """A checkpoint after its replay: the model, and each router's tokens."""
+    """A replayed checkpoint: the model, and each router's tokens."""
 
     prepared: PreparedModel
     routers: list[RoutedTokens]
@@ -45,13 +45,14 @@ class RoutingReplay:
     """Replays checkpoints of one architecture with one probe, and measures their routers.
 
     Args:
-        models: what model it is of.
-        checkpoint: one of its checkpoints, for the architecture.
-        probe: the probe, tokenised.
+        models: builds the models.
+        checkpoint: a checkpoint that gives the architecture.
+        probe: the tokenised probe.
         settings: how to measure.
-        listener: hears of progress.
+        listener: is told about progress.
 
-    Raises: what reading the config raises.
+    Raises:
+        MoegeoError: the config cannot be read.
     """
 
     def __init__(
@@ -74,7 +75,9 @@ class RoutingReplay:
     def replay(self, checkpoint: Checkpoint) -> Replayed:
         """Load a checkpoint and replay the probe up to its last router.
 
-        Raises: what loading and replaying raise.
+        Raises:
+            UsageError: the checkpoint is of another architecture.
+            MoegeoError: an error while loading or replaying.
         """
         architecture = self.models.describe(checkpoint)
         if architecture != self.architecture:
@@ -91,9 +94,9 @@ class RoutingReplay:
         rows_N = kept_rows(prepared.asked, self.probe.tokens, settings.seed, settings.kept_bytes)
         plan = measurer.plan(prepared).of_every_token(fishers=(), sample_rows=rows_N)
         outcome = measurer.replay(prepared, plan, self.listener.advance if self.listener else None)
-        held = measurer.mode.say_memory(measurer.device)
-        if self.listener and held is not None:
-            self.listener.note(held)
+        memory_note = measurer.mode.say_memory(measurer.device)
+        if self.listener and memory_note is not None:
+            self.listener.note(memory_note)
         skipped = {
             r.path: "left out by --layers" for r in prepared.routers if r not in prepared.asked
         }
@@ -113,7 +116,13 @@ class RoutingReplay:
     def stage(
         self, checkpoint: Checkpoint, found: Replayed, final: Sequence[RoutedTokens] | None
     ) -> Stage:
-        """A checkpoint's part in the trajectory; `final` are the newest one's routers."""
+        """The stage of a checkpoint in the trajectory.
+
+        Args:
+            checkpoint: the checkpoint.
+            found: its replay.
+            final: the routers' tokens at the newest checkpoint, for saturation.
+        """
         last = {t.router: snapshot(t) for t in final or () if t.logits_TE is not None}
         return Stage(
             checkpoint,
@@ -124,27 +133,33 @@ class RoutingReplay:
         )
 
     def sides(self, checkpoint: Checkpoint, found: Replayed) -> list[Side]:
-        """Its routers, reduced to what a comparison with another model needs."""
+        """The data of each router that a comparison with another model needs."""
         source = self.measurer.source(checkpoint)
         return [take_side(t, found.prepared, source, self.settings.seed) for t in found.routers]
 
     def measure(
         self, found: Replayed, domains: Domains
     ) -> tuple[list[MeasuredRouter], dict[str, Any], tuple[str, ...]]:
-        """Every router of a replayed checkpoint; what was generated; and what to say of that."""
+        """Measure every router of a replayed checkpoint.
+
+        Returns:
+            The measured routers, facts about generated continuations, and notes.
+        """
         settings, listener = self.settings, self.listener
         generated: dict[str, Figures] | str = {}
-        told: dict[str, Any] = {}
+        generation_facts: dict[str, Any] = {}
         if settings.generate:
             if listener:
                 listener.checkpoint("prompts", 0, f"{settings.generate:,} new tokens each")
-            generated, told = generated_figures(found.prepared, self.measurer, settings, None)
+            generated, generation_facts = generated_figures(
+                found.prepared, self.measurer, settings, None
+            )
         notes = (f"--generate: {generated}",) if isinstance(generated, str) else ()
         measured = []
         if listener:
-            listener.checkpoint("routers", 0, f"what the choices of {len(found.routers)} reflect")
+            listener.checkpoint("routers", 0, f"measuring {len(found.routers)}")
         for tokens in found.routers:
             own = {} if isinstance(generated, str) else generated.get(tokens.router, {})
             prompt_T = prompt_tokens(tokens, self.probe, self.architecture)
             measured.append(measure_router(tokens, prompt_T, own, domains, self.draws, settings))
-        return measured, told, notes
+        return measured, generation_facts, notes

@@ -21,15 +21,15 @@ from moegeo_cli.reports.markdown import Notes
 from moegeo_cli.reports.markdown import table as markdown_table
 from moegeo_cli.reports.page import Page
 
-TEXT_WIDTH, ROOMY = 150, 140  # from the latter on there is room for intervals beside the nulls
+TEXT_WIDTH, WIDE = 150, 140  # at width WIDE or more, intervals are shown beside null values
 
 
 def print_record(record: RoutingRecord, console: Console) -> None:
     """Print the report.
 
     Args:
-        record: what was found.
-        console: where to.
+        record: the result of the command.
+        console: the console to print on.
     """
     page = Page(console)
     print_head(page, _head(record), record)
@@ -46,20 +46,20 @@ def print_record(record: RoutingRecord, console: Console) -> None:
 
 
 def _print_table(page: Page, table: Table) -> None:
-    roomy = page.width >= ROOMY
-    page.section(table.title, table.explanation + (", 95%" if roomy else ""))
+    wide = page.width >= WIDE
+    page.section(table.title, table.explanation + (", 95%" if wide else ""))
     first, *heads = table.heads
     shown = page.table((first, "left"), *((head, "right") for head in heads))
     for name, cells in table.rows:
-        shown.add(page.text(name), *(_cell(page, cell, roomy=roomy) for cell in cells))
+        shown.add(page.text(name), *(_cell(page, cell, wide=wide) for cell in cells))
     page.show_table(shown)
     for words in table.notes:
         page.line(words, "dim")
 
 
-def _cell(page: Page, cell: Cell, *, roomy: bool) -> Text:
-    # Where there is no room for intervals the null matters more than a half width.
-    show = page.estimate if roomy and not cell.name.endswith("p_value") else page.value
+def _cell(page: Page, cell: Cell, *, wide: bool) -> Text:
+    # If there is no room for both, the null value is more useful than the interval.
+    show = page.estimate if wide and not cell.name.endswith("p_value") else page.value
     return show(cell.name, cell.metric).append(_null(cell), "dim")
 
 

@@ -1,4 +1,4 @@
-"""The first screen of `moegeo routing`: what the choice of experts follows."""
+"""The first screen of `moegeo routing`: what the choice of experts depends on."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.screen import Numbers, Screen, advice_rows, by_layer
 
 MEANINGS = {
-    "geometry": "like states, like experts; 1 is most",
-    "response_relative": "× the answer to a random direction",
-    "constant_share": "of the logits is the same for every token",
-    "overlap_unrelated": "of experts shared by two unrelated tokens",
-    "vocabulary_overlap": "more, where the token is the same",
-    "overlap_sequence": "more, where the sequence is the same",
-    "domain_gap": "more, where the domain is the same",
+    "geometry": "similar states, similar experts; at most 1",
+    "response_relative": "× the response to a random direction",
+    "constant_share": "of the logits is the same for all tokens",
+    "overlap_unrelated": "share of experts, of two unrelated tokens",
+    "vocabulary_overlap": "more if the token is the same",
+    "overlap_sequence": "more if the sequence is the same",
+    "domain_gap": "more if the domain is the same",
 }
 LABELS = {
-    "geometry": "follows geometry", "response_relative": "answer to shared",
+    "geometry": "geometry", "response_relative": "shared direction",
     "constant_share": "constant share", "overlap_unrelated": "experts in common",
     "vocabulary_overlap": "  same token", "overlap_sequence": "  same sequence",
     "domain_gap": "  same domain",
 }  # fmt: skip
-STRIPS = {"response_relative": "answer to the shared direction", "vocabulary_overlap": "same token"}
+STRIPS = {
+    "response_relative": "response to the shared direction", "vocabulary_overlap": "same token",
+}  # fmt: skip
 
 
 def routing_screen(page: Page, record: RoutingRecord) -> Screen:
-    """What the first screen of `routing` says."""
+    """The first screen of a routing record."""
     main = [f for f in record.findings if f.severity != "info"]
     shape = sorted({(x.experts, x.top_k) for x in record.layers}, key=str)
     words = [f"{e} experts" + (f", top {k}" if k else "") for e, k in shape[:1]]
@@ -49,7 +51,7 @@ def routing_screen(page: Page, record: RoutingRecord) -> Screen:
         alerts=[(f"PARTIAL: {gap}", "bold red") for gap in outline.gaps(record)[:1]],
         findings=main,
         notes=[f for f in record.findings if f.severity == "info"],
-        reasons=[*_beside(record), *map(clean, record.notes)],
+        reasons=[*_second_model(record), *map(clean, record.notes)],
         advice=advice_rows(to_do(record.interventions), page.width),
         undecided=[c for c in record.checks if c.outcome == "skipped"],
         numbers=_numbers(record),
@@ -60,7 +62,7 @@ def routing_screen(page: Page, record: RoutingRecord) -> Screen:
 
 
 def _sentence(record: RoutingRecord) -> str:
-    """What the choice of experts follows most, in one sentence."""
+    """One sentence on what the choice of experts depends on most."""
     shares = {
         "the token itself": _value(record.metrics.get("vocabulary_overlap")),
         "the sequence": _value(record.metrics.get("overlap_sequence")),
@@ -68,26 +70,26 @@ def _sentence(record: RoutingRecord) -> str:
     }
     known = {name: value for name, value in shares.items() if value is not None}
     if not known:
-        return "What routing follows could not be measured."
+        return "What routing depends on could not be measured."
     name, value = max(known.items(), key=lambda item: item[1])
     if value <= 0:
-        return "Routing follows neither the token nor its sequence or domain."
-    return f"Routing follows {name} most: {value:.0%} more experts in common."
+        return "Routing depends neither on the token nor on its sequence or domain."
+    return f"Routing depends most on {name}: {value:.0%} more experts in common."
 
 
-def _beside(record: RoutingRecord) -> list[str]:
-    """A second model on the same tokens, in one sentence."""
+def _second_model(record: RoutingRecord) -> list[str]:
+    """One sentence on how similarly a second model routes."""
     other = record.other
     if other is None:
         return []
     found = [_value(x.metrics.get("mantel")) for x in other.layers]
     values = [v for v in found if v is not None]
     if not values:
-        return [f"beside {clean(other.name)}: no similarity could be measured"]
+        return [f"compared with {clean(other.name)}: no similarity could be measured"]
     mean = sum(values) / len(values)
     return [
-        f"beside {clean(other.name)}: similarity of routing {mean:.2f} on average, least "
-        f"{min(values):.2f}; 1 is the same, 0 unrelated"
+        f"compared with {clean(other.name)}: mean similarity of routing {mean:.2f}, lowest "
+        f"{min(values):.2f} (1 is the same, 0 unrelated)"
     ]
 
 

@@ -1,4 +1,4 @@
-"""How `moegeo routing` measures."""
+"""Settings of `moegeo routing`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,25 @@ from dataclasses import dataclass
 
 from moegeo_cli.settings import Settings
 
-# Router inputs are wide: never more tokens of them, nor more bytes over all routers.
+# Limits on kept router inputs: tokens, and bytes over all routers.
 KEPT_TOKENS, KEPT_BYTES = 4096, 2**29
 
 
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
-    """Settings of the analysis of what routing reflects.
+    """Settings of the measurement of routing.
 
-    `pairs` of tokens are sampled of each kind. `generate` tokens continue each prompt, 0 for none.
-    `verify_fingerprint` says how much of the files is hashed.
+    Attributes:
+        pairs: number of token pairs to sample, of each kind.
+        generate: number of tokens by which the model continues each prompt; 0 for none.
+        layers: decoder layers to measure; None for all.
+        device: where the model computes; "auto" to choose.
+        dtype: dtype of the computation; "auto" for the dtype of the saved weights.
+        batch_size: sequences per batch; None for the default.
+        stream: read each layer from the files when it computes.
+        memory: limit in bytes; None for no limit.
+        seed: random seed.
+        verify_fingerprint: how much of the files is hashed: "sampled" or "full".
     """
 
     pairs: int = 8192
@@ -30,16 +39,16 @@ class RoutingSettings:
     verify_fingerprint: str = "sampled"
 
     def __post_init__(self) -> None:
-        _ = self.replay  # refuses what a replay refuses
+        _ = self.replay  # raises for settings that a replay refuses
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of router inputs that are kept: a part of the bound, where there is one."""
+        """Limit on the bytes of kept router inputs: at most an eighth of `memory`."""
         return KEPT_BYTES if self.memory is None else min(KEPT_BYTES, self.memory // 8)
 
     @property
     def replay(self) -> Settings:
-        """The same, as far as a replay is concerned."""
+        """The settings of the replay."""
         return Settings(
             fisher="categorical",
             device=self.device,

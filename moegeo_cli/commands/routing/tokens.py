@@ -1,7 +1,7 @@
-"""One router's tokens after a replay: choices and logits of all, inputs of some.
+"""One router's tokens after a replay: choices and logits of all tokens, inputs of some.
 
 Legend: T tokens that a router sees, N of them with kept inputs, D width, E experts, K chosen per
-token, S sequences.
+token, S sequences, R dimensions of the row space.
 """
 
 from __future__ import annotations
@@ -23,17 +23,27 @@ from moegeo_cli.replay.plan import Replay, RouterTrace
 from moegeo_cli.routers.finding import Router
 from moegeo_cli.scorings import find_scoring
 
-NO_IDS = "the probe is not of token ids"
+NO_IDS = "the probe does not consist of token ids"
 
 
 @dataclass(frozen=True)
 class RoutedTokens:
     """One router's tokens.
 
-    `token_T` are the ids that stand at its rows, None where there are none; `position_T` counts the
-    rows of each sequence. `logits_TE` is None for a router that hashes. `kept_N` are the places of
-    the tokens whose inputs `x_ND` are kept. `weight_ED` are its rows, centred over experts where
-    the scoring sees no constant, and `basis_DR` spans them.
+    Attributes:
+        layer: index of the decoder layer.
+        router: module path.
+        experts: number of experts.
+        top_k: experts per token; None if not known.
+        scoring: name of the scoring.
+        usage: the choices.
+        token_T: token ids; None if the probe does not consist of token ids.
+        position_T: position of each token in its sequence.
+        logits_TE: the logits; None for a hash router.
+        kept_N: the tokens with kept inputs, as positions among the T tokens.
+        x_ND: the kept inputs.
+        weight_ED: the router's rows; centred over experts if the scoring ignores a constant.
+        basis_DR: orthonormal basis of the rows.
     """
 
     layer: int
@@ -52,18 +62,21 @@ class RoutedTokens:
 
     @property
     def group_T(self) -> np.ndarray:
-        """Each token's group of sequences."""
+        """Group of sequences of each token."""
         return np.asarray(self.usage.groups_S[self.usage.sequence_T])
 
     def roots(self, rows: np.ndarray) -> np.ndarray | None:
-        """Roots of the routing distributions at some tokens, (·, E); None for one that hashes."""
+        """Square roots of the routing distributions at `rows`: (rows, E); None for hash routers."""
         if self.logits_TE is None:
             return None
         return np.asarray(np.sqrt(probabilities(self.logits_TE[rows], self.scoring)))
 
     @property
     def centred_logits(self) -> np.ndarray | None:
-        """Logits as far as the scoring sees them, (T, E), float64; None for one that hashes."""
+        """Logits minus their mean over experts if the scoring ignores a constant.
+
+        Shape (T, E), float64; None for a hash router.
+        """
         if self.logits_TE is None:
             return None
         logits_TE = self.logits_TE.astype(np.float64)
@@ -73,7 +86,7 @@ class RoutedTokens:
 
     @property
     def items(self) -> Items:
-        """The tokens with kept inputs that chose something."""
+        """The tokens with kept inputs that chose at least one expert."""
         used = self.usage.chosen_T[self.kept_N] > 0
         rows, x_ND = self.kept_N[used], self.x_ND[used]
         sequence_N = self.usage.sequence_T[rows]
@@ -90,7 +103,7 @@ class RoutedTokens:
 
 
 def kept_rows(routers: Sequence[Router], tokens: int, seed: int, most_bytes: int) -> np.ndarray:
-    """The probe rows whose router inputs are kept: the same for every router and checkpoint."""
+    """The probe rows whose router inputs are kept; the same for every router and checkpoint."""
     width = sum(int(r.weight_ED.shape[1]) for r in routers)
     return sample_rows(tokens, max(16, min(KEPT_TOKENS, most_bytes // (4 * width))), seed)
 
@@ -103,21 +116,24 @@ def gather_routed(
     groups_S: np.ndarray,
     architecture: Architecture,
 ) -> RoutedTokens | str:
-    """The tokens of one router; or the reason, in words, why there are none.
+    """Gather the tokens of one router.
 
     Args:
-        trace: what a replay left.
+        trace: the router's trace of the replay.
         outcome: the replay.
         rows_N: the probe rows whose inputs were kept.
         probe: the probe.
-        groups_S: each sequence's group.
-        architecture: how routers score.
+        groups_S: group of each sequence.
+        architecture: gives scoring, K and hash layers.
+
+    Returns:
+        The tokens; or, as text, why they could not be gathered.
     """
     router, selected, x_MD = trace.router, trace.selected_TK, trace.sample_x_MD
     if trace.problem or selected is None or x_MD is None:
         return trace.problem or "the router was not called"
     if router.experts < 2:
-        return "a router of one expert chooses nothing"
+        return "a router with one expert has no choice"
     seen = np.arange(len(trace.logits_TE)) if trace.rows is None else trace.rows
     own_M = np.isin(rows_N, seen)
     scoring, hashed = architecture.scoring or "", router.layer in architecture.hash_layers
@@ -152,6 +168,6 @@ def gather_routed(
 
 
 def _token_ids(probe: Probe, rows: np.ndarray) -> np.ndarray | None:
-    """The ids at some rows of the probe; None for a probe of something else."""
+    """The token ids at rows of the probe; None if the probe does not consist of token ids."""
     ids = [s.input_ids for s in probe.sequences if not isinstance(s, Sample)]
     return np.concatenate(ids)[rows] if len(ids) == len(probe.sequences) else None

@@ -1,4 +1,4 @@
-"""Changes over a run's checkpoints: the response to the shared direction, and saturation.
+"""Follows routers over a run's checkpoints: response to the shared direction, and saturation.
 
 Legend: N tokens with kept inputs, E experts, B draws.
 """
@@ -28,7 +28,7 @@ from moegeo_cli.records import Coverage
 
 FOLLOWED = ("shared_energy", "response", "response_relative", "constant_share", "collapse",
             "overlap_unrelated")  # fmt: skip
-LEAST_STEPS, LEAST_POINTS = 3, 4
+MIN_STEPS, MIN_POINTS = 3, 4
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Stage:
 
 
 def stage_figures(tokens: RoutedTokens, draws: Draws, final: Snapshot | None) -> Figures:
-    """The figures of a router that are followed from checkpoint to checkpoint.
+    """The figures of a router that are followed over the run.
 
     Args:
-        tokens: what a replay left of it.
+        tokens: the router's tokens at this checkpoint.
         draws: the bootstrap draws.
-        final: the same router at the newest checkpoint; None for itself.
+        final: the router at the newest checkpoint; None if it was not measured there.
     """
     usage = tokens.usage
     found = {
@@ -57,16 +57,16 @@ def stage_figures(tokens: RoutedTokens, draws: Draws, final: Snapshot | None) ->
             usage.across_sequences.estimate(draws, usage.tokens), usage.uniform_chance
         ),
     }
-    settled = (
+    saturated = (
         missing(HASHED) if tokens.logits_TE is None else missing("the router was not measured")
     )
     if final is not None and tokens.logits_TE is not None:
-        settled = saturation(snapshot(tokens), final, draws)
-    return {name: found[name] for name in FOLLOWED} | {"saturation": Figure(settled, 0.0)}
+        saturated = saturation(snapshot(tokens), final, draws)
+    return {name: found[name] for name in FOLLOWED} | {"saturation": Figure(saturated, 0.0)}
 
 
 def snapshot(tokens: RoutedTokens) -> Snapshot:
-    """A router at the tokens with kept inputs, which are the same at every checkpoint."""
+    """A snapshot of a router at the tokens with kept inputs, the same at every checkpoint."""
     assert tokens.logits_TE is not None
     rows = tokens.kept_N
     return Snapshot(
@@ -83,7 +83,11 @@ def snapshot(tokens: RoutedTokens) -> Snapshot:
 
 
 def trace_run(stages: Sequence[Stage]) -> Trajectory:
-    """A run's checkpoints side by side, oldest first."""
+    """The trajectory of a run.
+
+    Args:
+        stages: its checkpoints, oldest first.
+    """
     first, last = stages[0], stages[-1]
     common = [path for path in last.figures if path in first.figures]
     changes = {path: change_figures(first.figures[path], last.figures[path]) for path in common}
@@ -116,7 +120,7 @@ def _records(
 
 
 def _relations(stages: Sequence[Stage]) -> Figures:
-    """Correlations of the response with the step and with load imbalance."""
+    """Rank correlations of the response with the step and with collapse."""
     means = [
         mean_of([f["response_relative"].estimate for f in stage.figures.values()])
         for stage in stages
@@ -133,12 +137,12 @@ def _relations(stages: Sequence[Stage]) -> Figures:
     known = [(e, x) for e, x in points if x is not None and np.isfinite(x)]
     return {
         "response_with_step": Figure(
-            trend(means, steps, LEAST_STEPS, f"needs {LEAST_STEPS} checkpoints"), 0.0
+            trend(means, steps, MIN_STEPS, f"needs {MIN_STEPS} checkpoints"), 0.0
         ),
         "response_with_collapse": Figure(
             trend(
-                [e for e, _ in known], [x for _, x in known], LEAST_POINTS,
-                f"needs {LEAST_POINTS} routers or checkpoints with a collapse",
+                [e for e, _ in known], [x for _, x in known], MIN_POINTS,
+                f"needs {MIN_POINTS} different values of collapse",
             ),
             0.0,
         ),

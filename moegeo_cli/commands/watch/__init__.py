@@ -1,4 +1,4 @@
-"""`watch`: a run that grows, each checkpoint judged once it is whole."""
+"""`watch`: follows a run while it trains, and judges each checkpoint once it is complete."""
 
 from moegeo_cli.options import Watch, WatchOutput
 from moegeo_cli.registry import Command

@@ -1,4 +1,4 @@
-"""`watch` of the Python API: follow a run that grows."""
+"""`watch` of the Python API: follows a run while it trains."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from moegeo_cli.errors import (
     NoCheckpointError,
     PathError,
 )
-from moegeo_cli.keywords import part, takes
+from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Model, Watch
 from moegeo_cli.records import CheckpointRecord, RunRecord, Verdict
 
 NOT_YET = (PathError, NoCheckpointError, IncompleteCheckpointError)
-TRIES = 3  # looks at which a checkpoint may fail before it is left out
+TRIES = 3  # a checkpoint that fails this many times is left out
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A checkpoint that a watched run has gained.
+    """A new checkpoint of a watched run.
 
     Attributes:
-        run: the run as far as it has come, judged.
+        run: the judged run up to now.
         checkpoint: the new checkpoint.
-        verdict: of the run up to this checkpoint.
-        before: the verdict's status at the checkpoint before; None at the first one.
+        verdict: the verdict on the run up to this checkpoint.
+        before: status of the verdict at the previous checkpoint; None at the first one.
     """
 
     run: RunRecord
@@ -46,7 +46,7 @@ class Sighting:
 
     @property
     def changed(self) -> bool:
-        """Whether the verdict is another one than at the checkpoint before."""
+        """Whether the verdict differs from that of the previous checkpoint."""
         return self.before is not None and self.before != self.verdict.status
 
 
@@ -54,22 +54,22 @@ class Sighting:
 def watch(
     path: Path | str, *, progress: Listener | None = None, **options: Unpack[Watch]
 ) -> Iterator[Sighting]:
-    """Follow a run that grows: each checkpoint, once it is whole, judged with those before it.
+    """Follow a run while it trains: judge each checkpoint once it is completely written.
 
-    It begins with the checkpoints that are there, and goes on until it is no longer asked. A run
-    that has no checkpoint yet is waited for. Once one is measured, a checkpoint that cannot be
-    measured is tried at three looks, said to `progress` and left out.
+    It starts with the checkpoints that exist, and waits if there are none. After the first
+    checkpoint was measured, one that cannot be measured is tried three times, noted to `progress`
+    and left out.
 
     Args:
         path: the run: a folder of checkpoints.
-        progress: is called as checkpoints are measured, and hears what is waited for.
+        progress: is told about each checkpoint as it is measured, and what is waited for.
         options: see below.
 
     Returns:
-        An iterator over the checkpoints, oldest first. It waits for the next one.
+        An iterator over the checkpoints, oldest first. It waits for the next one and does not end.
 
     Raises:
-        MoegeoError: the first analysis fails; as `analyze` raises it.
+        MoegeoError: the first analysis fails; see `analyze`.
     """
     given: dict[str, Any] = dict(options)
     interval = given.pop("interval")
@@ -79,10 +79,10 @@ def watch(
 def _follow(
     path: Path | str, progress: Listener | None, interval: float, options: dict[str, Any]
 ) -> Iterator[Sighting]:
-    models = choose_models(captures=None, **part(Model, options))
+    models = choose_models(captures=None, **select_options(Model, options))
     settling, seen, failed = Settling(), set[str](), Counter[str]()
     before: str | None = None
-    said = ""
+    noted = ""
     while True:
         new: list[Checkpoint] = []
         try:
@@ -95,9 +95,9 @@ def _follow(
             failed.update(c.relative for c in new)
             found = ()
             text = f"{error.message} ({error.found})" if error.found else error.message
-            if progress is not None and text != said:
+            if progress is not None and text != noted:
                 progress.note(f"waiting: {text}")
-            said = text
+            noted = text
         for run, checkpoint, verdict in found:
             if checkpoint.path not in seen:
                 seen.add(checkpoint.path)
@@ -109,7 +109,7 @@ def _follow(
 def _judged(
     path: Path | str, whole: list[Checkpoint], progress: Listener | None, options: dict[str, Any]
 ) -> list[tuple[RunRecord, CheckpointRecord, Verdict]]:
-    """The whole checkpoints of the run, each with its verdict."""
+    """Analyze the complete checkpoints; return run, checkpoint and verdict of each."""
     steps = [c.step for c in whole if c.step is not None]
     chosen = steps if len(steps) == len(whole) else None  # a single model may have none
     run = analyze(path, progress=progress, steps=chosen, **options)

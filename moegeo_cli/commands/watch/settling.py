@@ -1,4 +1,4 @@
-"""Which checkpoints of a growing run are whole."""
+"""Decides which checkpoints of a run in training are completely written."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ State = frozenset[tuple[str, int, int]]  # (path, size, time of change) of a che
 
 
 class Settling:
-    """One look after the other at a run.
+    """Finds the complete checkpoints of a run, look by look.
 
-    Checkpoints that are marked as unfinished are skipped as a run is opened. Of the others only the
-    newest can still be written: it counts with the file that its trainer writes last, or when
-    nothing of it has changed since the look before.
+    Opening a run already skips checkpoints that are marked as unfinished. Of the others, only the
+    newest may still be being written. It counts as complete if it has the file that its trainer
+    writes last, or if none of its files changed since the previous look.
     """
 
     def __init__(self) -> None:
         self.before: State = frozenset()
 
     def look(self, run: RunFolder) -> tuple[Checkpoint, ...]:
-        """The whole checkpoints, oldest first."""
+        """The complete checkpoints, oldest first."""
         newest = run.newest
         now = _state(newest.path)
         settled = has_last_file(newest.path) or (bool(now) and now == self.before)
@@ -33,7 +33,7 @@ class Settling:
 
 
 def _state(folder: Path) -> State:
-    """Of the files of a folder and of the folders in it; hidden ones are none of a checkpoint."""
+    """State of all files in a folder and in its direct subfolders, without hidden folders."""
     found = set()
     for root, folders, files in os.walk(folder):
         if Path(root) != folder:
@@ -43,7 +43,7 @@ def _state(folder: Path) -> State:
             path = Path(root) / name
             try:
                 stat = path.stat()
-            except OSError:  # moved away meanwhile
+            except OSError:  # moved or deleted meanwhile
                 continue
             found.add((str(path), stat.st_size, stat.st_mtime_ns))
     return frozenset(found)

@@ -21,7 +21,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from moegeo_cli.errors import ResourceError
-from moegeo_cli.process import is_ours
+from moegeo_cli.process import is_own_process
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.token_losses import logit_bytes
 
@@ -254,7 +254,7 @@ def peak_bytes(device: torch.device) -> int | None:
 
 def freed_blocks(batch: int) -> int:
     """Bytes of freed blocks that a user's own allocator may keep from a batch of this size."""
-    return 0 if is_ours() else int(FREED * batch)
+    return 0 if is_own_process() else int(FREED * batch)
 
 
 def return_freed_blocks() -> None:
@@ -263,7 +263,7 @@ def return_freed_blocks() -> None:
     It would keep them for later, and a layer that was let go would still count. In a user's own
     process this is left as it is: the setting cannot be read, so not put back either.
     """
-    if not is_ours():
+    if not is_own_process():
         return
     try:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)

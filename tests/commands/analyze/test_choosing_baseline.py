@@ -10,7 +10,7 @@ import pytest
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
-from moegeo_cli.commands.analyze.architectures import refuse_mixed, say_choice_differences
+from moegeo_cli.commands.analyze.architectures import choice_differences, refuse_mixed
 from moegeo_cli.commands.analyze.choosing_baseline import choose_baseline, refuse_other_routers
 from moegeo_cli.errors import BaselineError, UsageError
 from moegeo_cli.measuring.choosing import choose_checkpoints
@@ -86,9 +86,9 @@ def test_a_baseline_of_other_routers_is_refused_with_what_differs() -> None:
 
 def test_architectures_that_choose_otherwise_are_told_apart_by_name() -> None:
     a, b = architecture_of(), architecture_of("sigmoid", experts=8, top_k=4)
-    assert say_choice_differences(a, a) == []
-    assert say_choice_differences(a, b) == [
-        "experts (E): 4 against 8", "chosen experts a token (K): 2 against 4",
+    assert choice_differences(a, a) == []
+    assert choice_differences(a, b) == [
+        "experts (E): 4 against 8", "chosen experts per token (K): 2 against 4",
         "scoring: softmax against sigmoid",
     ]  # fmt: skip
     run = run_of(100, 200)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moegeo_cli.checkpoints.training import TrainingLog
-from moegeo_cli.commands.analyze.facts import fill_facts, reached
+from moegeo_cli.commands.analyze.facts import fill_facts, training_progress
 from moegeo_cli.commands.analyze.lenses import describe_run, find_lenses, keep_lens, lens_notes
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.models.given import Models
@@ -110,8 +110,12 @@ def facts_of(run: Any, folder: Any) -> Any:
 
 
 def test_progress_is_every_count_that_a_run_kept() -> None:
-    assert reached(TRAINED) == {"step": 7.0, "tokens": 4096.0, "fraction": 0.5}
-    assert reached(TrainingLog(0, None, None)) == {"step": 0.0, "tokens": None, "fraction": None}
+    assert training_progress(TRAINED) == {"step": 7.0, "tokens": 4096.0, "fraction": 0.5}
+    assert training_progress(TrainingLog(0, None, None)) == {
+        "step": 0.0,
+        "tokens": None,
+        "fraction": None,
+    }
 
 
 def test_facts_of_a_run_are_those_of_its_newest_checkpoint() -> None:

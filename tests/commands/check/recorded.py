@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums
-from moegeo_cli.commands.check.history import Entry, Past, Story
+from moegeo_cli.commands.check.history import Entry, Past, RunHistory
 from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.reading import Piece
 from moegeo_cli.commands.check.sketches import mean_distance, pack, sketch
@@ -47,7 +47,7 @@ def past_of(*checkpoints: CheckpointSums, steps: Sequence[int | None] | None = N
         Entry(step, f"checkpoint-{step}", sums)
         for step, sums in zip(known, checkpoints, strict=True)
     ]
-    return Past(Story(entries), len(entries) - 1, load_thresholds())
+    return Past(RunHistory(entries), len(entries) - 1, load_thresholds())
 
 
 def experts_of(seed: int, count: int = EXPERTS) -> list[np.ndarray]:

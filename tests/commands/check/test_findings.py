@@ -111,7 +111,7 @@ def test_a_reset_is_resolved_once_training_goes_on_and_its_step_stays(tmp_path: 
 def test_a_checkpoint_that_is_anothers_copy_is_a_note_and_no_reset(tmp_path: Path) -> None:
     record = check(save_run(tmp_path, "qwen3_moe", change=holding(lambda n: True, 0, since=100)))
     assert names(record) == set()
-    assert record.newest.notes == ("every byte of its tensors is that of step 0",)
+    assert record.newest.notes == ("every byte of its tensors is the same as at step 0",)
 
 
 def copy_experts(state: State, pairs: Mapping[int, int], layer: int) -> None:

@@ -24,12 +24,12 @@ def test_since_moved_and_back_are_told_from_what_came_before(digests: str) -> No
     while start > 0 and digests[start - 1] == digests[last]:
         start -= 1
     since, back = past.since(ROUTER), past.back(ROUTER)
-    assert since is None if start == last else since == past.story.entries[start]
+    assert since is None if start == last else since == past.history.entries[start]
     earlier = [place for place in range(start) if digests[place] == digests[last]]
-    assert back is None if not earlier else back == past.story.entries[earlier[-1]]
+    assert back is None if not earlier else back == past.history.entries[earlier[-1]]
     assert (ROUTER in past.moved) == (last > 0 and digests[last] != digests[last - 1])
     copy = digests.index(digests[last])
-    assert past.copy_of is None if copy == last else past.copy_of == past.story.entries[copy]
+    assert past.copy_of is None if copy == last else past.copy_of == past.history.entries[copy]
 
 
 def test_what_was_not_read_neither_moves_nor_stays() -> None:

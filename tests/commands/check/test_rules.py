@@ -148,7 +148,7 @@ def test_equal_experts_are_grouped_and_lost_ones_left_out() -> None:
     assert "bit for bit (layer 0: 0=2, 1=5)" in told.message
     first = found(experts_identical(past_of(sums_of(layer))))
     assert first.severity == "info"
-    assert "an upcycled model starts so" in first.message
+    assert "an upcycled model starts this way" in first.message
     near = layer_of(expert_near=(NearGroup((0, 3), 0.001),))
     assert identical_groups(near) == [(0, 3)]
     rounded = found(experts_identical(past_of(sums_of(near))))
@@ -173,7 +173,10 @@ def test_a_bias_that_is_the_same_for_all_is_watched_after_the_start() -> None:
     told = found(bias_unused(past_of(sums_of(flat, live), steps=[500])))
     assert (told.severity, told.layers) == ("watch", (0,))
     assert "the selection bias of layer 0 is 0.5 for all experts" in told.message
-    assert skipped(bias_unused(past_of(sums_of(flat, live)))) == "a selection bias starts equal"
+    assert (
+        skipped(bias_unused(past_of(sums_of(flat, live))))
+        == "a selection bias starts with equal values"
+    )
     assert skipped(bias_unused(past_of(sums_of()))) == "no router has a selection bias"
 
 

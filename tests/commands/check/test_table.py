@@ -90,7 +90,10 @@ def test_a_reason_for_null_is_the_one_that_holds() -> None:
     for name in ("bias_drift", "expert_drift"):
         assert first[name].reason == "there is no earlier checkpoint"
     later = metrics_of(layer_of(), held)
-    assert later["bias_drift"].reason == "the checkpoint before has no such selection bias"
+    assert (
+        later["bias_drift"].reason
+        == "the previous checkpoint has no selection bias for this router"
+    )
     assert later["expert_drift"].reason == (
         "the first checkpoint's experts were not read, or are not finite"
     )
@@ -128,7 +131,7 @@ def test_the_own_row_counts_experts_that_are_not_masked() -> None:
     assert (masked.value, masked.n) == (1.0, 2)
     none = metrics_of(layer_of(statistics={"coupling": {"largest": [None] * 4}}))["own_row"]
     assert none.value is None
-    assert "do not tell which side is the input" in str(none.reason)
+    assert "do not show which side is the input" in str(none.reason)
 
 
 def test_of_a_checkpoint_the_means_over_layers_and_the_shares_that_moved() -> None:

@@ -109,7 +109,7 @@ def test_of_equal_routing_the_lower_loss_decides(more: float, healthier: str | N
     said = f"{more:+.4f} nats per token [{more:+.4f}, {more:+.4f}], B minus A"
     assert said in found.reason
     decided = "its loss is lower at the last matched pair"
-    assert (decided if more else "the paired loss difference holds 0") in found.reason
+    assert (decided if more else "the paired loss difference contains 0") in found.reason
 
 
 def test_routing_that_nobody_could_tell_leaves_it_to_the_loss() -> None:
@@ -131,7 +131,7 @@ def test_other_choices_are_a_note() -> None:
     a, b = Run(1), Run(2)
     b.measurement.architecture = architecture_of("sigmoid", top_k=3)
     notes = compare(a, b).notes
-    assert "chosen experts a token (K): 2 against 3" in notes
+    assert "chosen experts per token (K): 2 against 3" in notes
     assert "scoring: softmax against sigmoid" in notes
 
 

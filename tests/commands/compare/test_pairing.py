@@ -77,8 +77,8 @@ def test_of_newest_only_the_last_two_are_compared() -> None:
     pairs, alone = match_progress(records(1, 2, 3), records(700), "newest")
     assert [(a.step, b.step) for a, b in pairs] == [(3, 700)]
     assert [(u.run, u.step, u.progress, u.reason) for u in alone] == [
-        ("a", 1, None, "only the newest of each run are compared"),
-        ("a", 2, None, "only the newest of each run are compared"),
+        ("a", 1, None, "only the newest checkpoint of each run is compared"),
+        ("a", 2, None, "only the newest checkpoint of each run is compared"),
     ]
 
 
@@ -118,7 +118,7 @@ def test_a_run_of_one_checkpoint_without_progress_is_compared_with_the_newest() 
     assert choose_axis([base, run], None) == "newest"
     with pytest.raises(ComparisonError, match="the runs have no progress in common") as error:
         choose_axis([base * 2, run], None)
-    assert error.value.hint == "name the folders checkpoint-STEP"
+    assert error.value.hint == "rename the folders of checkpoints to checkpoint-STEP"
 
 
 def compare(

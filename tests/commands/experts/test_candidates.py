@@ -11,12 +11,12 @@ import pytest
 from moegeo_cli.commands.experts.candidates import (
     NO_FUNCTIONS,
     merge_candidates,
+    notes_on_unranked,
     prune_candidates,
     prune_scores,
     rank_pairs,
     rank_singles,
     rank_singles_by,
-    unranked,
 )
 from tests.commands.experts.recorded import layer_of, merge_of, record_of
 
@@ -127,7 +127,7 @@ def test_layers_without_a_ranking_are_named_by_their_reason() -> None:
         layer_of(5),
     ]
     assert prune_scores(layers[4]) == NO_FUNCTIONS
-    assert unranked(layers) == [
+    assert notes_on_unranked(layers) == [
         "no prune candidates in layers 0, 1: no token counts towards a loss",
         "no prune candidates in layer 2: the Fisher trace of every expert is 0",
         "no prune candidates in layer 3: the combine weight of every expert is 0",

@@ -146,7 +146,7 @@ def test_what_cannot_be_had_is_said_in_words() -> None:
     )
     assert reason(logits_TE=lost) == "the router's logits are not finite"
     assert reason("soft", hashed=True) == (
-        "the router hashes: it has no routing distribution to weigh by"
+        "a hash router has no routing distribution to weight tokens by"
     )
     hashing = reason(hashed=True, logits_TE=lost)
     assert isinstance(hashing, LayerTokens), "a router that hashes needs no logits"

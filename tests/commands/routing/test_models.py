@@ -10,9 +10,9 @@ import pytest
 
 from moegeo_cli.commands.routing.expert_samples import ExpertSample
 from moegeo_cli.commands.routing.models import (
+    NO_ANCESTOR,
     OTHER_SHAPES,
     OTHER_TOKENS,
-    UNTOLD,
     Side,
     compare_pair,
     pair_sides,
@@ -70,8 +70,9 @@ def test_kin_are_told_by_the_weights_of_their_experts() -> None:
     assert lineage is True
     assert match is not None
     np.testing.assert_array_equal(match.partner_E, ORDER)
-    assert f"have cosine {match.matched:.3f}, all other pairs {match.others:.3f}" in words
-    assert words.endswith("clearly more in 1 of 1 layers; experts are numbered otherwise")
+    assert f"have cosine {match.matched:.3f} if matched one to one" in words
+    assert f"and {match.others:.3f} for all other pairs" in words
+    assert words.endswith("clearly more in 1 of 1 layers; experts are numbered differently")
 
 
 def test_strangers_are_told_and_what_cannot_be_compared_has_its_reason() -> None:
@@ -129,7 +130,7 @@ def test_numbers_of_strangers_experts_mean_nothing() -> None:
     pair = side(tokens_of(1)), side(tokens_of(2))
     match = match_experts(WEIGHTS, WEIGHTS)
     strangers = compare_pair(*pair, match, False, DRAWS, 0)
-    assert strangers.metrics["overlap_same_token"].reason == UNTOLD
+    assert strangers.metrics["overlap_same_token"].reason == NO_ANCESTOR
     assert strangers.partner is None
     unread = compare_pair(*pair, None, None, DRAWS, 0)
     assert unread.metrics["overlap_same_token"].reason == "experts could not be matched"
@@ -143,4 +144,4 @@ def test_other_tokens_and_hashing_routers_have_no_similarities() -> None:
     for name in ("mantel", "mantel_spearman", "mantel_p_value"):
         assert found[name].reason == OTHER_TOKENS
     hashing = compare_pair(a, dataclasses.replace(a, root_NE=None), None, None, DRAWS, 0).metrics
-    assert hashing["mantel"].reason == "a router that hashes has no distribution"
+    assert hashing["mantel"].reason == "a hash router has no routing distribution"

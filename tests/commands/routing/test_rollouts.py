@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moegeo_cli.commands.routing.rollouts import MOST_PROMPTS, choose_prompts, prompt_tokens
+from moegeo_cli.commands.routing.rollouts import MAX_PROMPTS, choose_prompts, prompt_tokens
 from moegeo_cli.probes import Probe, Sample, Sequence
 from moegeo_cli.probes.dataset import IGNORED_LABEL
 from tests.commands.routing.recorded import tokens_of
@@ -60,7 +60,7 @@ def test_of_many_prompts_some_are_taken_evenly() -> None:
     probe = Probe.of((Sequence(np.full(4, i)) for i in range(1000)), "many")
     found = choose_prompts(probe, 1, None)
     numbers = [int(s.input_ids[0]) for s in found]
-    assert len(numbers) == MOST_PROMPTS
+    assert len(numbers) == MAX_PROMPTS
     assert (numbers[0], numbers[-1]) == (0, 999)
     assert set(np.diff(numbers)) <= {15, 16}
 

@@ -91,7 +91,7 @@ def test_a_probe_of_something_else_has_no_ids() -> None:
     found = gather(trace_of(1), probe=Probe.of(samples, "images"))
     assert isinstance(found, RoutedTokens)
     assert found.token_T is None
-    assert NO_IDS == "the probe is not of token ids"
+    assert NO_IDS == "the probe does not consist of token ids"
 
 
 def test_numbers_beyond_the_experts_are_empty_slots() -> None:
@@ -114,7 +114,7 @@ def test_why_there_are_no_tokens() -> None:
         (dataclasses.replace(plain, router=router_of(weight)),
          "the router's weights or inputs are not finite"),
         (dataclasses.replace(plain, logits_TE=lost), "the router's logits are not finite"),
-        (one, "a router of one expert chooses nothing"),
+        (one, "a router with one expert has no choice"),
     ):  # fmt: skip
         assert gather(trace) == reason
     hashing = gather(dataclasses.replace(plain, logits_TE=lost), hash_layers=(0,))
