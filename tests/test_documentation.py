@@ -38,6 +38,8 @@ from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecor
 from moegeo_cli.verdict.interventions import catalogue
 from moegeo_cli.verdict.thresholds import load_thresholds
 from tests.pictures import FOLDER, lines_of
+from tests.screens_page import BLOCK
+from tests.screens_page import PAGE as SCREENS
 
 RECORDS = (
     ExpertsRecord, ExpertLayerRecord, ExpertRecord, MergeCandidate, PruneCandidate, Trial,
@@ -76,6 +78,15 @@ def test_the_pictures_show_what_is_printed() -> None:
     lines = {"".join(line.split()) for line in screen.splitlines()[1:]} - {""}
     assert len(lines) > 15
     assert lines - shown == set()
+
+
+@pytest.mark.parametrize("command", ["analyze", "check", "compare", "experts", "routing"])
+def test_the_reference_shows_the_screens_of_the_pictures(command: str) -> None:
+    shown = {"".join(line.split()) for line in lines_of(FOLDER / f"{command}.svg")}
+    [screen] = [text for _, said, text, _ in BLOCK.findall(SCREENS.read_text("utf-8"))
+                if said.split()[0] == command]  # fmt: skip
+    lines = {"".join(line.split()) for line in screen.splitlines()} - {""}
+    assert lines == shown - {""}, "python -m tests.screens_page, python -m tests.pictures"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
