@@ -121,6 +121,8 @@ def test_every_file_that_contributing_names_exists() -> None:
     assert len(paths) > 40
     lost = {p for p in paths if not any((r / p).exists() for r in (ROOT, ROOT / "moegeo_cli"))}
     assert lost == set()
+    named = set(re.findall(r"`(\w+\.py)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert named - {path.name for path in (ROOT / "moegeo_cli").rglob("*.py")} == set()
 
 
 @pytest.mark.parametrize("folder", ["moegeo_cli", "benchmarks", "sample_checkpoints", "tests"])
