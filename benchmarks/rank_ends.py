@@ -37,7 +37,7 @@ def run_rank(rank: int, port: int) -> None:
         sys.exit(serve(ranks))
     analyze(SAMPLE, max_tokens=64, latest=True, baseline="none", cache=False, device="cpu",
                 ranks=ranks)  # fmt: skip
-    ranks.leave(0)
+    ranks.dismiss_others(0)
     sys.exit(0)
 
 

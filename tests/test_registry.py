@@ -22,7 +22,7 @@ from moegeo_cli.cli.lens import lens_command
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.metrics import all_metrics, specs
 from moegeo_cli.measuring import metrics as metrics_folder
-from moegeo_cli.measuring.layers import own_metrics
+from moegeo_cli.measuring.layers import router_metric_functions
 from moegeo_cli.records.schema import schema
 from moegeo_cli.reports import formats as formats_folder
 from moegeo_cli.reports import render
@@ -192,7 +192,13 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def forget() -> None:
     registry.forget()
-    tables = (all_metrics, specs, own_metrics, scorings.all_scorings, scorings.names_in_configs)
+    tables = (
+        all_metrics,
+        specs,
+        router_metric_functions,
+        scorings.all_scorings,
+        scorings.names_in_configs,
+    )
     for known in tables:
         known.cache_clear()
 

@@ -21,7 +21,7 @@ from moegeo_cli.fisher.accumulation import FisherAccumulator
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.layers import checkpoint_record
-from moegeo_cli.measuring.router_arrays import form_router
+from moegeo_cli.measuring.router_arrays import make_router_arrays
 from moegeo_cli.measuring.run import Measured
 from moegeo_cli.probes import Probe
 from moegeo_cli.probes import Sequence as Tokens
@@ -107,7 +107,7 @@ def arrays_of(
     outcome, groups_S = replay_of(traces, seed), group_sequences(len(LENGTHS))
     rows = np.arange(sum(LENGTHS))
     architecture = architecture_of(scoring)
-    found = [form_router(outcome, t, architecture, groups_S, None, rows, 0) for t in traces]
+    found = [make_router_arrays(outcome, t, architecture, groups_S, None, rows, 0) for t in traces]
     known: dict[str, Any] = {
         "routers": tuple(r for r in found if r is not None), "loss_S": outcome.loss_S,
         "loss_tokens_S": outcome.loss_tokens_S, "groups_S": groups_S, "sample_rows": rows,

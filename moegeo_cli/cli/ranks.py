@@ -74,7 +74,7 @@ def run_among_ranks(
     else:
         code = work(ranks)
         if code in ORDERLY_EXITS:
-            ranks.leave(code)
+            ranks.dismiss_others(code)
         else:
             ranks.abandon()
     if not ranks.share_probe:

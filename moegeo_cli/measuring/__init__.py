@@ -1,1 +1,1 @@
-"""From a replayed pass to one router's sums, estimates and records."""
+"""From a replay to statistics and records: sums of each router, estimates, checkpoint records."""

@@ -1,7 +1,7 @@
-"""What is kept of a measured checkpoint: sums and samples, enough to judge without the model.
+"""The stored arrays of a measured checkpoint: sums and samples, from which all metrics follow.
 
-Everything here turns into named arrays for `measurements.safetensors` and back. Scalars
-that describe a router travel in the record beside it, not in the arrays.
+They are converted to named arrays for `measurements.safetensors` and back. Scalars that describe a
+router are stored in the record, not in the arrays.
 
 Legend: S sequences, G groups of sequences, E experts, D router input width, K experts
 chosen per token, M sampled tokens, N sampled router inputs.
@@ -23,11 +23,11 @@ from moegeo_cli.records.run import RouterState
 
 @dataclass(frozen=True, slots=True)
 class RouterArrays:
-    """One router: per-sequence sums, Fisher sums, and samples for distances between checkpoints.
+    """One router: sums by sequence, Fisher sums, and samples for distances between checkpoints.
 
     `sample_logits_ME` and `sample_selected_MK` are of the same tokens in every checkpoint;
-    `sample_x_ND` are router inputs at every so-manieth of those tokens. A router that sees a part
-    of every sequence has its own `sample_rows` and `input_rows`, among the tokens that it sees.
+    `sample_x_ND` are router inputs at some of these tokens. A router that sees only a part of each
+    sequence has its own `sample_rows` and `input_rows`, as indices into the tokens that it sees.
     """
 
     layer: int
@@ -44,20 +44,20 @@ class RouterArrays:
     sample_x_ND: np.ndarray | None
     sample_rows: np.ndarray | None = None
     input_rows: np.ndarray | None = None
-    # experts whose weights are not finite, and those with zeros; None: not looked at
+    # Experts with weights that are not finite, and with weights that are zero; None: not checked.
     experts_nonfinite: tuple[int, ...] | None = None
     experts_zero: tuple[int, ...] | None = None
-    # groups of experts with the same weights, bit for bit; None: not looked at
+    # Groups of experts with equal weights, bit for bit; None: not checked.
     experts_identical: tuple[tuple[int, ...], ...] | None = None
     selection_bias_E: np.ndarray | None = None
-    # experts that the router's weights or biases switch off
+    # Experts that the router's weights or biases switch off.
     masked: tuple[int, ...] = ()
-    # share of sampled tokens that rounding of the selection bias sends elsewhere; None: not known
+    # Share of sampled tokens whose choice the rounding of the selection bias may change, or None.
     bias_changes: float | None = None
 
     @property
     def off(self) -> tuple[int, ...]:
-        """Masked experts that no token reached."""
+        """Masked experts with load 0."""
         return tuple(e for e in self.masked if not self.sums.dispatch_SE[:, e].any())
 
     @property
@@ -84,10 +84,10 @@ class RouterArrays:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointArrays:
-    """One checkpoint: its routers, and the loss by sequence (None without a loss pass).
+    """One checkpoint: the arrays of its routers, and the loss of each sequence.
 
-    `sample_rows` are the probe's rows behind the samples, `input_rows` those of them whose
-    router inputs are kept.
+    `loss_S` is None if no loss was computed. `sample_rows` are the probe's rows of the samples;
+    `input_rows` are those of them whose router inputs are kept.
     """
 
     routers: tuple[RouterArrays, ...]
@@ -101,7 +101,7 @@ class CheckpointArrays:
     replay: ReplayFacts = field(default_factory=ReplayFacts)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Named arrays, ready to be saved."""
+        """Named arrays for storage."""
         arrays = {
             "loss_tokens": self.loss_tokens_S,
             "groups": self.groups_S,
@@ -130,7 +130,7 @@ class CheckpointArrays:
         return arrays
 
     def describe(self) -> list[dict[str, Any]]:
-        """What the arrays alone do not say of each router."""
+        """The facts about each router that are not arrays, for the record."""
         return [
             {"layer": r.layer, "path": r.path, "experts": r.experts, "top_k": r.top_k,
              "scoring": r.scoring, "fishers": [list(key) for key in r.fishers],
@@ -145,7 +145,7 @@ class CheckpointArrays:
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], described: Sequence[Mapping[str, Any]], **rest: Any
     ) -> CheckpointArrays:
-        """Rebuild from saved arrays and `describe`'s facts."""
+        """Rebuild from the arrays of `to_arrays` and the facts of `describe`."""
         routers = []
         for place, facts in enumerate(described):
             own = _under(arrays, f"router.{place}.")

@@ -1,4 +1,4 @@
-"""Which checkpoints and layers of a run were asked for."""
+"""Choose the checkpoints of a run by --steps and --latest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from moegeo_cli.settings import parse_ranges
 def choose_checkpoints(
     folder: RunFolder, steps: str | Sequence[int] | None, latest: bool
 ) -> list[Checkpoint]:
-    """The checkpoints that were asked for, oldest first."""
+    """The chosen checkpoints, oldest first.
+
+    Args:
+        folder: the run.
+        steps: steps or ranges of steps; None for all.
+        latest: whether to keep only the newest of them.
+
+    Raises:
+        UsageError: no checkpoint has one of the steps.
+    """
     wanted = parse_ranges(steps, "--steps")
     chosen = [c for c in folder.checkpoints if wanted is None or c.step in wanted]
     if not chosen:

@@ -1,4 +1,4 @@
-"""The last analysis of a run, kept whole beside its measurements: what `moegeo report` shows."""
+"""Store the last analysis of a run in its store, for `moegeo report`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from moegeo_cli.store.cache import FOLDER, Store, entry_key
 
 
 def _key(path: Path) -> str:
-    """By the folder's name: a store is moved with its run, and shared with its checkpoints."""
+    """The key of a run's report. It uses only the folder's name, because runs are moved."""
     return f"report-{entry_key({'of': path.resolve().name, 'moegeo': __version__})}"
 
 
 def keep_report(store: Store, path: Path | str, record: RunRecord) -> None:
-    """Keep what an analysis found, in the place of the one before."""
+    """Store the record of an analysis; it replaces the last one."""
     store.save_json(_key(Path(path)), to_dict(record))
 
 
 def load_report(path: Path, place: Path | str | None) -> RunRecord | None:
-    """The last analysis of a run or a checkpoint; None where none is kept.
+    """The last analysis of a run or a checkpoint; None if none is stored.
 
     Args:
         path: the run or checkpoint.

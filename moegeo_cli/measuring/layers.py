@@ -1,4 +1,4 @@
-"""From arrays to a checkpoint's record: every router's metrics, and the run-level ones.
+"""From the stored arrays of a checkpoint to its record: metrics of each router and over routers.
 
 Legend: S sequences, E experts, B draws.
 """
@@ -37,17 +37,18 @@ FISHER_NAMES = (*FORMS, "low_sample_experts")
 
 
 @functools.cache
-def own_metrics() -> Mapping[str, Callable[[RouterArrays], Estimate]]:
-    """The metrics of `measuring/metrics/` by name, each with its function."""
+def router_metric_functions() -> Mapping[str, Callable[[RouterArrays], Estimate]]:
+    """The functions of the metrics in `measuring/metrics/`, by name."""
     places = router_metrics()
     return {n: load(f"{places[n]}:estimate") for n in all_metrics() if n in places}
 
 
 @dataclass(frozen=True)
 class CheckpointEstimates:
-    """Every number of a checkpoint with its draws: by router, and over routers.
+    """All estimates of a checkpoint, with their bootstrap draws.
 
-    `fishers` has the heterogeneity of each kind and unit, by router in the same order.
+    `routing` and the lists in `fishers` (heterogeneity by kind and unit) have one entry per router,
+    in the order of `paths`.
     """
 
     draws: Draws
@@ -62,16 +63,16 @@ class CheckpointEstimates:
         return over_routers(
             self.routing,
             self.paths,
-            (*ROUTING_NAMES, *own_metrics()),
+            (*ROUTING_NAMES, *router_metric_functions()),
         )
 
 
 def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> CheckpointEstimates:
-    """All estimates of one checkpoint, from what was kept of its replay.
+    """Compute all estimates of one checkpoint.
 
     Args:
-        arrays: sums and samples.
-        settings: the seed of the draws, and which Fisher was asked for.
+        arrays: its sums and samples.
+        settings: the seed of the draws, and the Fisher kind and unit.
     """
     draws = make_draws(arrays.groups_S, settings.seed)
     dead = [
@@ -83,7 +84,7 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
     routing = []
     for router, test in zip(arrays.routers, dead, strict=True):
         found = routing_estimates(router.open_sums, draws, test)
-        found |= {name: estimate(router) for name, estimate in own_metrics().items()}
+        found |= {name: estimate(router) for name, estimate in router_metric_functions().items()}
         routing.append(found)
     no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
@@ -115,16 +116,16 @@ def checkpoint_record(
     fingerprint: str,
     progress: Mapping[str, float | None],
 ) -> CheckpointRecord:
-    """The record of a checkpoint by itself: no baseline, no history.
+    """The record of one checkpoint, without metrics that need a baseline or other checkpoints.
 
     Args:
-        arrays: what was kept of its replay.
-        probe: for the domains of its sequences.
+        arrays: its sums and samples.
+        probe: the probe, for the domains of its sequences.
         settings: how it was measured.
-        step: where the run was.
-        path: relative to the run.
-        fingerprint: of its files.
-        progress: step, tokens and fraction as far as they are known.
+        step: its optimizer step; None if unknown.
+        path: its path relative to the run.
+        fingerprint: the fingerprint of its files.
+        progress: step, tokens and fraction of training, as far as they are known.
     """
     found = estimate_checkpoint(arrays, settings)
     domains = _domains(arrays, probe)
@@ -154,7 +155,7 @@ def checkpoint_record(
 
 
 def as_metrics(estimates: Estimates) -> dict[str, Any]:
-    """Records of estimates, by the same names."""
+    """Estimates as metric records, by the same names."""
     return {name: estimate.metric(name) for name, estimate in estimates.items()}
 
 
@@ -199,7 +200,7 @@ def _layer(
 
 
 def _domains(arrays: CheckpointArrays, probe: Probe) -> dict[str, np.ndarray]:
-    """The sequences of each domain; empty where the probe names fewer than two."""
+    """The sequences of each domain; empty if the probe has fewer than two domains."""
     names = [s.domain for s in probe.sequences]
     known = sorted({n for n in names if n is not None})
     if len(known) < 2 or len(names) != len(arrays.groups_S):
@@ -225,7 +226,7 @@ def _domain_losses(
 def _dead_in_all(
     arrays: CheckpointArrays, domains: Mapping[str, np.ndarray]
 ) -> list[tuple[int, ...] | None]:
-    """Experts that are dead in every domain in which the probe could tell; None where in none."""
+    """For each router, the experts dead in every domain with enough tokens; None without one."""
     in_all: list[set[int] | None] = [None] * len(arrays.routers)
     for chosen in domains.values():
         tests = find_dead([r.open_sums.subset(chosen) for r in arrays.routers])
@@ -238,7 +239,7 @@ def _dead_in_all(
 
 
 def _own_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
-    """A test of the experts that can be chosen, with their numbers in the router."""
+    """A test over the experts that can be chosen, with expert numbers of the whole router."""
     if not router.off or not test.dead:
         return test
     open_E = np.setdiff1d(np.arange(router.experts), router.off)
@@ -246,7 +247,7 @@ def _own_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
 
 
 def _plain(values_E: np.ndarray | None) -> tuple[float | None, ...] | None:
-    """Plain numbers, None for what is not finite."""
+    """Plain Python numbers; None for a value that is not finite."""
     if values_E is None:
         return None
     return tuple(float(v) if np.isfinite(v) else None for v in values_E)

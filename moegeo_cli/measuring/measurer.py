@@ -1,4 +1,4 @@
-"""A model that is built once and measures one checkpoint of a run after another.
+"""`Measurer`: replays a probe through one checkpoint after another and returns the arrays.
 
 Legend: T real probe positions, S sequences, D router input width, E experts, G groups.
 """
@@ -19,9 +19,9 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UsageError
 from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measuring.arrays import CheckpointArrays
-from moegeo_cli.measuring.prepared import PreparedModel, digest, prepare, say_notes
+from moegeo_cli.measuring.prepared import PreparedModel, collect_notes, digest, prepare
 from moegeo_cli.measuring.provenance import running_versions
-from moegeo_cli.measuring.router_arrays import form_router, sample_rows
+from moegeo_cli.measuring.router_arrays import make_router_arrays, sample_rows
 from moegeo_cli.measuring.routing_statistic import make_statistic
 from moegeo_cli.models.accounting import recall
 from moegeo_cli.models.fitting import Request, choose_source
@@ -36,7 +36,7 @@ from moegeo_cli.replay.session import replay
 from moegeo_cli.routers.finding import Router
 from moegeo_cli.settings import Settings
 
-# Router inputs are wide: fewer are kept, and never more bytes than this over all routers.
+# Number of router inputs that are kept per router, and their largest size over all routers.
 SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
 
 
@@ -44,21 +44,21 @@ class Measurer:
     """Measures checkpoints of one architecture with one probe.
 
     Args:
-        architecture: what the config says of the routers.
+        architecture: the facts about the routers in the config.
         config: the parsed config.json.
-        probe: the probe, tokenised.
+        probe: the tokenised probe.
         groups_S: each sequence's group for resampling.
         settings: how to measure.
-        models: what model this is; None for transformers'.
-        ranks: who shares the probe; None for this process alone.
-        beside: bytes that the command holds beside what a pass holds.
+        models: which model this is; None for a transformers model.
+        ranks: the processes that share the probe; None for a single process.
+        beside: bytes that the command holds in addition to a pass.
         every_token: whether the command keeps the logits and choices of every token.
-        verified: of a command that rewrites copies of the model: how many tokens' output logits
-            are compared, before and after.
+        verified: for a command that compares rewritten copies of the model: number of tokens whose
+            output logits it compares.
 
     Raises:
-        ResourceError: the device is not there.
-        UsageError: a bound of memory for a model that it cannot be kept for.
+        ResourceError: the device does not exist.
+        UsageError: --memory with a model whose memory is not known.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Measurer:
                     found="--memory with a model of your own, or with captures",
                     hint="leave --memory out, and use a smaller --batch-size or --max-tokens",
                 )
-        self.memory: str | None = None  # what a replay held, in words
+        self.memory: str | None = None  # a sentence about the memory of the last replay
 
     def measure(
         self, checkpoint: Checkpoint, progress: Callable[[int], None] | None = None
@@ -109,19 +109,19 @@ class Measurer:
         Raises: what loading and replaying raise.
         """
         if self.ranks:
-            self.ranks.tell("load", path=str(checkpoint.path))
+            self.ranks.send_order("load", path=str(checkpoint.path))
         return self._measure(partial(self.load, checkpoint), checkpoint, progress)
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """A checkpoint's model."""
+        """Load a checkpoint's model."""
         return self.source(checkpoint).load(checkpoint)
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """A fresh model by a checkpoint's config."""
+        """Make a freshly initialised model by a checkpoint's config."""
         return self.source(checkpoint).initialise(checkpoint, seed)
 
     def source(self, checkpoint: Checkpoint) -> ModelSource:
-        """Where models come from; the first checkpoint tells how large they are."""
+        """The source of models, chosen by the size of the first checkpoint."""
         if self._source is None:
             self._source = choose_source(
                 Request(
@@ -139,7 +139,7 @@ class Measurer:
     ) -> CheckpointArrays:
         """Measure a fresh initialisation of the checkpoint's own config."""
         if self.ranks:
-            self.ranks.tell("initialise", path=str(checkpoint.path), seed=seed)
+            self.ranks.send_order("initialise", path=str(checkpoint.path), seed=seed)
         return self._measure(partial(self.initialise, checkpoint, seed), checkpoint, progress)
 
     def measure_model(
@@ -148,18 +148,18 @@ class Measurer:
         checkpoint: Checkpoint,
         progress: Callable[[int], None] | None = None,
     ) -> CheckpointArrays:
-        """Replay the probe through a model as it stands.
+        """Replay the probe through a model in its current state.
 
         Args:
             model: the model.
-            checkpoint: what it is of, for what lies beside its weights.
-            progress: hears how many tokens were replayed.
+            checkpoint: its checkpoint, for files beside the weights.
+            progress: called with the number of tokens that were replayed.
 
         Raises: what replaying raises.
         """
         return self._measure(lambda: model, checkpoint, progress)
 
-    def take_part(self, give: Callable[[], nn.Module]) -> None:
+    def replay_share(self, give: Callable[[], nn.Module]) -> None:
         """Replay this rank's share of the probe, for rank 0.
 
         Raises: what loading and replaying raise, on any rank.
@@ -168,16 +168,16 @@ class Measurer:
         self.replay(prepared, self.plan(prepared))
 
     def open(self, checkpoint: Checkpoint) -> PreparedModel:
-        """A checkpoint's model, ready to be replayed.
+        """Load a checkpoint's model and prepare it for a replay.
 
         Raises: what loading raises.
         """
         return self.prepare(partial(self.load, checkpoint))
 
     def prepare(self, give: Callable[[], nn.Module]) -> PreparedModel:
-        """The model that `give` gives, ready to be replayed; on all ranks the same.
+        """Prepare the model that `give` returns for a replay; check that it is equal on all ranks.
 
-        Raises: what `give` raises, and a model without the routers that were asked for.
+        Raises: what `give` and `prepare` raise.
         """
 
         def make() -> PreparedModel:
@@ -190,9 +190,9 @@ class Measurer:
         return prepared
 
     def plan(self, prepared: PreparedModel) -> Plan:
-        """How a model is replayed for `measure`: what other measurements begin from.
+        """The plan of a pass for `measure`. Other commands change a copy of it.
 
-        Raises: what a model's own code raises where it is tried out.
+        Raises: what a user's own model raises when it is tried out.
         """
         prepared.form.prepare(prepared.asked, self.inputs)
         splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
@@ -220,12 +220,12 @@ class Measurer:
     def replay(
         self, prepared: PreparedModel, plan: Plan, progress: Callable[[int], None] | None = None
     ) -> Replay:
-        """The probe's pass through a model.
+        """Replay the probe through a model.
 
         Args:
             prepared: the model.
-            plan: what of the pass is kept.
-            progress: hears how many tokens were replayed.
+            plan: what the pass measures and keeps.
+            progress: called with the number of tokens that were replayed.
 
         Raises: what replaying raises.
         """
@@ -258,12 +258,12 @@ class Measurer:
         measured = []
         for trace, moments in zip(outcome.traces, adam, strict=True):
             measured.append(
-                form_router(
+                make_router_arrays(
                     outcome, trace, self.architecture, self.groups_S, moments, input_rows,
                     self.settings.seed,
                 )
             )  # fmt: skip
-            trace.release()  # one by one, so that sums and samples are not there twice
+            trace.release()  # one by one, so that traces and arrays do not both fill the memory
         skipped = {r.path: "left out by --layers" for r in routers if r not in asked}
         skipped |= {t.router.path: t.problem for t in outcome.traces if t.problem}
         return CheckpointArrays(
@@ -288,13 +288,13 @@ class Measurer:
                 "memory": mode.describe_memory(),
                 "weights": recall(model),
                 **({"no_loss": prepared.form.no_loss} if prepared.form.runs_to_end else {}),
-                "notes": say_notes(prepared, mode, outcome, self.probe),
+                "notes": collect_notes(prepared, mode, outcome, self.probe),
             },
         )
 
     @property
     def mode(self) -> ReplayMode:
-        """How the models of the source are replayed."""
+        """How models of this source are replayed."""
         return self._source.mode if self._source is not None else ReplayMode()
 
     def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
@@ -306,7 +306,7 @@ class Measurer:
     def _adam(
         self, model: nn.Module, path: Path, routers: Sequence[Router]
     ) -> list[np.ndarray | None]:
-        """Adam's second moments where that kind was asked for."""
+        """Adam's second moments of each router, if that Fisher kind is measured; else None."""
         if self.settings.fisher != "adam":
             return [None] * len(routers)
         names = {id(p): n for n, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""A model that is ready to be replayed: its routers found, and what must be said of it."""
+"""Prepare a model for a replay: find its routers, and collect notes for the report."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHERS = "{} routers of image or sound tokens left out: the probe is text"
 
 @dataclass(frozen=True, slots=True)
 class PreparedModel:
-    """A model with its form, its routers, and those asked for among them."""
+    """A model with its form and its routers; `asked` are the routers in the chosen layers."""
 
     model: nn.Module
     form: ModelForm
@@ -40,10 +40,15 @@ class PreparedModel:
 def prepare(
     model: nn.Module, architecture: Architecture, layers: Sequence[int] | None
 ) -> PreparedModel:
-    """Find a model's routers, and those in the layers that are asked for.
+    """Find a model's routers, and those in the chosen layers.
+
+    Args:
+        model: the model.
+        architecture: the facts about the routers in the config.
+        layers: the chosen layers; None for all.
 
     Raises:
-        UnsupportedArchitectureError: none there, or a scoring that is not known.
+        UnsupportedArchitectureError: a layer without a router, or an unknown scoring.
     """
     routers = find_routers(model)
     asked = [r for r in routers if layers is None or r.layer in layers]
@@ -66,10 +71,10 @@ def prepare(
     return PreparedModel(model, form_of(model), routers, asked, architecture.encoder_decoder)
 
 
-def say_notes(
+def collect_notes(
     prepared: PreparedModel, mode: ReplayMode, outcome: Replay, probe: Probe
 ) -> list[str]:
-    """What must be said of a replay beside its numbers."""
+    """All notes about a replay for the report."""
     others = find_other_routers(prepared.model)
     sources = sum(s.source for s in probe.sequences if not isinstance(s, Sample))
     pairs = [PAIRS.format(sources, probe.tokens - sources)] if prepared.encoder_decoder else []
@@ -87,7 +92,7 @@ def say_notes(
 
 
 def digest(routers: Sequence[Router]) -> str:
-    """A hash of the routers' weights: ranks that read other files have another."""
+    """A hash of the routers' weights, to check that all ranks read the same files."""
     found = hashlib.sha256()
     for router in routers:
         weight = router.weight_ED.detach().cpu().contiguous()

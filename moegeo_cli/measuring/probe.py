@@ -1,4 +1,4 @@
-"""The probe of a run: read with its tokenizer, as large as its experts ask for."""
+"""Load the probe for a run: with its tokenizer, and large enough for its number of experts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINIMUM_TOKENS = 8192
 
 
 def default_tokens(folder: RunFolder, models: Models) -> int:
-    """Enough probe tokens for the dead-expert test to be able to find one; at least 8,192."""
+    """Number of probe tokens that the dead-expert test needs; at least 8,192."""
     return _enough_tokens(folder, models.describe(folder.newest))
 
 
@@ -38,16 +38,17 @@ def _enough_tokens(folder: RunFolder, architecture: Architecture) -> int:
 def open_probe(
     folder: RunFolder, probe: Source | Path | str | None, max_tokens: int | None, models: Models
 ) -> Probe:
-    """The probe as a run's newest checkpoint reads it.
+    """Load the probe, tokenised for a run's newest checkpoint.
 
     Args:
         folder: the run.
         probe: a probe file, with the keys of its records; None for the bundled one.
-        max_tokens: at most so many; None for what the dead-expert test needs.
-        models: what model the run is of.
+        max_tokens: largest number of tokens; None for what the dead-expert test needs.
+        models: which model the run has.
 
     Raises:
-        ProbeError: not readable, or not for this model.
+        ProbeError: the probe cannot be read, or does not fit the model.
+        UsageError: a probe together with captures, or a config without a vocabulary size.
     """
     own = models.probe()
     source = Source.of(probe)
@@ -77,13 +78,17 @@ def _states(config: Mapping[str, Any]) -> bool:
 
 
 def tokenizer_place(checkpoint: Checkpoint) -> Path:
-    """Where a checkpoint's tokenizer is looked for: with it, else with its config."""
+    """The folder of a checkpoint's tokenizer: the checkpoint's own, or that of its config."""
     places = (checkpoint.path, checkpoint.config_folder)
     return next((place for place in places if find_tokenizer(place)), checkpoint.path)
 
 
 def vocabulary_of(config: Mapping[str, Any]) -> int:
-    """Size of the vocabulary that a config.json states."""
+    """The vocabulary size in a config.json.
+
+    Raises:
+        UsageError: there is none.
+    """
     size = text_config(config).get("vocab_size") or config.get("vocab_size")
     if not isinstance(size, int):
         raise UsageError("config.json does not say the size of the vocabulary")
@@ -91,13 +96,13 @@ def vocabulary_of(config: Mapping[str, Any]) -> int:
 
 
 def context_of(config: Mapping[str, Any]) -> int | None:
-    """The longest sequence that a config.json allows; None where it does not say."""
+    """The longest sequence that a config.json allows; None if it has no limit."""
     length = text_config(config).get("max_position_embeddings")
     return length if isinstance(length, int) else None
 
 
 def ends_of(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """The ids that end a document, as a config.json states them; none where it does not."""
+    """The end-of-document ids in a config.json; empty if there are none."""
     found = text_config(config).get("eos_token_id", config.get("eos_token_id"))
     given = found if isinstance(found, list) else [found]
     return tuple(sorted({end for end in given if type(end) is int and end >= 0}))

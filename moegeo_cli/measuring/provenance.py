@@ -1,4 +1,4 @@
-"""Which versions measured, and on which device: kept with every measurement."""
+"""Provenance of a measurement: the versions and the device that it was made with."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from moegeo_cli import __version__
 from moegeo_cli.records import CheckpointRecord
 
-# Rotation, gradient and kernel details differ between these: results name them.
+# Numerical details differ between versions of these packages, so results name the versions.
 PACKAGES = ("torch", "transformers", "numpy", "scipy", "safetensors")
-# These compute the replay: a measurement of other versions is made anew.
+# These packages compute the replay: with another version a checkpoint is measured again.
 DECIDING = ("torch", "transformers")
-# What the drivers of accelerators put into /dev on Linux.
+# Device files of accelerators in /dev on Linux.
 ACCELERATORS = ("nvidia*", "kfd", "dri/render*", "accel*", "davinci*", "dxg")
 
 
@@ -26,19 +26,19 @@ def package_version(name: str) -> str:
 
 
 def running_versions() -> dict[str, str]:
-    """Versions of this process, by package; imports no package."""
+    """The installed versions by package, without importing them."""
     return {"moegeo": __version__, **{name: package_version(name) for name in PACKAGES}}
 
 
 def deciding_versions() -> dict[str, str]:
-    """What belongs to the key that a measurement is stored under."""
+    """The versions that are part of a measurement's key in the store."""
     return {name: package_version(name) for name in DECIDING}
 
 
 def deciding_device(name: str) -> str:
-    """The kind of device that `name` means here: "auto" is another one on another machine.
+    """The kind of device for the store's key; "auto" is resolved, as it depends on the machine.
 
-    torch is imported only where the machine may have an accelerator.
+    torch is imported only if the machine may have an accelerator.
     """
     if name != "auto" or not may_have_accelerator():
         return name if name != "auto" else "cpu"
@@ -48,7 +48,7 @@ def deciding_device(name: str) -> str:
 
 
 def may_have_accelerator() -> bool:
-    """Whether torch could find an accelerator: by its build, and by the system's devices."""
+    """Whether torch may find an accelerator, judged by its build and the device files."""
     if package_version("torch").endswith("+cpu"):
         return False
     if sys.platform != "linux":
@@ -59,10 +59,10 @@ def may_have_accelerator() -> bool:
 def measured_versions(
     checkpoints: Sequence[CheckpointRecord],
 ) -> tuple[Mapping[str, str], tuple[str, ...]]:
-    """The versions that measured the newest checkpoint, and what to say where others differ.
+    """The versions that measured the newest checkpoint, and notes about differing versions.
 
     Args:
-        checkpoints: of a run, oldest first.
+        checkpoints: the checkpoints of a run, oldest first.
     """
     of_each = [c.replay.get("versions") or {} for c in checkpoints]
     newest = of_each[-1] or running_versions()

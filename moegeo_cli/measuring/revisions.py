@@ -1,7 +1,6 @@
-"""Revisions of the Hub, measured one after the other while each one's weights are here.
+"""Runs on the Hub: download and measure one revision after another.
 
-What is kept of a revision's measurement stands for it afterwards. So a run of many revisions needs
-the disk of one.
+Only the measurement of a revision is kept, so a run of many revisions needs the disk space of one.
 """
 
 from __future__ import annotations
@@ -21,20 +20,23 @@ from moegeo_cli.store.cache import FOLDER
 
 
 def on_hub(run: RunFolder) -> bool:
-    """Whether a run is of the Hub."""
+    """Whether a run is on the Hub."""
     return note_of(run.newest.path) is not None
 
 
 @contextmanager
-def kept_for(
+def store_options_for(
     runs: Sequence[RunFolder | None], storage: Mapping[str, Any], ranks: object = None
 ) -> Iterator[dict[str, Any]]:
-    """The options of a store that outlasts each revision's weights; as given for other runs.
+    """Context manager: the store options for the runs of a command.
+
+    Runs on the Hub get a store that outlasts the weights of each revision; for other runs the
+    options are unchanged.
 
     Args:
-        runs: of a command.
-        storage: the options as given.
-        ranks: who shares the probe.
+        runs: the runs of the command.
+        storage: the user's options `cache` and `cache_dir`.
+        ranks: the processes that share the probe; None for a single process.
 
     Raises:
         UsageError: revisions of the Hub under torchrun.
@@ -66,15 +68,15 @@ def each_revision(
     latest: bool = False,
     also: int | None = None,
 ) -> None:
-    """Bring each chosen revision of a run of the Hub and do something with it alone.
+    """Download each chosen revision of a run on the Hub in turn, and call a function with it.
 
     Args:
-        run: any run; one that is not of the Hub is left alone.
-        do: is called with a run of one revision while its weights are here.
-        is_kept: whether the store holds all of that already; then no weights are brought.
-        steps: which of the run.
-        latest: likewise.
-        also: a further step, where the run has it: of the baseline.
+        run: the run; nothing is done for a run that is not on the Hub.
+        do: called with a run of one revision while its weights are on disk.
+        is_kept: whether the store has everything of a revision; then it is not downloaded.
+        steps: steps or ranges of steps; None for all.
+        latest: whether to use only the newest of them.
+        also: a further step, that of the baseline, if the run has it.
     """
     if not on_hub(run):
         return
@@ -87,7 +89,7 @@ def each_revision(
 
 
 def _alone(run: RunFolder, checkpoint: Checkpoint) -> RunFolder:
-    """A run of one of its checkpoints, opened anew: its weights may have come."""
+    """A run with one checkpoint only, opened again because its weights may now be on disk."""
     fresh = Checkpoint(
         checkpoint.path,
         checkpoint.relative,
@@ -97,11 +99,11 @@ def _alone(run: RunFolder, checkpoint: Checkpoint) -> RunFolder:
     return RunFolder(run.name, checkpoint.path, True, (fresh,), (), run.config)
 
 
-def bring(*runs: RunFolder) -> None:
-    """Bring the weights that a lens reads: of one revision of each run.
+def fetch_weights(*runs: RunFolder) -> None:
+    """Download the weights that a lens reads: one revision of each run.
 
     Raises:
-        UsageError: a run of several revisions.
+        UsageError: a run has several revisions.
     """
     for run in runs:
         if not run.is_single and on_hub(run):

@@ -1,4 +1,4 @@
-"""One router's trace as what is kept of it: sums by sequence and group, Fishers, samples.
+"""From a router's trace to its stored arrays: sums by sequence, Fisher sums, samples.
 
 Legend: T real probe positions, S sequences, D router input width, E experts, G groups.
 """
@@ -26,11 +26,11 @@ from moegeo_cli.measuring.routing_statistic import (
 from moegeo_cli.models.damage import find_damage
 from moegeo_cli.replay.plan import SAMPLE_TOKENS, Replay, RouterTrace
 
-# Of the rows that are kept by value, those whose choice is tried under other biases.
+# Number of sampled rows whose choice is tried with other biases.
 ROUNDED_TOKENS = 1024
 
 
-def form_router(
+def make_router_arrays(
     outcome: Replay,
     trace: RouterTrace,
     architecture: Architecture,
@@ -39,16 +39,19 @@ def form_router(
     input_rows: np.ndarray,
     seed: int,
 ) -> RouterArrays | None:
-    """One router's trace as sums and samples; None where it could not be measured.
+    """Turn one router's trace into sums and samples.
 
     Args:
-        outcome: the replay that the trace is of.
-        trace: what the router did at every token.
-        architecture: what the config says of the routers.
+        outcome: the result of the replay.
+        trace: the router's trace.
+        architecture: the facts about the routers in the config.
         groups_S: each sequence's group for resampling.
-        adam: its second moments (E, D), where that kind was asked for.
+        adam: Adam's second moments of the router, (E, D); None for other Fisher kinds.
         input_rows: the probe's rows whose router inputs were kept.
-        seed: of the sample that is kept by value.
+        seed: seed of the sample of rows.
+
+    Returns:
+        None if the router could not be measured.
     """
     if trace.problem or trace.selected_TK is None or trace.weights_TK is None:
         return None
@@ -142,7 +145,7 @@ def form_router(
 
 
 def _bias_changes(tokens: RouterTokens, logits_ME: np.ndarray, seed: int) -> float | None:
-    """Share of sampled tokens that rounding of the selection bias sends elsewhere."""
+    """Share of sampled tokens whose choice the rounding of the selection bias may change."""
     bias_E = tokens.selection_bias_E
     if bias_E is None or not tokens.top_k or tokens.logits_TE is None or not len(logits_ME):
         return None
@@ -162,7 +165,7 @@ def _bias_changes(tokens: RouterTokens, logits_ME: np.ndarray, seed: int) -> flo
 
 
 def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:
-    """A fixed subset of the probe's rows, the same for every checkpoint and router."""
+    """A random subset of the probe's rows, the same for every checkpoint and router, sorted."""
     if tokens <= count:
         return np.arange(tokens)
     return np.sort(np.random.default_rng(seed).choice(tokens, count, replace=False))

@@ -1,4 +1,4 @@
-"""A run's checkpoints measured, or read from the store, oldest first.
+"""`RunMeasurement`: measures the checkpoints of a run, or reads them from the store.
 
 Legend: S sequences, G groups.
 """
@@ -22,9 +22,9 @@ from moegeo_cli.errors import FormatError
 from moegeo_cli.explanations.metrics import added_metrics
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays
-from moegeo_cli.measuring.aside import Aside
 from moegeo_cli.measuring.layers import checkpoint_record
 from moegeo_cli.measuring.provenance import deciding_device, deciding_versions
+from moegeo_cli.measuring.temporary_arrays import TemporaryArrays
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
 from moegeo_cli.records import CheckpointRecord
@@ -40,19 +40,19 @@ FRESH_INITIALISATIONS = 8
 
 
 class Listener(Protocol):
-    """Whoever wants to know how far the work is."""
+    """Callbacks for the progress of a measurement."""
 
     def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
-        """A run starts: so many checkpoints, or whatever else is measured."""
+        """Called at the start of a run with the number of checkpoints (or other items)."""
 
     def checkpoint(self, name: str, tokens: int, note: str) -> None:
-        """A checkpoint starts; `tokens` is 0 where nothing is replayed."""
+        """Called at the start of a checkpoint; `tokens` is 0 if nothing is replayed."""
 
     def advance(self, tokens: int) -> None:
-        """Tokens were replayed."""
+        """Called with the number of tokens that were replayed."""
 
     def note(self, text: str) -> None:
-        """Something worth a line, beside the progress."""
+        """Called with a line to show beside the progress."""
 
 
 Progress = Mapping[str, float | None]  # step, tokens, fraction
@@ -60,10 +60,9 @@ Progress = Mapping[str, float | None]  # step, tokens, fraction
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A checkpoint's record, the key that it is stored under, and how to get at its arrays.
+    """A measured checkpoint: its key in the store, its record, and a function to read its arrays.
 
-    Arrays that the store keeps are read whenever they are asked for and not held: those of a
-    long run need not fit in memory together.
+    The arrays are read on demand and not held, so those of a long run need not fit in memory.
     """
 
     key: str
@@ -72,7 +71,7 @@ class Measured:
 
     @property
     def arrays(self) -> CheckpointArrays:
-        """The arrays: ask once, and let go."""
+        """The arrays, read again at each access."""
         return self.read()
 
 
@@ -80,14 +79,14 @@ class RunMeasurement:
     """Measures the checkpoints of one run with one probe, through the store.
 
     Args:
-        architecture: what the config says of the routers.
+        architecture: the facts about the routers in the config.
         config: the parsed config.json.
-        probe: the probe, tokenised.
+        probe: the tokenised probe.
         settings: how to measure.
-        store: where entries are kept.
-        listener: hears of progress; None for silence.
-        models: what model the run is of.
-        ranks: who shares the probe; None for this process alone.
+        store: the store.
+        listener: callbacks for progress; None for none.
+        models: which model the run has.
+        ranks: the processes that share the probe; None for a single process.
     """
 
     def __init__(
@@ -107,10 +106,10 @@ class RunMeasurement:
         self.settings, self.store, self.listener = settings, store, listener
         self.groups_S: np.ndarray = group_sequences(len(probe.sequences), settings.seed)
         self._measurer: Any = None
-        self._aside = Aside()
+        self._aside = TemporaryArrays()
 
     def key(self, fingerprint: str) -> str:
-        """What decides the numbers: two runs with one key give the same bytes."""
+        """The key of a measurement in the store: a hash of everything that it depends on."""
         return entry_key(
             {
                 "fingerprint": fingerprint,
@@ -127,7 +126,7 @@ class RunMeasurement:
         )
 
     def load(self, checkpoint: Checkpoint, fingerprint: str, progress: Progress) -> Measured | None:
-        """The stored measurement of a checkpoint, or None; names and progress are as of now."""
+        """The stored measurement of a checkpoint, with its current path and progress; or None."""
         found = self._stored(self.key(fingerprint))
         if found is None:
             return None
@@ -137,7 +136,11 @@ class RunMeasurement:
         return dataclasses.replace(found, record=record)
 
     def stored(self, key: str) -> Measured:
-        """A measurement that is known to be in the store."""
+        """A measurement that must be in the store.
+
+        Raises:
+            FormatError: it is not.
+        """
         found = self._stored(key)
         if found is None:
             raise _vanished()
@@ -160,7 +163,7 @@ class RunMeasurement:
         progress: Progress,
         upcoming: Sequence[Path] = (),
     ) -> Measured:
-        """Measure one checkpoint and store it; `upcoming` files are read ahead meanwhile."""
+        """Measure one checkpoint and store it; meanwhile `upcoming` files are read ahead."""
         from moegeo_cli.models.loading import read_ahead
 
         if self.listener:
@@ -177,16 +180,17 @@ class RunMeasurement:
                           fingerprint, progress)  # fmt: skip
 
     def require_memory(self, checkpoints: Sequence[Checkpoint], verify_fingerprint: str) -> None:
-        """See that memory holds a model of transformers, before anything reads its weights.
+        """Check that the model fits into memory, before its weights are read.
 
-        The bound is `--memory`, else what the machine has left.
+        The limit is `--memory`, or else the machine's free memory. Only transformers models are
+        checked.
 
         Args:
-            checkpoints: what is to be measured, unless it is stored.
+            checkpoints: the checkpoints to measure; stored ones are skipped.
             verify_fingerprint: "sampled" or "full".
 
         Raises:
-            ResourceError: it does not.
+            ResourceError: the model does not fit.
         """
         unplanned = self.models.own or not self.models.whole
         if self.ranks is not None or (unplanned and self.settings.memory is None):
@@ -198,10 +202,10 @@ class RunMeasurement:
                 return
 
     def initial(self, checkpoint: Checkpoint, fingerprint: str) -> list[Measured]:
-        """Fresh initialisations of a checkpoint's config, measured or from the store.
+        """Fresh initialisations by a checkpoint's config, measured or from the store.
 
-        They rest on the config alone, so every checkpoint of a run has the same ones: a run that
-        grows measures them once. Adam's moments are the checkpoint's own.
+        They depend only on the config, so all checkpoints of a run share them. With the Fisher kind
+        adam they also depend on the checkpoint's moments.
         """
         draws = []
         of = fingerprint if self.settings.fisher == "adam" else self._config_digest(checkpoint)
@@ -223,13 +227,13 @@ class RunMeasurement:
         return draws
 
     def _config_digest(self, checkpoint: Checkpoint) -> str:
-        """A hash of what a fresh model of a checkpoint's config rests on."""
+        """A hash of everything that a fresh model depends on."""
         config = {k: v for k, v in checkpoint.config.items() if k != "_name_or_path"}
         stated = json.dumps([config, repr(self.architecture)], sort_keys=True, default=str)
         return hashlib.sha256(stated.encode()).hexdigest()
 
     def _ready(self) -> Any:
-        """The measurer, made when the first model is needed: a rerun imports no torch."""
+        """The measurer, created for the first model, so that a rerun imports no torch."""
         if self._measurer is None:
             from moegeo_cli.measuring.measurer import Measurer
             from moegeo_cli.measuring.serving import start
@@ -250,7 +254,8 @@ class RunMeasurement:
         fingerprint: str,
         progress: Progress,
     ) -> Measured:
-        # Gram matrices are stored as float32: a fresh entry must give the bytes of a stored one.
+        # Gram matrices are stored as float32. Converted here too, so that a fresh measurement gives
+        # the same bytes as a stored one.
         arrays = CheckpointArrays.from_arrays(
             arrays.to_arrays(),
             arrays.describe(),
@@ -276,7 +281,7 @@ def _vanished() -> FormatError:
 
 
 def _rebuild(record: CheckpointRecord, arrays: dict[str, np.ndarray]) -> CheckpointArrays:
-    """Arrays from the store, with what their record says of them."""
+    """The arrays of a checkpoint, from stored arrays and their record."""
     replay: ReplayFacts = {**record.replay}
     described = replay.pop("described")
     return CheckpointArrays.from_arrays(

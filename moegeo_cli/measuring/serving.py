@@ -1,7 +1,7 @@
-"""Ranks beside the first: they load and replay what rank 0 tells them, and print nothing.
+"""Ranks other than 0: they follow the orders of rank 0 (load, replay) and print nothing.
 
-Rank 0 sends the probe itself, tokenised, so that all ranks replay the same one whatever files
-or tokenizers their machines have.
+Rank 0 sends the tokenised probe, so all ranks replay the same one whatever files or tokenizers
+their machines have.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ def start(
     settings: Settings,
     models: Models,
 ) -> Measurer:
-    """Rank 0's measurer, and the same on every other rank.
+    """Create the measurer on rank 0, and order every other rank to create the same.
 
     Raises:
-        ResourceError: a rank lacks its device, or has the probe otherwise.
+        ResourceError: a rank has no device, or its probe differs.
     """
-    ranks.tell(
+    ranks.send_order(
         "start",
         config=config,
         models=None if models.config is None else str(models.config),
@@ -46,7 +46,7 @@ def start(
         probe=[
             [s.input_ids.tolist(), None if s.labels is None else s.labels.tolist(), s.domain]
             for s in probe.sequences
-            if not isinstance(s, Sample)  # those are of models of one's own, in one process
+            if not isinstance(s, Sample)  # samples are for users' own models, in one process
         ],
     )
     make = partial(Measurer, architecture, config, probe, groups_S, settings, models, ranks)
@@ -56,36 +56,39 @@ def start(
 
 
 def serve(ranks: Ranks) -> int:
-    """Do what rank 0 says until it is done; the exit code that it leaves with.
+    """Follow the orders of rank 0 until it is done.
+
+    Returns:
+        The exit code that rank 0 sent.
 
     Raises:
-        ResourceError: rank 0 is gone.
+        ResourceError: rank 0 has ended.
     """
     measurer: Measurer | None = None
     given: Path | None = None
     while True:
-        order = ranks.hear()
+        order = ranks.next_order()
         if order["order"] == "leave":
             ranks.close()
             return int(order["code"])
         try:
             if order["order"] == "start":
-                measurer = _follow(ranks, order)
+                measurer = _build_measurer(ranks, order)
                 given = Models(order["models"]).config
             elif measurer is not None:
                 checkpoint = Checkpoint(Path(order["path"]), given_config=given)
-                measurer.take_part(
+                measurer.replay_share(
                     partial(measurer.load, checkpoint)
                     if order["order"] == "load"
                     else partial(measurer.initialise, checkpoint, order["seed"])
                 )
         except Exception as error:
-            if not ranks.agreed(error):
-                raise  # this rank alone: its end is what the others hear
+            if not ranks.is_shared_error(error):
+                raise  # only this rank failed: its end gives the others an error
 
 
-def _follow(ranks: Ranks, order: dict[str, Any]) -> Measurer:
-    """The measurer that rank 0 has."""
+def _build_measurer(ranks: Ranks, order: dict[str, Any]) -> Measurer:
+    """The measurer for an order of rank 0."""
 
     def make() -> Measurer:
         settings = Settings(**{

@@ -1,4 +1,4 @@
-"""Where the measurements of a run are kept."""
+"""Open the store of a run: find the folder in which its measurements are kept."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ NOT_KEPT = "measurements were not kept: {}"
 def open_store(
     folder: RunFolder, cache: bool, cache_dir: Path | str | None, models: Models
 ) -> Store:
-    """The measurements that are kept of a run.
+    """Open the store of a run.
 
-    It keeps nothing without `cache`, and nothing of code that cannot be told again.
+    Nothing is stored without `cache`, or for a user's code that cannot be identified by a hash.
+
+    Args:
+        folder: the run.
+        cache: whether to store measurements.
+        cache_dir: the folder of the store; None for .moegeo in the run.
+        models: which model the run has.
     """
     if cache and models.unidentified is not None:
         store = Store(None)
@@ -27,7 +33,7 @@ def open_store(
 
 
 def _store_folder(folder: RunFolder, cache_dir: Path | str | None) -> Path:
-    """Where measurements are kept: with the run, so that a checkpoint and its run share them."""
+    """The folder of the store: in the run, also for a single checkpoint of a run."""
     if cache_dir is not None:
         return Path(cache_dir)
     if folder.is_single:

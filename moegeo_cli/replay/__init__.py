@@ -1,1 +1,1 @@
-"""Replay: a model on a device, its routers tapped, a probe run forward and backward."""
+"""Replay: run the probe through the model, forward and backward, and record every router call."""

@@ -1,4 +1,4 @@
-"""Sequences of a probe put together into batches: one length each where the probe allows it.
+"""Put the sequences of a probe into batches, with as little padding as possible.
 
 Legend: B sequences of a batch, N their longest length.
 """
@@ -23,11 +23,10 @@ TOKENS_PER_BATCH = 2048  # enough rows to fill the matrix products of a small ex
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded sequences; `sequence_B` holds their places in the probe.
+    """A batch of right-padded sequences; `sequence_B` holds their indices in the probe.
 
-    `mask_BN` is None where nothing is padded, so that models take their fast path.
-    `targets_BN` holds, at position t, the label that position t predicts (that of t + 1),
-    and -100 where it predicts nothing.
+    `mask_BN` is None without padding, so that models take their fast path. `targets_BN` holds at
+    position t the label that t predicts (the label of t + 1), or -100.
     """
 
     input_ids_BN: torch.Tensor
@@ -37,29 +36,29 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, torch.Tensor]:
-        """What the model is called with."""
+        """The keyword arguments for the model."""
         if self.mask_BN is None:
             return {"input_ids": self.input_ids_BN}
         return {"input_ids": self.input_ids_BN, "attention_mask": self.mask_BN}
 
     @property
     def targets(self) -> torch.Tensor | None:
-        """The label of each position."""
+        """The label that each position predicts, (B, N)."""
         return self.targets_BN
 
     @property
     def flat(self) -> torch.Tensor | None:
-        """Where the real tokens lie among all positions; None where nothing is padded."""
+        """Indices of the real tokens among all positions; None without padding."""
         return None if self.mask_BN is None else self.real_BN.reshape(-1).nonzero().squeeze(1)
 
     @property
     def tokens(self) -> int:
-        """Real tokens."""
+        """Number of real tokens."""
         return int(self.real_BN.sum())
 
     @property
     def positions(self) -> int:
-        """All positions, padding included."""
+        """Number of positions, including padding."""
         return self.input_ids_BN.numel()
 
     @property
@@ -81,7 +80,7 @@ def next_token_targets(input_ids: np.ndarray, labels: np.ndarray | None) -> np.n
 def count_losses(
     ids: list[np.ndarray] | list[Sample], labels: Sequence[np.ndarray | None]
 ) -> np.ndarray:
-    """How many losses each sequence has, shape (S,)."""
+    """Number of losses of each sequence, shape (S,)."""
     counts = []
     for place, labels_N in enumerate(labels):
         own = ids[place]
@@ -95,8 +94,8 @@ def count_losses(
 def carries_state(model: nn.Module) -> bool:
     """Whether some layer carries a state along the sequence (recurrence, convolution).
 
-    Padding to the right of a causal recurrence changes no real token; that it does not is each
-    implementation's promise, and kernels break it: such models get batches without padding.
+    In theory, padding to the right of a causal recurrence changes no real token. Some kernels do
+    not keep to that, so such models get batches without padding.
     """
     return any(
         isinstance(module, nn.Conv1d) or STATEFUL.search(type(module).__name__)
@@ -113,14 +112,18 @@ def plan_batches(
     tokens: int | None = None,
     splits: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Which sequences go together: sorted by length (stable), cut by count or by tokens.
+    """Assign sequences to batches: sorted by length (stable), limited by number or by tokens.
 
     Args:
-        lengths: tokens of each sequence.
-        batch_size: sequences a batch; None takes as many as fit TOKENS_PER_BATCH.
-        tokens: as many, where they are not TOKENS_PER_BATCH.
-        mixed: False keeps to one length a batch, for models that padding would change.
-        splits: of sequences in two parts; one length and split a batch then.
+        lengths: number of tokens of each sequence.
+        batch_size: sequences per batch; None for as many as fit `tokens`.
+        mixed: whether a batch may mix lengths, with padding.
+        tokens: tokens per batch if `batch_size` is None; None for TOKENS_PER_BATCH.
+        splits: number of source tokens of each sequence (encoder-decoder); then a batch has one
+            length and one split.
+
+    Returns:
+        Indices of the sequences of each batch.
     """
     mixed = mixed and splits is None
     kinds = list(zip(lengths, splits or lengths, strict=True))
@@ -130,7 +133,7 @@ def plan_batches(
         current = batches[-1] if batches else []
         limit = batch_size or max(1, (tokens or TOKENS_PER_BATCH) // max(lengths[s], 1))
         same = bool(current) and kinds[current[0]] == kinds[s]
-        # A shorter neighbour is padded only if less than an eighth of the batch is wasted.
+        # A shorter sequence is padded only if less than an eighth of the batch is wasted.
         close = bool(current) and mixed and lengths[current[0]] * 8 >= lengths[s] * 7
         if current and len(current) < limit and (same or close):
             current.append(s)

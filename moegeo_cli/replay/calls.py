@@ -1,8 +1,8 @@
-"""How often a pass calls each router, and whether a second call of the same tokens says the same.
+"""Check that each router is called once per token, and that its routing is repeatable.
 
-Every number rests on one row a token and router. A router that is called twice for a batch
-(looped depth, a shared block) would add both calls in one sum and keep the last in another, so
-it is refused. One that is not called for some tokens is not measured.
+Every metric needs exactly one row per token and router. A router that is called twice for a batch
+(looped depth, a shared block) is refused, because sums would mix both calls. A router that is not
+called for some tokens is not measured.
 
 Legend: N tokens, T of the probe, E experts, K experts chosen per token.
 """
@@ -24,18 +24,18 @@ from moegeo_cli.replay.plan import Plan, RouterTrace
 from moegeo_cli.replay.reading import RouterCall
 from moegeo_cli.routers.finding import Router
 
-TRIAL_TOKENS = 64  # of the small batch that is replayed twice
-# Two runs of one computation differ by rounding at most: share of the largest value. On a CPU
-# they do not differ; accelerators may add up in another order.
+TRIAL_TOKENS = 64  # tokens of the small batch that is replayed twice
+# Largest allowed difference of two runs, relative to the largest value. On a CPU there is none;
+# accelerators may sum in another order.
 REPEATED, REPEATED_HALF = 1e-4, 0.02
-FLIPPED = 0.05  # share of tokens at which that rounding may decide between near-ties
+FLIPPED = 0.05  # share of tokens whose near-ties such rounding may decide differently
 
 
 class CallCount:
-    """Calls of each router: of the batch at work, and of every token of the probe.
+    """Counts the calls of each router: for the current batch, and for every token of the probe.
 
     Args:
-        traces: of the routers.
+        traces: the traces of the routers.
         tokens: T.
     """
 
@@ -44,14 +44,14 @@ class CallCount:
         self._of_token = {t.router.path: np.zeros(tokens, dtype=np.uint8) for t in traces}
 
     def begin(self) -> None:
-        """A batch, or a layer of it, begins."""
+        """Start a batch, or a layer of it."""
         self._of_batch.clear()
 
     def count(self, router: Router) -> None:
-        """A router is called.
+        """Count a call of a router.
 
         Raises:
-            UnsupportedArchitectureError: once more for the same batch.
+            UnsupportedArchitectureError: the router was already called for this batch.
         """
         self._of_batch[router.path] += 1
         if self._of_batch[router.path] > 1:
@@ -59,19 +59,19 @@ class CallCount:
 
     @property
     def called(self) -> int:
-        """How many routers were called for the batch at work."""
+        """Number of routers that were called for the current batch."""
         return len(self._of_batch)
 
     def measured(self, router: Router, probe_N: np.ndarray) -> None:
-        """The rows of the probe that a call was measured for."""
+        """Count a measured call for these rows of the probe."""
         self._of_token[router.path][probe_N] += 1
 
     def close(self, traces: Iterable[RouterTrace], rows_T: np.ndarray) -> None:
-        """Say of each router that did not meet every token once why it is not measured.
+        """Set `problem` of each router that was not called exactly once for every token.
 
         Args:
-            traces: of the routers; `problem` is set.
-            rows_T: True at the probe's rows that this process replayed.
+            traces: the traces of the routers; changed in place.
+            rows_T: mask of the probe's rows that this process replayed.
         """
         for trace in traces:
             own_T = rows_T
@@ -92,11 +92,11 @@ class CallCount:
 
 
 class Trial:
-    """A small batch that is replayed twice, to learn whether routing is a function of its tokens.
+    """A small batch that is replayed twice, to check that routing is deterministic.
 
     Args:
         batch: the tokens.
-        plan: as the pass has it, for this batch.
+        plan: the plan of the pass, adapted to this batch.
     """
 
     def __init__(self, batch: AnyBatch, plan: Plan) -> None:
@@ -106,17 +106,17 @@ class Trial:
         self._again = False
 
     def begin(self, *, again: bool) -> None:
-        """A run of the model, or of one of its layers, begins."""
+        """Start a run of the model, or of one of its layers; `again` for the second run."""
         self._calls.clear()
         self._again = again
         if not again:
             self._first.clear()
 
     def take(self, router: Router, call: RouterCall) -> None:
-        """A router was called.
+        """Record a call of a router, or compare it with that of the first run.
 
         Raises:
-            UnsupportedArchitectureError: twice for one batch, or with another outcome than before.
+            UnsupportedArchitectureError: the router was called twice, or the second run differs.
         """
         self._calls[router.path] += 1
         if self._calls[router.path] > 1:
@@ -131,7 +131,7 @@ class Trial:
         if found is not None:
             raise UnsupportedArchitectureError(
                 f"routing is random in evaluation mode: the router {router.path} chooses "
-                "otherwise when the same tokens are replayed",
+                "other experts when the same tokens are replayed",
                 found=found,
                 hint="switch noise and sampling off in evaluation mode (model.eval(), where "
                 "self.training is False); otherwise no measurement can be repeated",
@@ -144,13 +144,13 @@ def make_trial(
     plan: Plan,
     device: torch.device,
 ) -> Trial:
-    """The first tokens of a probe's sequence; of samples the shortest, whole.
+    """A trial batch: the first tokens of a sequence of the probe, or its shortest sample.
 
     Args:
-        model: for the dtype of samples.
-        ids: the token ids of each sequence; or samples.
-        plan: of the pass.
-        device: where the model computes.
+        model: the model, for the dtype of samples.
+        ids: the token ids of each sequence, or the samples.
+        plan: the plan of the pass.
+        device: the device of the model.
     """
     lengths = [len(own) for own in ids]
     enough = [s for s, n in enumerate(lengths) if n >= min(TRIAL_TOKENS, max(lengths))]
@@ -166,7 +166,7 @@ def make_trial(
 
 
 def called_again(router: Router) -> UnsupportedArchitectureError:
-    """A router that one batch calls twice."""
+    """The error for a router that is called twice for one batch."""
     return UnsupportedArchitectureError(
         f"the router {router.path} is called more than once for the same tokens",
         found=f"{type(router.parent).__name__} runs again in one pass: looped depth, a shared "
@@ -176,7 +176,7 @@ def called_again(router: Router) -> UnsupportedArchitectureError:
 
 
 def _differ(first: RouterCall, again: RouterCall) -> str | None:
-    """What differs between two calls beyond rounding; None where they agree."""
+    """How two calls differ by more than rounding, in words; None if they agree."""
     before = first.logits_NE.reshape(-1, first.logits_NE.shape[-1])
     after = again.logits_NE.detach().reshape(-1, again.logits_NE.shape[-1])
     if before.shape != after.shape:
@@ -186,7 +186,7 @@ def _differ(first: RouterCall, again: RouterCall) -> str | None:
     before, after = before.float(), after.float()
     finite = torch.isfinite(before)
     if bool((finite != torch.isfinite(after)).any()):
-        return "logits that are finite in one of two runs"
+        return "some logits are finite in one of two runs only"
     before, after = before.where(finite, 0.0), after.where(finite, 0.0)
     scale = float(before.abs().max().clamp_min(1e-30))
     off = float((before - after).abs().max()) / scale
@@ -194,7 +194,7 @@ def _differ(first: RouterCall, again: RouterCall) -> str | None:
         return f"logits differ by {off:.2g} of the largest between two runs of the same tokens"
     if first.selected_NK.shape != again.selected_NK.shape:
         return "another number of chosen experts"
-    # Experts are compared by their logits: a tie may be decided either way.
+    # Experts are compared by their logits, because a tie may be decided either way.
     chosen = [
         logits.gather(1, call.selected_NK.clamp_min(0)).where(call.selected_NK >= 0, -torch.inf)
         for logits, call in ((before, first), (after, again))

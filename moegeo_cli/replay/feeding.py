@@ -1,4 +1,4 @@
-"""What a batch is to a model: its inputs, the rows of its tokens, its losses.
+"""Between a batch and the model: model inputs, rows of the tokens, and losses.
 
 Legend: B sequences of a batch, N their positions, V vocabulary.
 """
@@ -29,7 +29,15 @@ def list_batches(
     members: list[list[int]],
     device: torch.device,
 ) -> Iterator[AnyBatch]:
-    """The batches of a plan, one after another, of token ids or of samples."""
+    """The batches of a plan, of token ids or of samples.
+
+    Args:
+        model: the model, for the dtype of samples.
+        ids: the token ids of each sequence, or the samples.
+        labels: the labels of each sequence of token ids; None for the ids themselves.
+        members: indices of the sequences of each batch.
+        device: the device of the model.
+    """
     samples = [i for i in ids if isinstance(i, Sample)]
     if samples:
         dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -38,7 +46,7 @@ def list_batches(
 
 
 def find_rows(batch: AnyBatch, lengths_S: np.ndarray, plan: Plan) -> BatchRows:
-    """Where the batch's real tokens lie."""
+    """The rows of the batch's real tokens in the batch and in the probe."""
     sequences = batch.sequence_B.cpu().numpy()
     rows = BatchRows.of(batch.flat, sequences, lengths_S, plan.groups_S)
     split = _split(batch, plan)
@@ -46,7 +54,7 @@ def find_rows(batch: AnyBatch, lengths_S: np.ndarray, plan: Plan) -> BatchRows:
 
 
 def call_inputs(model: nn.Module, batch: AnyBatch, plan: Plan) -> dict[str, Any]:
-    """What the model is called with."""
+    """The keyword arguments for the model."""
     split = _split(batch, plan)
     if split is not None and isinstance(batch, Batch):
         return split_inputs(model, batch.input_ids_BN, split)
@@ -54,7 +62,7 @@ def call_inputs(model: nn.Module, batch: AnyBatch, plan: Plan) -> dict[str, Any]
 
 
 def batch_losses(batch: AnyBatch, logits: torch.Tensor, plan: Plan) -> torch.Tensor:
-    """The loss of every position (or sample), flat, in nats; 0 where there is none."""
+    """The loss of every position (or sample) in nats, flat; 0 without a label."""
     assert batch.targets is not None
     split = _split(batch, plan)
     if split is not None and isinstance(batch, Batch):
@@ -65,7 +73,7 @@ def batch_losses(batch: AnyBatch, logits: torch.Tensor, plan: Plan) -> torch.Ten
 def take_sides(
     model: nn.Module, traces: Sequence[RouterTrace], lengths_S: np.ndarray, splits_S: np.ndarray
 ) -> None:
-    """Each router's side, and which of the probe's tokens it sees."""
+    """Set each trace's side (encoder or decoder) and the rows of the tokens that it sees."""
     places_T = np.concatenate([np.arange(n) for n in lengths_S])
     source_T = places_T < np.repeat(splits_S, lengths_S)
     for trace in traces:
@@ -74,5 +82,5 @@ def take_sides(
 
 
 def _split(batch: AnyBatch, plan: Plan) -> int | None:
-    """How many tokens of its sequences are a source, where there are two sides."""
+    """Number of source tokens of the batch's sequences (encoder-decoder); else None."""
     return None if plan.splits_S is None else int(plan.splits_S[int(batch.sequence_B[0])])

@@ -1,4 +1,4 @@
-"""One protocol for what a model is, in whatever form it was given, and what must be said of it."""
+"""The protocol `ModelForm`: what the replay asks of a model, whatever form it was given in."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ Inputs = Sequence[np.ndarray] | Sequence[Sample]
 
 
 class ModelForm(Protocol):
-    """What a model answers for itself, whatever form it was given in: see `form_of`.
+    """Facts about a model that the replay needs; see `form_of`.
 
     Attributes:
-        notes: what a report must say.
-        alone: whether sequences must go one at a time.
+        notes: sentences for the report.
+        alone: whether a batch must hold only one sequence.
         stateful: whether layers carry a state along a sequence, which padding would change.
         mixes_lengths: whether sequences of different lengths may share a batch, with padding.
-        runs_to_end: whether what it does beyond its last router is not known, so that it must run.
-        no_loss: why there is no loss; None where there is one.
-        recorded: whether it gives back what was recorded, so that nothing can be random.
-        body: the module that holds the experts; None where routers alone are there.
+        runs_to_end: whether the whole forward pass must run, because it is not known what the
+            model does after its last router.
+        no_loss: why there is no loss; None if there is one.
+        recorded: whether the model returns recorded values, so that nothing can be random.
+        body: the module that contains the experts; None if only routers are known.
     """
 
     notes: list[str]
@@ -44,19 +45,19 @@ class ModelForm(Protocol):
 
     @property
     def body(self) -> nn.Module | None:
-        """See above."""
+        """See the attributes."""
 
     def find_experts(
         self, routers: list[Router], inputs: Inputs
     ) -> Mapping[str, ExpertBlock | None]:
-        """The experts of each router by its path: None where there are none to be seen."""
+        """The experts of each router by its path; None for a router whose experts are not found."""
 
     def prepare(self, routers: list[Router], inputs: Inputs) -> None:
-        """Look at the probe before it is replayed."""
+        """Inspect the model with inputs of the probe, before the replay."""
 
 
 class OfTransformers:
-    """The form of a module of transformers, whose code is known."""
+    """The form of a transformers model, whose code is known."""
 
     alone = runs_to_end = recorded = False
     no_loss: str | None = None
@@ -75,15 +76,15 @@ class OfTransformers:
     def find_experts(
         self, routers: list[Router], inputs: Inputs
     ) -> Mapping[str, ExpertBlock | None]:
-        """See `ModelForm`: told from the modules."""
+        """See `ModelForm`: found by the names and classes of the modules."""
         return {router.path: find_experts(self.model, router) for router in routers}
 
     def prepare(self, routers: list[Router], inputs: Inputs) -> None:
-        """See `ModelForm`: there is nothing to look at."""
+        """See `ModelForm`: nothing to do."""
 
 
 class ModelAdapter(nn.Module, ABC):
-    """A module in the place of a model of transformers, and its form: see `ModelForm`."""
+    """A module that stands in for a transformers model and is its own form; see `ModelForm`."""
 
     stateful = mixes_lengths = recorded = False
     runs_to_end = True
@@ -107,7 +108,7 @@ class ModelAdapter(nn.Module, ABC):
     def find_experts(
         self, routers: list[Router], inputs: Inputs
     ) -> Mapping[str, ExpertBlock | None]:
-        """See `ModelForm`; a block has a problem where its experts are no functions."""
+        """See `ModelForm`; a block has a `problem` if its experts cannot be called one by one."""
 
     @abstractmethod
     def prepare(self, routers: list[Router], inputs: Inputs) -> None:
@@ -115,16 +116,16 @@ class ModelAdapter(nn.Module, ABC):
 
 
 def form_of(model: nn.Module) -> ModelForm:
-    """The form of a model: its own where it is an adapter, else that of transformers' models."""
+    """The form of a model: the model itself if it is an adapter, else `OfTransformers`."""
     return model if isinstance(model, ModelAdapter) else OfTransformers(model)
 
 
 def describe_choice(traces: Sequence[RouterTrace], *, held: bool) -> list[str]:
-    """What must be said where choices were computed and not observed.
+    """A note for the report if choices of experts were computed instead of observed.
 
     Args:
-        traces: of all routers.
-        held: whether a loss's gradient could be held against them.
+        traces: the traces of all routers.
+        held: whether the gradient of a loss could confirm the choices.
     """
     computed = [trace for trace in traces if not trace.observed and not trace.problem]
     if not computed:
@@ -145,7 +146,7 @@ def describe_choice(traces: Sequence[RouterTrace], *, held: bool) -> list[str]:
 def first_two(
     ids: Sequence[np.ndarray] | Sequence[Sample], device: torch.device, dtype: torch.dtype
 ) -> list[dict[str, torch.Tensor]]:
-    """The first two sequences or samples of one form, each as a batch of one; [] without."""
+    """The first two sequences or samples with equal shapes, each as a batch of one; else []."""
     seen: dict[object, dict[str, torch.Tensor]] = {}
     for own in ids:
         batch = as_batch(own, device, dtype)

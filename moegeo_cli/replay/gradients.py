@@ -1,7 +1,6 @@
-"""From the loss back to the router logits: the empirical Fisher's samples, unit by unit.
+"""Backpropagate the loss to the router logits, which gives the samples of the empirical Fisher.
 
-Gradients are asked for with respect to the router logits alone, so that no parameter's
-gradient is formed.
+Only gradients of the router logits are computed; no gradient of a parameter is formed.
 
 Legend: N real tokens of a batch, D router input width, E experts, K experts chosen per token.
 """
@@ -17,31 +16,31 @@ from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
 from moegeo_cli.replay.reading import RouterCall
 
-# A computed choice is held against the gradient where at least this share of the tokens has the
-# same number of experts with gradient; share of tokens at which it may reach another expert.
+# A computed choice is compared with the gradient if at least the share COMMON of the tokens has the
+# same number of experts with a gradient. At most the share UNEXPLAINED may reach other experts.
 COMMON, UNEXPLAINED = 0.5, 0.01
-ROUNDING = 1e-6  # of the batch's largest gradient: below it nothing counts as one
-# A router whose gradient is below this share of what its combine weights' gradient can make of it
-# gets rounding alone: experts that give the same, as an upcycled start has them.
+ROUNDING = 1e-6  # share of the batch's largest gradient under which a gradient counts as 0
+# If a router's gradient is below this share of the gradient that its combine weights pass on, it is
+# only rounding error: all experts give the same output, as after upcycling.
 CANCELLED = {torch.float32: 1e-5, torch.bfloat16: 0.02, torch.float16: 2e-3}
-# Below this rms of the selected experts' gradient (nats), one as large elsewhere tells nothing.
+# If the selected experts' gradient (rms, nats) is below this, it may be rounding noise too.
 UNDECIDED = {torch.float32: 1e-7, torch.bfloat16: 1e-5, torch.float16: 1e-6}
-# Below this share of the selected rms, an unselected expert's gradient is rounding noise.
+# Unselected experts' gradient below this share of the selected experts' rms is rounding noise.
 NOISE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.05}
 
 
 class LossGradients:
-    """Hands every router the derivatives of the loss with respect to its logits.
+    """Adds the loss's gradients with respect to router logits to the routers' Fisher sums.
 
     Args:
-        plan: which units are asked for, and what is known of unselected experts.
+        plan: which units are measured, and whether unselected experts carry gradient.
     """
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.unselected = plan.unselected
         self._verified: set[str] = set()
-        self._reach: dict[str, float] = {}  # rms of weight times its gradient, of the batch at work
+        self._reach: dict[str, float] = {}  # rms of (weight × its gradient) in the current batch
         self.cancelled: set[str] = set()  # routers whose gradient was rounding in some batch
         self.units = {unit for kind, unit in plan.fishers if kind == "empirical"}
 
@@ -54,10 +53,10 @@ class LossGradients:
         """Add one batch to the routers' Fisher sums.
 
         Args:
-            losses: loss of every position, padded ones included, 0 where there is none; or one
-                loss a sample.
-            rows: where the batch's real tokens lie.
-            calls: what each router saw and gave.
+            losses: loss of every position, including padding (0 without a label); or one loss per
+                sample.
+            rows: the rows of the batch's real tokens.
+            calls: each router's trace and its call in this batch.
         """
         targets = _reachable(calls)
         if targets and self.units & {"position", "sequence"}:
@@ -74,21 +73,21 @@ class LossGradients:
         leaves: Sequence[torch.Tensor] = (),
         retain: bool = False,
     ) -> tuple[torch.Tensor | None, ...]:
-        """Take the loss's gradient from `outputs` to the routers' logits and to `leaves`.
+        """Backpropagate the loss's gradient from `outputs` to the routers' logits and to `leaves`.
 
         Args:
-            outputs: where the gradient is known.
-            gradients: the loss's gradient there; None where `outputs` is the loss.
-            rows: where the batch's real tokens lie.
-            calls: routers between `leaves` and `outputs`, and what they saw and gave.
-            leaves: tensors whose gradient is wanted as well.
-            retain: whether the graph is needed once more.
+            outputs: tensors at which the gradient is known.
+            gradients: the loss's gradient at `outputs`; None if `outputs` is the loss.
+            rows: the rows of the batch's real tokens.
+            calls: traces and calls of the routers between `leaves` and `outputs`.
+            leaves: further tensors whose gradients are returned.
+            retain: whether the graph is needed again.
 
         Returns:
-            The gradient of each leaf, None for one that `outputs` do not depend on.
+            The gradient of each leaf; None for one on which `outputs` do not depend.
         """
         targets = _reachable(calls)
-        # Each hook lets go of its router's tensors as the gradient passes, last layer first.
+        # Hooks free each router's tensors as soon as its gradient is known, last layer first.
         handles = [
             call.logits_NE.register_hook(self._on_gradient(rows, trace, call))
             for trace, call in targets
@@ -130,7 +129,7 @@ class LossGradients:
         rows: BatchRows,
         targets: list[tuple[RouterTrace, RouterCall]],
     ) -> None:
-        """The exact unit: one backward per loss token. Slow by a factor of the token count."""
+        """The unit loss_token: one backward pass per loss, so slower by the number of losses."""
         wanted = [call.logits_NE for _, call in targets]
         positions = range(len(losses)) if rows.flat is None else rows.flat.tolist()
         width = len(losses) // len(rows.sequence_B)
@@ -156,7 +155,7 @@ class LossGradients:
             handle.remove()
 
     def _watch_weights(self, targets: list[tuple[RouterTrace, RouterCall]]) -> list[Any]:
-        """Hooks that learn how large a gradient the combine weights pass on to the logits."""
+        """Hooks that record the size of the gradient that the combine weights pass on."""
         self._reach.clear()
 
         def taker(path: str, given: torch.Tensor) -> Callable[[torch.Tensor], None]:
@@ -175,10 +174,10 @@ class LossGradients:
     def _derivative(
         self, rows: BatchRows, trace: RouterTrace, call: RouterCall, gradient: torch.Tensor
     ) -> torch.Tensor:
-        """The gradient of the real tokens, unselected experts' rounding noise set to exactly 0.
+        """The gradient at real tokens, (N, E), with rounding noise of unselected experts set to 0.
 
-        Which experts carry gradient is a fact of the architecture, checked here by
-        magnitude and never decided entry by entry.
+        Whether unselected experts carry gradient is a fact of the architecture. It is decided for
+        the whole router by the size of their gradients, never for single entries.
         """
         delta_NE = rows.real(gradient.reshape(-1, trace.router.experts)).float()
         if self.plan.renormalised and _is_constant(rows.real(call.weights_NK.detach())):
@@ -201,10 +200,10 @@ class LossGradients:
         return delta_NE.where(selected_NE, 0.0)
 
     def _cancels(self, trace: RouterTrace, call: RouterCall, delta_NE: torch.Tensor) -> bool:
-        """Whether all that reaches the logits of a batch is rounding.
+        """Whether the gradient at the logits of a batch is only rounding error.
 
-        Where a token's experts give the same, renormalised weights make no difference: what each
-        weight passes on cancels out, up to the rounding of it.
+        If all experts of a token give the same output, renormalised weights do not matter: the
+        contributions of the weights cancel up to rounding.
         """
         reach = self._reach.get(trace.router.path)
         if reach is None or not self.plan.renormalised or not delta_NE.numel():
@@ -229,7 +228,7 @@ class LossGradients:
         ratio = float(others.square().mean().sqrt()) / scale
         noise = ratio <= NOISE.get(dtype, 1e-4)
         if not noise and scale <= UNDECIDED.get(dtype, 1e-7):
-            self._verified.discard(trace.router.path)  # both may be rounding: a later batch tells
+            self._verified.discard(trace.router.path)  # both may be rounding: try a later batch
             return
         if self.unselected == "verify":
             self.unselected = "zero" if noise else "dense"
@@ -242,9 +241,9 @@ class LossGradients:
 
 
 def _is_constant(weights_NK: torch.Tensor) -> bool:
-    """Whether the combine weights say nothing: one expert a token, divided by its own weight.
+    """Whether the combine weights are constant: one expert per token, divided by its own weight.
 
-    No logit then reaches the loss, and what comes back is rounding.
+    The loss then does not depend on the logits, and their gradient is only rounding error.
     """
     return weights_NK.shape[1] == 1 and bool((weights_NK == weights_NK[:1]).all())
 
@@ -252,16 +251,16 @@ def _is_constant(weights_NK: torch.Tensor) -> bool:
 def _reachable(
     calls: list[tuple[RouterTrace, RouterCall]],
 ) -> list[tuple[RouterTrace, RouterCall]]:
-    """Calls whose logits the loss can reach."""
+    """Calls whose logits are on the gradient path of the loss."""
     return [(t, c) for t, c in calls if c.logits_NE.requires_grad and not t.problem]
 
 
 def _confirm_choice(trace: RouterTrace, delta_NE: torch.Tensor, selected_NE: torch.Tensor) -> None:
-    """Hold a computed choice against where the gradient goes, where that tells anything.
+    """Compare a computed choice with the experts that have a gradient, if that is conclusive.
 
-    Combine weights that sum to 1 leave unselected experts without gradient; then an expert that
-    has one was chosen. A chosen one may lack it (a saturated score, an expert that gives zero),
-    but not at every token. Elsewhere all experts have it.
+    If unselected experts have no gradient, every expert with a gradient was chosen. A chosen expert
+    may lack a gradient at some tokens (a saturated score, an expert with output zero), but not at
+    all. If all experts have a gradient, nothing can be concluded.
 
     Raises:
         UnsupportedArchitectureError: the model chose other experts.
@@ -275,7 +274,7 @@ def _confirm_choice(trace: RouterTrace, delta_NE: torch.Tensor, selected_NE: tor
     counts_N = reached_NE.sum(1)
     most = int(counts_N.max())
     if most == trace.router.experts or float((counts_N == most).float().mean()) < COMMON:
-        return  # no number of experts that tokens share: all of them have gradient
+        return  # inconclusive: all experts have a gradient, or their number varies
     chosen_NE = selected_NE[rows_N]
     beyond = float((reached_NE & ~chosen_NE).any(1).float().mean())
     if beyond > UNEXPLAINED or most < int(chosen_NE.sum(1).max()):

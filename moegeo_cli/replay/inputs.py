@@ -1,4 +1,4 @@
-"""Inputs of routers, or of their experts, kept at some rows of the probe.
+"""Keep the inputs of routers, or of their experts, at sampled rows of the probe.
 
 Legend: N real tokens of a batch, M kept rows, D width.
 """
@@ -16,23 +16,23 @@ from moegeo_cli.replay.plan import BatchRows, Plan, RouterTrace
 
 
 class KeptInputs:
-    """Keeps inputs in the traces of their routers.
+    """Stores inputs at sampled rows in the traces of the routers.
 
     Args:
-        plan: which rows, and for which routers another module's inputs.
-        tokens: of the probe.
+        plan: the sampled rows, and the routers for which another module's input is kept.
+        tokens: T, the number of tokens of the probe.
     """
 
     def __init__(self, plan: Plan, tokens: int) -> None:
         self.modules = plan.input_modules
-        self.idle = False  # True while nothing of what modules see is to be kept
+        self.idle = False  # True while the hooks must not store anything
         self._place_T = np.full(tokens, -1, dtype=np.int64)
         self._count = 0 if plan.sample_rows is None else len(plan.sample_rows)
         if plan.sample_rows is not None:
             self._place_T[plan.sample_rows] = np.arange(self._count)
 
     def keep(self, trace: RouterTrace, rows: BatchRows, x_ND: torch.Tensor) -> None:
-        """Keep what is wanted of a batch; `rows` are those that the router sees."""
+        """Store the inputs of a batch at sampled rows; `rows` are the rows that the router sees."""
         places = self._place_T[rows.probe_N]
         kept = np.flatnonzero(places >= 0)
         if not len(kept):
@@ -45,11 +45,14 @@ class KeptInputs:
     def hook(
         self, traces: Sequence[RouterTrace], current: Callable[[RouterTrace], BatchRows]
     ) -> list[Any]:
-        """Hooks on the modules whose inputs take the place of a router's.
+        """Hook the modules whose inputs are kept instead of the router's.
 
         Args:
-            traces: of the routers.
-            current: the rows that a router sees of the batch at work.
+            traces: the traces of the routers.
+            current: a function that returns the rows of the current batch that a router sees.
+
+        Returns:
+            The handles of the hooks.
         """
 
         def taker(trace: RouterTrace) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""How a model computes its experts: one after another, or by a grouped kernel."""
+"""Choose how a transformers model computes its experts: in a loop, or by a grouped kernel."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def compute_experts_by(model: Any, kind: str) -> None:
-    """Choose how a model computes its experts, in all layers.
+    """Choose the implementation of the experts, in all layers.
 
     Args:
-        model: the module tree.
-        kind: a name of transformers, "eager" for one expert after another.
+        model: the model.
+        kind: transformers' name of the implementation; "eager" is a loop over the experts.
     """
     model.set_experts_implementation(kind)
     chosen = model.config._experts_implementation
@@ -20,6 +20,6 @@ def compute_experts_by(model: Any, kind: str) -> None:
 
 
 def configs_of(model: Any) -> list[Any]:
-    """The configs of a model's modules, each once."""
+    """The distinct configs of a model's modules."""
     held = [getattr(module, "config", None) for module in model.modules()]
     return list({id(config): config for config in held if config is not None}.values())

@@ -1,4 +1,4 @@
-"""The probe's loss alone: a forward pass, without gradients.
+"""The loss of the probe by a forward pass only, without gradients.
 
 Legend: B sequences of a batch, S sequences of the probe.
 """
@@ -22,14 +22,14 @@ def sequence_losses(
     plan: Plan,
     batch_size: int | None,
 ) -> np.ndarray:
-    """Sum of the losses of each sequence, in nats, shape (S,): 0 where there is none.
+    """Sum of the losses of each sequence in nats, shape (S,); 0 for a sequence without a loss.
 
     Args:
-        model: the model as it stands.
-        ids: token ids by sequence, or samples.
-        labels: of sequences of token ids; None for the ids themselves.
-        plan: of a replay, whose batches these are.
-        batch_size: sequences a batch; None for about 2,048 tokens.
+        model: the model, in its current state.
+        ids: token ids of each sequence, or samples.
+        labels: labels of each sequence of token ids; None for the ids themselves.
+        plan: the plan of a replay, for its batches.
+        batch_size: sequences per batch; None for about 2,048 tokens.
     """
     device = next(model.parameters()).device
     splits = None if plan.splits_S is None else plan.splits_S.tolist()

@@ -1,4 +1,4 @@
-"""Telling an error of memory from others."""
+"""Recognise out-of-memory errors of all devices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in whichever way a device says so."""
+    """Whether an error means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         "out of memory" in text or "not enough memory" in text or "can't allocate memory" in text

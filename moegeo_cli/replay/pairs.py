@@ -1,8 +1,8 @@
-"""A sequence as an encoder and a decoder take it: a source, then a target.
+"""Sequences for encoder-decoder models: the first tokens are the source, the rest is the target.
 
-The first tokens of a sequence are the source; the decoder is given a start token and the target
-without its last token, and predicts the target. Every token of the probe is so the row of one
-side's routers: a source token where it is read, a target token where it is predicted.
+The decoder gets a start token and the target without its last token, and predicts the target. Each
+token of the probe thus belongs to the routers of one side: a source token at the position where it
+is read, a target token at the position where it is predicted.
 
 Legend: B sequences of a batch, N their length, V vocabulary.
 """
@@ -20,10 +20,10 @@ SOURCE, TARGET = "source", "target"
 
 
 def side_of(model: nn.Module, router: nn.Module) -> str:
-    """The side on which a router is.
+    """The side of a router: `SOURCE` in the encoder, else `TARGET`.
 
     Raises:
-        UnsupportedArchitectureError: the model does not say what its encoder is.
+        UnsupportedArchitectureError: the model has no `get_encoder`.
     """
     get: Any = getattr(model, "get_encoder", None)
     encoder = None if get is None else get()
@@ -36,12 +36,12 @@ def side_of(model: nn.Module, router: nn.Module) -> str:
 
 
 def split_inputs(model: nn.Module, ids_BN: torch.Tensor, split: int) -> dict[str, Any]:
-    """What the model is called with.
+    """The keyword arguments for an encoder-decoder model.
 
     Args:
-        model: whose config names the start token.
+        model: the model, whose config names the start token.
         ids_BN: sequences of one length.
-        split: how many tokens of each are the source.
+        split: number of source tokens of each.
 
     Raises:
         UnsupportedArchitectureError: the config names no start token.
@@ -63,9 +63,15 @@ def split_inputs(model: nn.Module, ids_BN: torch.Tensor, split: int) -> dict[str
 
 
 def align_logits(logits: torch.Tensor, split: int, length: int) -> torch.Tensor:
-    """The decoder's logits as those of a sequence, each at the position before its token.
+    """The decoder's logits placed in the whole sequence, at the position before each target token.
 
-    Positions that predict nothing have zeros: no label stands against them.
+    Args:
+        logits: the decoder's logits, (B, N − split, V).
+        split: number of source tokens.
+        length: N.
+
+    Returns:
+        Shape (B, N, V), with zeros at positions that predict nothing (they have no label).
     """
     before = logits.new_zeros(len(logits), split - 1, logits.shape[-1])
     after = logits.new_zeros(len(logits), 1, logits.shape[-1])

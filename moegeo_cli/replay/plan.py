@@ -1,4 +1,4 @@
-"""What a pass is asked for, what it leaves, and where the rows of a batch belong.
+"""Data types of the replay: the plan of a pass, its results, and the rows of a batch.
 
 Legend: B sequences of a batch, N real tokens of a batch, T of the probe, S sequences,
 D router input width, E experts, K experts chosen per token, G groups of sequences.
@@ -20,11 +20,11 @@ from moegeo_cli.replay.pairs import SOURCE, TARGET
 from moegeo_cli.routers.finding import Router
 
 CATEGORICAL = ("categorical", "token")
-SAMPLE_TOKENS = 4096  # rows of the probe whose logits and choices are kept by value
+SAMPLE_TOKENS = 4096  # number of sampled rows of the probe whose logits and choices are kept
 
 
 class Statistic(Protocol):
-    """Sums over one router's tokens, fed batch by batch."""
+    """Sums over one router's tokens, to which batches are added."""
 
     def add(
         self,
@@ -34,24 +34,36 @@ class Statistic(Protocol):
         weights_NK: torch.Tensor,
         found: Distribution | None = None,
     ) -> None:
-        """Add the tokens of some whole sequences, those of one side by side.
+        """Add the tokens of whole sequences; the tokens of a sequence are adjacent.
 
-        `found` are the distributions of these logits, where something else needed them.
+        `found` are the distributions of these logits, if they were already computed.
         """
 
     def parts(self) -> list[torch.Tensor]:
-        """The sums themselves: those of several ranks are added up in place."""
+        """The tensors of the sums, which are added up over ranks in place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a pass is to measure.
+    """What a pass measures.
 
-    `fishers` lists (kind, unit); `groups_S` gives each sequence's group. `unselected` says
-    whether unselected experts carry gradient: "zero", "dense" or "verify" (not known),
-    `renormalised` that the weights of those that are selected are divided by their sum.
-    `splits_S` says how many tokens of a sequence an encoder reads, where there is one; batches
-    then hold sequences of one length and split.
+    Attributes:
+        fishers: (kind, unit) pairs.
+        groups_S: each sequence's group.
+        unselected: whether unselected experts carry gradient: "zero", "dense" or "verify" (find
+            out).
+        renormalised: whether the combine weights of the selected experts are divided by their sum.
+        scoring: name of the scoring.
+        batch_size: sequences per batch; None to limit batches by tokens.
+        batch_tokens: positions per batch without a `batch_size`; None for the default.
+        mixed_lengths: whether a batch may mix sequence lengths, with padding.
+        splits_S: number of tokens of each sequence that an encoder reads; None without an encoder.
+        sample_rows: rows of the probe whose router inputs are kept; None for none.
+        input_modules: by router path, a module whose first argument is kept instead of the
+            router's input.
+        statistic: makes the statistic that sums up a router's tokens; None to keep every row.
+        kept_rows: with a statistic, the rows whose logits and choices are kept too.
+        seed: seed of random projections.
     """
 
     fishers: tuple[tuple[str, str], ...]
@@ -60,37 +72,44 @@ class Plan:
     renormalised: bool = False
     scoring: str = "softmax"
     batch_size: int | None = None
-    batch_tokens: int | None = None  # positions of a batch where no size is given; None: usual
+    batch_tokens: int | None = None
     mixed_lengths: bool = True
     splits_S: np.ndarray | None = None
-    sample_rows: np.ndarray | None = None  # rows of the probe whose router inputs are kept
-    # Router path -> the module whose first argument is kept for those rows in their place.
+    sample_rows: np.ndarray | None = None
     input_modules: Mapping[str, nn.Module] = field(default_factory=dict)
-    # What sums up a router's tokens while the pass runs, and the rows of the probe that are kept
-    # beside it; where there is none, every row is kept.
     statistic: Callable[[Router], Statistic | None] | None = None
     kept_rows: np.ndarray | None = None
     seed: int = 0
 
     def of_every_token(self, **changes: Any) -> Plan:
-        """The same with other values, and with the logits and choices of every token kept."""
+        """A copy with changed values that keeps the logits and choices of every token."""
         return replace(self, statistic=None, kept_rows=None, **changes)
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the pass must reach the loss and come back."""
+        """Whether the pass needs the loss and its gradient."""
         return any(kind == "empirical" for kind, _ in self.fishers)
 
 
 @dataclass(slots=True)
 class RouterTrace:
-    """What one router did over the probe; rows follow the probe's order of tokens.
+    """What one router did over the probe; rows are in the probe's order of tokens.
 
-    `kept` are the rows of the probe that logits, choices and weights are of; None for all.
-    `statistic` has summed up the others too.
-    `side` is the part of every sequence that the router sees, `rows` those tokens; None for all.
-    `observed` is false where its choice was computed; `confirmed` says that the loss's gradient
-    then reached the computed experts and no others.
+    Attributes:
+        router: the router.
+        logits_TE: logits at the kept rows, float32.
+        selected_TK: selected experts at the kept rows.
+        weights_TK: combine weights at the kept rows.
+        fishers: Fisher sums by (kind, unit).
+        sample_x_MD: router inputs at the sampled rows.
+        problem: why the router could not be measured; else None.
+        calls: number of calls.
+        kept: the kept rows of the probe; None for all.
+        statistic: sums over all rows.
+        side: the part of each sequence that the router sees (encoder-decoder); else None.
+        rows: the rows that the router sees; None for all.
+        observed: whether the choice was read from the model, not computed from the logits.
+        confirmed: whether the loss's gradient confirmed a computed choice.
     """
 
     router: Router
@@ -109,7 +128,7 @@ class RouterTrace:
     confirmed: bool = False
 
     def release(self) -> None:
-        """Let go of all arrays: those of many routers are large together."""
+        """Free all arrays, because those of many routers need much memory."""
         self.logits_TE = self.logits_TE[:0].copy()
         self.selected_TK = self.weights_TK = self.sample_x_MD = self.statistic = None
         self.fishers = {}
@@ -118,11 +137,11 @@ class RouterTrace:
 def make_traces(
     routers: Sequence[Router], plan: Plan, tokens: int, groups: int
 ) -> list[RouterTrace]:
-    """An empty trace of each router.
+    """An empty trace for each router.
 
     Args:
-        routers: what is measured.
-        plan: which Fisher sums are kept.
+        routers: the routers to measure.
+        plan: the plan of the pass.
         tokens: T.
         groups: G.
     """
@@ -159,7 +178,10 @@ def make_traces(
 
 @dataclass(slots=True)
 class Replay:
-    """The outcome of a pass: per-sequence loss sums (None without a loss) and the traces."""
+    """The result of a pass: the traces of the routers, and the loss sum of each sequence.
+
+    `loss_S` is None without a loss.
+    """
 
     traces: list[RouterTrace]
     sequence_T: np.ndarray
@@ -173,12 +195,16 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class BatchRows:
-    """Where the real tokens of a batch lie: `flat` among all positions, None without padding.
+    """The rows of a batch's real tokens.
 
-    `sequence_B` are the batch's sequences, `probe_N` the tokens' rows in the probe, `sequence_N`
-    their sequences; `group_spans` and `sequence_spans` are (key, start, stop) of each run of
-    tokens with one group or sequence.
-    `sides` are the rows of the encoder and of the decoder, where there are two.
+    Attributes:
+        flat: their indices among all positions of the batch; None without padding.
+        sequence_B: the sequences of the batch.
+        probe_N: the tokens' rows in the probe.
+        sequence_N: the tokens' sequences.
+        group_spans: (group, start, stop) of each run of tokens of one group.
+        sequence_spans: (sequence, start, stop) of each run of tokens of one sequence.
+        sides: the rows of the encoder and of the decoder; empty for other models.
     """
 
     flat: torch.Tensor | None
@@ -218,9 +244,9 @@ class BatchRows:
         return cls(flat, sequence_B, probe_N, sequence_N, *spans)
 
     def split(self, split: int, groups_S: np.ndarray) -> BatchRows:
-        """The same with the rows of both sides; sequences of one length and split, unpadded.
+        """Add the rows of both sides, for unpadded sequences of one length and one split.
 
-        Where nothing is left to predict, what the decoder does with its start token is no row.
+        If there is no target token, the decoder's start token does not count as a row.
         """
         length = int((self.sequence_N == self.sequence_N[0]).sum())
         first_N = np.arange(len(self.probe_N)) % length < split
@@ -237,7 +263,7 @@ class BatchRows:
         return self if side is None else self.sides[side]
 
     def real(self, rows: torch.Tensor) -> torch.Tensor:
-        """Real tokens only: padding never counts."""
+        """Only the rows of real tokens, without padding."""
         return rows if self.flat is None else rows.index_select(0, self.flat.to(rows.device))
 
 

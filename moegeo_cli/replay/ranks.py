@@ -1,8 +1,8 @@
-"""Processes that share a probe: they meet, hear what to do, fail together and end together.
+"""Several processes (ranks) that replay one probe: connection, orders, shared errors, exchange.
 
-Rank 0 measures as a single process does and tells the others what to load and replay. An error
-of any rank is raised on all of them, so that all stand at the same place again; ranks that lose
-each other end instead of waiting.
+Rank 0 runs the command as a single process would, and sends orders (what to load and replay) to the
+other ranks. An error of any rank is raised on all ranks, so that they stay in step. If a rank ends
+or loses its connection, the others end too.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-# Before any group exists: its functions take the group that is there at their import as the
-# default of an argument. That keeps the group's threads alive to the end of the process, which
-# they can abort; transformers imports it with some models.
+# Imported before any process group exists. Its functions store the current group as a default
+# argument at import, which would keep the group's threads alive until the process ends, and they
+# can abort it. transformers imports this module with some models.
 import torch.distributed.nn.functional
 from torch.distributed.rendezvous import rendezvous
 
@@ -27,24 +27,24 @@ from moegeo_cli import errors
 from moegeo_cli.errors import MoegeoError, ResourceError, UsageError
 
 Result = TypeVar("Result")
-# Ranks that never come are missed soon. A pass may take hours on a CPU, and a process that dies
-# is noticed at once, since its connections close.
+# Timeouts: for all ranks to connect, and for each exchange. A pass may take hours on a CPU; a
+# process that dies is noticed at once, because its connections close.
 MEETING, WAITING = timedelta(minutes=5), timedelta(hours=2)
 BUCKET_BYTES = 64 * 2**20
 
 
 @dataclass(slots=True)
 class Ranks:
-    """One process among several that share a probe.
+    """One of several processes that replay a probe together.
 
     Args:
-        rank: which one, from 0; rank 0 alone measures, keeps and reports.
-        world: how many there are.
-        local_rank: which one on this machine: its CUDA device.
-        share_probe: each replays its share of the probe; else all replay the whole probe, each with
-            its part of the model.
-        whole_process: the process ends with the command, so that nothing of the groups that a split
-            model makes is left: their threads would outlive the connections.
+        rank: number of this process; only rank 0 stores results and reports.
+        world: number of processes.
+        local_rank: number of this process on its machine, which is its CUDA device.
+        share_probe: True if each rank replays its share of the probe; False if all replay the whole
+            probe, each with its part of the model.
+        whole_process: whether the process ends with the command. A split model makes process groups
+            whose threads outlive the connections, so it needs this.
     """
 
     rank: int
@@ -52,7 +52,7 @@ class Ranks:
     local_rank: int
     share_probe: bool = True
     whole_process: bool = False
-    _agreed: BaseException | None = None
+    _shared_error: BaseException | None = None
 
     @classmethod
     def connect(
@@ -64,10 +64,10 @@ class Ranks:
         meeting: timedelta = MEETING,
         waiting: timedelta = WAITING,
     ) -> Ranks:
-        """Meet the other ranks at the address that torch.distributed's variables name.
+        """Connect to the other ranks, at the address in torch.distributed's environment variables.
 
         Raises:
-            ResourceError: they do not come.
+            ResourceError: the other ranks cannot be reached in time.
         """
         cuda = local_rank < torch.cuda.device_count()
         try:
@@ -87,11 +87,14 @@ class Ranks:
         return cls(rank, world, local_rank)
 
     def device(self, name: str) -> str:
-        """The device of this rank, of those that `name` means.
+        """The device of this rank.
+
+        Args:
+            name: the value of --device: "auto", "cuda" or "cpu".
 
         Raises:
-            UsageError: one device for all ranks.
-            ResourceError: no CUDA device is left for this rank.
+            UsageError: `name` is one specific device.
+            ResourceError: there is no CUDA device for this rank.
         """
         kind = name
         if name == "auto":
@@ -110,60 +113,62 @@ class Ranks:
             )
         return f"cuda:{self.local_rank}" if kind == "cuda" else "cpu"
 
-    def tell(self, order: str, **details: Any) -> None:
-        """Rank 0 says what comes next."""
+    def send_order(self, order: str, **details: Any) -> None:
+        """On rank 0: send an order to the other ranks."""
         self._broadcast(json.dumps({"order": order, **details}).encode())
 
-    def hear(self) -> dict[str, Any]:
-        """What rank 0 wants next."""
+    def next_order(self) -> dict[str, Any]:
+        """On the other ranks: wait for the next order of rank 0."""
         found: dict[str, Any] = json.loads(self._broadcast(b""))
         return found
 
-    def leave(self, code: int) -> None:
-        """Rank 0 is done: the others end with its exit code. Ranks that are gone stay so."""
+    def dismiss_others(self, code: int) -> None:
+        """On rank 0: let the other ranks end with this exit code, and disconnect."""
         with contextlib.suppress(ResourceError):
-            self.tell("leave", code=code)
+            self.send_order("leave", code=code)
         self.close()
 
     def close(self) -> None:
-        """End the connections, once every rank that is left has heard what was said last."""
+        """Disconnect, after every remaining rank has received the last message."""
         with contextlib.suppress(ResourceError):
             self._guard(dist.barrier)
         self.abandon()
 
     def abandon(self) -> None:
-        """End the connections at once; the other ranks notice. An open group aborts at exit."""
+        """Disconnect at once; the other ranks get an error. A group left open aborts at exit."""
         dist.destroy_process_group()
 
-    def agreed(self, error: BaseException) -> bool:
-        """Whether every rank raised this error, and so stands at the same place."""
-        return error is self._agreed
+    def is_shared_error(self, error: BaseException) -> bool:
+        """Whether every rank raised this error, so that they are still in step."""
+        return error is self._shared_error
 
-    def fail(self, error: Exception) -> Exception:
-        """An error that every rank raises from the same facts, noted as agreed."""
-        self._agreed = error
+    def as_shared_error(self, error: Exception) -> Exception:
+        """Mark an error as one that every rank raises."""
+        self._shared_error = error
         return error
 
     def together(self, action: Callable[[], Result]) -> Result:
-        """Do what every rank does; where one fails, all fail with the same error.
+        """Run an action on every rank; if it fails on one, all ranks raise the same error.
 
-        Raises: what `action` raised on the first rank where it failed.
+        Raises: what `action` raised on the lowest rank on which it failed.
         """
         try:
             result = action()
         except Exception as failure:
-            said = self.gather(_in_words(failure))
-            if all(words is None for words in said[: self.rank]):
-                self.fail(failure)
+            answers = self.gather(_error_to_json(failure))
+            if all(words is None for words in answers[: self.rank]):
+                self.as_shared_error(failure)
                 raise
         else:
-            said = self.gather(None)
-            if all(words is None for words in said):
+            answers = self.gather(None)
+            if all(words is None for words in answers):
                 return result
-        raise self.fail(_from_words(next(words for words in said if words is not None)))
+        raise self.as_shared_error(
+            _error_from_json(next(words for words in answers if words is not None))
+        )
 
     def require_same(self, what: str, value: str) -> None:
-        """See that all ranks hold the same.
+        """Check that all ranks have the same value.
 
         Raises:
             ResourceError: they do not.
@@ -172,7 +177,7 @@ class Ranks:
         if len(set(found)) == 1:
             return
         other = next(rank for rank, theirs in enumerate(found) if theirs != found[0])
-        raise self.fail(
+        raise self.as_shared_error(
             ResourceError(
                 f"{what} of rank {other} differ from those of rank 0",
                 found=f"{found[other][:12]} against {found[0][:12]}",
@@ -181,7 +186,7 @@ class Ranks:
         )
 
     def gather(self, words: Any) -> list[Any]:
-        """What each rank says, on all of them; JSON, as nothing that executes may travel."""
+        """Exchange JSON values: every rank gets the list of all. JSON, because pickle runs code."""
         data = json.dumps(words).encode()
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
         self._guard(dist.all_gather, sizes, torch.tensor([len(data)]))
@@ -194,7 +199,7 @@ class Ranks:
         return [json.loads(part[: int(size)].numpy().tobytes()) for part, size in pairs]
 
     def add(self, tensors: list[torch.Tensor]) -> None:
-        """Sum tensors of one dtype over the ranks, packed; in place, and whole on rank 0 alone."""
+        """Sum tensors of one dtype over the ranks, in place; the result is valid on rank 0 only."""
         bucket: list[torch.Tensor] = []
         for tensor, following in zip(tensors, [*tensors[1:], None], strict=True):
             bucket.append(tensor)
@@ -209,11 +214,11 @@ class Ranks:
             bucket = []
 
     def send(self, rows: torch.Tensor) -> None:
-        """Hand rows to rank 0."""
+        """Send rows to rank 0."""
         self._guard(dist.send, rows, 0)
 
     def receive(self, rows: torch.Tensor, rank: int) -> None:
-        """Take rows from a rank."""
+        """Receive rows from a rank."""
         self._guard(dist.recv, rows, rank)
 
     def _broadcast(self, data: bytes) -> bytes:
@@ -236,7 +241,7 @@ class Ranks:
             ) from error
 
 
-def _in_words(error: Exception) -> dict[str, Any]:
+def _error_to_json(error: Exception) -> dict[str, Any]:
     if isinstance(error, MoegeoError):
         return {
             "ours": type(error).__name__, "message": error.message, "found": error.found,
@@ -246,7 +251,7 @@ def _in_words(error: Exception) -> dict[str, Any]:
     return {"ours": None, "memory": memory, "message": f"{type(error).__name__}: {error}"}
 
 
-def _from_words(words: dict[str, Any]) -> Exception:
+def _error_from_json(words: dict[str, Any]) -> Exception:
     if words["ours"] is None:
         return (MemoryError if words["memory"] else RuntimeError)(words["message"])
     kind: type[MoegeoError] = getattr(errors, words["ours"], MoegeoError)

@@ -1,8 +1,8 @@
-"""What one forward pass of a router took and gave, in whatever form the router gives it.
+"""Read a router call: its input, its logits, and which experts it selected with which weights.
 
-Logits are taken where the router's weight makes them, so that they are raw and on the
-gradient's path; what was selected, and with which weights, is read from what the router
-hands to its experts. Forms are told apart by shape and type, never by a model's name.
+Logits are taken from the output of the router's weight, so they are raw and on the gradient path.
+The selected experts and their weights are read from the router's output. The forms of that output
+are recognised by shape and type, never by a model's name.
 
 Legend: N tokens, D router input width, E experts, K experts chosen per token.
 """
@@ -21,18 +21,23 @@ from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.routers.finding import Router
 from moegeo_cli.scorings import find_scoring
 
-# Two computations of one product differ by rounding: share of the largest logit.
+# Largest allowed difference of two computations of the logits, relative to the largest logit.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class RouterCall:
-    """What one forward pass of a router took and gave, rows being tokens.
+    """One call of a router; rows are tokens.
 
-    Shapes: x_ND as the router's weight received it (times the router's scale), logits_NE on the
-    gradient path, weights_NK and selected_NK as the model goes on to use them, or, where not
-    `observed`, as they were computed from the logits. `given` is the tensor of weights that the
-    router handed on, which the loss's gradient passes; None where it handed on none.
+    Attributes:
+        x_ND: the input of the router's weight (times the router's scale).
+        logits_NE: the raw logits, on the gradient path.
+        weights_NK: the combine weights.
+        selected_NK: the selected experts.
+        observed: whether choice and weights were read from the model; otherwise they were computed
+            from the logits.
+        given: the tensor of combine weights in the router's output, on the gradient path; None if
+            there is none.
     """
 
     x_ND: torch.Tensor
@@ -44,17 +49,17 @@ class RouterCall:
 
 
 Choice = tuple[torch.Tensor, torch.Tensor]  # selected_NK, weights_NK
-Given = tuple[Any, ...]  # arguments of a call, by place and then by keyword
+Given = tuple[Any, ...]  # arguments of a call: positional, then keyword arguments
 
 
 class RouterTap:
-    """Hooks on one router that hand over each of its calls.
+    """Hooks on one router that report each of its calls.
 
     Args:
         router: the router.
-        take: hears of every call, in the hook of the router's module.
-        partial: hand over calls whose choice cannot be read as well, with none.
-        fault: hears of whatever is raised in a hook; None to raise it in the model's pass.
+        take: called with every call, inside the hook of the router's module.
+        partial: whether calls whose choice cannot be read are reported too, without a choice.
+        fault: called with any error in a hook; None to raise it in the model's forward pass.
     """
 
     def __init__(
@@ -74,7 +79,7 @@ class RouterTap:
             self._handles.append(router.linear.register_forward_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -93,12 +98,12 @@ class RouterTap:
         self._product = (_first_tensor(self.router, given), output)
 
     def _on_router(self, given: Given, output: Any) -> None:
-        if self._product is None:  # the router makes its logits itself
+        if self._product is None:  # the router module computes its logits itself
             x, logits = _first_tensor(self.router, given), _own_logits(self.router, output)
         else:
             x, logits = self._product
             self._product = None
-        if self.router.scale != 1.0:  # of the product, and as well of its input
+        if self.router.scale != 1.0:  # scaling the product is the same as scaling its input
             x = x.to(logits.dtype) * self.router.scale
         logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
         try:
@@ -115,10 +120,10 @@ class RouterTap:
 
 
 def _first_tensor(router: Router, given: Given) -> torch.Tensor:
-    """The router's input: the first floating-point tensor that it is given.
+    """The router's input: the first floating-point tensor among its arguments.
 
     Raises:
-        UnsupportedArchitectureError: it is given none.
+        UnsupportedArchitectureError: there is none.
     """
     tensors = [a for a in given if isinstance(a, torch.Tensor) and a.ndim]
     found = next((t for t in tensors if t.is_floating_point()), None)
@@ -133,16 +138,16 @@ def _first_tensor(router: Router, given: Given) -> torch.Tensor:
 
 
 def _parts(output: Any) -> list[Any]:
-    """What a router returns, one by one: of a tuple, a list, or a dict in its order."""
+    """The parts of a router's output: the entries of a tuple, list or dict, or the one output."""
     if isinstance(output, Mapping):
         return list(output.values())
     return list(output) if isinstance(output, tuple | list) else [output]
 
 
 def _own_logits(router: Router, output: Any) -> torch.Tensor:
-    """The logits among the outputs of a router that makes them itself.
+    """The logits in the output of a router module that computes them itself.
 
-    A router that is a linear layer with more to say returns them last, the others first.
+    They are the first output of width E, or the second of two if the first are masked scores.
     """
     if isinstance(output, torch.Tensor):
         return output
@@ -160,11 +165,11 @@ def _own_logits(router: Router, output: Any) -> torch.Tensor:
 
 
 def _handed_on(output: Any, slots: int) -> torch.Tensor | None:
-    """The combine weights among a router's outputs, as a part of the gradient's path.
+    """The tensor of combine weights in a router's output, if it is on the gradient path.
 
     Args:
-        output: what the router gave.
-        slots: how many weights were read from it.
+        output: the router's output.
+        slots: number of weights that were read from it.
     """
     if not isinstance(output, tuple):
         return None
@@ -176,17 +181,20 @@ def _handed_on(output: Any, slots: int) -> torch.Tensor | None:
 
 
 def _masks(scores_NE: torch.Tensor) -> bool:
-    """Whether these are scores with zeros for what was not selected."""
+    """Whether these are scores with zeros for unselected experts."""
     return bool((scores_NE == 0).any())
 
 
 def _read_choice(
     router: Router, output: Any, logits_NE: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Selected experts, their weights, whether the model said so: the first form that fits.
+    """Read the choice by the first form that fits the router's output.
+
+    Returns:
+        The selected experts, their weights, and whether both were observed (not computed).
 
     Raises:
-        UnsupportedArchitectureError: none does.
+        UnsupportedArchitectureError: no form fits.
     """
     parts = _parts(output)
     forms = (
@@ -196,7 +204,7 @@ def _read_choice(
         found = form(router, parts, logits_NE)
         if found is not None:
             selected, weights = found
-            if router.skip_expert is not None:  # reported as expert 0 with no weight
+            if router.skip_expert is not None:  # the model reports it as expert 0 with weight 0
                 selected = selected.masked_fill(weights == 0, router.skip_expert)
             return selected, weights, form is not _computed
     raise _unreadable(router, output)
@@ -227,14 +235,15 @@ def _masked_scores(router: Router, parts: list[Any], logits_NE: torch.Tensor) ->
     scores = parts[0].reshape(-1, parts[0].shape[-1])
     if scores.shape != logits_NE.shape or router.top_k is None:
         return None
-    # The logits order what underflowed; the scores say that nothing else was selected.
+    # Logits give the order of scores that underflowed; the scores show that no other expert was
+    # selected.
     selected = logits_NE.detach().topk(router.top_k, dim=-1).indices
     rest = scores.detach().scatter(1, selected, 0.0)
     return None if bool(rest.any()) else (selected, scores.gather(1, selected))
 
 
 def _one_or_none(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """Switch: one expert a token as a row of zeros and a one, all zeros beyond its capacity."""
+    """Switch: one expert per token, as a one-hot row; all zeros beyond the expert's capacity."""
     if len(parts) != 3 or not all(isinstance(p, torch.Tensor) for p in parts):
         return None
     mask, weights = parts[0], parts[1]
@@ -264,7 +273,7 @@ def _sorted_by_expert(router: Router, parts: list[Any], logits_NE: torch.Tensor)
 
 
 def _routed_by_parent(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """DBRX: the router gives logits alone, and the block that holds it does the rest."""
+    """DBRX: the router returns only logits, and its parent block chooses the experts."""
     route = getattr(router.parent, "route_tokens_to_experts", None)
     if len(parts) != 1 or route is None:
         return None
@@ -274,7 +283,7 @@ def _routed_by_parent(router: Router, parts: list[Any], logits_NE: torch.Tensor)
 
 
 def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """A router that gives logits alone, its scoring and K known: top-k of the scores."""
+    """A router that returns only logits, with known scoring and K: the top-k of the scores."""
     if router.computed is None or router.top_k is None or len(parts) != 1:
         return None
     logits_NE = logits_NE.detach().float()
@@ -296,10 +305,12 @@ def _unreadable(router: Router, output: Any) -> UnsupportedArchitectureError:
 
 
 def verify_call(router: Router, call: RouterCall) -> str | None:
-    """Recompute the logits from the input; None if they agree, else what was wrong.
+    """Recompute the logits from the router's input and weight, and compare.
 
-    The product is taken in the dtype of the logits, as some routers raise theirs to
-    float32; agreement is to a few units in the last place of the narrower dtype.
+    The product is also tried in the dtype of the logits, because some routers compute in float32.
+
+    Returns:
+        None if the logits agree up to rounding, else what is wrong.
     """
     logits = call.logits_NE.detach().reshape(-1, call.logits_NE.shape[-1])
     if logits.shape[-1] != router.experts:
@@ -308,7 +319,7 @@ def verify_call(router: Router, call: RouterCall) -> str | None:
     if weight.shape[1] != call.x_ND.shape[-1]:
         return f"inputs of width {call.x_ND.shape[-1]} for a weight of {weight.shape[1]}"
     if not torch.isfinite(logits).all():
-        return None  # a non-finite router is a finding, not a misread one
+        return None  # non-finite logits are a finding, not a reading error
     narrow = min(call.x_ND.dtype.itemsize, logits.dtype.itemsize, weight.dtype.itemsize)
     scale = float(logits.abs().max().clamp_min(1e-30))
     for dtype in {weight.dtype, logits.dtype}:

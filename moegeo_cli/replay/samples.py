@@ -1,6 +1,6 @@
-"""Samples of other tensors than token ids, put together into batches of one form each.
+"""Put samples (of other tensors than token ids) into batches of equal shapes.
 
-Legend: B samples of a batch, L losses of a batch (one a sample, or one a position).
+Legend: B samples of a batch.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from moegeo_cli.probes import Sample
 
 @dataclass(frozen=True, slots=True)
 class SampleBatch:
-    """Samples side by side; `sequence_B` holds their places in the probe.
+    """A batch of samples; `sequence_B` holds their indices in the probe.
 
-    `targets` is (B) or (B, …), as the labels are; None where the probe has none.
+    `targets` is (B) or (B, …), like the labels; None if the probe has none.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -26,7 +26,7 @@ class SampleBatch:
     sequence_B: torch.Tensor
     tokens: int
     positions: int
-    flat: None = None  # nothing is padded
+    flat: None = None  # there is no padding
 
 
 def as_batch(
@@ -47,9 +47,9 @@ def make_sample_batches(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Iterator[SampleBatch]:
-    """The batches of a plan, on the device; floating inputs in the model's dtype.
+    """The batches of a plan, on the device, with floating-point inputs in the model's dtype.
 
-    A planned batch whose samples differ in form falls into one batch a form.
+    A planned batch whose samples differ in shape is split into one batch per shape.
     """
     for members in plan:
         forms: dict[tuple[object, ...], list[int]] = {}

@@ -1,8 +1,7 @@
-"""A pass shared out among ranks by whole batches, and brought together again.
+"""Distribute the batches of a pass among ranks, and collect the results on rank 0.
 
-Each batch is computed exactly as a single process computes it: only the order in which sums of
-float64 are added differs. Sums are added up once a checkpoint; rows of tokens, which belong to
-one rank each, are handed over.
+Each batch is computed exactly as in a single process; only the order of float64 sums differs. Sums
+are added up once per checkpoint; rows of tokens are sent by the rank that computed them.
 
 Legend: T tokens of the probe, M sampled tokens, D router input width, E experts, K experts
 chosen per token.
@@ -24,15 +23,16 @@ Batches = Sequence[Sequence[int]]
 
 
 def share_batches(batches: Batches, lengths: Sequence[int], ranks: int) -> list[list[list[int]]]:
-    """Each rank's batches, in their order: the longest first to whoever has least.
+    """Assign batches to ranks: the largest batch first, each to the rank with the fewest tokens.
 
     Args:
-        batches: sequences of each batch.
-        lengths: tokens of each sequence.
-        ranks: how many share.
+        batches: the sequences of each batch.
+        lengths: number of tokens of each sequence.
+        ranks: number of ranks.
 
     Returns:
-        One list a rank, empty where there are fewer batches than ranks; never for rank 0.
+        One list of batches per rank, in their original order. A list is empty if there are fewer
+        batches than ranks, but never that of rank 0.
     """
     tokens = [sum(lengths[s] for s in batch) for batch in batches]
     load, owner = [0] * ranks, [0] * len(batches)
@@ -43,37 +43,37 @@ def share_batches(batches: Batches, lengths: Sequence[int], ranks: int) -> list[
 
 
 def collect(ranks: Ranks, outcome: Replay, plan: Plan) -> None:
-    """Bring every rank's part of a pass to rank 0.
+    """Collect the results of all ranks on rank 0.
 
     Args:
-        ranks: who shared it.
-        outcome: this rank's part; on rank 0 the whole probe's when this returns.
-        plan: what the pass measured.
+        ranks: the ranks.
+        outcome: this rank's result; on rank 0 it is completed in place to that of the whole probe.
+        plan: the plan of the pass.
 
     Raises:
         UnsupportedArchitectureError: ranks disagree on which experts carry gradient.
     """
-    said = ranks.gather(_describe(outcome))
-    decided = {s["unselected"] for s in said} - {"verify"}
+    described = ranks.gather(_describe(outcome))
+    decided = {s["unselected"] for s in described} - {"verify"}
     if len(decided) > 1:
-        raise ranks.fail(
+        raise ranks.as_shared_error(
             UnsupportedArchitectureError(
                 "ranks disagree on whether unselected experts carry gradient",
-                found=", ".join(s["unselected"] for s in said),
+                found=", ".join(s["unselected"] for s in described),
                 hint="report this model type, with its config.json; use one process meanwhile",
             )
         )
     ranks.add(list(_sums(outcome)))
     rows = [_rows(outcome.sequence_T, share) for share in outcome.shares]
     for place, trace in enumerate(outcome.traces):
-        # The routers of a rank without a batch are not called, which is no problem of theirs.
-        told = [s["traces"][place] for s, own in zip(said, rows, strict=True) if len(own)]
-        trace.calls = sum(t["calls"] for t in told)
-        trace.problem = next((t["problem"] for t in told if t["problem"]), None)
+        # On a rank without a batch, routers are not called: that is no problem.
+        reports = [s["traces"][place] for s, own in zip(described, rows, strict=True) if len(own)]
+        trace.calls = sum(t["calls"] for t in reports)
+        trace.problem = next((t["problem"] for t in reports if t["problem"]), None)
         if trace.problem is None:
-            _hand_over(ranks, trace, rows, plan.sample_rows)
+            _send_rows(ranks, trace, rows, plan.sample_rows)
     outcome.unselected = next(iter(decided), "verify")
-    notes = [note for s in said for note in s["notes"]]
+    notes = [note for s in described for note in s["notes"]]
     outcome.notes = [*dict.fromkeys(notes), f"batches shared among {ranks.world} ranks"]
 
 
@@ -83,7 +83,7 @@ def _describe(outcome: Replay) -> dict[str, Any]:
 
 
 def _sums(outcome: Replay) -> Iterator[torch.Tensor]:
-    """Everything that adds up over sequences, as views of the arrays themselves."""
+    """All sums over sequences, as views of the arrays."""
     for trace in outcome.traces:
         for accumulator in trace.fishers.values():
             yield from accumulator.sums()
@@ -98,10 +98,10 @@ def _rows(sequence_T: np.ndarray, share: Batches) -> np.ndarray:
     return np.flatnonzero(np.isin(sequence_T, [s for batch in share for s in batch]))
 
 
-def _hand_over(
+def _send_rows(
     ranks: Ranks, trace: RouterTrace, rows: list[np.ndarray], sample_rows: np.ndarray | None
 ) -> None:
-    """Put the other ranks' rows into rank 0's arrays."""
+    """Send the rows of other ranks to rank 0, which writes them into its arrays."""
     own = rows
     if trace.kept is not None:
         own = [np.flatnonzero(np.isin(trace.kept, r)) for r in rows]

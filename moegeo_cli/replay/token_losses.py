@@ -1,8 +1,8 @@
-"""The loss of each position from the model's logits, some rows at a time.
+"""The loss of each position from the model's logits, computed in blocks of rows to save memory.
 
-Cross-entropy keeps a float32 copy of the logits, their log-softmax and its gradient: with a large
-vocabulary more than all else of a batch. Rows do not depend on each other, so they are taken some
-at a time, forward and once more backward: the same bits, and beside the logits only their gradient.
+Cross-entropy keeps a float32 copy of the logits, their log-softmax and its gradient. With a large
+vocabulary that is the largest part of a batch's memory. Rows are independent, so they are computed
+in blocks, and once more in the backward pass. The results are the same bits.
 
 Legend: N positions, V vocabulary.
 """
@@ -17,35 +17,35 @@ from torch.nn import functional as F
 from moegeo_cli.errors import ProbeError
 from moegeo_cli.replay.batches import IGNORED_LABEL
 
-# Of float32 logits that are worked on at a time: above 32 MiB glibc never keeps a freed block.
+# Size of a block of float32 logits: glibc returns freed blocks of more than 32 MiB to the system.
 ROWS_BYTES = 40 * 2**20
-COPIES = 3  # of these rows: as float32, their log-softmax, and its gradient
+COPIES = 3  # arrays of a block: its logits as float32, their log-softmax, and its gradient
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each target in nats, flat; 0 where there is none.
+    """Cross-entropy of each target in nats, flat; 0 for a target of -100.
 
     Args:
         logits: shape (…, V).
         targets: shape (…), -100 for no loss.
 
     Raises:
-        ProbeError: the labels are not of the logits' form.
+        ProbeError: the labels do not fit the shape of the logits or their number of classes.
     """
-    said = targets[targets != IGNORED_LABEL]
-    low, high = (int(said.min()), int(said.max())) if said.numel() else (0, 0)
+    given = targets[targets != IGNORED_LABEL]
+    low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
     if logits.shape[:-1] != targets.shape or low < 0 or high >= logits.shape[-1]:
         raise ProbeError(
             "the probe's labels do not fit what the model returns",
             found=f"labels {tuple(targets.shape)} from {low} to {high}, "
             f"logits {tuple(logits.shape)}",
-            hint="one label a sample or one a position, counted from 0; -100 for no loss",
+            hint="give one label per sample or per position, counted from 0; -100 for no loss",
         )
     return flat_losses(logits, targets)
 
 
 def flat_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The same where the labels are known to fit."""
+    """As `token_losses`, without checking the labels."""
     logits_NV = logits.reshape(-1, logits.shape[-1])
     targets_N = targets.reshape(-1).to(logits.device)
     if len(targets_N) <= rows_at_once(logits.shape[-1]):
@@ -55,12 +55,12 @@ def flat_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def rows_at_once(vocabulary: int) -> int:
-    """How many rows are worked on at a time."""
+    """Number of rows of a block."""
     return max(1, ROWS_BYTES // (4 * max(1, vocabulary)))
 
 
 def logit_bytes(positions: int, vocabulary: int, itemsize: int) -> int:
-    """Bytes of the logits, of their gradient, and of the rows of the loss that are at work."""
+    """Bytes of the logits, of their gradient, and of one block of the loss."""
     rows = min(ROWS_BYTES, positions * vocabulary * 4) * COPIES
     return positions * vocabulary * itemsize * 2 + rows
 
@@ -72,7 +72,7 @@ def _cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Te
 
 
 class _ByRows(torch.autograd.Function):
-    """Cross-entropy of some rows after others; backward computes each of them again."""
+    """Cross-entropy in blocks of rows; the backward pass computes each block again."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

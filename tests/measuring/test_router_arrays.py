@@ -9,7 +9,7 @@ import pytest
 
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays, RouterArrays
-from moegeo_cli.measuring.router_arrays import form_router, sample_rows
+from moegeo_cli.measuring.router_arrays import make_router_arrays, sample_rows
 from moegeo_cli.replay.plan import RouterTrace
 from tests.traces import (
     EXPERTS,
@@ -28,7 +28,7 @@ TOKENS = sum(LENGTHS)
 
 
 def form(trace: RouterTrace, rows: np.ndarray | None = None, **about: object) -> RouterArrays:
-    found = form_router(
+    found = make_router_arrays(
         replay_of([trace]), trace, architecture_of(**about), GROUPS_S, None,
         np.arange(TOKENS) if rows is None else rows, 0,
     )  # fmt: skip
@@ -83,14 +83,16 @@ def test_without_a_loss_token_the_empirical_fisher_is_not_measured() -> None:
     trace = trace_of(1)
     outcome = replay_of([trace])
     outcome.loss_tokens_S = np.zeros(len(LENGTHS), dtype=int)
-    found = form_router(outcome, trace, architecture_of(), GROUPS_S, None, np.arange(TOKENS), 0)
+    found = make_router_arrays(
+        outcome, trace, architecture_of(), GROUPS_S, None, np.arange(TOKENS), 0
+    )
     assert found is not None
     assert list(found.fishers) == [("categorical", "token")]
 
 
 def test_a_second_moment_of_adam_stands_as_it_is() -> None:
     trace, adam = trace_of(1), np.arange(1.0, EXPERTS * WIDTH + 1).reshape(EXPERTS, WIDTH)
-    found = form_router(
+    found = make_router_arrays(
         replay_of([trace]), trace, architecture_of(), GROUPS_S, adam, np.arange(TOKENS), 0
     )
     assert found is not None
@@ -119,7 +121,7 @@ def test_one_side_keeps_its_own_rows_by_their_places() -> None:
 @pytest.mark.parametrize("change", [{"problem": "lost"}, {"selected_TK": None}])
 def test_what_was_not_observed_is_not_measured(change: dict[str, object]) -> None:
     trace = dataclasses.replace(trace_of(1), **change)
-    assert form_router(
+    assert make_router_arrays(
         replay_of([trace]), trace, architecture_of(), GROUPS_S, None, np.arange(TOKENS), 0
     ) is None  # fmt: skip
 

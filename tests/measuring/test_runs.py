@@ -13,7 +13,7 @@ import pytest
 
 from moegeo_cli import analyze
 from moegeo_cli.measuring import aside, measurer
-from moegeo_cli.measuring.aside import Aside
+from moegeo_cli.measuring.temporary_arrays import TemporaryArrays
 
 STEPS = (0, 10, 20)
 
@@ -34,7 +34,7 @@ def probe(tmp_path: Path) -> Path:
 
 
 def test_only_what_was_laid_aside_last_stays_in_memory() -> None:
-    own, held = Aside(), []
+    own, held = TemporaryArrays(), []
     readers = []
     for place in range(4):
         arrays = {"a": np.full(3, place), "b": np.arange(6.0).reshape(2, 3).T}
@@ -55,8 +55,8 @@ def test_only_what_was_laid_aside_last_stays_in_memory() -> None:
 
 
 def test_what_cannot_be_written_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    own = Aside()
-    monkeypatch.setattr(aside.Aside, "_file", lambda _, key: tmp_path / "absent" / key)
+    own = TemporaryArrays()
+    monkeypatch.setattr(aside.TemporaryArrays, "_file", lambda _, key: tmp_path / "absent" / key)
     readers = [own.keep(name, {"a": np.array([1.0])}) for name in "xyz"]
     assert [read()["a"].item() for read in readers] == [1.0] * 3
 

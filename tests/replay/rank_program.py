@@ -33,5 +33,5 @@ if __name__ == "__main__":
     for keywords, place in json.loads(Path(sys.argv[1]).read_text()):
         record = analyze(**keywords, cache=False, ranks=ranks)
         Path(place).write_text(render(record, "json"))
-    ranks.leave(0)
+    ranks.dismiss_others(0)
     leave(0)

@@ -15,7 +15,7 @@ from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.keeping import keep_report
 from moegeo_cli.measuring.probe import default_tokens
-from moegeo_cli.measuring.revisions import kept_for
+from moegeo_cli.measuring.revisions import store_options_for
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Analyze, CheckpointChoice, Model, Storage
@@ -77,7 +77,9 @@ def analyze(
     }  # fmt: skip
     reference_run: RunRecord | None = None
     losses: dict[str, Metric] = {}
-    with kept_for((folder, reference_folder), select_options(Storage, options), ranks) as storage:
+    with store_options_for(
+        (folder, reference_folder), select_options(Storage, options), ranks
+    ) as storage:
         measured, files = measure_and_check(
             folder,
             limits,

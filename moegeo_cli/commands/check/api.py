@@ -19,7 +19,7 @@ from moegeo_cli.commands.check.run import (
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
-from moegeo_cli.measuring.revisions import each_revision, kept_for
+from moegeo_cli.measuring.revisions import each_revision, store_options_for
 from moegeo_cli.measuring.storing import open_store
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.given import Models
@@ -108,7 +108,7 @@ def check(
     which = select_options(CheckpointChoice, options)
     chosen = choose_checkpoints(folder, **which)
     trained = folder.newest.training
-    with kept_for([folder], select_options(Storage, options)) as storage:
+    with store_options_for([folder], select_options(Storage, options)) as storage:
         store = open_store(folder, storage["cache"], storage["cache_dir"], models)
         reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
         each_revision(

@@ -16,7 +16,7 @@ from moegeo_cli.commands.compare.measure import check_axis, compare_runs
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.probe import default_tokens
-from moegeo_cli.measuring.revisions import kept_for
+from moegeo_cli.measuring.revisions import store_options_for
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Compare, Model, Storage
@@ -69,7 +69,7 @@ def compare(
         "max_tokens": max_tokens, "progress": progress, "ranks": ranks,
     }  # fmt: skip
     baseline = options["baseline"]
-    with kept_for(runs, select_options(Storage, options), ranks) as kept:
+    with store_options_for(runs, select_options(Storage, options), ranks) as kept:
         for run in runs:
             measure_revisions(run, limits, baseline, how, kept)
         a, b = (measure_folder(run, baseline=baseline, **how, **kept) for run in runs)

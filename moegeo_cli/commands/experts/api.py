@@ -12,7 +12,7 @@ from moegeo_cli.commands.experts.settings import ExpertSettings
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.probe import open_probe
-from moegeo_cli.measuring.revisions import bring
+from moegeo_cli.measuring.revisions import fetch_weights
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.choosing import choose_models
@@ -50,7 +50,7 @@ def experts(
     check_framework(options["framework"])
     models = choose_models(captures=options["captures"], **select_options(Model, options))
     folder = models.open(path)
-    bring(folder)
+    fetch_weights(folder)
     architecture = models.describe(folder.newest)
     loaded = open_probe(folder, Source.from_options(options), options["max_tokens"], models)
     models.check(folder.newest, architecture)

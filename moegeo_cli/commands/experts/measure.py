@@ -37,7 +37,7 @@ from moegeo_cli.expert_functions.blocks import ExpertBlock
 from moegeo_cli.geometry.estimates import ratio_of_sums
 from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_draws, missing
 from moegeo_cli.measuring.measurer import Measurer
-from moegeo_cli.measuring.prepared import PreparedModel, say_notes
+from moegeo_cli.measuring.prepared import PreparedModel, collect_notes
 from moegeo_cli.measuring.provenance import running_versions
 from moegeo_cli.measuring.router_arrays import sample_rows
 from moegeo_cli.measuring.run import Listener
@@ -167,7 +167,7 @@ def measure_experts(
         verification=verification,
         notes=(
             *_breadth(probe),
-            *say_notes(prepared, mode, outcome, probe), *([why_not] if why_not else []),
+            *collect_notes(prepared, mode, outcome, probe), *([why_not] if why_not else []),
             *notes_on_unranked(layers),
         ),
     )  # fmt: skip

@@ -11,7 +11,7 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.probe import MINIMUM_TOKENS, open_probe
-from moegeo_cli.measuring.revisions import bring
+from moegeo_cli.measuring.revisions import fetch_weights
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.options import Invariance, Model
@@ -42,7 +42,7 @@ def invariance(
 
     models = choose_models(**select_options(Model, options))
     folder = models.open(path)
-    bring(folder)
+    fetch_weights(folder)
     architecture = models.describe(folder.newest)
     if options["fisher"] == "adam":
         raise UsageError(

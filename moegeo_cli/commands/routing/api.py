@@ -13,7 +13,7 @@ from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.measuring.probe import default_tokens, open_probe
-from moegeo_cli.measuring.revisions import bring
+from moegeo_cli.measuring.revisions import fetch_weights
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.measuring.storing import NOT_KEPT, open_store
 from moegeo_cli.models.choosing import choose_models
@@ -60,7 +60,7 @@ def routing(
     models = choose_models(captures=captures, **select_options(Model, options))
     folder = models.open(path)
     other_folder = None if other is None else models.open(other)
-    bring(*(run for run in (folder, other_folder) if run is not None))
+    fetch_weights(*(run for run in (folder, other_folder) if run is not None))
     if other_folder is not None and max_tokens is None and captures is None:
         max_tokens = max(default_tokens(run, models) for run in (folder, other_folder))
     loaded = open_probe(folder, Source.from_options(options), max_tokens, models)

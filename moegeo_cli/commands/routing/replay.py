@@ -22,7 +22,7 @@ from moegeo_cli.commands.routing.trajectory import Stage, snapshot, stage_figure
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.resample import Draws, group_sequences, make_draws
 from moegeo_cli.measuring.measurer import Measurer
-from moegeo_cli.measuring.prepared import PreparedModel, say_notes
+from moegeo_cli.measuring.prepared import PreparedModel, collect_notes
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
@@ -109,7 +109,7 @@ class RoutingReplay:
                 routers.append(own)
         return Replayed(
             prepared, routers, Coverage(len(prepared.routers), len(routers), skipped),
-            tuple(say_notes(prepared, measurer.mode, outcome, self.probe)), outcome.batch_size,
+            tuple(collect_notes(prepared, measurer.mode, outcome, self.probe)), outcome.batch_size,
             len(rows_N),
         )  # fmt: skip
 

@@ -1,6 +1,5 @@
-"""Metrics of one router that rest on what is kept of it, a file each.
+"""Metrics of one router that are computed from its stored arrays; each file is one metric.
 
-A file `NAME.py` has `estimate(router: RouterArrays) -> Estimate`; the metric has the file's name.
-What it means stands under its name in `explanations/metrics.toml`, or in the file itself as
-`METRIC`, a `MetricSpec` with a label.
+A file `NAME.py` defines the metric NAME by `estimate(router: RouterArrays) -> Estimate`. The metric
+is described in `explanations/metrics.toml`, or in the file as `METRIC` (a `MetricSpec`).
 """

@@ -1,4 +1,4 @@
-"""How much the stored precision of a selection bias decides."""
+"""The metric bias_changes: choices that depend on the rounding of the stored selection bias."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from moegeo_cli.measuring.arrays import RouterArrays
 
 
 def estimate(router: RouterArrays) -> Estimate:
-    """Share of sampled tokens that rounding of the selection bias sends elsewhere; no draws."""
+    """Share of sampled tokens whose choice the rounding of the selection bias may change.
+
+    It has no draws, so no interval.
+    """
     if router.selection_bias_E is None:
         return missing("the router has no selection bias")
     if router.bias_changes is None:

@@ -1,4 +1,4 @@
-"""How far apart the selection biases of a router are."""
+"""The metric bias_spread: the range of a router's selection bias."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from moegeo_cli.measuring.arrays import RouterArrays
 
 
 def estimate(router: RouterArrays) -> Estimate:
-    """Largest minus smallest entry, of experts that can be chosen; it needs no probe, so no draws.
+    """Largest minus smallest selection bias of the experts that can be chosen.
 
-    The bias is the one that acts on the selection alone.
+    It does not depend on the probe, so it has no draws.
     """
     if router.selection_bias_E is None:
         return missing("the router has no selection bias")

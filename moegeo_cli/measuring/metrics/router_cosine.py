@@ -1,4 +1,4 @@
-"""How alike the rows of a router are."""
+"""The metric router_cosine: the similarity of a router's rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from moegeo_cli.measuring.arrays import RouterArrays
 
 
 def estimate(router: RouterArrays) -> Estimate:
-    """Mean absolute cosine between its rows that can be chosen; it needs no probe, so no draws."""
+    """Mean absolute cosine between the rows of experts that can be chosen.
+
+    It does not depend on the probe, so it has no draws.
+    """
     if router.sums.hashed:
         return missing(HASHED)
     return mean_absolute_cosine(np.delete(router.weight_ED, router.off, axis=0))
@@ -21,6 +24,9 @@ def mean_absolute_cosine(weight_ED: np.ndarray) -> Estimate:
 
     Args:
         weight_ED: a router's rows.
+
+    Returns:
+        Missing with a reason if a row is zero or not finite, or if there is only one row.
     """
     if not np.isfinite(weight_ED).all():
         return missing("the router's weights are not finite")

@@ -1,7 +1,8 @@
-"""Arrays of checkpoints that no store keeps: one set in memory, the others in a temporary folder.
+"""Keep the arrays of checkpoints during an analysis if the store does not.
 
-A run's history needs the arrays of every checkpoint, one after another. With `--no-cache`, or
-where the store cannot be written, they are laid aside here until the analysis ends.
+The history of a run needs the arrays of every checkpoint, one after another. With `--no-cache`, or
+if the store cannot be written, the newest arrays stay in memory and the others go to a temporary
+folder.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 
-class Aside:
-    """What was laid aside last stays in memory; the next one moves it to a file.
+class TemporaryArrays:
+    """Arrays by key: the last ones in memory, earlier ones in files of a temporary folder.
 
-    The folder goes with this object and its readers. Where nothing can be written, memory holds
-    everything.
+    The folder is deleted with this object and its readers. Arrays that cannot be written stay in
+    memory.
     """
 
     def __init__(self) -> None:
@@ -28,11 +29,14 @@ class Aside:
         self._held: dict[str, Arrays] = {}
 
     def keep(self, key: str, arrays: Mapping[str, np.ndarray]) -> Callable[[], Arrays]:
-        """Lay arrays aside; gives what reads them again.
+        """Keep arrays.
 
         Args:
-            key: a name of their own, which a file can have.
-            arrays: by name.
+            key: a unique name, valid as a file name.
+            arrays: arrays by name.
+
+        Returns:
+            A function that returns the arrays.
         """
         if self._last is not None and self._last[0] != key:
             self._move(*self._last)
@@ -52,7 +56,7 @@ class Aside:
         whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         try:
             save_file(whole, self._file(key))
-        except Exception:  # a full disk: safetensors has an error of its own
+        except Exception:  # for example a full disk; safetensors raises its own error type
             self._held[key] = arrays
 
     def _file(self, key: str) -> Path:
