@@ -56,7 +56,9 @@ def test_only_what_was_laid_aside_last_stays_in_memory() -> None:
 
 def test_what_cannot_be_written_is_held(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     own = TemporaryArrays()
-    monkeypatch.setattr(temporary_arrays.TemporaryArrays, "_file", lambda _, key: tmp_path / "absent" / key)
+    monkeypatch.setattr(
+        temporary_arrays.TemporaryArrays, "_file", lambda _, key: tmp_path / "absent" / key
+    )
     readers = [own.keep(name, {"a": np.array([1.0])}) for name in "xyz"]
     assert [read()["a"].item() for read in readers] == [1.0] * 3
 
