@@ -90,5 +90,5 @@ def _values(checkpoint: CheckpointRecord, move: Move | None) -> Iterator[tuple[s
                 yield "verdict" if name == "status" else name, value
     findings = () if verdict is None else verdict.findings
     for severity in ("watch", "failing"):
-        held = [f for f in findings if f.severity == severity and f.state == "active"]
-        yield f"findings_{severity}", float(len(held))
+        active = [f for f in findings if f.severity == severity and f.state == "active"]
+        yield f"findings_{severity}", float(len(active))

@@ -1,4 +1,4 @@
-"""Records in, text out (or onto a rich console); `formats/` lists what can be written."""
+"""Turns records into text, or prints them on a rich console; `formats/` lists the formats."""
 
 from __future__ import annotations
 
@@ -23,10 +23,17 @@ __all__ = [
 
 
 def render(record: AnyRecord, format: str) -> Any:
-    """A report as text; the format "rich" is the full terminal report. Parquet is bytes.
+    """A report in a format.
+
+    Args:
+        record: the record.
+        format: name of the format; "rich" is the full terminal report.
+
+    Returns:
+        Text; bytes for Parquet.
 
     Raises:
-        UsageError: a format that does not exist, or that has no form for such a record.
+        UsageError: there is no such format, or it cannot hold this kind of record.
     """
     if format not in known_formats():
         raise UsageError(f"no format {format!r}", found=", ".join(known_formats()))
@@ -39,7 +46,7 @@ def render(record: AnyRecord, format: str) -> Any:
 
 
 def render_screen(record: AnyRecord) -> str:
-    """The first screen of a report as text; the full report where there is none."""
+    """The first screen of a report as text; the full report if the command has no screen."""
     from moegeo_cli.reports.screen import render_screen as render_first
 
     if not command_of(type(record)).screen:
@@ -54,9 +61,9 @@ def print_run(
 
     Args:
         record: the run.
-        console: where to.
-        path: where it lies, for the commands at the end of the full report.
-        full: every table; else one screen.
+        console: the console to print on.
+        path: the run's path, for the commands at the end of the full report.
+        full: print every table; else one screen.
     """
     from moegeo_cli.reports.first_screen import print_first_screen
     from moegeo_cli.reports.terminal import print_run as print_full
@@ -75,7 +82,7 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
 
 
 def print_check(record: CheckRecord, console: Console, path: str | None = None) -> None:
-    """Print the terminal report of a check; `path` is where the run lies."""
+    """Print the terminal report of a check; `path` is the run's path."""
     from moegeo_cli.reports.check_report import print_check as show
 
     show(record, console, path)
@@ -87,10 +94,10 @@ def print_record(
     """Print the terminal report of any record.
 
     Args:
-        record: what was found.
-        console: where to.
-        path: where the run lies, for the commands at the end of a full report.
-        full: every table; else one screen, where the command has one.
+        record: the result of a command.
+        console: the console to print on.
+        path: the run's path, for the commands at the end of a full report.
+        full: print every table; else one screen, if the command has one.
     """
     from moegeo_cli.records import RunRecord
     from moegeo_cli.records.check import CheckRecord
@@ -113,10 +120,10 @@ def print_record(
 
 
 def read(text: str | bytes) -> RunRecord:
-    """A run from its JSON.
+    """Read a run from its JSON.
 
     Raises:
-        FormatError: not JSON, not a run, of a newer version, or damaged.
+        FormatError: not JSON, not a run, a newer version, or damaged.
     """
     from moegeo_cli.records import RunRecord
     from moegeo_cli.reports.json_report import read as load
@@ -125,10 +132,10 @@ def read(text: str | bytes) -> RunRecord:
 
 
 def read_comparison(text: str | bytes) -> ComparisonRecord:
-    """A comparison from its JSON.
+    """Read a comparison from its JSON.
 
     Raises:
-        FormatError: not JSON, not a comparison, of a newer version, or damaged.
+        FormatError: not JSON, not a comparison, a newer version, or damaged.
     """
     from moegeo_cli.records.comparison import ComparisonRecord
     from moegeo_cli.reports.json_report import read as load
@@ -137,7 +144,7 @@ def read_comparison(text: str | bytes) -> ComparisonRecord:
 
 
 def schema(name: str = "moegeo.run", *, strict: bool = False) -> dict[str, Any]:
-    """The JSON Schema of a format, "moegeo.run" for one; strict refuses keys not listed."""
+    """The JSON Schema of a format such as "moegeo.run". A strict schema refuses unknown keys."""
     from moegeo_cli.records.schema import schema as derive
 
     return derive(name, strict=strict)

@@ -1,4 +1,4 @@
-"""Findings and interventions on a terminal page, as every report of a checkpoint shows them."""
+"""Prints findings and interventions on a terminal page, the same way in every report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moegeo_cli.reports.page import STYLES, Page
 
 
 def print_finding(page: Page, finding: Finding) -> None:
-    """A finding with its numbers and its limit."""
+    """Print a finding with its evidence and its limit."""
     head = Text("  ").append(f"{finding.severity.upper():<8}", STYLES.get(finding.severity, "bold"))
     head.append(f"{clean(finding.id)} {clean(finding.name)}", "bold")
     if finding.layers:
@@ -29,7 +29,7 @@ def print_finding(page: Page, finding: Finding) -> None:
 
 
 def print_interventions(page: Page, interventions: Sequence[Intervention]) -> None:
-    """What to change, at length; nothing where there is nothing to change."""
+    """Print all interventions in full; nothing if there are none."""
     if interventions:
         page.section("INTERVENTIONS", "what to change, why, and how to see that it worked")
     for place, item in enumerate(outline.to_do(interventions), 1):
@@ -41,7 +41,7 @@ def print_interventions(page: Page, interventions: Sequence[Intervention]) -> No
             ("note", clean(item.key.note or "")),
             ("why", clean(item.why)),
             ("check", clean(item.check)),
-            ("known", outline.evidence_words(item.evidence)),
+            ("evidence", outline.evidence_words(item.evidence)),
             ("not with", ", ".join(clean(c) for c in item.conflicts)),
         ]
         for name, words in rows:

@@ -1,6 +1,6 @@
-"""Charts of one line: a trend over checkpoints, a heat strip over experts; and their signs.
+"""One-line charts: a trend over checkpoints, and a heat strip over experts.
 
-A terminal that cannot show block characters gets plain ones of the same meaning.
+A terminal that cannot show block characters gets ASCII characters with the same meaning.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _PLAIN = {
 
 @dataclass(frozen=True, slots=True)
 class Glyphs:
-    """The signs that charts and tables are made of; `blocks` from low to high."""
+    """The characters that charts and tables are made of; `blocks` go from low to high."""
 
     blocks: str = "▁▂▃▄▅▆▇█"
     none: str = "·"
@@ -27,7 +27,7 @@ class Glyphs:
     plain: bool = False
 
     def text(self, text: str) -> str:
-        """The text in the characters that the terminal can show."""
+        """The text, in characters that the terminal can show."""
         if not self.plain or text.isascii():
             return text
         for sign, words in _PLAIN.items():
@@ -47,14 +47,15 @@ def sparkline(
     floor: float = 0.0,
     ends: tuple[float, float] | None = None,
 ) -> str:
-    """The values as one row of blocks, from lowest to highest; unknown ones as a dash.
+    """The values as one row of blocks, from lowest to highest; unknown values are a dash.
 
     Args:
-        values: in order; where they are more than `width`, an even choice that keeps both ends.
-        glyphs: the signs to draw with.
-        width: most characters.
-        floor: least range that the full height stands for, so that noise does not look steep.
-        ends: the values of the lowest and the full block, for charts that share a scale.
+        values: the values in order. If there are more than `width`, some are chosen evenly, with
+            both ends.
+        glyphs: the characters to draw with.
+        width: maximum number of characters.
+        floor: minimum range of the full height, so that noise does not look steep.
+        ends: the values of the lowest and the highest block, for charts that share a scale.
     """
     if len(values) > width > 1:
         last = len(values) - 1
@@ -79,13 +80,14 @@ def sparkline(
 def heat_strip(
     load: Sequence[float | None], glyphs: Glyphs = UNICODE, *, width: int = 32
 ) -> tuple[str, list[float | None]]:
-    """Load per expert against the fair share, a block each: middle is fair, full is twice that.
+    """Load per expert relative to the fair share, one block per expert.
 
-    An expert without any load shows as a dot. More experts than `width` are sorted by load
-    first, and every block is the mean of its neighbours.
+    The middle block is the fair share, the full block is twice that or more. An expert without
+    load is a dot. If there are more experts than `width`, they are sorted by load, and each block
+    is the mean of several experts.
 
     Returns:
-        The blocks, and beside each the multiple of the fair share that it stands for.
+        The blocks, and for each block the load as a multiple of the fair share.
     """
     experts = len(load)
     ratios: list[float | None] = [None if v is None else v * experts for v in load]

@@ -19,7 +19,7 @@ from moegeo_cli.reports.markdown import Notes, findings_table, intervention_line
 from moegeo_cli.reports.page import STYLES, Page
 
 TEXT_WIDTH = 130
-MOST_CHECKPOINTS = 12  # of the table: the first, and the newest
+MAX_CHECKPOINTS = 12  # rows of the table: the first checkpoint and the newest ones
 ROUTER_COLUMNS = (
     ("row_norm", "norm"), ("row_norm_spread", "spread"), ("stable_rank", "stable rank"),
     ("router_cosine", "cosine"), ("bias_spread", "bias spread"), ("bias_drift", "drift"),
@@ -36,20 +36,29 @@ RUN_COLUMNS = (
 MOVED_COLUMNS = (
     ("routers_moved", "routers"), ("experts_moved", "experts"), ("others_moved", "other weights"),
 )  # fmt: skip
-OF_NULLS = (
-    "norm: mean of a router's rows, and its spread; drift: of the bias since the last checkpoint; "
-    "(n): what random matrices of the same shape have"
+ROUTER_NOTE = (
+    "norm, spread: mean and relative spread of a router's row norms; drift: mean change of the "
+    "bias since the previous checkpoint; (n): value of random matrices of the same shape"
 )
-OF_EXPERTS = (
-    "distance: of two experts of a layer, 1 for independent ones; own row: experts to which their "
-    "own row of the router is the strongest input of all rows; drift: of an expert from the first "
+EXPERT_NOTE = (
+    "distance: between two experts of a layer, 1 if independent; own row: share of experts that "
+    "respond most strongly to their own router row; drift: change of an expert since the first "
     "checkpoint, over its norm there"
 )
 
 
 @dataclass(frozen=True)
 class Part:
-    """A table: rows with metrics, and which of them."""
+    """A table of metrics.
+
+    Attributes:
+        title: its title.
+        explanation: a few words beside the title.
+        first: heading of the first column.
+        columns: name and heading of each metric.
+        rows: a name, and the layer or checkpoint with the metrics.
+        note: a line below the table.
+    """
 
     title: str
     explanation: str
@@ -60,19 +69,19 @@ class Part:
 
 
 def table_parts(record: CheckRecord, most: int | None = None) -> list[Part]:
-    """The tables; `most` checkpoints at most."""
+    """The tables of the report, with at most `most` checkpoints."""
     newest = record.newest
     when = figures.step_name(newest.step, clean(newest.path))
     layers = [(_place(x), x) for x in newest.layers]
     parts = [
-        Part("ROUTERS", when, "layer", ROUTER_COLUMNS, layers, OF_NULLS),
-        Part("EXPERTS", when, "layer", EXPERT_COLUMNS, layers, OF_EXPERTS),
+        Part("ROUTERS", when, "layer", ROUTER_COLUMNS, layers, ROUTER_NOTE),
+        Part("EXPERTS", when, "layer", EXPERT_COLUMNS, layers, EXPERT_NOTE),
     ]
     steps = [(_step(c), c) for c in _shown(record, most)]
     if len(steps) > 1:
         parts += [
             Part("CHECKPOINTS", "means over layers", "step", RUN_COLUMNS, steps),
-            Part("MOVED", "share whose bytes differ from the checkpoint before", "step",
+            Part("MOVED", "share whose bytes differ from the previous checkpoint", "step",
                  MOVED_COLUMNS, steps[1:]),
         ]  # fmt: skip
     return parts
@@ -82,9 +91,9 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
     """Print the report.
 
     Args:
-        record: what was found.
-        console: where to.
-        path: where the run lies, for the command at the end.
+        record: the result of the command.
+        console: the console to print on.
+        path: the run's path, for the command at the end.
     """
     page = Page(console)
     verdict = record.verdict
@@ -110,7 +119,7 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
     for line in _quiet(record):
         page.line(line, "dim")
     print_interventions(page, record.interventions)
-    for part in table_parts(record, MOST_CHECKPOINTS):
+    for part in table_parts(record, MAX_CHECKPOINTS):
         _print_part(page, part)
     page.footnotes()
     page.section("NEXT")
@@ -152,8 +161,8 @@ def render_markdown(record: CheckRecord, *, layers: bool = True) -> str:
     """The report as GitHub-flavoured markdown.
 
     Args:
-        record: what was found.
-        layers: with the tables.
+        record: the result of the command.
+        layers: include the tables.
     """
     notes, verdict = Notes(), record.verdict
     status = clean(verdict.status) if verdict else "not judged"
@@ -191,29 +200,29 @@ def _markdown_part(part: Part, notes: Notes) -> list[str]:
 
 
 def used_columns(part: Part) -> list[tuple[str, str]]:
-    """Columns that some row has."""
+    """The columns for which at least one row has a metric."""
     return [
         (k, title) for k, title in part.columns if any(k in row.metrics for _, row in part.rows)
     ]
 
 
 def head_lines(record: CheckRecord) -> list[str]:
-    """What was read."""
+    """Lines about what was read."""
     newest, run = record.newest, record.run
     facts = [run.get("model_type") or "unknown model", f"{run.get('experts') or '?'} experts"]
     facts += [f"top {run['top_k']}"] if run.get("top_k") else []
     facts += list(newest.scheme)
-    what = "routers, biases and norms alone" if record.settings.get("quick") else "all weights"
+    what = "routers, biases and norms only" if record.settings.get("quick") else "all weights"
     many = figures.plural(len(record.checkpoints), "checkpoint")
     return [
         clean(", ".join(str(f) for f in facts)) + f"; {many}, "
         f"newest {figures.step_name(newest.step, clean(newest.path))}",
-        f"by the files alone: {what}; no model was built and no data was read",
+        f"checked in the files: {what}; no model was built and no data was read",
     ]
 
 
 def note_lines(record: CheckRecord) -> list[str]:
-    """What must be said of it, each once."""
+    """The notes of the run and its checkpoints, each once."""
     notes = [*(record.run.get("notes") or ())]
     for checkpoint in record.checkpoints:
         name = figures.step_name(checkpoint.step, checkpoint.path)
@@ -222,7 +231,7 @@ def note_lines(record: CheckRecord) -> list[str]:
 
 
 def _quiet(record: CheckRecord) -> list[str]:
-    """Findings of earlier checkpoints, and how many rules were tried."""
+    """Lines about resolved findings, the number of rules tried, and skipped rules."""
     verdict = record.verdict
     lines = [
         f"resolved: {clean(f.id)} {clean(f.name)} at step {', '.join(f'{s:,}' for s in f.steps)}"
@@ -235,7 +244,7 @@ def _quiet(record: CheckRecord) -> list[str]:
 
 
 def _shown(record: CheckRecord, most: int | None) -> Sequence[CheckedCheckpoint]:
-    """The first checkpoint and the newest ones, as many as a screen holds."""
+    """The first checkpoint and the newest ones, at most `most`."""
     found = record.checkpoints
     if most is None or len(found) <= most:
         return found

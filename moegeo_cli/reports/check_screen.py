@@ -1,4 +1,4 @@
-"""The first screen of `moegeo check`: what the files alone tell, and how the weights moved."""
+"""The first screen of `moegeo check`: findings in the files, and how the weights moved."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TREND = 10
 MEANINGS = {
     "row_norm": "length of a router's rows",
     "stable_rank": "directions that a router's rows use",
-    "bias_spread": "of the selection bias over experts",
+    "bias_spread": "largest minus smallest selection bias",
     "expert_norm": "size of an expert's weights",
     "expert_distance": "1 independent, 0 copies",
     "experts_moved": "share of experts whose bytes changed",
@@ -27,13 +27,13 @@ MEANINGS = {
 
 
 def check_screen(page: Page, record: CheckRecord) -> Screen:
-    """What the first screen of a check says."""
+    """The first screen of a check record."""
     verdict = record.verdict
     main, notes = summary.main_findings(verdict)
     facts, how = head_lines(record)[:2]
     tried = verdict.checks if verdict else ()
     skipped = [c for c in tried if c.outcome == "skipped"]
-    words = f"{len(tried) - len(skipped)} checks decided, {len(skipped)} not"
+    words = f"{len(tried) - len(skipped)} checks decided, {len(skipped)} undecided"
     return Screen(
         command="moegeo check",
         name=record.run.get("name", ""),
@@ -63,15 +63,15 @@ def _alerts(record: CheckRecord) -> Iterator[tuple[str, str]]:
 
 
 def _numbers(page: Page, checkpoints: Sequence[CheckedCheckpoint]) -> Numbers:
-    """Means over layers: the first and the newest value, and how they came there."""
+    """Means over layers: first value, newest value, and the trend between them."""
     many = len(checkpoints) > 1
     rows = []
     for name, meaning in MEANINGS.items():
         found = [c.metrics.get(name) for c in checkpoints]
         if all(m is None or m.value is None for m in found):
             continue
-        said = [found[0], found[-1]] if many else [found[-1]]
-        cells = [_value(page, name, m) for m in said]
+        shown = [found[0], found[-1]] if many else [found[-1]]
+        cells = [_value(page, name, m) for m in shown]
         if many:
             values = [None if m is None else m.value for m in found]
             cells.append(sparkline(values, page.glyphs, width=TREND))
@@ -89,7 +89,7 @@ def _value(page: Page, name: str, metric: Metric | None) -> str:
 
 
 def _strips(page: Page, newest: CheckedCheckpoint) -> Iterator[Text]:
-    """Two numbers over the layers."""
+    """Charts of two metrics over the layers."""
     layers = [x for x in newest.layers if x.layer is not None]
     for name in ("row_norm", "expert_norm"):
         found = [x.metrics.get(name) for x in layers]

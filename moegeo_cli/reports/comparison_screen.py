@@ -1,4 +1,4 @@
-"""The first screen of `moegeo compare`: which run is healthier, why, five numbers of both."""
+"""The first screen of `moegeo compare`: which run is healthier, why, and five metrics of both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.screen import Numbers, Screen, by_layer, shorten
 
-MOST_LAYERS = 3
+MAX_LAYERS = 3
 MEANINGS = {
     "loss": "nats; lower is better",
     "collapse_worst": "0 even, 1 most uneven",
@@ -24,7 +24,7 @@ MEANINGS = {
 
 
 def comparison_screen(page: Page, record: ComparisonRecord) -> Screen:
-    """What the first screen of a comparison says."""
+    """The first screen of a comparison record."""
     pair = record.pairs[-1] if record.pairs else None
     sides = [
         f"{letter} {_name(run.name)}: {shorten(clean(run.status or 'not judged'), 16)}"
@@ -60,11 +60,11 @@ def _advice(record: ComparisonRecord) -> list[tuple[str, str]]:
     if record.healthier is None:
         return []
     worse = record.run_b if record.healthier == "a" else record.run_a
-    return [("do", f"moegeo analyze {_name(worse.name)} says what to change in it")]
+    return [("do", f"moegeo analyze {_name(worse.name)} shows what to change")]
 
 
 def _numbers(page: Page, pair: MatchedPair | None) -> Numbers:
-    """Five numbers of both runs at their newest pair, and the side that is better."""
+    """Five metrics of both runs at their newest pair, and the side that is better."""
     rows = []
     for name, meaning in MEANINGS.items():
         found = pair.differences.get(name) if pair else None
@@ -87,24 +87,24 @@ def _numbers(page: Page, pair: MatchedPair | None) -> Numbers:
 
 
 def _strips(page: Page, pair: MatchedPair) -> Iterator[Text]:
-    """How far apart collapse is over the layers, and in those where most."""
+    """A chart of the difference of collapse over the layers, and the layers where it is largest."""
     layers = sorted((x for x in pair.layers if "collapse" in x.differences), key=lambda x: x.layer)
     if not layers:
         return
-    apart = [_apart(layer) for layer in layers]
+    gaps = [_gap(layer) for layer in layers]
     if len(layers) > 1:
         name = f"layers {judgement.layer_list([x.layer for x in layers])}"
-        yield by_layer(page, name[:16], apart, "difference of collapse")
+        yield by_layer(page, name[:16], gaps, "difference of collapse")
     known = sorted(
-        (x for x in layers if _apart(x) is not None), key=lambda x: (-(_apart(x) or 0), x.layer)
+        (x for x in layers if _gap(x) is not None), key=lambda x: (-(_gap(x) or 0), x.layer)
     )
-    for layer in known[: MOST_LAYERS - 1]:
+    for layer in known[: MAX_LAYERS - 1]:
         found = layer.differences["collapse"]
         a, b = (figures.number(m.value or 0.0) for m in (found.a, found.b))
         line = Text(f"layer {figures.layer_name(layer.layer, layer.router)}  ", "bold")
         yield line.append(page.text(f"collapse {a} in A, {b} in B", "dim"))
 
 
-def _apart(layer: LayerPair) -> float | None:
+def _gap(layer: LayerPair) -> float | None:
     value = layer.differences["collapse"].difference.value
     return None if value is None else abs(value)

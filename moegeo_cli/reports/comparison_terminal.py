@@ -1,4 +1,4 @@
-"""The terminal report of two runs compared."""
+"""The terminal report of a comparison of two runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from moegeo_cli.reports.outline import TRACKS
 from moegeo_cli.reports.page import STYLES, Page
 from moegeo_cli.reports.terminal import TEXT_WIDTH
 
-MOST_LAYERS = 8
+MAX_LAYERS = 8
 PER_ROUTER = ("collapse", "fsi", "fhs_trace")
 COLUMNS = (("A", "right"), ("B", "right"), ("B − A", "right"), ("better", "left"))
 
@@ -34,15 +34,15 @@ def print_comparison(record: ComparisonRecord, console: Console) -> None:
 
     Args:
         record: the comparison.
-        console: where to; the report fits its width, colours and encoding.
+        console: the console to print on; the report fits its width, colours and encoding.
     """
     page = Page(console)
     page.show(Text("moegeo compare", "bold"))
     _print_runs(page, record)
     page.line(f"matched by {clean(record.matched_by)}: {len(record.pairs)} pairs", "dim")
     page.line()
-    said = (*record.notes, record.reason)  # what stands between the two comes before any number
-    lines = [page.paragraph(clean(words), sign=page.glyphs.bullet) for words in said]
+    sentences = (*record.notes, record.reason)  # notes on comparability come first
+    lines = [page.paragraph(clean(words), sign=page.glyphs.bullet) for words in sentences]
     title = Text(f" {page.glyphs.text(headline(record))} ", "bold")
     page.show(
         Panel(
@@ -76,10 +76,10 @@ def render(record: ComparisonRecord) -> str:
 
 
 def _print_runs(page: Page, record: ComparisonRecord) -> None:
-    """Both runs with the words of their verdicts."""
+    """Print both runs with their verdicts."""
     table = page.table(
         ("", "left"), ("run", "wrap"), ("verdict", "left"), ("routing", "left"), ("loss", "left"),
-        Column("checkpoints", goes=1),
+        Column("checkpoints", drop=1),
     )  # fmt: skip
     for letter, run in (("A", record.run_a), ("B", record.run_b)):
         words = (run.status or "not judged", run.routing or "", run.performance or "")
@@ -93,7 +93,7 @@ def _print_runs(page: Page, record: ComparisonRecord) -> None:
 
 
 def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None:
-    """The newest pair by the headline metrics; where there is room, also how both came there."""
+    """Print the headline metrics of the newest pair, on a wide page with trends of both runs."""
     page.section(
         f"AT {pair_name(record, pair).upper()}", "the newest matched pair; paired by probe sequence"
     )
@@ -107,9 +107,9 @@ def _print_pair(page: Page, record: ComparisonRecord, pair: MatchedPair) -> None
         table.add(*row, *(_trends(page, record, name) if trends else []))
     page.show_table(table)
     others = len(pair.differences) - len(names)
-    words = "better: the side that the interval of B − A favours, ≠ where neither direction is good"
-    words += " by itself" if page.wide else "; ± 95%, the longer side"
-    words += "; both trends on one scale" if trends else ""
+    words = "better: the side that the interval of B − A favours; ≠: neither direction is better"
+    words += "" if page.wide else "; ±: longer side of 95% interval"
+    words += "; both trends have the same scale" if trends else ""
     shared = shared_words(pair.shared)
     if shared:
         page.line(shared)
@@ -129,20 +129,20 @@ def _cells(page: Page, name: str, found: Difference) -> list[Text]:
 
 
 def _print_routers(page: Page, pair: MatchedPair) -> None:
-    """Each router in both runs, the one whose load differs most first."""
+    """Print each router in both runs; the one whose collapse differs most comes first."""
     names = PER_ROUTER if page.wide else PER_ROUTER[:2]
     shown = [n for n in names if any(n in x.differences for x in pair.layers)]
     if not shown:
         return
 
-    def apart(layer: LayerPair) -> float:
+    def gap(layer: LayerPair) -> float:
         found = layer.differences.get(shown[0])
         return abs(found.difference.value or 0.0) if found else 0.0
 
     page.section("PER ROUTER", f"the largest difference of {figures.label(shown[0])} first")
     heads = [(f"{figures.label(n)} A", "B", "B − A") for n in shown]
     table = page.table(("layer", "right"), *((h, "right") for three in heads for h in three))
-    for layer in sorted(pair.layers, key=lambda x: (-apart(x), x.layer))[:MOST_LAYERS]:
+    for layer in sorted(pair.layers, key=lambda x: (-gap(x), x.layer))[:MAX_LAYERS]:
         cells = [Text(figures.layer_name(layer.layer, layer.router))]
         for name in shown:
             found = layer.differences.get(name)
@@ -150,12 +150,12 @@ def _print_routers(page: Page, pair: MatchedPair) -> None:
             cells += [page.value(name, part) for part in parts]
         table.add(*cells)
     page.show_table(table)
-    if len(pair.layers) > MOST_LAYERS:
-        page.line(f"and {len(pair.layers) - MOST_LAYERS} more: --format markdown", "dim")
+    if len(pair.layers) > MAX_LAYERS:
+        page.line(f"and {len(pair.layers) - MAX_LAYERS} more: --format markdown", "dim")
 
 
 def _trends(page: Page, record: ComparisonRecord, name: str) -> list[Text]:
-    """A metric of both runs over the matched pairs, on one scale."""
+    """Charts of a metric of both runs over the matched pairs, on the same scale."""
     pairs = [p.differences.get(name) for p in record.pairs]
     sides = [
         [getattr(p, side).value if p is not None else None for p in pairs] for side in ("a", "b")

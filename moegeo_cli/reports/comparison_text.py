@@ -1,4 +1,4 @@
-"""A comparison of two runs as markdown, and the sentences that its other formats share."""
+"""A comparison of two runs as markdown, and sentences that its other formats use too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def headline(record: ComparisonRecord) -> str:
 
 
 def run_words(run: RunSummary) -> str:
-    """A run's name and status words in one line."""
+    """A run's name, verdict and number of checkpoints in one line."""
     words = [clean(run.status or "not judged")]
     words += [f"routing {clean(run.routing)}"] if run.routing else []
     words += [f"performance {clean(run.performance)}"] if run.performance else []
@@ -33,7 +33,7 @@ def run_words(run: RunSummary) -> str:
 
 
 def pair_name(record: ComparisonRecord, pair: MatchedPair) -> str:
-    """Where a pair stands: its progress, and the steps where those are not the same thing."""
+    """The name of a matched pair: its progress, or the steps if only the newest were matched."""
     by = record.matched_by
     if by == "newest":
         a, b = ("no step" if s is None else f"step {s:,}" for s in (pair.step_a, pair.step_b))
@@ -43,14 +43,14 @@ def pair_name(record: ComparisonRecord, pair: MatchedPair) -> str:
 
 
 def progress(by: str, value: float | None) -> str:
-    """Progress as its unit is written: a share in percent, tokens and steps as counts."""
+    """Progress as text: a fraction in percent, tokens and steps as counts."""
     if value is None:
         return "?"
     return f"{value:.1%}" if by == "fraction" else figures.count(value)
 
 
 def unmatched_words(record: ComparisonRecord) -> list[str]:
-    """The checkpoints without a partner."""
+    """A line for each checkpoint without a match."""
     return [
         f"{u.run.upper()} at {figures.step_name(u.step, progress(record.matched_by, u.progress))}: "
         f"{clean(u.reason)}"
@@ -59,13 +59,13 @@ def unmatched_words(record: ComparisonRecord) -> list[str]:
 
 
 def shared_words(shared: SharedBytes | None) -> str:
-    """Which tensors two checkpoints have in common, in one sentence; "" where nobody looked."""
+    """Which tensors two checkpoints have in common, in one sentence; "" if not compared."""
     if shared is None:
         return ""
     counts = (
         ("routers", shared.routers, shared.routers_of),
         ("experts", shared.experts, shared.experts_of),
-        ("tensors of attention", shared.attention, shared.attention_of),
+        ("attention tensors", shared.attention, shared.attention_of),
         ("other tensors", shared.others, shared.others_of),
     )
     if not any(equal for _, equal, _ in counts):
@@ -81,7 +81,11 @@ def shared_words(shared: SharedBytes | None) -> str:
 
 
 def favoured(found: Difference) -> str:
-    """Which side a difference favours, "" where its interval holds 0 or neither is better."""
+    """Which side a difference favours.
+
+    Returns:
+        "a" or "b"; "" if the interval contains 0; "differs" if neither direction is better.
+    """
     low, high, better = found.difference.ci_low, found.difference.ci_high, found.a.higher_is_better
     if low is None or high is None or low <= 0 <= high:
         return ""
@@ -115,8 +119,8 @@ def render_markdown(record: ComparisonRecord, *, layers: bool = True) -> str:
             for n, d in pair.differences.items()
         ]
         lines += table(heads, rows, (1, 2, 3))
-        said = shared_words(pair.shared)
-        lines += ["", markdown_text(said)] if said else []
+        shared = shared_words(pair.shared)
+        lines += ["", markdown_text(shared)] if shared else []
         if layers and pair.layers:
             routers = [
                 [str(x.layer), markdown_code(x.router), markdown_text(figures.label(n)),

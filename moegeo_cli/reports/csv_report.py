@@ -1,4 +1,4 @@
-"""Tidy CSV: a row for every step, router and metric; run-level rows have no layer or router."""
+"""Tidy CSV: one row per step, router and metric. Run-level rows have no layer or router."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ COMPARE_COLUMNS = (
 
 
 def render(record: RunRecord) -> str:
-    """The run's metrics; what could not be measured has an empty value and a reason."""
+    """The metrics of a run; a metric that could not be measured has no value but a reason."""
     return _write(COLUMNS, rows(record))
 
 
 def render_comparison(record: ComparisonRecord) -> str:
-    """Both runs' metrics at each matched pair, and their difference, b minus a."""
+    """The metrics of both runs at each matched pair, and their difference, b minus a."""
     return _write(COMPARE_COLUMNS, _pairs(record))
 
 
 def render_check(record: CheckRecord) -> str:
-    """The numbers of the files, a row for every checkpoint, router and metric."""
+    """The metrics of a check: one row per checkpoint, router and metric."""
     return _write(COLUMNS, _checked(record))
 
 
@@ -50,7 +50,7 @@ def _checked(record: CheckRecord) -> Iterator[dict[str, Any]]:
 
 
 def rows(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """One row a metric, checkpoints in order; moves between checkpoints stand at their end."""
+    """One row per metric: checkpoints in order, then moves, at the step where they end."""
     for checkpoint in record.checkpoints:
         place = {"step": checkpoint.step, "checkpoint": checkpoint.path}
         for name, metric in {"loss": checkpoint.loss, **checkpoint.metrics}.items():
@@ -64,7 +64,7 @@ def rows(record: RunRecord) -> Iterator[dict[str, Any]]:
 
 
 def layer_metrics(layer: LayerRecord) -> Iterator[tuple[str, Metric]]:
-    """A router's metrics, those of every further Fisher kind as `fisher.<kind>.<unit>.<name>`."""
+    """A router's metrics; those of other Fisher kinds are named `fisher.<kind>.<unit>.<name>`."""
     yield from layer.metrics.items()
     for kind, units in layer.fisher.items():
         for unit, metrics in units.items():

@@ -1,14 +1,14 @@
-"""Text from a checkpoint made safe for each place that shows it.
+"""Makes text from files safe for each format that shows it.
 
-Names, paths and notes come from files that anyone may have written: terminal escapes,
-markup, workflow commands and formulas in them must stay plain text.
+Names, paths and notes come from files that anyone may have written. Terminal escapes, markup,
+workflow commands and formulas in them must stay plain text.
 """
 
 from __future__ import annotations
 
 import re
 
-LIMIT = 600  # characters of one foreign string; a report is no place for a megabyte
+LIMIT = 600  # maximum characters of one string from a file
 _ANSI = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours, cursor
     r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # titles, links
@@ -19,7 +19,7 @@ _MARKDOWN = re.compile(r"([\\`*\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_]))")
 
 
 def clean(text: object, limit: int = LIMIT) -> str:
-    """One line of printable text: no escapes, control, direction or zero-width characters."""
+    """The text as one printable line: no escapes, control, direction or zero-width characters."""
     found = str(text)
     if not found.isprintable():
         found = "".join(_printable(c) for c in _ANSI.sub("", found)).strip()
@@ -27,7 +27,7 @@ def clean(text: object, limit: int = LIMIT) -> str:
 
 
 def clean_lines(text: str) -> list[str]:
-    """Text of several lines, such as code to add, with each line clean but for its indent."""
+    """The lines of a text such as code, each cleaned; indents are kept."""
     lines = []
     for line in text.expandtabs(4).splitlines():
         body = line.lstrip(" ")
@@ -46,17 +46,17 @@ def _printable(character: str) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """Plain text inside markdown, table cells included."""
+    """The text escaped for markdown, also inside table cells."""
     return _MARKDOWN.sub(r"\\\1", clean(text))
 
 
 def markdown_code(text: object) -> str:
-    """A code span, safe inside a table cell."""
+    """The text as a code span that is safe inside a table cell."""
     return "`" + (clean(text).replace("`", "'").replace("|", "\\|") or " ") + "`"
 
 
 def github_message(lines: list[str]) -> str:
-    """The message of a workflow command, its line breaks encoded."""
+    """The message of a workflow command, with encoded line breaks."""
     return "%0A".join(clean(line).replace("%", "%25") for line in lines)
 
 
@@ -66,6 +66,6 @@ def github_property(text: object) -> str:
 
 
 def csv_text(text: object) -> str:
-    """A cell that a spreadsheet does not take for a formula."""
+    """The text as a CSV cell that a spreadsheet does not read as a formula."""
     found = clean(text)
     return "'" + found if found[:1] in {"=", "+", "-", "@"} else found

@@ -1,4 +1,4 @@
-"""What `moegeo explain` prints on a terminal."""
+"""The terminal output of `moegeo explain`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moegeo_cli.reports.page import Page
 
 
 def print_explanation(found: Explanation, console: Console) -> None:
-    """Print what a name means."""
+    """Print an explanation."""
     page = Page(console)
     page.show(Text(page.glyphs.text(found.title), "bold"))
     page.line(found.headline)
@@ -23,9 +23,9 @@ def print_explanation(found: Explanation, console: Console) -> None:
 
 
 def print_names(names: Mapping[str, Sequence[str]], console: Console) -> None:
-    """Print every name that can be asked for."""
+    """Print every name that `moegeo explain` knows."""
     page = Page(console)
-    page.line("moegeo explain NAME tells what it is, why it matters and what to do.")
+    page.line("moegeo explain NAME explains what it is, why it matters and what to do.")
     for kind, found in names.items():
         page.section(kind.upper())
         if kind == "findings":

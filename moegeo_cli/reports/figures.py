@@ -1,4 +1,4 @@
-"""Metrics as words and digits: the same in every report."""
+"""Labels, units and digits of metrics, the same in every report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = [
     "plural", "step_name", "unit",
 ]  # fmt: skip
 _WORST = "_worst"
-# Metrics of the dynamics, which the catalogue does not hold.
+# Labels of metrics that have no entry in metrics.toml.
 _LABELS = {"loss": "loss", "fsi_rate": "FSI change", "fsi_rate_share": "share of its bound"}
 
 
 def label(name: str) -> str:
-    """A metric's name for people: `collapse_worst` is "collapse, worst router"."""
+    """The label of a metric: "collapse, worst router" for `collapse_worst`."""
     base = name.removesuffix(_WORST)
     spec = specs().get(base)
     text = spec.label if spec else _LABELS.get(base, base.replace("_", " "))
@@ -23,20 +23,20 @@ def label(name: str) -> str:
 
 
 def unit(name: str, metric: Metric | None = None) -> str:
-    """The unit of a metric, "" for a pure number."""
+    """The unit of a metric; "" for a pure number."""
     spec = specs().get(name.removesuffix(_WORST))
     found = metric.unit if metric is not None else spec.unit if spec else ""
     return "" if found == "1" else found
 
 
 def decimals(name: str) -> int:
-    """Digits after the point that the catalogue asks for."""
+    """The number of decimals of a metric in metrics.toml; 3 by default."""
     spec = specs().get(name.removesuffix(_WORST))
     return spec.decimals if spec else 3
 
 
 def number(value: float, places: int = 3) -> str:
-    """A number at a readable length: never rounded to a zero that it is not."""
+    """A number as text of readable length. A number other than 0 is never shown as 0."""
     size = abs(value)
     if value == 0:
         return f"{0:.{min(places, 3)}f}"
@@ -49,26 +49,26 @@ def number(value: float, places: int = 3) -> str:
 
 
 def interval(metric: Metric, places: int = 3) -> str:
-    """The interval as "[low, high]", "" where there is none."""
+    """The interval as "[low, high]"; "" if there is none."""
     if metric.value is None or metric.ci_low is None or metric.ci_high is None:
         return ""
     return f"[{number(metric.ci_low, places)}, {number(metric.ci_high, places)}]"
 
 
 def longer_side(metric: Metric, places: int = 3) -> str:
-    """How far the interval reaches at most, for tables without room for both ends."""
+    """The longer side of the interval, for tables without room for both ends; "" for none."""
     if metric.value is None or metric.ci_low is None or metric.ci_high is None:
         return ""
     return number(max(metric.ci_high - metric.value, metric.value - metric.ci_low), places)
 
 
 def count(value: float | int | None) -> str:
-    """A count with thousands marked; "?" where it is not known."""
+    """A count with thousands separators; "?" if not known."""
     return "?" if value is None else f"{value:,.0f}"
 
 
 def step_name(step: int | None, path: str = "") -> str:
-    """A checkpoint's step, or its path where it has none."""
+    """A checkpoint's step as "step 100", or its path if it has no step."""
     if step is not None:
         return f"step {step:,}"
     return path if path not in ("", ".") else "checkpoint"

@@ -1,4 +1,4 @@
-"""The first screen of a run: its verdict, five numbers, the load of its worst routers."""
+"""The first screen of a run: its verdict, five metrics, and the load of its worst routers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.page import STYLES, Page
 from moegeo_cli.reports.screen import GAP, SIGNS, Numbers, Screen, advice_rows, by_layer, cut
 
-MOST_STRIPS = 3
-MARKS = 32  # of one strip
+MAX_STRIPS = 3
+MARKS = 32  # characters of one strip
 TREND = 10
 
 
@@ -24,7 +24,7 @@ def print_first_screen(record: RunRecord, console: Console) -> None:
 
     Args:
         record: the run, judged or not.
-        console: where to; the screen fits its width, colours and encoding.
+        console: the console to print on; the screen fits its width, colours and encoding.
     """
     screen.print_screen(console, record, run_screen)
 
@@ -35,7 +35,7 @@ def render(record: RunRecord) -> str:
 
 
 def run_screen(page: Page, record: RunRecord) -> Screen:
-    """What the first screen of a run says."""
+    """The first screen of a run record."""
     verdict = record.verdict
     main, notes = summary.main_findings(verdict)
     return Screen(
@@ -69,7 +69,7 @@ def _alerts(page: Page, record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _numbers(page: Page, record: RunRecord) -> Numbers:
-    """Five numbers: the first and the newest value, how it came there, what it says."""
+    """Five metrics: first value, newest value, trend, and meaning."""
     many = len(record.checkpoints) > 1
     rows = []
     for number in summary.numbers(record):
@@ -100,15 +100,15 @@ def _probe(record: RunRecord) -> str:
 
 
 def _strips(page: Page, record: RunRecord) -> list[Text]:
-    """Load imbalance over the layers, and the load of the worst routers' experts."""
+    """A chart of collapse over the layers, and the load per expert of the worst routers."""
     ranked = judgement.worst_routers(record.newest, record.verdict)
     shown = [(layer, severity) for layer, severity in ranked if layer.load or layer.state != "ok"]
     if not shown:
         return []
     lines = []
-    if len(record.newest.layers) > MOST_STRIPS:
+    if len(record.newest.layers) > MAX_STRIPS:
         lines.append(_by_layer(page, record))
-    kept = shown[: MOST_STRIPS - len(lines)]
+    kept = shown[: MAX_STRIPS - len(lines)]
     lines += [_strip(page, layer, severity) for layer, severity in kept]
     blocks = page.glyphs
     words = f"load: {blocks.blocks[3]} fair  {blocks.blocks[7]} twice or more  {blocks.none} none"
@@ -119,7 +119,7 @@ def _strips(page: Page, record: RunRecord) -> list[Text]:
 
 
 def _by_layer(page: Page, record: RunRecord) -> Text:
-    """Collapse from the first layer to the last."""
+    """A chart of collapse from the first layer to the last."""
     layers = sorted(record.newest.layers, key=lambda layer: layer.layer)
     found = [layer.metrics.get("collapse") for layer in layers]
     values = [metric.value if metric is not None else None for metric in found]
@@ -147,7 +147,7 @@ def _strip(page: Page, layer: LayerRecord, severity: str | None) -> Text:
 
 
 def _more(record: RunRecord) -> list[tuple[str, str]]:
-    """What else the command can do."""
+    """Further options and commands, each with its purpose."""
     items = [("--full", "every table"), ("-o run.html", "charts")]
     findings = judgement.findings(record.verdict)
     if findings:

@@ -1,4 +1,4 @@
-"""Tables that fit a terminal: they narrow charts and leave out columns, and never cut a number."""
+"""Tables that fit a terminal: they narrow charts, then leave out columns; numbers are never cut."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-NARROWEST_TEXT = 16  # characters that a column of text is left with before others go
+MIN_TEXT = 16  # minimum width of a text column before other columns are left out
 UNBOUNDED = 10_000
-# A cell of a chart: drawn at the width that there is.
+# The cell of a chart: a function that draws it at a width.
 Chart = Callable[[int], Text]
 
 
@@ -23,23 +23,23 @@ class Column:
 
     Attributes:
         title: its heading.
-        side: "left" or "right"; "wrap" for text that may continue on a further line.
-        goes: the place among those that are left out where there is no room, 1 the first; 0 never.
-        widths: of a column of charts, those that it can be drawn at, the widest first.
+        side: "left" or "right"; "wrap" for text that may wrap.
+        drop: order in which columns are left out if there is no room, 1 first; 0 for never.
+        widths: for a column of charts: the possible widths, widest first.
     """
 
     title: str
     side: str = "right"
-    goes: int = 0
+    drop: int = 0
     widths: tuple[int, ...] = ()
 
 
 class FittingTable(Table):
-    """A table that chooses its columns when it learns how wide it may be.
+    """A table that chooses its columns when it is printed, by the available width.
 
     Args:
-        columns: all that it may have.
-        heads: their headings in the terminal's characters.
+        columns: all possible columns.
+        heads: their headings, in characters that the terminal can show.
         box: its lines; None for none.
     """
 
@@ -47,8 +47,8 @@ class FittingTable(Table):
         super().__init__(
             box=box, pad_edge=False, show_edge=False, header_style="bold", padding=(0, 1)
         )
-        self.asked = tuple(columns)
-        self.charts: list[dict[int, Chart]] = []  # by row: column, how to draw its cell
+        self.wanted = tuple(columns)
+        self.charts: list[dict[int, Chart]] = []  # for each row: the charts by column
         self.drawn: dict[int, int] = {}  # widths of the charts, by column
         self.left_out: list[str] = []
         for column, head in zip(columns, heads, strict=True):
@@ -61,7 +61,7 @@ class FittingTable(Table):
             )
 
     def add(self, *cells: Text | str | Chart) -> None:
-        """Add a row; the cell of a chart is a function of its width."""
+        """Add a row. The cell of a chart is a function of its width."""
         self.charts.append({i: cell for i, cell in enumerate(cells) if callable(cell)})
         self.add_row(*("" if callable(cell) else cell for cell in cells))
 
@@ -71,31 +71,31 @@ class FittingTable(Table):
 
     def fit(self, console: Console, width: int) -> None:
         """Draw the charts and choose the columns for a width."""
-        if len(self.columns) < len(self.asked):
+        if len(self.columns) < len(self.wanted):
             return
-        narrower = [[(i, w) for w in column.widths] for i, column in enumerate(self.asked)]
+        narrower = [[(i, w) for w in column.widths] for i, column in enumerate(self.wanted)]
         for steps in narrower:
             for place, chars in steps:
                 self._draw(place, chars)
                 if self._needed(console) <= width:
                     break
-        order = sorted((c.goes, i) for i, c in enumerate(self.asked) if c.goes)
-        gone: list[int] = []
+        order = sorted((c.drop, i) for i, c in enumerate(self.wanted) if c.drop)
+        dropped: list[int] = []
         for _, place in order:
-            if self._needed(console, gone) <= width:
+            if self._needed(console, dropped) <= width:
                 break
-            gone.append(place)
-        self.left_out = [self.asked[i].title for i in sorted(gone)]
-        self.columns = [c for i, c in enumerate(self.columns) if i not in gone]
+            dropped.append(place)
+        self.left_out = [self.wanted[i].title for i in sorted(dropped)]
+        self.columns = [c for i, c in enumerate(self.columns) if i not in dropped]
         for place, column in enumerate(self.columns):
             column._index = place
-        if self._needed(console) > width:  # still too wide: every cell goes on below itself
+        if self._needed(console) > width:  # still too wide: let every cell wrap
             for column in self.columns:
                 column.no_wrap = False
 
     def width_of(self, place: int) -> int:
-        """Characters of a column of charts, once the table was shown."""
-        return self.drawn[range(len(self.asked))[place]]
+        """The width at which a column of charts was drawn; known after printing."""
+        return self.drawn[range(len(self.wanted))[place]]
 
     def _draw(self, place: int, chars: int) -> None:
         column, self.drawn[place] = self.columns[place], chars
@@ -105,13 +105,13 @@ class FittingTable(Table):
         ]
 
     def _needed(self, console: Console, without: Sequence[int] = ()) -> int:
-        """Characters that the columns take when only text wraps."""
+        """The width that the columns need if only text columns wrap."""
         options = console.options.update_width(UNBOUNDED)
         total = 0
         kept = [c for i, c in enumerate(self.columns) if i not in without]
         for column in kept:
             found: Measurement = self._measure_column(console, options, column)
             free = not column.no_wrap
-            total += min(found.maximum, NARROWEST_TEXT) if free else found.maximum
+            total += min(found.maximum, MIN_TEXT) if free else found.maximum
         lines = len(kept) - 1 if self.box else 0
         return total + lines

@@ -1,4 +1,4 @@
-"""Sentences that are alike but for their counts, told once: each count from least to most."""
+"""Merges sentences that differ only in their counts: each count becomes a range."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from collections.abc import Sequence
 from moegeo_cli.reports.escaping import LIMIT, clean
 
 _COUNT = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-_LONGEST = 100_000  # characters of a reason that names every router
+_MAX_REASON = 100_000  # characters of a reason that names every router
 
 
 def pattern(words: str) -> str:
-    """A sentence without its counts."""
+    """A sentence with `#` for each count."""
     return _COUNT.sub("#", words)
 
 
-def fold(said: Sequence[str]) -> str:
-    """Sentences of one pattern as one."""
-    columns = zip(*(_COUNT.findall(words) for words in said), strict=True)
+def fold(sentences: Sequence[str]) -> str:
+    """Merge sentences of the same pattern: "3 experts", "5 experts" is "3 to 5 experts"."""
+    columns = zip(*(_COUNT.findall(words) for words in sentences), strict=True)
     ranges = []
     for counts in columns:
         ranked = sorted(set(counts), key=lambda count: float(count.replace(",", "")))
         ranges.append(ranked[0] if len(ranked) == 1 else f"{ranked[0]} to {ranked[-1]}")
-    return _COUNT.sub(lambda _: ranges.pop(0), said[0])
+    return _COUNT.sub(lambda _: ranges.pop(0), sentences[0])
 
 
 def fold_reason(reason: str) -> str:
-    """A reason of several routers, `;` between them, with those alike told once."""
-    alike: dict[str, list[str]] = {}
-    for part in clean(reason, _LONGEST).split("; "):
-        alike.setdefault(pattern(part), []).append(part)
-    return clean("; ".join(fold(parts) for parts in alike.values()), LIMIT)
+    """Merge the parts of a reason, which are separated by `;`, if they have the same pattern."""
+    by_pattern: dict[str, list[str]] = {}
+    for part in clean(reason, _MAX_REASON).split("; "):
+        by_pattern.setdefault(pattern(part), []).append(part)
+    return clean("; ".join(fold(parts) for parts in by_pattern.values()), LIMIT)

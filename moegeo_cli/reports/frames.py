@@ -33,13 +33,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 
 
 def to_frames(record: AnyRecord) -> dict[str, pd.DataFrame]:
-    """Any record as frames.
+    """Any record as pandas frames, by name.
 
-    All have `metrics`, a row for every number, and a frame for each list that they hold. Those of
-    a run are: checkpoints, layers, experts, domains, findings, interventions.
-
-    Checkpoints and layers have a row per metric, experts one per expert, domains one per
-    domain and expert. `checkpoint` is the path in the run, which is there where a step is not.
+    Every record has the frame `metrics`, with one row per metric, and a frame for each of its
+    lists. A run has the frames checkpoints, layers, experts, domains, findings and interventions:
+    checkpoints and layers with one row per metric, experts with one row per expert, domains with
+    one row per domain and expert. The column `checkpoint` is the path in the run, for checkpoints
+    without a step.
     """
     import pandas as pd
 
@@ -64,7 +64,7 @@ def to_frame(record: AnyRecord, table: str) -> pd.DataFrame:
     """One frame of a record.
 
     Raises:
-        UsageError: it has none of that name.
+        UsageError: the record has no frame of this name.
     """
     found = to_frames(record)
     if table not in found:

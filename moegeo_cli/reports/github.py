@@ -1,4 +1,4 @@
-"""Annotations of a GitHub workflow run, and the markdown of its step summary."""
+"""Annotations for a GitHub workflow run, and markdown for its step summary."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from moegeo_cli.reports import check_report, comparison_text, judgement, markdow
 from moegeo_cli.reports.escaping import clean, github_message, github_property
 
 LEVELS = {"failing": "error", "watch": "warning", "info": "notice"}
-SUMMARY_BYTES = 1_000_000  # GitHub refuses a step summary of more than 1 MiB
+SUMMARY_BYTES = 1_000_000  # GitHub refuses a step summary above 1 MiB
 SUMMARY_ROUTERS = 10
 
 
 def render(record: RunRecord) -> str:
-    """A workflow command per finding, the worst first, and one for the verdict."""
+    """One workflow command for the verdict and one per finding, worst first."""
     name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
     if verdict is None:
         return _command("notice", f"moegeo {name}", ["measured, not judged"]) + "\n"
@@ -24,7 +24,7 @@ def render(record: RunRecord) -> str:
 
 
 def render_check(record: CheckRecord) -> str:
-    """The same of what the files alone tell."""
+    """The same for a check record."""
     name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
     if verdict is None:
         return _command("notice", f"moegeo check {name}", ["read, not judged"]) + "\n"
@@ -63,7 +63,7 @@ def render_comparison(record: ComparisonRecord) -> str:
 
 
 def step_summary(record: RunRecord | ComparisonRecord | CheckRecord) -> str:
-    """Markdown for the file that $GITHUB_STEP_SUMMARY names, within GitHub's limit of size."""
+    """Markdown for the file at $GITHUB_STEP_SUMMARY, within GitHub's size limit."""
     if isinstance(record, CheckRecord):
         text = check_report.render_markdown(record, layers=False)
     elif isinstance(record, ComparisonRecord):
@@ -72,7 +72,7 @@ def step_summary(record: RunRecord | ComparisonRecord | CheckRecord) -> str:
         text = markdown.render(record, most_routers=SUMMARY_ROUTERS, full=False)
     if len(text.encode()) > SUMMARY_BYTES:
         kept = text.encode()[:SUMMARY_BYTES].decode(errors="ignore").rpartition("\n")[0]
-        text = kept + "\n\n(cut: the summary is longer than GitHub shows)\n"
+        text = kept + "\n\n(cut: the summary is longer than GitHub allows)\n"
     return text + "\n"
 
 

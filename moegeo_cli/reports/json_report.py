@@ -1,7 +1,7 @@
-"""The JSON formats: written so that equal records give equal bytes, read with every doubt named.
+"""Writes and reads the JSON formats. Equal records give equal bytes.
 
-Objects keep the records' order, short ones and arrays of numbers stand on one line. The text
-is ASCII, so that no locale can break it..
+Objects keep the order of the record's fields. Short objects and arrays of numbers are on one line.
+The text is ASCII, so that no locale can break it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LINE = 160  # objects longer than this are broken over lines
 
 
 def render(record: AnyRecord) -> str:
-    """The record as JSON text that ends with a line break."""
+    """The record as JSON text with a final line break."""
     name = format_of(type(record))
     payload = {
         "format": {"name": name, "version": VERSION},
@@ -35,17 +35,17 @@ def render(record: AnyRecord) -> str:
 
 
 def read_any(text: str | bytes) -> AnyRecord:
-    """A record of whatever format its JSON names.
+    """Read a record of any format from its JSON text.
 
     Raises:
-        FormatError: of no format that is known, or as `read`.
+        FormatError: not a format of moegeo; also see `read`.
     """
     data = _parse(text)
     head = data.get("format") if isinstance(data, dict) else None
     name = head.get("name") if isinstance(head, dict) else None
     if not isinstance(name, str) or name not in records():
         raise FormatError(
-            "this JSON is no report of moegeo",
+            "this JSON is not a report of moegeo",
             found=_kind(data) if name is None else f"format {name!r}"[:120],
             hint="moegeo analyze RUN --format json writes one",
         )
@@ -53,10 +53,14 @@ def read_any(text: str | bytes) -> AnyRecord:
 
 
 def read(text: str | bytes, record: type[R]) -> R:
-    """A record from its JSON text.
+    """Read a record from its JSON text.
+
+    Args:
+        text: the JSON text.
+        record: the record class.
 
     Raises:
-        FormatError: not JSON, not of the record's format, of a newer version, or damaged.
+        FormatError: not JSON, another format, a newer version, or damaged.
     """
     name = format_of(record)
     data = _parse(text)
@@ -88,7 +92,7 @@ def read(text: str | bytes, record: type[R]) -> R:
 
 
 def plain(value: Any) -> Any:
-    """Plain values, without fields that are not due, and with text that a file can hold."""
+    """A record as plain values for JSON. Fields marked WHERE_DUE are left out if None."""
     if isinstance(value, str):
         return value if value.isascii() else _text(value)
     if isinstance(value, Mapping):
@@ -103,18 +107,18 @@ def plain(value: Any) -> Any:
 
 @functools.cache
 def _fields(record: type) -> list[tuple[str, bool]]:
-    """A record's fields, and whether JSON leaves each out where it is None."""
+    """The names of a record's fields, and whether JSON leaves each out if it is None."""
     hints = get_type_hints(record, include_extras=True)
     return [(f.name, OMIT_IF_NONE in get_args(hints[f.name])) for f in dataclasses.fields(record)]
 
 
 def _text(text: str) -> str:
-    """Lone surrogates (bytes of a path that are not text) replaced: strict readers refuse them."""
+    """Replace lone surrogates (undecodable bytes of a path), which strict readers refuse."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _write(value: Any, depth: int) -> str:
-    """JSON text; leaves of the tree on one line."""
+    """JSON text; values without inner objects or arrays are on one line."""
     entries = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(entries, list) or not entries:
         return _dump(value)
@@ -141,7 +145,7 @@ def _parse(text: str | bytes) -> Any:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
         raise FormatError(
-            "the file is not whole JSON",
+            "the file is not complete JSON",
             found=f"line {error.lineno}, column {error.colno}: {error.msg}",
         ) from error
     except (ValueError, RecursionError) as error:

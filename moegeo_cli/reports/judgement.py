@@ -1,4 +1,4 @@
-"""A verdict in words: its status, its findings with their numbers, the routers they are about."""
+"""A verdict in words: its status, its findings with their evidence, and its worst routers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SEVERITIES = ("failing", "watch", "info")
 
 
 def findings(verdict: Verdict | None, *, state: str = "active") -> list[Finding]:
-    """Findings of a state, the worst first."""
+    """The findings with this state, worst first."""
     if verdict is None:
         return []
     chosen = [f for f in verdict.findings if f.state == state]
@@ -22,7 +22,7 @@ def findings(verdict: Verdict | None, *, state: str = "active") -> list[Finding]
 def worst_routers(
     checkpoint: CheckpointRecord, verdict: Verdict | None
 ) -> list[tuple[LayerRecord, str | None]]:
-    """Routers with the worst severity that a finding gives each: worst first, then by collapse."""
+    """All routers, each with the worst severity of its findings: worst first, then by collapse."""
     worst: dict[int, str] = {}
     for finding in reversed(findings(verdict)):
         for layer in finding.layers:
@@ -41,7 +41,7 @@ def _rank(severity: str | None) -> int:
 
 
 def status_words(verdict: Verdict | None) -> str:
-    """The two axes and the policy in one line."""
+    """Both axes and the policy, in one line."""
     if verdict is None:
         return "not judged"
     return (
@@ -51,7 +51,7 @@ def status_words(verdict: Verdict | None) -> str:
 
 
 def check_words(verdict: Verdict | None) -> str:
-    """How many rules were tried and how that went, "" where the record does not say."""
+    """How many rules passed, found something, or were skipped; "" if the record does not say."""
     if verdict is None or not verdict.checks:
         return ""
     by = {o: sum(c.outcome == o for c in verdict.checks) for o in ("passed", "found", "skipped")}
@@ -65,7 +65,7 @@ def check_words(verdict: Verdict | None) -> str:
 
 
 def layer_list(layers: Sequence[int]) -> str:
-    """Layer numbers with runs joined: "0-3, 7"."""
+    """Layer numbers, with consecutive ones joined: "0-3, 7"."""
     parts: list[list[int]] = []
     for layer in sorted(layers):
         if parts and layer == parts[-1][-1] + 1:
@@ -76,7 +76,7 @@ def layer_list(layers: Sequence[int]) -> str:
 
 
 def evidence_lines(evidence: Sequence[Evidence], most: int = 4) -> list[str]:
-    """The numbers that a finding rests on, a line each."""
+    """The evidence of a finding, one line per number."""
     lines = []
     for item in evidence[:most]:
         places = figures.decimals(item.name)
@@ -95,7 +95,7 @@ def evidence_lines(evidence: Sequence[Evidence], most: int = 4) -> list[str]:
 
 
 def threshold_words(finding: Finding) -> str:
-    """The limit that a finding compares with, its source and its measured rates."""
+    """The limit of a finding, with its source and measured rates; "" if it has none."""
     limit = finding.threshold
     if limit is None:
         return ""

@@ -1,7 +1,7 @@
-"""JUnit XML: a test case per check, for CI systems that show test results.
+"""JUnit XML: one test case per check, for CI systems that show test results.
 
-A failing check is a failure; one at watch passes with its words in system-out; one that
-could not be decided, and a verdict that is inconclusive, is skipped with the reason.
+A check with a failing finding is a failure. A check at watch passes, with the finding in
+system-out. An undecided check and an inconclusive verdict are skipped, with the reason.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def render(record: RunRecord) -> str:
 
 
 def render_check(record: CheckRecord) -> str:
-    """The checks of the files as a test suite."""
+    """The file checks as a test suite."""
     suite = ET.Element("testsuite", name=f"moegeo check {clean(record.run.get('name', 'run'))}")
     verdict = record.verdict
     if verdict is None:
@@ -55,7 +55,7 @@ def render_check(record: CheckRecord) -> str:
 
 
 def render_comparison(record: ComparisonRecord) -> str:
-    """Both runs' verdicts, and whether b is shown to be the worse one."""
+    """Test cases for both runs' verdicts, and one that fails if b is shown to be worse."""
     suite = ET.Element("testsuite", name="moegeo compare")
     for run in (record.run_a, record.run_b):
         case = _case(suite, f"verdict of {clean(run.name)}", "compare")
@@ -74,7 +74,7 @@ def render_comparison(record: ComparisonRecord) -> str:
 
 
 def _checks(verdict: Verdict, active: Sequence[Finding]) -> list[Check]:
-    """The rules that were tried, and those that a record without that list found something by."""
+    """The checks of a verdict. Findings of older records, which list no checks, are added."""
     known = {c.id for c in verdict.checks}
     found = {f.id: Check(f.id, f.name, f.axis, "found") for f in active if f.id not in known}
     return sorted([*verdict.checks, *found.values()], key=lambda c: c.id)
@@ -95,7 +95,7 @@ def _add_check(suite: ET.Element, check: Check, found: Sequence[Finding]) -> Non
 
 
 def _add_axis(suite: ET.Element, axis: str, word: str, verdict: Verdict, decided: bool) -> None:
-    """The axis itself; its failure counts only where no check of its own carries it."""
+    """Add a test case for an axis. It fails only if no failing finding of the axis does."""
     case = _case(suite, f"{axis} axis", "verdict")
     reasons = "; ".join(clean(r).rstrip(".") for r in verdict.reasons)
     if word == "failing" and not decided:
@@ -123,7 +123,7 @@ def _skip(case: ET.Element, reason: str) -> None:
 
 
 def _text(suite: ET.Element) -> str:
-    """The document; counts are what readers of JUnit files add up."""
+    """The document, with the numbers of tests, failures and skipped tests."""
     suite.set("tests", str(len(suite.findall("testcase"))))
     suite.set("failures", str(len(suite.findall("testcase/failure"))))
     suite.set("errors", "0")

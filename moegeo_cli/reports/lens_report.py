@@ -1,4 +1,4 @@
-"""What the reports of all lenses have: a head, gaps, findings and what was tried."""
+"""The parts that the reports of all lenses share: head, gaps, findings and checks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ R = TypeVar("R", bound=LensRecord)
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """First lines of a lens's report: command, model, facts, what is missing, rules tried."""
+    """The first lines of a lens's report: command, model, facts, gaps, and rules tried."""
 
     command: str
     name: str
@@ -48,9 +48,9 @@ def render_plain(record: R, show: Callable[[R, Console], None], width: int) -> s
     """A terminal report as plain text, for files.
 
     Args:
-        record: what was found.
+        record: the result of the lens.
         show: prints it on a console.
-        width: of the text, in characters.
+        width: width of the text, in characters.
     """
     file = io.StringIO()
     show(
@@ -76,7 +76,7 @@ def markdown_head(head: Head, record: LensRecord) -> list[str]:
 
 
 def markdown_actions(record: LensRecord) -> list[str]:
-    """What to do, as markdown."""
+    """The interventions as markdown."""
     lines = ["", "## What to do", ""] if record.interventions else []
     for place, item in enumerate(record.interventions, 1):
         lines += intervention_lines(place, item)

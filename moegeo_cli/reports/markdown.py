@@ -1,4 +1,4 @@
-"""The report as GitHub-flavoured markdown, for pull requests, issues and step summaries."""
+"""The report of a run as GitHub-flavoured markdown, for pull requests and step summaries."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from moegeo_cli.reports.escaping import clean_lines, markdown_code, markdown_tex
 
 
 class Notes:
-    """Reasons of values that are not there, numbered as they come up."""
+    """Collects the reasons for missing values, numbered in the order of their first use."""
 
     def __init__(self) -> None:
         self.reasons: list[str] = []
 
     def cell(self, name: str, metric: Metric | None) -> str:
-        """A value with its interval, or a dash that points to the reason."""
+        """A value with its interval, or a dash with the number of its reason."""
         if metric is None:
             return ""
         if metric.value is None:
@@ -40,8 +40,8 @@ def render(record: RunRecord, *, most_routers: int | None = None, full: bool = T
 
     Args:
         record: the run.
-        most_routers: rows of the router table; None for all.
-        full: with interventions at length and how it was measured.
+        most_routers: maximum rows of the router table; None for all.
+        full: include interventions in full, and how it was measured.
     """
     notes = Notes()
     lines = [*_head(record), *_advice(record, full), *_findings(record), *_training(record, notes)]
@@ -55,7 +55,7 @@ def render(record: RunRecord, *, most_routers: int | None = None, full: bool = T
 def table(
     heads: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> list[str]:
-    """A table; `right` are the columns of numbers."""
+    """A markdown table; `right` are the right-aligned columns."""
     rule = ["---:" if i in right else "---" for i in range(len(heads))]
     return ["| " + " | ".join(row) + " |" for row in (heads, rule, *rows)]
 
@@ -90,7 +90,7 @@ def _advice(record: RunRecord, full: bool) -> list[str]:
 
 
 def intervention_lines(place: int, item: Intervention, full: bool = True) -> list[str]:
-    """An entry of a numbered list of interventions, at length or its key alone."""
+    """An entry of a numbered list of interventions: in full, or only its title and key."""
     key = item.key
     if key.key is None:
         change = f"no key in {markdown_text(key.framework)}"
@@ -128,7 +128,7 @@ def _findings(record: RunRecord) -> list[str]:
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """Findings under their heading, nothing where there are none."""
+    """A table of findings under its heading; nothing if there are none."""
     if not findings:
         return []
     heads = ("severity", "check", "layers", "what was seen", "numbers", "limit")

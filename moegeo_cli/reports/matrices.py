@@ -1,4 +1,4 @@
-"""E × E matrices of experts as a file: safetensors, or CSV with a row a pair."""
+"""E × E matrices of experts as a file: safetensors, or CSV with one row per pair."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from moegeo_cli.errors import UsageError
 from moegeo_cli.records.lenses import LensRecord
 
 SUFFIXES = (".safetensors", ".csv")
-# Both halves of these say different things; of the others one is enough.
-ORDERED = {"alignment_null", "coactivation", "coactivation_expected"}
+# Matrices that are not symmetric. Of the others, CSV holds one half.
+ASYMMETRIC = {"alignment_null", "coactivation", "coactivation_expected"}
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that says no known format.
+    """Refuse a file name with an unknown suffix.
 
     Raises:
-        UsageError: neither .safetensors nor .csv.
+        UsageError: the suffix is neither .safetensors nor .csv.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
@@ -29,10 +29,11 @@ def check_name(path: Path) -> None:
 
 
 def matrices_file(record: LensRecord, path: Path) -> bytes | str:
-    """The matrices of all layers in the format that the name asks for.
+    """The matrices of all layers, in the format of the file's suffix.
 
-    safetensors: `<router>.<matrix>`, float64, NaN where a pair was not measured. CSV: layer,
-    router, matrix, a, b, value, the value empty there.
+    safetensors has a float64 tensor `<router>.<matrix>` for each matrix, with NaN for a pair that
+    was not measured. CSV has the columns layer, router, matrix, a, b and value, with an empty
+    value for such a pair.
     """
     if path.suffix.lower() == ".csv":
         return _csv(record)
@@ -57,7 +58,7 @@ def _csv(record: LensRecord) -> str:
         for name, matrix in layer.matrices.items():
             for a, row in enumerate(matrix):
                 for b, value in enumerate(row):
-                    if a < b or (name in ORDERED and a != b):
+                    if a < b or (name in ASYMMETRIC and a != b):
                         shown = "" if value is None else repr(value)
                         writer.writerow([layer.layer, layer.router, name, a, b, shown])
     return file.getvalue()

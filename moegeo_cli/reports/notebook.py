@@ -1,4 +1,4 @@
-"""A record as a notebook shows it: its first screen, in colours, without a style or script."""
+"""A record in a notebook: its first screen in colours, as HTML without style sheet or script."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FRAME = (
 
 
 def screen_html(record: AnyRecord) -> str:
-    """The first screen as HTML; rich escapes every text."""
+    """The first screen as HTML. rich escapes every text."""
     console = Console(
         file=io.StringIO(), width=WIDTH, record=True, force_terminal=True,
-        color_system="truecolor", force_jupyter=False,  # rich would show each line by itself
+        color_system="truecolor", force_jupyter=False,  # else rich displays each line separately
     )  # fmt: skip
     print_record(record, console)
     return console.export_html(inline_styles=True, code_format=FRAME)

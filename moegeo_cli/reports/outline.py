@@ -1,4 +1,4 @@
-"""What a report for people says, whatever its format: which metrics, routers and advice first."""
+"""The words and the order of metrics, routers and advice in a run's report, for all formats."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from moegeo_cli.records.check import CheckRecord
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.figures import count, plural, step_name
 
-# The rows of the table over training, in this order, as far as the run has them.
+# Rows of the table over training, in this order; metrics that a run lacks are left out.
 TRACKS = (
     "loss", "fsi", "fsi_dispatch", "collapse_worst", "dispersion", "information",
     "entropy_load_worst", "dead_experts", "near_ties_worst", "logit_max_worst",
     "fhs", "fhs_worst", "fhs_trace", "fhs_conditional", "heterogeneity_trace",
     "heterogeneity_conditional",
 )  # fmt: skip
-SETTING_DIGITS = 10  # a setting of more is a logged value, and is told rounded
+SETTING_DIGITS = 10  # a number with more digits is a logged value and is rounded
 STATES = {"nonfinite": "NaN or Inf in this router", "zero": "all rows of this router are zero"}
 
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A metric over the checkpoints; None where a checkpoint does not have it."""
+    """A metric over the checkpoints; None for a checkpoint that does not have it."""
 
     name: str
     points: tuple[Metric | None, ...]
 
     @property
     def noise(self) -> float:
-        """The widest interval: less movement than this is no trend."""
+        """The widest interval. Changes smaller than this are not drawn as a trend."""
         widths = [
             p.ci_high - p.ci_low
             for p in self.points
@@ -50,7 +50,7 @@ class Track:
 
 
 def tracks(record: RunRecord, names: Sequence[str] = TRACKS) -> list[Track]:
-    """The metrics over training, those that no checkpoint has left out."""
+    """The metrics over training; metrics that no checkpoint has are left out."""
     found = []
     for name in names:
         points = tuple(run_metric(c, name) for c in record.checkpoints)
@@ -60,7 +60,7 @@ def tracks(record: RunRecord, names: Sequence[str] = TRACKS) -> list[Track]:
 
 
 def run_metric(checkpoint: CheckpointRecord, name: str) -> Metric | None:
-    """A run-level metric of a checkpoint, the loss included."""
+    """A run-level metric of a checkpoint, or its loss."""
     return checkpoint.loss if name == "loss" else checkpoint.metrics.get(name)
 
 
@@ -81,7 +81,7 @@ def identity(record: RunRecord) -> str:
 
 
 def checkpoint_words(record: RunRecord) -> str:
-    """Which checkpoints the report is about."""
+    """The number of checkpoints and their steps, in words."""
     names = [step_name(c.step, clean(c.path)) for c in record.checkpoints]
     if len(names) == 1:
         return "one checkpoint" + (f", {names[0]}" if names[0] != "checkpoint" else "")
@@ -89,7 +89,7 @@ def checkpoint_words(record: RunRecord) -> str:
 
 
 def checkpoint_name(checkpoint: str) -> str:
-    """A checkpoint's path in its run with a comma behind it, "" where it is the run itself."""
+    """A checkpoint's path in its run and a comma; "" if it is the run itself."""
     return f"{clean(checkpoint)}, " if checkpoint not in ("", ".") else ""
 
 
@@ -102,7 +102,7 @@ def probe_source(probe: Mapping[str, Any]) -> str:
 
 
 def probe_words(probe: Mapping[str, Any]) -> str:
-    """What was replayed."""
+    """The probe in words: source, tokens, sequences and domains."""
     source = probe_source(probe)
     source += f", {NOT_YOURS}" if source == BUNDLED else ""
     words = f"{source}: {count(probe.get('tokens'))} tokens"
@@ -112,21 +112,21 @@ def probe_words(probe: Mapping[str, Any]) -> str:
 
 
 class Covered(Protocol):
-    """What was measured in part or whole."""
+    """A record with a coverage."""
 
     @property
     def coverage(self) -> Coverage:
-        """Its coverage."""
+        """How many of its routers were measured."""
 
 
 def coverage_gaps(checkpoint: Covered) -> list[str]:
-    """What was not measured, grouped by reason; empty where everything was."""
+    """Lines about routers that were not measured, grouped by reason; empty if all were."""
     coverage = checkpoint.coverage
     if coverage.routers_measured >= coverage.routers_found:
         return []
     lines = [
         f"{coverage.routers_measured} of {coverage.routers_found} routers measured: "
-        "every figure here is of these alone"
+        "all numbers are of these routers only"
     ]
     by: dict[str, list[str]] = {}
     for router, reason in coverage.not_measured.items():
@@ -138,13 +138,13 @@ def coverage_gaps(checkpoint: Covered) -> list[str]:
 
 
 def skipped_checkpoints(record: RunRecord | CheckRecord) -> list[str]:
-    """Checkpoints that were left out, with the reason."""
+    """A line for each checkpoint that was left out, with the reason."""
     skipped = record.run.get("skipped") or ()
     return [f"{clean(s.get('path'))}: {clean(s.get('reason'))}" for s in skipped]
 
 
 def key_words(key: ConfigKey) -> str:
-    """The setting that an intervention changes: its name, now and suggested."""
+    """The setting that an intervention changes: name, current value and suggested value."""
     if key.key is None:
         return f"no key in {clean(key.framework)}"
     if key.suggested is None:
@@ -154,7 +154,12 @@ def key_words(key: ConfigKey) -> str:
 
 
 def live_words(key: ConfigKey, *, lines: bool = True) -> str:
-    """Whether the framework reads the setting; `lines` where those to add are shown."""
+    """Whether the framework reads the setting.
+
+    Args:
+        key: the setting.
+        lines: whether the report shows the lines of code to add.
+    """
     if key.key is None:
         if not key.lines:
             return ""
@@ -165,12 +170,12 @@ def live_words(key: ConfigKey, *, lines: bool = True) -> str:
 
 
 def evidence_words(evidence: Mapping[str, Any]) -> str:
-    """How well an intervention is known to work."""
+    """The evidence that an intervention works."""
     words = clean(evidence.get("grade", "untested"))
     counts = [evidence.get(name) for name in ("recovered", "recovered_control", "n")]
     if None not in counts:
         recovered, control, count = (setting(c) for c in counts)
-        words += f": {recovered} of {count} restarts did not fail with it, {control} without"
+        words += f": {recovered} of {count} restarts did not fail with it, {control} without it"
         if evidence.get("collapsed") is not None:
             words += (
                 f"; {evidence['collapsed']} against {evidence['collapsed_control']} ended collapsed"
@@ -189,7 +194,7 @@ def evidence_words(evidence: Mapping[str, Any]) -> str:
 
 
 def setting(value: Any) -> str:
-    """A setting's value as its owner writes it in a file."""
+    """A setting's value as it is written in a config file."""
     if value is None:
         return "not set"
     if isinstance(value, str):
@@ -202,12 +207,12 @@ def setting(value: Any) -> str:
 
 
 def to_do(interventions: Sequence[Intervention]) -> tuple[Intervention, ...]:
-    """What to do, in the verdict's order, without what was measured and gained nothing."""
+    """The interventions in the verdict's order, without those that showed no gain in the study."""
     return tuple(i for i in interventions if not i.folded)
 
 
 def folded_words(interventions: Sequence[Intervention]) -> str:
-    """What the study tried for these findings without a gain; empty for nothing."""
+    """A sentence on interventions that showed no gain in the study; "" for none."""
     tried = []
     for item in interventions:
         if item.folded:
@@ -216,11 +221,11 @@ def folded_words(interventions: Sequence[Intervention]) -> str:
             tried.append(f"{clean(item.title).lower()}{known}")
     if not tried:
         return ""
-    return f"Tried in the study without a gain of final performance: {'; '.join(tried)}."
+    return f"Tried in the study without a gain in final performance: {'; '.join(tried)}."
 
 
 def method(record: RunRecord) -> list[tuple[str, str]]:
-    """How the numbers were measured, for the foot of a report."""
+    """How the numbers were measured, as names and words, for the end of a report."""
     newest, settings = record.newest, record.settings
     rows = [
         (
@@ -252,7 +257,7 @@ def method(record: RunRecord) -> list[tuple[str, str]]:
 
 
 def baseline_words(baseline: Mapping[str, Any]) -> str:
-    """What FHS compares with, and how far that can be trusted."""
+    """The baseline of FHS, and what its intervals do not include."""
     draws = baseline.get("baseline_draws")
     kind, reason = baseline.get("kind"), baseline.get("reason")
     if not draws:
@@ -269,28 +274,24 @@ def baseline_words(baseline: Mapping[str, Any]) -> str:
 
 
 def next_commands(record: RunRecord, path: str | None = None) -> list[tuple[str, str]]:
-    """Commands that tell more, each with what for.
+    """Further commands, each with its purpose.
 
     Args:
         record: the run.
-        path: where it lies, where that is known; records do not name places.
+        path: the run's path; None if not known.
     """
     found = []
     run = "RUN" if path is None else shlex.quote(clean(path))
     draws = record.baseline.get("baseline_draws")
     if not draws or draws == 1:
-        why = (
-            "put the spread between seeds into FHS"
-            if draws
-            else "give FHS something to compare with"
-        )
+        why = "include the spread between seeds in FHS" if draws else "give FHS a baseline"
         found.append((f"moegeo analyze {run} --baseline init", why))
     if record.verdict is not None and record.verdict.performance == "undetermined":
         found.append(
             (f"moegeo analyze {run} --reference OTHER", "judge the loss against a healthy run")
         )
     if len(record.checkpoints) > 1:
-        found.append((f"moegeo compare {run} OTHER", "set this run beside another one"))
+        found.append((f"moegeo compare {run} OTHER", "compare this run with another one"))
     found.append(
         (f"moegeo analyze {run} --format json", "every number, with intervals and reasons")
     )

@@ -1,4 +1,4 @@
-"""Every number of a record as a Parquet file: the table `metrics` of its frames."""
+"""Every metric of a record as a Parquet file: the frame `metrics`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moegeo_cli.reports.frames import to_frame
 
 
 def render(record: AnyRecord) -> bytes:
-    """The bytes of the file; the same record gives the same bytes.
+    """The bytes of the file. The same record gives the same bytes.
 
     Raises:
         UsageError: pyarrow is not installed.

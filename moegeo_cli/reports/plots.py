@@ -1,4 +1,4 @@
-"""Numbers of a record drawn by matplotlib, for notebooks and papers."""
+"""Plots of a record's metrics by matplotlib, for notebooks and papers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from moegeo_cli.reports.frames import to_frame
 
 
 def _axes(ax: Any) -> Any:
-    """Axes to draw on.
+    """The given axes, or new ones.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -27,16 +27,19 @@ def _axes(ax: Any) -> Any:
 
 
 def plot_metric(record: Any, metric: str, over: str = "layer", ax: Any = None) -> Any:
-    """A number with its interval over the layers of the newest checkpoint, or over steps.
+    """Plot a metric with its interval, over the layers of the newest checkpoint or over steps.
 
     Args:
-        record: what a command found.
-        metric: its name in the table `metrics`.
+        record: the result of a command.
+        metric: the metric's name in the frame `metrics`.
         over: "layer" or "step".
-        ax: axes of matplotlib; None for a new figure.
+        ax: matplotlib axes; None for a new figure.
+
+    Returns:
+        The axes.
 
     Raises:
-        UsageError: the record has no such number, or matplotlib is missing.
+        UsageError: the record has no such metric, or matplotlib is not installed.
     """
     if over not in ("layer", "step"):
         raise UsageError("a plot is over layer or step", found=repr(over))
@@ -68,14 +71,17 @@ def plot_metric(record: Any, metric: str, over: str = "layer", ax: Any = None) -
 
 
 def plot_load(record: Any, ax: Any = None) -> Any:
-    """The load of the newest checkpoint's experts, layers × experts; 1 is the fair share.
+    """Plot the load per layer and expert of the newest checkpoint; 1 is the fair share.
 
     Args:
         record: a run.
-        ax: axes of matplotlib; None for a new figure.
+        ax: matplotlib axes; None for a new figure.
+
+    Returns:
+        The axes.
 
     Raises:
-        UsageError: the record holds no loads, or matplotlib is missing.
+        UsageError: the record holds no loads, or matplotlib is not installed.
     """
     newest = getattr(record, "newest", None)
     layers = [x for x in getattr(newest, "layers", ()) if getattr(x, "load", None)]

@@ -1,7 +1,7 @@
-"""A report on one screen of 24 lines at 80 columns: what every command prints first.
+"""The first screen of a report, with 24 lines of 80 columns: what every command prints first.
 
-The answer in words, why, what to do next, a few numbers with their meaning, a strip of layers.
-What a command fills in is a `Screen`; everything else is in its full report.
+It shows the answer in words, the reasons, what to do next, a few metrics with their meaning, and
+charts over layers. A command fills in a `Screen`; everything else is in its full report.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from moegeo_cli.reports.page import STYLES, Page
 
 R = TypeVar("R")
 LINES = 24
-WIDTH = 100  # a line longer than this is hard to follow
+WIDTH = 100  # a longer line is hard to read
 SIGNS = {"failing": "!!", "watch": "!", "info": "i"}
-MOST_REASONS = 2  # findings that are told with their numbers; the others by name
-GAP = 3  # characters before a continued line
+MAX_DETAILED = 2  # findings that are shown with their message; the others by name only
+GAP = 3  # indent of continued lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +35,9 @@ class Numbers:
     """A table of numbers.
 
     Attributes:
-        heads: over the label, each column and the meaning.
-        rows: a label, a text for each column, and what the number means.
-        styles: of the columns; "cyan" is a chart.
+        heads: headings of the label, of each column, and of the meaning.
+        rows: a label, a text for each column, and the meaning of the number.
+        styles: style of each column; "cyan" marks a chart.
     """
 
     heads: tuple[str, ...]
@@ -47,24 +47,25 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """What one screen says.
+    """The content of one screen.
 
     Attributes:
-        command: and the name of what it is about.
-        right: at the end of the first line.
-        identity: of the model, in one line.
-        status: a verdict's word; "" for none.
+        command: name of the command.
+        name: name of the run or checkpoint.
+        right: text at the end of the first line.
+        identity: the model, in one line.
         sentence: the answer.
-        detail: one line below it.
+        numbers: a table of metrics.
+        status: status of the verdict; "" for none.
+        detail: one line below the answer.
         alerts: lines that must not be missed, each with its style.
-        findings: that make the answer, the worst first.
-        notes: findings that ask for nothing.
-        reasons: further sentences that say why.
+        findings: findings behind the answer, worst first.
+        notes: findings that need no action.
+        reasons: further sentences that give reasons.
         advice: rows of a word and what to do.
         undecided: checks that could not be decided.
-        numbers: a table.
-        strips: charts of layers.
-        more: what else the command can do, and why.
+        strips: charts over layers.
+        more: further options and commands, each with its purpose.
     """
 
     command: str
@@ -89,17 +90,17 @@ def print_screen(console: Console, record: R, fill: Callable[[Page, R], Screen])
     """Print a record's screen.
 
     Args:
-        console: where to; the screen fits its width, colours and encoding.
-        record: what was found.
-        fill: makes its screen.
+        console: the console to print on; the screen fits its width, colours and encoding.
+        record: the result of the command.
+        fill: builds the screen of a record.
     """
     page = Page(console)
     page.width = min(page.width, WIDTH)
-    said = fill(page, record)
-    head = [*_head(page, said), Text(), *_answer(page, said)]
-    foot = [*_numbers(page, said.numbers), *said.strips, _more(page, said.more)]
+    screen = fill(page, record)
+    head = [*_head(page, screen), Text(), *_answer(page, screen)]
+    foot = [*_numbers(page, screen.numbers), *screen.strips, _more(page, screen.more)]
     room = LINES - len(head) - len(foot) - 1
-    for line in (*head, *_reasons(page, said, room), Text(), *foot):
+    for line in (*head, *_reasons(page, screen, room), Text(), *foot):
         page.show(line)
 
 
@@ -114,11 +115,11 @@ def render_screen(record: R, show: Callable[[R, Console], None]) -> str:
 
 
 def advice_rows(items: Sequence[Intervention], width: int) -> list[tuple[str, str]]:
-    """One thing to do, and how to see that it worked.
+    """Rows for the first intervention: what to do, and how to check that it worked.
 
     Args:
-        items: what to do, best first.
-        width: of the page.
+        items: interventions, best first.
+        width: width of the page.
     """
     if not items:
         return []
@@ -134,62 +135,62 @@ def advice_rows(items: Sequence[Intervention], width: int) -> list[tuple[str, st
     return [*rows, ("check", clean(item.check))]
 
 
-def _head(page: Page, said: Screen) -> Iterator[Text]:
-    right = page.glyphs.text(shorten(said.right, page.width // 2))
-    room = page.width - cell_len(right) - len(said.command) - 1 - GAP
-    line = Text(f"{said.command} ", "dim").append(
-        page.glyphs.text(shorten(clean(said.name), room)), "bold"
+def _head(page: Page, screen: Screen) -> Iterator[Text]:
+    right = page.glyphs.text(shorten(screen.right, page.width // 2))
+    room = page.width - cell_len(right) - len(screen.command) - 1 - GAP
+    line = Text(f"{screen.command} ", "dim").append(
+        page.glyphs.text(shorten(clean(screen.name), room)), "bold"
     )
     line.append(" " * max(page.width - line.cell_len - cell_len(right), GAP))
     yield line.append(right)
-    yield page.text(cut(page, said.identity, page.width, 1)[0], "dim")
+    yield page.text(cut(page, screen.identity, page.width, 1)[0], "dim")
 
 
-def _answer(page: Page, said: Screen) -> Iterator[Text]:
+def _answer(page: Page, screen: Screen) -> Iterator[Text]:
     line = Text()
-    if said.status:
-        style = STYLES.get(said.status, "bold")
-        line.append(f" {said.status.upper()} ", f"{style} reverse").append("  ")
+    if screen.status:
+        style = STYLES.get(screen.status, "bold")
+        line.append(f" {screen.status.upper()} ", f"{style} reverse").append("  ")
     room = page.width - line.cell_len
-    yield line.append(page.text(cut(page, said.sentence, room, 1)[0], "bold"))
-    if said.detail:
-        yield page.text(cut(page, said.detail, page.width, 1)[0], "dim")
-    for words, style in said.alerts:
+    yield line.append(page.text(cut(page, screen.sentence, room, 1)[0], "bold"))
+    if screen.detail:
+        yield page.text(cut(page, screen.detail, page.width, 1)[0], "dim")
+    for words, style in screen.alerts:
         yield page.text(cut(page, words, page.width, 1)[0], style)
 
 
-def _reasons(page: Page, said: Screen, room: int) -> list[Text]:
-    """Why, and what to do about it, in so many lines."""
-    main = said.findings
-    advice = list(_advice(page, said.advice))
-    named = _named(page, main[MOST_REASONS:], "also")
-    left = room - len(advice) - len(named) - bool(said.notes)
+def _reasons(page: Page, screen: Screen, room: int) -> list[Text]:
+    """Findings, reasons, advice and notes, in at most `room` lines."""
+    main = screen.findings
+    advice = list(_advice(page, screen.advice))
+    named = _names_line(page, main[MAX_DETAILED:], "also")
+    left = room - len(advice) - len(named) - bool(screen.notes)
     lines: list[Text] = []
-    for place, finding in enumerate(main[:MOST_REASONS]):
-        rest = len(main[place + 1 : MOST_REASONS])
+    for place, finding in enumerate(main[:MAX_DETAILED]):
+        rest = len(main[place + 1 : MAX_DETAILED])
         lines += _finding(page, finding, left - len(lines) - rest)
-    for reason in said.reasons:
+    for reason in screen.reasons:
         parts = cut(page, reason, page.width - GAP, min(left - len(lines), 2))
         lines += [
             page.text(f"{'' if i else page.glyphs.bullet:<{GAP}}{w}") for i, w in enumerate(parts)
         ]
     lines += [*advice, *named]
-    if len(said.notes) <= room - len(lines):
-        lines += [_headed(page, note, clean(note.message)) for note in said.notes]
+    if len(screen.notes) <= room - len(lines):
+        lines += [_one_line(page, note, clean(note.message)) for note in screen.notes]
     else:
-        lines += _named(page, said.notes, "notes")
-    return [*lines, *_named(page, said.undecided, "open")][:room]
+        lines += _names_line(page, screen.notes, "notes")
+    return [*lines, *_names_line(page, screen.undecided, "open")][:room]
 
 
 def _finding(page: Page, finding: Finding, room: int) -> Iterator[Text]:
-    """A finding in a plain sentence, and its numbers where there are lines for them."""
-    yield _headed(page, finding, summary.headline(finding), "bold")
+    """A finding's headline, and its message if there are lines for it."""
+    yield _one_line(page, finding, summary.headline(finding), "bold")
     for words in cut(page, clean(finding.message), page.width - GAP, min(room - 1, 2)):
         yield page.text(" " * GAP + words)
 
 
-def _headed(page: Page, finding: Finding, words: str, weight: str = "") -> Text:
-    """What a finding says in one line, between its sign and its id."""
+def _one_line(page: Page, finding: Finding, words: str, weight: str = "") -> Text:
+    """A finding in one line: its sign, the words, its id and layers."""
     style = STYLES.get(finding.severity, "bold")
     where = clean(finding.id)
     if finding.layers:
@@ -198,11 +199,10 @@ def _headed(page: Page, finding: Finding, words: str, weight: str = "") -> Text:
         where += f" {listed}" if len(listed) <= GAP * 8 else f" {len(finding.layers)} layers"
     where = shorten(where, page.width // 2)
     room = page.width - GAP - cell_len(where) - GAP
-    if cell_len(re.split(r"[;.,:] ", words)[0]) > room:  # half a clause can say the opposite
+    if cell_len(re.split(r"[;.,:] ", words)[0]) > room:  # a cut clause can mean the opposite
         words = summary.headline(finding)
-    told = cut(page, words, room, 1)[0]
     line = Text(f"{SIGNS.get(finding.severity, '!'):<{GAP}}", style)
-    line.append(page.text(told, weight))
+    line.append(page.text(cut(page, words, room, 1)[0], weight))
     line.append(" " * max(page.width - line.cell_len - cell_len(where), 1))
     return line.append(where, "dim")
 
@@ -214,8 +214,8 @@ def _advice(page: Page, rows: Sequence[tuple[str, str]]) -> Iterator[Text]:
             yield line.append(page.text(cut(page, words, page.width - 7, 1)[0]))
 
 
-def _named(page: Page, findings: Sequence[Finding | Check], word: str) -> list[Text]:
-    """Findings by name alone, in one line."""
+def _names_line(page: Page, findings: Sequence[Finding | Check], word: str) -> list[Text]:
+    """The names of findings in one line; nothing if there are none."""
     if not findings:
         return []
     names = [f"{clean(f.id)} {clean(f.name)}" for f in findings]
@@ -241,12 +241,12 @@ def _numbers(page: Page, found: Numbers) -> Iterator[Text]:
             side = "<" if style == "cyan" else ">"
             line.append(f"  {cell:{side}{width}}", style if place else "dim")
         room = page.width - line.cell_len - 2
-        said = f"  {row[-1]}" if cell_len(row[-1]) <= room else ""
-        yield line.append(page.text(said, "dim"))
+        meaning = f"  {row[-1]}" if cell_len(row[-1]) <= room else ""
+        yield line.append(page.text(meaning, "dim"))
 
 
 def _more(page: Page, items: Sequence[tuple[str, str]]) -> Text:
-    """What else the same command can do, as far as a line holds it."""
+    """Further options and commands, as many as fit into one line."""
     line = Text("more  ", "dim")
     for place, (command, why) in enumerate(items):
         mark = page.glyphs.text(" · ") if place else ""
@@ -256,7 +256,7 @@ def _more(page: Page, items: Sequence[tuple[str, str]]) -> Text:
 
 
 def cut(page: Page, text: str, width: int, most: int) -> list[str]:
-    """Text in at most so many lines: whole clauses, else whole words; never half a number."""
+    """Wrap text into at most `most` lines. It is cut after a clause, else after a word."""
     if most < 1 or width < 1:
         return []
     lines = _wrapped(page, text, width) or [""]
@@ -270,12 +270,12 @@ def cut(page: Page, text: str, width: int, most: int) -> list[str]:
 
 
 def _wrapped(page: Page, text: str, width: int) -> list[str]:
-    """Lines by the cells that characters take, which for some are two."""
+    """Wrap text by display width: some characters take two cells."""
     return [line.plain.rstrip() for line in Text(text).wrap(page.console, width)]
 
 
 def shorten(text: str, width: int) -> str:
-    """A name that is too long, without its middle."""
+    """Shorten a name to a width by leaving out its middle."""
     if cell_len(text) <= width:
         return text
     half = max(width - 2, 2) // 2
@@ -284,18 +284,18 @@ def shorten(text: str, width: int) -> str:
 
 
 def by_layer(page: Page, name: str, values: Sequence[float | None], words: str) -> Text:
-    """A chart of one number over the layers; a mark is the largest of those it stands for.
+    """A chart of one metric over the layers. With many layers, a mark is the largest of several.
 
     Args:
-        page: where it stands.
-        name: "layers 0-47".
-        values: by layer.
-        words: what they are.
+        page: the page.
+        name: the layers, such as "layers 0-47".
+        values: value of each layer.
+        words: what the values are.
     """
-    together = -(-len(values) // 48)
+    per_mark = -(-len(values) // 48)
     shown = [
-        max((v for v in values[i : i + together] if v is not None), default=None)
-        for i in range(0, len(values), together)
+        max((v for v in values[i : i + per_mark] if v is not None), default=None)
+        for i in range(0, len(values), per_mark)
     ]
     line = Text(f"{name}  ", "bold").append(sparkline(shown, page.glyphs, width=len(shown)), "cyan")
     return line.append(f"  {words}" if line.cell_len + len(words) + 2 <= page.width else "", "dim")

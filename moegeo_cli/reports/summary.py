@@ -1,4 +1,4 @@
-"""A run on one screen, whatever the format: the verdict in words, why, five numbers."""
+"""The summary of a run, for all formats: the verdict in words, reasons, and five metrics."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from moegeo_cli.reports import figures, judgement, outline
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.outline import Track
 
-# Finding names stand first in a verdict's reasons; these further reasons are said elsewhere.
-_SAID = ("no router is over a limit", "performance is undetermined")
+# Beginnings of reasons that the screen shows in other words.
+_SHOWN_ELSEWHERE = ("no router is over a limit", "performance is undetermined")
 
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """One of the five: a metric over the checkpoints, and what its newest value says."""
+    """One of the five metrics: its values over the checkpoints, and the meaning of the newest."""
 
     track: Track
     meaning: str
 
 
 def verdict_sentence(verdict: Verdict | None) -> str:
-    """The status in a sentence."""
+    """The status in one sentence."""
     if verdict is None:
         return "Measured, not judged."
     bad = [f for f in judgement.findings(verdict) if f.severity != "info"]
     many = f"{len(bad)} things deserve" if len(bad) > 1 else "One thing deserves"
     if verdict.status == "healthy":
         notes = len(judgement.findings(verdict))
-        said = f"Nothing to act on; {figures.plural(notes, 'note')}."
-        return said if notes else "No check found anything."
+        words = f"Nothing needs action; {figures.plural(notes, 'note')}."
+        return words if notes else "No check found anything."
     if verdict.status == "inconclusive":
         return "What was measured does not allow a verdict."
     if verdict.status == "watch":
@@ -45,7 +45,7 @@ def verdict_sentence(verdict: Verdict | None) -> str:
 
 
 def axis_words(verdict: Verdict | None) -> str:
-    """Both axes and how many checks were tried, in one line."""
+    """Both axes and the number of checks, in one line."""
     if verdict is None:
         return ""
     loss = clean(verdict.performance)
@@ -54,7 +54,7 @@ def axis_words(verdict: Verdict | None) -> str:
     checks = verdict.checks
     if checks:
         skipped = sum(c.outcome == "skipped" for c in checks)
-        words.append(f"{len(checks) - skipped} checks decided, {skipped} not")
+        words.append(f"{len(checks) - skipped} checks decided, {skipped} undecided")
     if verdict.policy != "calibrated":
         words.append(f"{clean(verdict.policy)} policy")
     return " · ".join(words)
@@ -67,13 +67,13 @@ def headline(finding: Finding) -> str:
 
 
 def why(finding: Finding) -> str:
-    """Why a finding matters, "" for one that is not known here."""
+    """Why a finding matters; "" for an unknown finding."""
     known = definitions().get(finding.name)
     return known.why if known else ""
 
 
 def main_findings(verdict: Verdict | None) -> tuple[list[Finding], list[Finding]]:
-    """Findings that make the verdict, the worst first, and those that are notes."""
+    """The active findings, worst first: those above info, and those at info (notes)."""
     active = judgement.findings(verdict)
     return (
         [f for f in active if f.severity != "info"],
@@ -82,23 +82,23 @@ def main_findings(verdict: Verdict | None) -> tuple[list[Finding], list[Finding]
 
 
 def further_reasons(verdict: Verdict | None) -> list[str]:
-    """Reasons of the verdict that no finding tells: limits that were set, what is not known."""
+    """Reasons of the verdict that are not findings, such as changed limits or unread values."""
     if verdict is None:
         return []
     names = tuple(f"{f.name}: " for f in verdict.findings)
     return [
         clean(reason)
         for reason in verdict.reasons
-        if not reason.startswith(names) and not reason.startswith(_SAID)
+        if not reason.startswith(names) and not reason.startswith(_SHOWN_ELSEWHERE)
     ]
 
 
 def numbers(record: RunRecord) -> list[Number]:
-    """Loss, load, dead experts and specialisation, as far as they were asked for."""
+    """The five metrics: loss, load (two), dead experts and FSI; missing ones are left out."""
     layers = record.newest.layers
     most = max((layer.choices for layer in layers), default=0)
     meanings = {
-        "loss": "nats a token; lower is better",
+        "loss": "nats per token; lower is better",
         "collapse_worst": "worst layer; 0 even, 1 most uneven",
         "effective_experts_worst": f"of {figures.count(most)} in use in the worst layer",
         "dead_experts": dead_words(record),
@@ -115,7 +115,7 @@ def numbers(record: RunRecord) -> list[Number]:
 
 
 def dead_words(record: RunRecord) -> str:
-    """How many experts are unused, proven or suspected."""
+    """How many experts are unused, and how many more look unused."""
     layers = record.newest.layers
     total = sum(layer.choices for layer in layers)
     metric = record.newest.metrics.get("dead_experts")

@@ -1,7 +1,7 @@
-"""Any record as rows: every number of it, and each list that it holds.
+"""Turns any record into rows: one table of all its metrics, and one for each of its lists.
 
-A record is walked as it stands. What tells where a number belongs (step, layer, router, …) is in
-every row below it, so that a new record, or a new field, needs no code here.
+The code walks through the fields of any record, so a new record or field needs no code here. Every
+row has the place of its value (step, layer, router, …).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PLACES = (
     "domain", "expert", "pairs", "hidden", "usage", "action", "choice",
 )  # fmt: skip
 CELLS = ("value", "ci_low", "ci_high", "n", "unit", "null_value", "reason")
-# Lists whose items hold numbers that are said elsewhere: as evidence of a finding.
-SAID = {"findings", "interventions", "checks", "verdict", "baseline"}
+# Fields whose metrics appear elsewhere too, for example as evidence of a finding.
+REPEATED = {"findings", "interventions", "checks", "verdict", "baseline"}
 
 
 def tables(record: Any) -> dict[str, list[Row]]:
-    """The rows of a record by table.
+    """The rows of a record, by table.
 
-    `metrics` has a row for every number with its interval. Every list of the record is a table of
-    its own name: `layers`, `findings`, `merge_candidates`, …
+    The table `metrics` has one row per metric, with its interval. Every list of the record is a
+    table with the list's name: `layers`, `findings`, `merge_candidates`, …
     """
     found: dict[str, list[Row]] = defaultdict(list)
     _walk(record, "", {}, found)
@@ -49,13 +49,13 @@ def _walk(item: Any, prefix: str, above: Row, found: dict[str, list[Row]]) -> No
             for part in value:
                 if dataclasses.is_dataclass(part) or isinstance(part, Mapping):
                     found[prefix + name].append({**place, **_scalars(part)})
-                    if name not in SAID:
+                    if name not in REPEATED:
                         named = {"metrics", "differences"} & dict(_fields(part)).keys()
                         _walk(part, prefix if named else f"{prefix}{name}.", place, found)
         elif isinstance(value, Mapping):
             start = prefix if name in ("metrics", "differences") else f"{prefix}{name}."
             found["metrics"] += [_row(place, start + key, m) for key, m in _numbers(value)]
-        elif dataclasses.is_dataclass(value) and name not in SAID:
+        elif dataclasses.is_dataclass(value) and name not in REPEATED:
             _walk(value, f"{prefix}{name}.", place, found)
 
 
@@ -67,7 +67,7 @@ def _fields(item: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _numbers(value: Mapping[str, Any]) -> Iterator[tuple[str, Metric | Difference]]:
-    """Metrics of a mapping, those of mappings within it by dotted names."""
+    """The metrics of a mapping; those of inner mappings have dotted names."""
     for key, part in value.items():
         if isinstance(part, Metric | Difference):
             yield key, part

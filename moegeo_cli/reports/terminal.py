@@ -1,4 +1,4 @@
-"""The report on a terminal: the verdict and what to do first, then what it rests on."""
+"""The full terminal report of a run: verdict and advice first, then findings and tables."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def print_run(record: RunRecord, console: Console, path: str | None = None) -> N
 
     Args:
         record: the run, judged or not.
-        path: where the run lies, for the commands at the end.
-        console: where to; the report fits its width, colours and encoding.
+        path: the run's path, for the commands at the end.
+        console: the console to print on; the report fits its width, colours and encoding.
     """
     page = Page(console)
     _print_header(page, record)
@@ -127,7 +127,7 @@ def _verdict_panel(page: Page, record: RunRecord) -> RenderableType:
 
 
 def _advice(page: Page, place: int, item: Intervention) -> list[RenderableType]:
-    """The short form of an intervention: its title, the key to change and whether it is live."""
+    """An intervention in short: its title, the setting, and whether the framework reads it."""
     head = page.paragraph(clean(item.title), "bold", sign=f"{place}.")
     key = Text().append(page.glyphs.text(outline.key_words(item.key)), "cyan")
     live = outline.live_words(item.key)
@@ -144,7 +144,7 @@ def _print_findings(page: Page, record: RunRecord) -> None:
         print_finding(page, finding)
     resolved = judgement.findings(record.verdict, state="resolved")
     if resolved:
-        page.section("RESOLVED", "held at earlier checkpoints, no longer")
+        page.section("RESOLVED", "held at earlier checkpoints, but not at the newest")
     for finding in resolved:
         steps = ", ".join(f"{s:,}" for s in finding.steps)
         page.line(f"{clean(finding.id)} {clean(finding.name)} at step {steps}", "dim", indent=2)

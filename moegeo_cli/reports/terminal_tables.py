@@ -1,4 +1,4 @@
-"""The terminal report's tables: over training, per router, over depth, between checkpoints."""
+"""The tables of a run's full terminal report."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from moegeo_cli.reports.fitting import Chart, Column, FittingTable
 from moegeo_cli.reports.outline import Track
 from moegeo_cli.reports.page import STYLES, Page
 
-MOST_ROUTERS = 16  # rows per table; the others are counted, and every format but this has them
-FEWEST_FOR_DEPTH = 4
-STRIPS = (32, 24, 16, 8)  # marks of the load of a router's experts, as there is room
-WIDEST_DEPTH, NARROWEST_DEPTH = 64, 8  # marks of a chart by layer
+MAX_ROUTERS = 16  # rows per table; other formats have all routers
+MIN_FOR_DEPTH = 4
+STRIPS = (32, 24, 16, 8)  # possible widths of the load of a router's experts
+MAX_DEPTH, MIN_DEPTH = 64, 8  # widths of a chart over layers
 DEPTH = ("fsi", "collapse", "dispersion", "fhs", "heterogeneity_trace")
 MARKS = {"failing": "!!", "watch": "!", "info": "i"}
 
 
 def print_training(page: Page, record: RunRecord) -> None:
-    """Run-level metrics: the newest value, and how it came there."""
+    """Print run-level metrics: first value, newest value, interval and trend."""
     found = outline.tracks(record)
     if len(record.checkpoints) == 1:
         _print_glance(page, found)
@@ -33,8 +33,8 @@ def print_training(page: Page, record: RunRecord) -> None:
     page.section("OVER TRAINING", "loss in nats per token; the rest over all routers")
     heads = [figures.step_name(c.step, "first" if c is first else "last") for c in (first, last)]
     table = page.table(
-        ("", "wrap"), Column(heads[0], goes=2), (heads[1], "right"),
-        Column("95% interval", "left", goes=1),
+        ("", "wrap"), Column(heads[0], drop=2), (heads[1], "right"),
+        Column("95% interval", "left", drop=1),
         Column("trend", "left", widths=(40,) if page.wide else (14, 10, 7)),
     )  # fmt: skip
     for track in found:
@@ -50,11 +50,11 @@ def print_training(page: Page, record: RunRecord) -> None:
 
 
 def _print_glance(page: Page, found: Sequence[Track]) -> None:
-    """One checkpoint: values with what balanced routing would give, and what they mean."""
+    """Print the metrics of a single checkpoint, with their values under balanced routing."""
     page.section("AT A GLANCE", "loss in nats per token; the rest over all routers")
     table = page.table(
-        ("", "wrap"), ("value", "right"), Column("95% interval", "left", goes=2),
-        Column("if balanced", goes=1), *([("meaning", "wrap")] if page.wide else []),
+        ("", "wrap"), ("value", "right"), Column("95% interval", "left", drop=2),
+        Column("if balanced", drop=1), *([("meaning", "wrap")] if page.wide else []),
     )  # fmt: skip
     for track in found:
         metric = track.points[-1]
@@ -82,41 +82,42 @@ def _ends(name: str, metric: Metric | None) -> Text:
 
 
 def print_routing(page: Page, record: RunRecord) -> None:
-    """FSI, collapse, dead experts and load of each router, the worst first."""
+    """Print FSI, collapse, dead experts and load of each router, worst first."""
     ranked = judgement.worst_routers(record.newest, record.verdict)
     if not ranked:
         return
     where = figures.step_name(record.newest.step, "")
     page.section("ROUTING PER ROUTER (FSI)", f"{where}, worst first".lstrip(", "))
     table = page.table(
-        ("layer", "right"), ("", "left"), Column("FSI", goes=1), ("collapse", "right"),
+        ("layer", "right"), ("", "left"), Column("FSI", drop=1), ("collapse", "right"),
         *((("dispersion", "right"), ("information", "right")) if page.wide else ()),
         ("dead", "right"), Column("load per expert", "left", widths=STRIPS),
     )  # fmt: skip
-    for layer, severity in ranked[:MOST_ROUTERS]:
+    for layer, severity in ranked[:MAX_ROUTERS]:
         row = [*_place(layer, severity)]
         row += [page.estimate(n, layer.metrics.get(n)) for n in ("fsi", "collapse")]
         if page.wide:
             row += [page.value(n, layer.metrics.get(n)) for n in ("dispersion", "information")]
         table.add(*row, _dead(page, layer), partial(_strip, page, layer))
-    _quartiles(page, table, ranked, ("fsi", "collapse"), ("dispersion", "information"), 2)
+    _add_medians(page, table, ranked, ("fsi", "collapse"), ("dispersion", "information"), 2)
     page.show_table(table)
     _more(page, ranked)
     blocks = page.glyphs
     words = (
         f"{blocks.blocks[3]} fair share, {blocks.blocks[7]} twice that or more, {blocks.none} none"
     )
-    page.line(f"load: {words}" + ("" if page.wide else "; ± 95%, the longer side"), "dim")
-    if any(layer.suspects for layer, _ in ranked[:MOST_ROUTERS]):
-        page.line("dead: +n? more look unused, with too few tokens to tell", "dim")
+    plus_minus = "" if page.wide else "; ±: longer side of 95% interval"
+    page.line(f"load: {words}{plus_minus}", "dim")
+    if any(layer.suspects for layer, _ in ranked[:MAX_ROUTERS]):
+        page.line("dead: +n? are experts that look unused, but on too few tokens to decide", "dim")
     marks = table.width_of(-1)
     most = max(layer.experts for layer, _ in ranked)
     if most > marks:
-        page.line(f"load of {most} experts: sorted, and {marks} marks for all of them", "dim")
+        page.line(f"load: {most} experts are sorted by load and drawn in {marks} marks", "dim")
 
 
 def print_fisher(page: Page, record: RunRecord) -> None:
-    """FHS and heterogeneity of each router, the worst first."""
+    """Print FHS and heterogeneity of each router, worst first."""
     ranked = judgement.worst_routers(record.newest, record.verdict)
     names = ("fhs", "heterogeneity", "heterogeneity_trace", "heterogeneity_conditional")
     if not any(n in layer.metrics for layer, _ in ranked for n in names):
@@ -128,11 +129,11 @@ def print_fisher(page: Page, record: RunRecord) -> None:
         f"{of}FHS = H(now) / H(baseline), 1 is no change",
     )
     table = page.table(
-        ("layer", "right"), ("", "left"), ("FHS", "right"), Column("H", goes=1),
-        Column("H trace", goes=3), Column("H cond.", goes=2),
+        ("layer", "right"), ("", "left"), ("FHS", "right"), Column("H", drop=1),
+        Column("H trace", drop=3), Column("H cond.", drop=2),
         *([("Fisher trace per expert", "left")] if page.wide else []),
     )  # fmt: skip
-    for layer, severity in ranked[:MOST_ROUTERS]:
+    for layer, severity in ranked[:MAX_ROUTERS]:
         row = [
             *_place(layer, severity),
             page.estimate("fhs", layer.metrics.get("fhs"), whole=True),
@@ -145,24 +146,24 @@ def print_fisher(page: Page, record: RunRecord) -> None:
         if page.wide:
             row.append(page.strip(_shares(layer.fisher_trace), 32))
         table.add(*row)
-    _quartiles(page, table, ranked, names, (), 1 if page.wide else 0)
+    _add_medians(page, table, ranked, names, (), 1 if page.wide else 0)
     page.show_table(table)
     _more(page, ranked)
     page.line(
         "H in nats² per weight²; trace: spread of the Fisher traces over their mean; "
-        "cond.: the same with load taken out",
+        "cond.: heterogeneity without the effect of load",
         "dim",
     )
 
 
 def print_depth(page: Page, record: RunRecord) -> None:
-    """Metrics from the first layer to the last, for models with enough routers to show a shape."""
+    """Print metrics from the first layer to the last, for models with enough routers."""
     layers = sorted(record.newest.layers, key=lambda x: x.layer)
-    if len(layers) < FEWEST_FOR_DEPTH:
+    if len(layers) < MIN_FOR_DEPTH:
         return
     page.section("OVER DEPTH", f"layer {layers[0].layer} to {layers[-1].layer}")
     table = page.table(
-        ("", "wrap"), Column("lowest", goes=1), ("highest", "right"),
+        ("", "wrap"), Column("lowest", drop=1), ("highest", "right"),
         Column("by layer", "left", widths=tuple(_marks(len(layers)))),
     )  # fmt: skip
     for name in DEPTH:
@@ -179,15 +180,13 @@ def print_depth(page: Page, record: RunRecord) -> None:
             partial(_by_layer, page, values, track.noise),
         )
     page.show_table(table)
-    together = -(-len(layers) // table.width_of(-1))
-    if together > 1:
-        page.line(
-            f"by layer: a mark is the mean of {together} layers that follow each other", "dim"
-        )
+    per_mark = -(-len(layers) // table.width_of(-1))
+    if per_mark > 1:
+        page.line(f"by layer: each mark is the mean of {per_mark} consecutive layers", "dim")
 
 
 def print_dynamics(page: Page, record: RunRecord) -> None:
-    """How far routing moved between successive checkpoints."""
+    """Print how far routing moved between successive checkpoints."""
     headings, found = outline.dynamics_tracks(record)
     if not found:
         return
@@ -196,7 +195,7 @@ def print_dynamics(page: Page, record: RunRecord) -> None:
     kept = range(len(headings))[-shown:]
     table = page.table(
         ("", "wrap"),
-        *(Column(headings[i], goes=place) for place, i in enumerate(kept[:-1], 1)),
+        *(Column(headings[i], drop=place) for place, i in enumerate(kept[:-1], 1)),
         (headings[-1], "right"), Column("trend", "left", widths=(24, 14, 8)),
     )  # fmt: skip
     for track in found:
@@ -207,11 +206,11 @@ def print_dynamics(page: Page, record: RunRecord) -> None:
         )
     page.show_table(table)
     if len(headings) > shown:
-        page.line(f"the last {shown} of {len(headings)} moves; the trend is of all", "dim")
+        page.line(f"the last {shown} of {len(headings)} moves; the trend shows all", "dim")
 
 
 def _trend(page: Page, track: Track) -> Chart:
-    """How a metric came there, at whatever width there is."""
+    """The chart of a metric over the checkpoints, as a function of its width."""
     values = [p.value if p else None for p in track.points]
     return lambda width: Text(
         sparkline(values, page.glyphs, width=width, floor=track.noise), "cyan"
@@ -219,26 +218,26 @@ def _trend(page: Page, track: Track) -> Chart:
 
 
 def _marks(layers: int) -> Iterator[int]:
-    """Widths of a chart by layer at which each mark stands for as many layers."""
-    for together in range(1, layers):
-        marks = -(-layers // together)
-        if marks <= WIDEST_DEPTH:
+    """Widths of a chart over layers at which every mark is the mean of equally many layers."""
+    for per_mark in range(1, layers):
+        marks = -(-layers // per_mark)
+        if marks <= MAX_DEPTH:
             yield marks
-        if marks <= NARROWEST_DEPTH:
+        if marks <= MIN_DEPTH:
             return
 
 
 def _by_layer(page: Page, values: Sequence[float | None], noise: float, width: int) -> Text:
-    together = -(-len(values) // width)
+    per_mark = -(-len(values) // width)
     means = []
-    for start in range(0, len(values), together):
-        known = [v for v in values[start : start + together] if v is not None]
+    for start in range(0, len(values), per_mark):
+        known = [v for v in values[start : start + per_mark] if v is not None]
         means.append(sum(known) / len(known) if known else None)
     return Text(sparkline(means, page.glyphs, width=width, floor=noise), "cyan")
 
 
 def _place(layer: LayerRecord, severity: str | None) -> tuple[Text, Text]:
-    """The layer, and a mark for the worst finding on it."""
+    """The layer, and a sign for its worst finding."""
     style = STYLES.get(severity or "", "")
     name = figures.layer_name(layer.layer, layer.router)
     return Text(name, style), Text(MARKS.get(severity or "", ""), style)
@@ -266,7 +265,7 @@ def _shares(values: tuple[float | None, ...] | None) -> tuple[float | None, ...]
     return tuple(None if v is None else v / total for v in values)
 
 
-def _quartiles(
+def _add_medians(
     page: Page,
     table: FittingTable,
     ranked: Sequence[tuple[LayerRecord, str | None]],
@@ -274,8 +273,8 @@ def _quartiles(
     wide_names: Sequence[str],
     blanks: int,
 ) -> None:
-    """The median over routers as a last row, where there are enough to mean something."""
-    if len(ranked) < FEWEST_FOR_DEPTH:
+    """Add a last row with medians over routers, if there are enough routers."""
+    if len(ranked) < MIN_FOR_DEPTH:
         return
     cells = [Text("median", "dim"), Text()]
     for name in (*names, *(wide_names if page.wide else ())):
@@ -290,6 +289,6 @@ def _quartiles(
 
 
 def _more(page: Page, ranked: Sequence[tuple[LayerRecord, str | None]]) -> None:
-    if len(ranked) > MOST_ROUTERS:
-        rest = figures.plural(len(ranked) - MOST_ROUTERS, "more router")
+    if len(ranked) > MAX_ROUTERS:
+        rest = figures.plural(len(ranked) - MAX_ROUTERS, "more router")
         page.line(f"and {rest}: see --format json or csv", "dim")

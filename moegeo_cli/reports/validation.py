@@ -1,7 +1,7 @@
-"""Keys that a file must have, beyond what decoding asks for.
+"""Finds required keys that a JSON file lacks and that decoding does not check.
 
-A record's defaults are for building it in Python. A file that lacks such a key was not written by
-moegeo as it is, and a default in its place would be a number that nobody measured.
+The defaults of a record's fields are for Python. A file without a required key is not a complete
+report, and a default would be a value that nobody measured.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ Rule = Mapping[str, Any]
 
 
 def find_missing(data: Any, schema: Rule) -> str | None:
-    """The first key that the schema of a format requires and that data of its types lacks.
+    """Find the first key that a schema requires and that the data lacks.
 
     Args:
         data: parsed JSON whose values have the types of the schema.
-        schema: of `moegeo_cli.records.schema`.
+        schema: a schema from `moegeo_cli.records.schema`.
 
     Returns:
-        A sentence such as "checkpoints[0].loss: value is missing"; None where nothing is.
+        A sentence such as "checkpoints[0].loss: value is missing"; None if nothing is missing.
     """
     return _missing(data, schema, schema["$defs"], "")
 
@@ -37,12 +37,14 @@ def _missing(data: Any, rule: Rule, parts: Mapping[str, Rule], at: str) -> str |
             lacking += [name for name in rule["then"]["required"] if data.get(name) is None]
         if lacking:
             return f"{at.lstrip('.') or 'the file'}: {lacking[0]} is missing"
-    inside = (_missing(value, inner, parts, at + place) for place, value, inner in _of(data, rule))
+    inside = (
+        _missing(value, inner, parts, at + place) for place, value, inner in _children(data, rule)
+    )
     return next((found for found in inside if found), None)
 
 
-def _of(data: Any, rule: Rule) -> Iterator[tuple[str, Any, Rule]]:
-    """What lies in an object or an array, where the schema says more of it."""
+def _children(data: Any, rule: Rule) -> Iterator[tuple[str, Any, Rule]]:
+    """The path, value and schema of each entry of an object or an array."""
     if isinstance(data, dict):
         known, others = rule.get("properties", {}), rule.get("additionalProperties", {})
         for name, value in data.items():

@@ -82,7 +82,7 @@ def test_dead_experts_that_are_not_proven_are_not_denied(large: RunRecord, run: 
     newest = dataclasses.replace(run.newest, layers=(shown, *others))
     text = terminal(print_full, dataclasses.replace(run, checkpoints=(newest,)), 80)
     assert re.search(rf" 0/{first.experts} \+1\?  ", text)
-    assert "dead: +n? more look unused, with too few tokens to tell" in text
+    assert "dead: +n? are experts that look unused, but on too few tokens to decide" in text
 
 
 def test_the_bundled_probe_is_not_taken_for_the_training_text(large: RunRecord) -> None:

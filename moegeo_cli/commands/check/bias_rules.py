@@ -20,10 +20,10 @@ def bias_unused(past: Past) -> Outcome:
     if past.now.step == 0 or (past.now.step is None and past.now.sums.fresh is not False):
         return Skipped("a selection bias starts with equal values")
     equal = [x for x in known if spread(x) == 0.0]
-    held = [x for x in known if x not in equal and past.since(("bias", x.router)) is not None]
+    unchanged = [x for x in known if x not in equal and past.since(("bias", x.router)) is not None]
     others_move = any(item[0] == "bias" for item in past.moved)
-    if not equal and not (held and others_move):
-        return None if not held or not past.moved else _all_held(past, held, known)
+    if not equal and not (unchanged and others_move):
+        return None if not unchanged or not past.moved else _all_held(past, unchanged, known)
     words = []
     if equal:
         values = {x.selection_bias[0] for x in equal if x.selection_bias}
@@ -31,14 +31,14 @@ def bias_unused(past: Past) -> Outcome:
         words.append(
             f"the selection bias of {layers_words(equal, known)} is {value} for all experts"
         )
-    if held and others_move:
-        since = past.since(("bias", held[-1].router))
+    if unchanged and others_move:
+        since = past.since(("bias", unchanged[-1].router))
         assert since is not None
         words.append(
-            f"the selection bias of {layers_words(held, known)} is equal bit for bit since "
+            f"the selection bias of {layers_words(unchanged, known)} is equal bit for bit since "
             f"{since.name}, while the biases of other layers move"
         )
-    found = [*equal, *(held if others_move else ())]
+    found = [*equal, *(unchanged if others_move else ())]
     return Found(
         "watch",
         f"{' and '.join(words)}: it is not saved, or nothing updates it",
@@ -48,15 +48,15 @@ def bias_unused(past: Past) -> Outcome:
     )
 
 
-def _all_held(past: Past, held: list[LayerSums], known: list[LayerSums]) -> Found:
+def _all_held(past: Past, unchanged: list[LayerSums], known: list[LayerSums]) -> Found:
     """The finding if no bias moves, which is usual in training after pretraining."""
-    since = past.since(("bias", held[-1].router))
+    since = past.since(("bias", unchanged[-1].router))
     assert since is not None
     return Found(
         "info",
-        f"the selection bias of {layers_words(held, known)} is equal bit for bit since "
+        f"the selection bias of {layers_words(unchanged, known)} is equal bit for bit since "
         f"{since.name}, while other weights move: nothing updates it",
-        numbers(held),
+        numbers(unchanged),
         (),
         EXACT,
     )

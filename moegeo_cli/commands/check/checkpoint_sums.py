@@ -113,11 +113,11 @@ def sum_checkpoint(
         reported = index.bytes_read
 
     for layer in read_layers(index, routers, architecture):
-        beside = by_layer.get(layer_path(layer.router.module), [])
-        norm, loads = _beside(index, beside, _NORM_BEFORE), _beside(index, beside, _LOADS)
+        layer_names = by_layer.get(layer_path(layer.router.module), [])
+        norm, loads = _beside(index, layer_names, _NORM_BEFORE), _beside(index, layer_names, _LOADS)
         sums.append(sum_layer(layer, architecture, quick=quick, norm_D=norm, loads=loads))
         router_names, expert_names = _names_of(layer)
-        taken |= {*router_names, *expert_names, *(n for n in beside if _LOADS.search(n))}
+        taken |= {*router_names, *expert_names, *(n for n in layer_names if _LOADS.search(n))}
         elements["router"] += sum(index.info(n).elements for n in router_names)
         elements["experts"] += sum(index.info(n).elements for n in expert_names)
         report_progress()
@@ -128,7 +128,7 @@ def sum_checkpoint(
         kind = "attention" if _ATTENTION.search(name) else "other"
         rest[name] = (kind, index.info(name).elements, digest_names(index, [name]))
         report_progress()
-    attention = [n for n, held in rest.items() if held[0] == "attention"]
+    attention = [n for n, entry in rest.items() if entry[0] == "attention"]
     alignment = None if quick else _alignment(index, attention)
     report_progress()
     return CheckpointSums(
@@ -194,9 +194,9 @@ def _routers(
 
 
 def _names_of(layer: MoELayer) -> tuple[set[str], set[str]]:
-    own = layer.router
-    routers = {n for n in (own.weight, own.bias, own.selection_bias) if n is not None}
-    return routers, {t.name for held in layer.experts.values() for t in held}
+    router = layer.router
+    routers = {n for n in (router.weight, router.bias, router.selection_bias) if n is not None}
+    return routers, {t.name for tensors in layer.experts.values() for t in tensors}
 
 
 def _beside(

@@ -63,12 +63,12 @@ class RunHistory:
         digests: dict[Item, list[str | None]] = {}
         for place, entry in enumerate(self.entries):
             for item, digest in items_of(entry.sums):
-                held = digests.setdefault(item, [])
-                held += [None] * (place - len(held))
-                held.append(digest)
+                item_digests = digests.setdefault(item, [])
+                item_digests += [None] * (place - len(item_digests))
+                item_digests.append(digest)
         count = len(self.entries)
         return {
-            item: _follow(held + [None] * (count - len(held))) for item, held in digests.items()
+            item: _follow(found + [None] * (count - len(found))) for item, found in digests.items()
         }
 
     @cached_property
@@ -80,7 +80,7 @@ class RunHistory:
                 before, now = track.digests[place - 1], track.digests[place]
                 if before is not None and now is not None and before != now:
                     found[place].add(item)
-        return [frozenset(held) for held in found]
+        return [frozenset(items) for items in found]
 
     @cached_property
     def copies(self) -> list[int | None]:

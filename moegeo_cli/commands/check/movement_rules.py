@@ -24,13 +24,15 @@ def router_frozen(past: Past) -> Outcome:
         return ALONE
     hashed = set(past.now.sums.facts.get("hash_layers") or ())
     learned = [x for x in past.layers if x.layer not in hashed]
-    held = {x.router: e for x in learned if (e := past.since(("router", x.router))) is not None}
-    if not held or not past.moved:
+    unchanged = {
+        x.router: e for x in learned if (e := past.since(("router", x.router))) is not None
+    }
+    if not unchanged or not past.moved:
         return None
-    found = [x for x in learned if x.router in held]
+    found = [x for x in learned if x.router in unchanged]
     return _frozen(
         past,
-        f"the router of {_since(found, learned, lambda x: held[x.router])}",
+        f"the router of {_since(found, learned, lambda x: unchanged[x.router])}",
         found,
         "The optimizer does not hold it, it gets no gradient, or it was frozen on purpose",
         _count("routers_frozen", len(found)),
@@ -68,7 +70,7 @@ def experts_frozen(past: Past) -> Outcome:
     causes = "The optimizer does not hold them, or they are frozen on purpose"
     if partly:
         causes += ". Without weight decay, an expert that no token reached does not change either"
-    count = sum(len(held) for held in since.values())
+    count = sum(map(len, since.values()))
     return _frozen(past, " and ".join(words), found, causes, _count("experts_frozen", count))
 
 
@@ -127,10 +129,10 @@ def _reset(
     by_source: dict[str, list[LayerSums]] = {}
     partly: dict[str, list[int]] = {}
     for layer in layers:
-        held = back.get(layer.router, {})
-        if held and len(held) < len(parts(layer)):
-            partly[layer.router] = [int(str(part[2])) for part in held]
-        for source in sorted({e.name for e in held.values()}):
+        returned = back.get(layer.router, {})
+        if returned and len(returned) < len(parts(layer)):
+            partly[layer.router] = [int(str(part[2])) for part in returned]
+        for source in sorted({e.name for e in returned.values()}):
             by_source.setdefault(source, []).append(layer)
     where = joined([f"{layers_words(x, layers)} to {name}" for name, x in by_source.items()])
     some = f" ({by_layer(partly, layers)})" if partly else ""
@@ -140,7 +142,7 @@ def _reset(
         f"{where}{some}. "
         "A resume lost them, or another file was loaded",
         numbers(x for x in layers if x.router in back),
-        _count(name, sum(len(held) for held in back.values())),
+        _count(name, sum(map(len, back.values()))),
         EXACT,
     )
 
@@ -162,7 +164,7 @@ def _since(
     groups: dict[str, list[LayerSums]] = {}
     for layer in found:
         groups.setdefault(entry_of(layer).name, []).append(layer)
-    return joined([f"{layers_words(held, of)} since {name}" for name, held in groups.items()])
+    return joined([f"{layers_words(layers, of)} since {name}" for name, layers in groups.items()])
 
 
 def _latest(entries: Iterable[Entry]) -> Entry:

@@ -214,7 +214,7 @@ def _chunks(index: EffectiveWeights, name: str) -> Iterator[bytes]:
     """The stored bytes of a tensor; a large tensor comes a few rows at a time."""
     info = index.info(name)
     shape = index.shape(name)
-    size = sum(held.end - held.start for _, held in index.parts(name)) or info.elements * 4
+    size = sum(part.end - part.start for _, part in index.parts(name)) or info.elements * 4
     if size <= CHUNK_BYTES or not shape or shape[0] < 2 or not index.slices_cheaply(name):
         yield index.stored_bytes(name)
         return

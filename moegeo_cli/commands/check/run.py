@@ -182,7 +182,7 @@ def check_run(
     kept = reader.read(folder.name, chosen)
     history = build_history(chosen, kept)
     checked = [
-        _check(Past(history, place, limits), held.fingerprint) for place, held in enumerate(kept)
+        _check(Past(history, place, limits), one.fingerprint) for place, one in enumerate(kept)
     ]
     whole = not folder.has_gaps and all(
         c.coverage.routers_found == c.coverage.routers_measured for c in checked

@@ -36,9 +36,9 @@ def experts_damaged(past: Past) -> Outcome:
         return NOT_READ
     broken = {x.router: x.expert_nonfinite for x in past.layers if x.expert_nonfinite}
     empty = {
-        x.router: held
+        x.router: zero
         for x in past.layers
-        if (held := tuple(e for e in x.expert_zero if e not in x.masked))
+        if (zero := tuple(e for e in x.expert_zero if e not in x.masked))
     }
     if not broken and not empty:
         return None
@@ -76,7 +76,7 @@ def experts_identical(past: Past) -> Outcome:
     """Experts of a layer with equal weights, bit for bit or up to rounding to bfloat16."""
     if not any(x.expert_digests for x in past.layers):
         return NOT_READ
-    groups = {x.router: held for x in past.layers if (held := identical_groups(x))}
+    groups = {x.router: layer_groups for x in past.layers if (layer_groups := identical_groups(x))}
     if not groups:
         return None
     found = [x for x in past.layers if x.router in groups]
@@ -87,7 +87,7 @@ def experts_identical(past: Past) -> Outcome:
         for x in found[:SHOWN_LAYERS]
     )
     more = f"; and {len(found) - SHOWN_LAYERS} more layers" if len(found) > SHOWN_LAYERS else ""
-    count = sum(len(group) for held in groups.values() for group in held)
+    count = sum(len(group) for layer_groups in groups.values() for group in layer_groups)
     near = {x.router for x in found if x.expert_near}
     how = "bit for bit" if not near else "up to rounding to bfloat16"
     first = past.is_first and past.now.step in (0, None)
@@ -113,9 +113,9 @@ def identical_groups(layer: LayerSums) -> list[tuple[int, ...]]:
     for expert, digest in enumerate(layer.expert_digests or ()):
         if digest and expert not in lost:
             by_digest.setdefault(digest, []).append(expert)
-    near = [held.experts for held in layer.expert_near]
+    near = [group.experts for group in layer.expert_near]
     taken = {expert for group in near for expert in group}
-    equal = [tuple(held) for held in by_digest.values() if len(held) > 1 and held[0] not in taken]
+    equal = [tuple(x) for x in by_digest.values() if len(x) > 1 and x[0] not in taken]
     return sorted([*near, *equal])
 
 

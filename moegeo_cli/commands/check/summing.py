@@ -270,10 +270,10 @@ def _zero_experts(empty: Mapping[str, Mapping[int, _Packed]]) -> set[int]:
     """Experts with rows of zeros. Rows that are zero in every expert count as padding."""
     found: set[int] = set()
     for by_expert in _of_one_size(empty):
-        common = functools.reduce(np.bitwise_and, (held for _, held in by_expert.values()))
-        whole = all(held.sum() and _count(held) == rows for rows, held in by_expert.values())
-        for expert, (_, held) in by_expert.items():
-            if whole or (held & ~common).any():
+        common = functools.reduce(np.bitwise_and, (bits for _, bits in by_expert.values()))
+        whole = all(bits.sum() and _count(bits) == rows for rows, bits in by_expert.values())
+        for expert, (_, zero_rows) in by_expert.items():
+            if whole or (zero_rows & ~common).any():
                 found.add(expert)
     return found
 
@@ -284,8 +284,8 @@ def _of_one_size(
     """For each role, the experts grouped by their number of rows."""
     for by_expert in empty.values():
         by_rows: dict[int, dict[int, _Packed]] = {}
-        for expert, held in by_expert.items():
-            by_rows.setdefault(held[0], {})[expert] = held
+        for expert, packed in by_expert.items():
+            by_rows.setdefault(packed[0], {})[expert] = packed
         yield from by_rows.values()
 
 
@@ -323,16 +323,16 @@ def _near_groups(
             continue
         joined, largest = {one, other}, distance
         rest = []
-        for held, far in groups:
-            if held & joined:
-                joined, largest = joined | held, max(largest, far)
+        for members, furthest in groups:
+            if members & joined:
+                joined, largest = joined | members, max(largest, furthest)
             else:
-                rest.append((held, far))
+                rest.append((members, furthest))
         groups = [*rest, (joined, largest)]
     equal = {e: [i for i, d in enumerate(digests) if d == digests[e]] for e in first.values()}
     return tuple(
-        NearGroup(tuple(sorted(i for e in held for i in equal[e])), float(far))
-        for held, far in sorted(groups, key=lambda g: min(g[0]))
+        NearGroup(tuple(sorted(i for e in members for i in equal[e])), float(furthest))
+        for members, furthest in sorted(groups, key=lambda g: min(g[0]))
     )
 
 

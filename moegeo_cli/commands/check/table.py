@@ -167,19 +167,21 @@ def _drift(sketches_ED: np.ndarray, first: LayerSums | None, past: Past) -> Metr
     if old_ED.shape != sketches_ED.shape:
         return _absent(name, "the first checkpoint has another number of experts")
     scale_E = np.array([n or 0.0 for n in norms])
-    held = scale_E > 0.0
-    if not held.any():
+    nonzero_E = scale_E > 0.0
+    if not nonzero_E.any():
         return _absent(name, "the first checkpoint's experts are zero")
     far_E = np.linalg.norm(sketches_ED - old_ED, axis=1)
-    return _metric(name, float((far_E[held] / scale_E[held]).mean()), n=int(held.sum()))
+    return _metric(
+        name, float((far_E[nonzero_E] / scale_E[nonzero_E]).mean()), n=int(nonzero_E.sum())
+    )
 
 
 def _own_row(layer: LayerSums, *, quick: bool) -> Metric:
-    held = layer.statistics.get(COUPLING)
-    if held is None:
+    coupling = layer.statistics.get(COUPLING)
+    if coupling is None:
         reason = QUICK if quick else layer.reasons.get("experts", "the router could not be read")
         return _absent("own_row", reason)
-    largest = [None if e in layer.masked else row for e, row in enumerate(held["largest"])]
+    largest = [None if e in layer.masked else row for e, row in enumerate(coupling["largest"])]
     share = own_row_share(largest)
     if share is None:
         return _absent("own_row", "the shapes of its matrices do not show which side is the input")

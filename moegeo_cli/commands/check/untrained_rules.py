@@ -38,10 +38,10 @@ def experts_untrained(past: Past) -> Outcome:
         for router, own in scores.items()
         if pooled[router] >= limit.value and statistics.median(own.values()) >= CLEAR_EXPERT
     }
-    single = {router: held for router, held in single.items() if held}
+    single = {router: experts for router, experts in single.items() if experts}
     if whole:
-        beside = max([*pooled.values(), past.now.sums.alignment or 0.0])
-        if beside < CLEAR:
+        clearest = max([*pooled.values(), past.now.sums.alignment or 0.0])
+        if clearest < CLEAR:
             whole = []
             if not single:
                 return Skipped(
@@ -58,7 +58,7 @@ def experts_untrained(past: Past) -> Outcome:
     why = "this early in training, experts that few tokens reached look the same" if early else WHY
     lowest = min(
         [pooled[x.router] for x in whole]
-        + [scores[router][e] for router, held in single.items() for e in held]
+        + [scores[router][e] for router, experts in single.items() for e in experts]
     )
     return Found(
         "info" if early else "watch",

@@ -99,7 +99,7 @@ def measure_layer(
         outputs = _subspaces(tokens, outputs_E, rows_E, settings)
     limit = None if functions is None else null_limit(functions)
     metrics = layer_metrics(tokens, functions, inputs, outputs, draws)
-    alike = disagreements(functions, inputs)
+    disagreeing = disagreements(functions, inputs)
     record = ExpertLayerRecord(
         layer=block.router.layer,
         router=block.router.path,
@@ -115,8 +115,8 @@ def measure_layer(
             for e in range(block.experts)
         ),
         coexist=_coexist(metrics),
-        seen_alike_done_differently=None if alike is None else int(alike[0].sum()),
-        seen_differently_done_alike=None if alike is None else int(alike[1].sum()),
+        seen_alike_done_differently=None if disagreeing is None else int(disagreeing[0].sum()),
+        seen_differently_done_alike=None if disagreeing is None else int(disagreeing[1].sum()),
         null_limit=limit,
     )
     return MeasuredLayer(

@@ -27,7 +27,7 @@ class ExpertRecord:
     """One expert of a layer."""
 
     expert: Count
-    tokens: Annotated[Count, about("dispatched to it on the probe")]
+    tokens: Annotated[Count, about("number of probe tokens dispatched to it")]
     load: Annotated[Share | None, about("share of the dispatch")] = None
     mass: Annotated[float | None, about("share of the combine weights")] = None
     output_norm: Annotated[
@@ -53,11 +53,11 @@ class ExpertRecord:
     ] = None
     singular_values: Annotated[
         tuple[float, ...] | None,
-        about("of its Jacobian, means over a few tokens, largest first"),
+        about("singular values of its Jacobian, means over a few tokens, largest first"),
     ] = None
     stable_rank: Annotated[
         float | None,
-        about("squared Frobenius norm over the square of the largest singular value"),
+        about("squared Frobenius norm of its Jacobian over its largest squared singular value"),
     ] = None
     spectral_decay: Annotated[
         float | None, about("slope of ln of the singular values against ln of their index")
@@ -65,12 +65,12 @@ class ExpertRecord:
     reasons: Annotated[tuple[str, ...], about("why something is null")] = ()
     nearest: Annotated[
         Count | None,
-        about("the expert of its layer that computes most nearly the same"),
+        about("the expert of its layer with the most similar function"),
         ADDED_LATER,
     ] = None
     nearest_alignment: Annotated[
         Metric | None,
-        about("alignment with `nearest`; null where no token counts for that pair"),
+        about("alignment with `nearest`; null if no token counts for that pair"),
         ADDED_LATER,
     ] = None
 
@@ -81,41 +81,42 @@ class ExpertLayerRecord:
 
     layer: Annotated[Count, about("index of the decoder layer")]
     router: Annotated[str, about("module path")]
-    experts: Annotated[Count, about("experts that do work")]
+    experts: Annotated[Count, about("number of experts that compute something")]
     top_k: Count | None
-    method: Annotated[str, about("how Jacobians were had, or why not")]
+    method: Annotated[str, about("how Jacobians were computed, or why they were not")]
     directions: Annotated[
         Count | None,
-        about("random directions a token; 0 for whole Jacobians; null where there are none"),
+        about("random directions per token; 0 for whole Jacobians; null without Jacobians"),
     ]
     rank: Annotated[Count | None, about("dimensions of the subspaces")]
     metrics: Metrics
     matrices: Annotated[
-        Mapping[str, Matrix], about("E x E by name; null where a pair was not measured")
+        Mapping[str, Matrix], about("E x E by name; null for a pair that was not measured")
     ]
     expert: tuple[ExpertRecord, ...]
     coexist: Annotated[
         bool | None,
         about(
-            "functions differ while subspaces overlap, as [GA] finds: inputs overlap more than "
-            "random subspaces, and more than functions align, beyond their intervals; null where "
-            "it could not be told"
+            "whether inputs overlap more than random subspaces and more than functions align, "
+            "beyond their intervals, as [GA] finds; null if it could not be decided"
         ),
     ] = None
     seen_alike_done_differently: Annotated[
         Count | None,
         about(
-            "pairs whose rank by overlap of inputs is over half the ranking above that by alignment"
+            "number of pairs that rank far higher by overlap of inputs than by alignment: by more "
+            "than half of the layer's pairs"
         ),
     ] = None
     seen_differently_done_alike: Annotated[
-        Count | None, about("pairs that rank far higher by alignment than by overlap of inputs")
+        Count | None,
+        about("number of pairs that rank far higher by alignment than by overlap of inputs"),
     ] = None
     null_limit: Annotated[
         float | None,
         about(
-            "alignment that one of the layer's pairs exceeds by chance with 1% probability; null "
-            "where there are no functions"
+            "alignment that some pair of the layer exceeds by chance with 1% probability; null "
+            "if experts were not measured as functions"
         ),
         ADDED_LATER,
     ] = None
@@ -133,14 +134,16 @@ class MergeCandidate:
     router: str = ""
     weight_cosine: float | None = None
     above_null: Annotated[
-        bool, about("alignment above what independent experts reach at 1% over the layer")
+        bool, about("whether the alignment is above the layer's `null_limit`")
     ] = False
-    disagrees: Annotated[bool, about("inputs alone would rank the pair far otherwise")] = False
+    disagrees: Annotated[
+        bool, about("whether inputs alone would rank the pair far higher or far lower")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)
 class PruneCandidate:
-    """An expert that little passes through."""
+    """An expert that contributes little."""
 
     layer: Count
     expert: Count
@@ -153,8 +156,8 @@ class PruneCandidate:
     narrow: Annotated[
         bool,
         about(
-            "the probe names fewer than two domains: text that needs this expert may be missing "
-            "from it"
+            "whether the probe names fewer than two domains, so that text which needs this expert "
+            "may be missing"
         ),
         ADDED_LATER,
     ] = False
@@ -162,7 +165,7 @@ class PruneCandidate:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One choice of experts, applied in memory, and what it did to the probe's loss."""
+    """One choice of experts, merged or pruned in memory, and the change of the probe's loss."""
 
     action: Action
     choice: Annotated[Choice, about("how the experts were chosen")]
@@ -172,7 +175,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """Trials of the top candidates beside as many others."""
+    """Trials of the top candidates, and of as many experts chosen in other ways."""
 
     count: Count
     loss: Metric
@@ -186,7 +189,7 @@ class ExpertsRecord(Displayable):
 
     status: Annotated[
         Literal["complete", "partial"],
-        about("partial where a router or its functions were not measured"),
+        about("partial if a router or its experts' functions were not measured"),
     ]
     versions: Mapping[str, str]
     name: str

@@ -97,7 +97,7 @@ def _advice(page: Page, record: ExpertsRecord) -> list[tuple[str, str]]:
     if record.verification is None:
         return [
             *rows,
-            ("next", "--verify 4 merges, then prunes, the first 4 in memory and measures the loss"),
+            ("next", "--verify 4 measures the loss after merging, then pruning, the first 4"),
         ]
     trials = [t for t in record.verification.trials if t.choice == "ranking"] or list(
         record.verification.trials

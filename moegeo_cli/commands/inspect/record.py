@@ -27,7 +27,7 @@ class AdapterFacts(TypedDict):
 
     merged: Annotated[str, about("what was merged into what, in words")]
     base: Annotated[str | None, about("the base model that its config names")]
-    moves: Annotated[list[AdapterMove] | None, about("null where the weights cannot be read")]
+    moves: Annotated[list[AdapterMove] | None, about("null if the weights cannot be read")]
 
 
 class WeightsFacts(TypedDict):
@@ -79,7 +79,7 @@ class InspectionRecord:
     left_out: Annotated[
         Mapping[str, Count], about("number of saved entries that are not the model's, by key")
     ]
-    config: Annotated[str, about("where config.json is, from the checkpoint's folder")]
+    config: Annotated[str, about("path of config.json, relative to the checkpoint's folder")]
     tensors: Annotated[Count, about("stored tensors")]
     parameters: Annotated[Count, about("elements of the model's tensors")]
     dtypes: Annotated[Mapping[str, Count], about("stored elements by dtype")]
@@ -93,21 +93,24 @@ class InspectionRecord:
     experts: Annotated[Count | None, about("E, routed experts")]
     top_k: Annotated[
         Count | tuple[Count, ...] | None,
-        about("K, experts chosen per token; by layer where it varies"),
+        about("K, experts chosen per token; a list by layer if it varies"),
     ]
     scoring: Annotated[str | None, about("how logits become scores")]
     renormalised: Annotated[bool | None, about("whether the weights of K experts add up to 1")]
-    selection_bias: Annotated[bool | None, about("whether a bias takes part in selection alone")]
+    selection_bias: Annotated[bool | None, about("whether a bias is used for the selection only")]
     groups: Annotated[tuple[Count, ...] | None, about("groups of experts, and how many are chosen")]
-    unselected_gradient: Annotated[str | None, about("what experts not chosen get of the gradient")]
+    unselected_gradient: Annotated[
+        str | None,
+        about("gradient at logits of unselected experts: zero, dense, or verify if not known"),
+    ]
     balance_loss_key: Annotated[str | None, about("the config's key of the balance loss")]
-    routers_expected: Annotated[Count | None, about("null where the config does not tell")]
+    routers_expected: Annotated[Count | None, about("null if the config does not say")]
     routers_found: Count
     notes: tuple[str, ...]
-    framework: Annotated[str | None, about("what trained it, as far as its files tell")]
-    tokens: Annotated[Count | None, about("trained on so far; null where it is not recorded")]
+    framework: Annotated[str | None, about("the training framework, if its files show it")]
+    tokens: Annotated[Count | None, about("tokens trained on so far; null if not recorded")]
     settings: Annotated[Mapping[str, Any], about("training settings that interventions read")]
-    problem: Annotated[str | None, about("what measuring it would raise")]
+    problem: Annotated[str | None, about("the error that a measurement would raise")]
     routers: tuple[RouterFacts, ...]
     checkpoints: Annotated[
         tuple[ListedCheckpoint, ...] | None, about("of a run, by step"), OMIT_IF_NONE

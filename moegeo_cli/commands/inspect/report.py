@@ -28,7 +28,7 @@ def print_inspection(found: InspectionRecord, console: Console) -> None:
     page.line(f"moegeo inspect {clean(found.name)}", "bold")
     if found.inspected:
         count = len(found.checkpoints or ())
-        page.line(f"a run of {count} checkpoints; below, {clean(found.inspected)}")
+        page.line(f"a run of {count} checkpoints; this is {clean(found.inspected)}")
     expected, seen = found.routers_expected, found.routers_found
     words = f"{figures.plural(seen, 'router')} found"
     words += f" of {expected} that the config describes" if expected is not None else ""
@@ -55,7 +55,12 @@ def print_inspection(found: InspectionRecord, console: Console) -> None:
 def _weights(found: Mapping[str, Any]) -> str:
     """How the tensors were obtained, in words. The changes of an adapter are printed below."""
     adapter = found["adapter"]
-    return _fact({**found, "adapter": None if adapter is None else adapter["merged"]})
+    facts = {**found, "adapter": None if adapter is None else adapter["merged"]}
+    return (
+        _fact({name: value for name, value in facts.items() if value})
+        if any(facts.values())
+        else "as stored"
+    )
 
 
 def _print_moves(page: Page, adapter: Mapping[str, Any] | None) -> None:

@@ -43,7 +43,7 @@ class Rewriting:
 
     name: str
     description: Annotated[str, about("what is rewritten")]
-    applicable: Annotated[bool, about("whether the model allows it and its outputs stay")]
+    applicable: Annotated[bool, about("whether the model allows it and its outputs stay equal")]
     reason: Annotated[str | None, about("why it is not applicable")]
     logits_deviation: Annotated[
         float | None,
@@ -52,8 +52,8 @@ class Rewriting:
     held: Annotated[
         bool | None,
         about(
-            "whether fsi, collapse and dispersion of every router and the findings stay; null "
-            "where it is not applicable"
+            "whether fsi, collapse and dispersion of every router, and the findings, stay equal; "
+            "null if not applicable"
         ),
     ]
     metrics: Annotated[Mapping[str, MetricChange], about("means over the routers, by name")]
@@ -70,4 +70,4 @@ class InvarianceRecord:
     model_type: str
     probe: ProbeFacts
     settings: Mapping[str, Any]
-    invariance: Annotated[tuple[Rewriting, ...], about("one entry a rewriting")]
+    invariance: Annotated[tuple[Rewriting, ...], about("one entry per rewriting")]

@@ -103,9 +103,9 @@ class RoutingLayerRecord:
     matrices: Annotated[
         Mapping[str, Matrix],
         about(
-            "E x E by name: coactivation, the share of an expert's tokens (rows) that another gets "
-            "as well, and coactivation_expected, what the loads alone give; null on the diagonal "
-            "and for an expert without tokens"
+            "E x E by name: coactivation, the share of an expert's tokens (row) that another "
+            "expert (column) gets too, and coactivation_expected, its value by the loads alone; "
+            "null on the diagonal and for an expert without tokens"
         ),
     ] = field(default_factory=dict)
 
@@ -148,9 +148,9 @@ class Trajectory:
 
     steps: Annotated[tuple[RoutingStep, ...], about("oldest first")]
     changes: Annotated[
-        tuple[RouterMetrics, ...], about("last less first, paired by the probe's sequences")
+        tuple[RouterMetrics, ...], about("last minus first, paired by the probe's sequences")
     ]
-    metrics: Annotated[Metrics, about("how the changes go with one another")]
+    metrics: Annotated[Metrics, about("rank correlations of the response with step and collapse")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class RouterPair:
     metrics: Metrics
     partner: Annotated[
         tuple[Count, ...] | None,
-        about("each expert's counterpart in the other model; null where none was told"),
+        about("each expert's counterpart in the other model; null if experts were not matched"),
     ] = None
 
 
@@ -180,9 +180,9 @@ class OtherModel:
     coverage: Coverage
     lineage: Annotated[
         bool | None,
-        about("an ancestor in common, told by experts' weights; null where it could not be told"),
+        about("whether experts' weights show a common ancestor; null if not decided"),
     ]
-    lineage_reason: Annotated[str, about("what lineage was found by, or why it is null")]
+    lineage_reason: Annotated[str, about("why lineage is true, false or null")]
     layers: tuple[RouterPair, ...]
     notes: tuple[str, ...] = ()
 
@@ -191,9 +191,7 @@ class OtherModel:
 class RoutingRecord(Displayable):
     """The document that `moegeo routing --format json` prints."""
 
-    status: Annotated[
-        Literal["complete", "partial"], about("partial where a router was not measured")
-    ]
+    status: Annotated[Literal["complete", "partial"], about("partial if a router was not measured")]
     versions: Mapping[str, str]
     name: str
     checkpoint: str

@@ -1,1 +1,1 @@
-"""Output formats, a file each: its word, its suffixes, and what writes a record in it."""
+"""One file per output format: its name, its suffixes, and the functions that write records."""

@@ -1,4 +1,4 @@
-"""CSV: a row a metric of a router."""
+"""CSV: one row per router and metric."""
 
 from moegeo_cli.registry import Format
 

@@ -1,4 +1,4 @@
-"""One HTML file that loads nothing from elsewhere."""
+"""One HTML file that loads no other file."""
 
 from moegeo_cli.registry import Format
 

@@ -1,4 +1,4 @@
-"""JSON, by a schema."""
+"""JSON, described by a schema."""
 
 from moegeo_cli.registry import Format
 

@@ -1,4 +1,4 @@
-"""JUnit XML, which continuous integration shows as tests."""
+"""JUnit XML, which CI systems show as tests."""
 
 from moegeo_cli.registry import Format
 

@@ -1,4 +1,4 @@
-"""Markdown as GitHub shows it."""
+"""GitHub-flavoured markdown."""
 
 from moegeo_cli.registry import Format
 

@@ -1,4 +1,4 @@
-"""Parquet: a row a number, for data frames."""
+"""Parquet: one row per metric, for data frames."""
 
 from moegeo_cli.registry import Format
 

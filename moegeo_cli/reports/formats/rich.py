@@ -1,4 +1,4 @@
-"""The terminal report; as text where it goes into a file."""
+"""The terminal report; plain text if it is written to a file."""
 
 from moegeo_cli.registry import Format
 

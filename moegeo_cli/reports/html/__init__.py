@@ -1,7 +1,7 @@
-"""Reports as one HTML file: nothing outside it is loaded, nothing runs but its own script.
+"""Reports as one HTML file that loads no other file and runs only its own script.
 
-Jinja2 escapes every string. The page's policy allows the page's own script and style alone, by
-their hashes: text that came through would still not run.
+Jinja2 escapes every string. The page's content security policy allows only the page's own script
+and style, by their hashes, so that even unescaped text could not run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from moegeo_cli.records.formats import AnyRecord
 from moegeo_cli.registry import command_of, load
 from moegeo_cli.reports.escaping import clean
 
-LONGEST = 20_000  # characters of one text
+MAX_TEXT = 20_000  # characters of one text
 
 
 def render(record: AnyRecord) -> str:
@@ -41,8 +41,8 @@ def _environment() -> Environment:
 
 
 def _finalize(value: Any) -> Any:
-    """Every text without control and direction characters, before it is escaped."""
-    return clean(value, LONGEST) if type(value) is str else value
+    """Remove control and direction characters from a text, before it is escaped."""
+    return clean(value, MAX_TEXT) if type(value) is str else value
 
 
 @functools.cache
@@ -53,5 +53,5 @@ def _text(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """A hash as a page's policy names it."""
+    """The hash of a text, in the form of a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

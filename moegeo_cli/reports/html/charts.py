@@ -1,4 +1,4 @@
-"""Lines over checkpoints or layers as SVG paths, with bands for their intervals."""
+"""Line charts over checkpoints or layers as SVG paths, with bands for intervals."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from moegeo_cli.reports import figures
 
 WIDTH, HEIGHT = 320.0, 132.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 10.0, 8.0, 20.0
-MOST_DOTS = 32  # points that are told one by one; with more, a table is easier to read
+MAX_DOTS = 32  # points with a dot and a label each; with more, a table is easier to read
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line: values in order of x."""
+    """The values of one line, in order of x."""
 
     label: str
     metrics: Sequence[Metric | None]
@@ -24,17 +24,17 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line as drawn."""
+    """A drawn line: SVG paths of the line and its band, and dots."""
 
     label: str
     path: str
     band: str
-    dots: Sequence[tuple[str, str, str]]  # x, y, what it is
+    dots: Sequence[tuple[str, str, str]]  # x, y, label
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A chart as drawn, with its words for those who do not see it."""
+    """A drawn chart, with a description for screen readers."""
 
     name: str
     title: str
@@ -54,16 +54,16 @@ def chart(
     name: str, title: str, metric: str, xs: Sequence[float], names: Sequence[str],
     series: Sequence[Series], *, bare: bool = False,
 ) -> Chart | None:  # fmt: skip
-    """Draw lines on one scale; None where no value is known.
+    """Draw lines on one scale; None if no value is known.
 
     Args:
-        name: for the chart's id.
-        title: what is drawn.
-        metric: its name, for digits.
-        xs: places of the values, in order.
-        names: what each place is.
+        name: id of the chart.
+        title: title of the chart.
+        metric: the metric's name, for the number of decimals.
+        xs: x of the values, in order.
+        names: name of each x.
         series: the lines.
-        bare: a small one without axes.
+        bare: draw a small chart without axes.
     """
     ends = [e for s in series for m in s.metrics if m is not None for e in _ends(m)]
     if not ends:
@@ -108,12 +108,12 @@ def _line(
     for run in _runs(series.metrics):
         known = [(xs[i], m) for i, m in run]
         path.append("M" + "L".join(_at(place(x, m.value)) for x, m in known))
-        held = [(x, m) for x, m in known if m.ci_low is not None and m.ci_high is not None]
-        if len(held) > 1 and not bare:
-            way = [place(x, m.ci_high) for x, m in held]
-            back = [place(x, m.ci_low) for x, m in reversed(held)]
-            band.append("M" + "L".join(_at(p) for p in (*way, *back)) + "Z")
-        if not bare and len(xs) <= MOST_DOTS:
+        with_ends = [(x, m) for x, m in known if m.ci_low is not None and m.ci_high is not None]
+        if len(with_ends) > 1 and not bare:
+            upper = [place(x, m.ci_high) for x, m in with_ends]
+            lower = [place(x, m.ci_low) for x, m in reversed(with_ends)]
+            band.append("M" + "L".join(_at(p) for p in (*upper, *lower)) + "Z")
+        if not bare and len(xs) <= MAX_DOTS:
             for i, m in run:
                 x, y = _at(place(xs[i], m.value)).split(" ")
                 dots.append((x, y, f"{names[i]}: {_value(m, figures.decimals(metric))}"))
@@ -121,7 +121,7 @@ def _line(
 
 
 def _runs(metrics: Sequence[Metric | None]) -> Iterator[list[tuple[int, Metric]]]:
-    """Places with values that follow each other."""
+    """Stretches of consecutive values that are known, each with its position."""
     run: list[tuple[int, Metric]] = []
     for i, metric in enumerate(metrics):
         if metric is not None and metric.value is not None:

@@ -1,4 +1,4 @@
-"""The page of `moegeo check`."""
+"""The HTML page of `moegeo check`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from moegeo_cli.reports.html.parts import (
 
 
 def check_page(record: CheckRecord) -> Page:
-    """What the files tell, as a page."""
+    """The page of a check record."""
     verdict = record.verdict
     main, notes = summary.main_findings(verdict)
     parts = words.table_parts(record)

@@ -1,4 +1,4 @@
-"""The page of two runs side by side."""
+"""The HTML page of `moegeo compare`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_ROUTER = ("collapse", "fsi", "fhs_trace")
 
 
 def comparison_page(record: ComparisonRecord) -> Page:
-    """A comparison as a page."""
+    """The page of a comparison record."""
     sections = []
     if record.pairs:
         newest = record.pairs[-1]
@@ -71,7 +71,7 @@ def _table(pair: MatchedPair, names: list[str]) -> Table:
         f"pair-{len(names)}", "paired by probe sequence", ("metric", "A", "B", "B − A", "better"),
         rows, frozenset({1, 2, 3}),
         ["better: the side that the 95% interval of B − A favours; differs: neither direction is "
-         "good by itself"],
+         "better"],
     )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def _routers(pair: MatchedPair) -> Table:
 
 
 def _short(name: str, metric: Metric | None) -> Cell:
-    """A value alone, with its interval as a note."""
+    """A value, with its interval as a note."""
     if metric is None or metric.value is None:
         return metric_cell(name, metric)
     places = figures.decimals(name)

@@ -1,7 +1,7 @@
-"""Many values in few characters: nine bits a value, two values in three characters.
+"""Packs values into text: nine bits per value, two values in three characters.
 
-A value is a level from 1 to 510 on its scale; 0 is exactly nothing, 511 is not known. The page's
-script reads it back (`templates/script.js`).
+A value is a level from 1 to 510 on its scale. Level 0 is exactly zero, 511 is not known. The page's
+script unpacks them (`templates/script.js`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 NOTHING, LOWEST, HIGHEST, UNKNOWN = 0, 1, 510, 511
-OCTAVES = 9.0  # a ratio reaches from 2**-9 to 2**9: its steps are 2.5% apart
+OCTAVES = 9.0  # ratios go from 2**-9 to 2**9, in steps of 2.5%
 
 
 def ratio_level(ratio: float | None) -> int:
-    """The level of a multiple of the fair share."""
+    """The level of a ratio, such as a load over its fair share."""
     if ratio is None:
         return UNKNOWN
     if ratio <= 0:
@@ -25,7 +25,7 @@ def ratio_level(ratio: float | None) -> int:
 
 
 def linear_level(value: float | None, low: float, high: float) -> int:
-    """The level of a value between two ends."""
+    """The level of a value on a linear scale from `low` to `high`."""
     if value is None:
         return UNKNOWN
     along = (value - low) / (high - low) if high > low else 0.5
@@ -33,7 +33,7 @@ def linear_level(value: float | None, low: float, high: float) -> int:
 
 
 def pack(levels: Iterable[int]) -> str:
-    """Levels as characters."""
+    """The levels as text."""
     found = list(levels)
     if len(found) % 2:
         found.append(UNKNOWN)
@@ -42,14 +42,14 @@ def pack(levels: Iterable[int]) -> str:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Places of an even choice that keeps both ends."""
+    """Positions of at most `most` of `count` entries, chosen evenly, with both ends."""
     if count <= most:
         return list(range(count))
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
 def ratios(load: Sequence[float | None] | None, length: int) -> list[int]:
-    """Levels of a router's load against its fair share, filled up to a length."""
+    """Levels of a router's load over its fair share, padded to a length."""
     if load is None:
         return [UNKNOWN] * length
     fair = len(load)

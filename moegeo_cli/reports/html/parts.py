@@ -1,4 +1,4 @@
-"""What an HTML report is made of: plain data, which the template turns into text and SVG."""
+"""The parts of an HTML report as plain data, which the template turns into HTML and SVG."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moegeo_cli.reports.html.charts import Chart
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A cell of a table: its words, what it is sorted by, what a pointer over it is told."""
+    """A cell of a table: its text, its sort key, and its tooltip."""
 
     text: str
     sort: float | str | None = None
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table that sorts by each of its columns; `numeric` are those of numbers."""
+    """A sortable table; `numeric` are the positions of columns of numbers."""
 
     name: str
     caption: str
@@ -37,7 +37,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One number with its trend and its meaning."""
+    """One metric with its trend and its meaning."""
 
     label: str
     value: str
@@ -63,17 +63,17 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A thing to do."""
+    """An intervention."""
 
     title: str
     rows: Sequence[tuple[str, str]]
-    key: str  # the setting alone, to be copied
+    key: str  # the setting, for copying
     lines: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
 class HeatMap:
-    """Rows by columns of values, a frame a checkpoint; `data` is what the script reads."""
+    """A heat map with one frame per checkpoint or layer; `data` is read by the page's script."""
 
     name: str
     caption: str
@@ -84,7 +84,7 @@ class HeatMap:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of a page; a folded one opens on demand."""
+    """A section of a page; a folded section opens on a click."""
 
     name: str
     title: str
@@ -100,7 +100,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A report."""
+    """The content of an HTML report."""
 
     command: str
     name: str
@@ -136,7 +136,7 @@ def cards(found: Sequence[Finding]) -> list[Card]:
 
 
 def actions(items: Sequence[Intervention]) -> list[Action]:
-    """Interventions, without those that are folded."""
+    """Interventions, without those that showed no gain in the study."""
     found = []
     for item in outline.to_do(items):
         live = outline.live_words(item.key)
@@ -145,7 +145,7 @@ def actions(items: Sequence[Intervention]) -> list[Action]:
             ("why", clean(item.why)),
             ("note", clean(item.key.note or "")),
             ("check", clean(item.check)),
-            ("known", outline.evidence_words(item.evidence)),
+            ("evidence", outline.evidence_words(item.evidence)),
             ("not with", ", ".join(clean(c) for c in item.conflicts)),
         ]
         key = outline.key_words(item.key) + (f" ({live})" if live else "")
@@ -155,7 +155,7 @@ def actions(items: Sequence[Intervention]) -> list[Action]:
 
 
 def metric_cell(name: str, metric: Metric | None, *, null: bool = False) -> Cell:
-    """A value with its interval, or a dash with its reason."""
+    """A value with its interval; a dash with its reason as a note if there is no value."""
     if metric is None:
         return Cell("")
     if metric.value is None:
@@ -170,7 +170,7 @@ def metric_cell(name: str, metric: Metric | None, *, null: bool = False) -> Cell
 
 
 def check_table(checks: Sequence[Check]) -> Table:
-    """Every rule that was tried."""
+    """A table of every rule that was tried."""
     rows = [
         [Cell(clean(c.id)), Cell(clean(c.name)), Cell(clean(c.axis)), Cell(clean(c.outcome)),
          Cell(clean(c.reason or ""))]
@@ -181,7 +181,7 @@ def check_table(checks: Sequence[Check]) -> Table:
 
 
 def glossary(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Metrics with their meanings, each once."""
+    """Labels and meanings of metrics, each once."""
     bases = dict.fromkeys(name.removesuffix("_worst") for name in names)
     known = [specs()[base] for base in bases if base in specs()]
     return [(spec.label, spec.meaning) for spec in known]

@@ -1,4 +1,4 @@
-"""The page of a run: verdict, what to do, trends, the load map, routers, everything else folded."""
+"""The HTML page of a run: verdict, advice, trends, load map and routers; the rest is folded."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from moegeo_cli.reports.html.parts import (
     metric_cell,
 )
 
-MOST_VALUES = 155_000  # of the load map; with more, checkpoints between the ends are left out
+MAX_VALUES = 155_000  # of the load map; beyond it, checkpoints between the ends are left out
 FIRST_TRENDS = ("loss", "collapse_worst", "dead_experts", "fsi", "information", "near_ties_worst")
 ROUTER_METRICS = (
     "collapse", "effective_experts", "dead_experts", "fsi", "information", "near_ties",
@@ -37,7 +37,7 @@ DEPTH_METRICS = ("collapse", "fsi", "information", "heterogeneity_trace")
 
 
 def run_page(record: RunRecord) -> Page:
-    """A run as a page."""
+    """The page of a run record."""
     verdict = record.verdict
     main, notes = summary.main_findings(verdict)
     loss = verdict.performance if verdict else ""
@@ -102,7 +102,7 @@ def _steps(checkpoints: Sequence[CheckpointRecord]) -> list[str]:
 
 
 def _places(checkpoints: Sequence[CheckpointRecord]) -> list[float]:
-    """Where checkpoints stand on an axis: at their steps, or one after the other."""
+    """Positions of the checkpoints on an axis: their steps, or their order if a step is missing."""
     steps = [c.step for c in checkpoints]
     known = [float(s) for s in steps if s is not None]
     rising = all(a < b for a, b in pairwise(known))
@@ -166,7 +166,7 @@ def _training(record: RunRecord) -> Section:
 
 
 def _trends(record: RunRecord) -> Section:
-    """The charts that the first ones leave out."""
+    """Charts of the remaining metrics."""
     found = outline.tracks(record) if len(record.checkpoints) > 1 else []
     charts = _drawn(record, [t for t in found if t.name not in FIRST_TRENDS])
     return Section("trends", "More trends", folded=True, charts=charts)
@@ -182,8 +182,8 @@ def _load(record: RunRecord) -> Section | None:
     if not layers:
         return None
     width = max(x.experts for x in layers)
-    cards_hold = 1 + len({d for x in layers for d in x.domain_load})
-    most = max(MOST_VALUES // (width * len(layers)) - cards_hold, 2)
+    maps_of_cards = 1 + len({d for x in layers for d in x.domain_load})
+    most = max(MAX_VALUES // (width * len(layers)) - maps_of_cards, 2)
     kept = [record.checkpoints[i] for i in spread(len(record.checkpoints), most)]
     frames = []
     for checkpoint in kept:
@@ -196,19 +196,19 @@ def _load(record: RunRecord) -> Section | None:
         "scale": "ratio", "frames": _steps(kept), "rows": [f"layer {clean(n)}" for n in names],
         "short": [clean(n) for n in names], "columns": width, "packed": frames,
         "of": "expert", "unit": "× its fair share",
-        "marks": [[*x.dead] for x in layers], "mark": "unused, by the test of dead experts",
+        "marks": [[*x.dead] for x in layers], "mark": "unused, by the dead-expert test",
         "suspects": [list(x.suspects) for x in layers],
-        "suspect": "looks unused; too few tokens to tell",
-        "masked": [[*x.off] for x in layers], "mask": "switched off",
+        "suspect": "looks unused, but on too few tokens to decide",
+        "masked": [[*x.off] for x in layers], "mask": "masked",
         **_experts(layers, width),
     }  # fmt: skip
-    gone = len(record.checkpoints) - len(kept)
+    left_out = len(record.checkpoints) - len(kept)
     help = (
-        "A row is a layer, a column an expert, a colour its load against the fair share. "
-        "Arrow keys move from expert to expert; Enter opens an expert's card."
+        "Rows are layers, columns are experts. The colour is the expert's load over its fair "
+        "share. Arrow keys move from expert to expert; Enter opens an expert's card."
     )
-    if gone:
-        help += f" {figures.plural(gone, 'checkpoint')} between the ends are left out here."
+    if left_out:
+        help += f" {figures.plural(left_out, 'checkpoint')} between the ends are left out here."
     legend = ("none", "fair share", "8 times and more")
     shown = HeatMap("load", "load per expert", help, legend, data)
     return Section("load", "Load of the experts", maps=[shown])
@@ -219,7 +219,7 @@ def _load_of(layer: LayerRecord | None) -> Sequence[float | None] | None:
 
 
 def _experts(layers: Sequence[LayerRecord], width: int) -> dict[str, object]:
-    """What an expert's card shows of the newest checkpoint: its load by domain, its Fisher."""
+    """Data of the experts' cards at the newest checkpoint: load by domain, and Fisher trace."""
     domains = list(dict.fromkeys(d for x in layers for d in x.domain_load))
     found: dict[str, object] = {
         "domains": [clean(d) for d in domains],
@@ -233,7 +233,7 @@ def _experts(layers: Sequence[LayerRecord], width: int) -> dict[str, object]:
 
 
 def _fisher_levels(layer: LayerRecord, width: int) -> list[int]:
-    """Levels of each expert's Fisher trace against the mean of its layer."""
+    """Levels of each expert's Fisher trace over the mean of its layer."""
     traces = list(layer.fisher_trace or ())
     total = sum(t for t in traces if t is not None)
     mean = total / len(traces) if traces and total > 0 else None
@@ -255,7 +255,7 @@ def _routers(record: RunRecord) -> Section:
     heads = ("layer", "finding", *(figures.label(n) for n in used))
     table = Table("routers", "routers of the newest checkpoint, the worst first", heads, rows,
                   frozenset({0, *range(2, len(heads))}))  # fmt: skip
-    lead = "A heading sorts by its column. Brackets hold 95% intervals."
+    lead = "Click a heading to sort by its column. Brackets hold 95% intervals."
     return Section("routers", "Routers", lead, tables=[table] if rows else [])
 
 
@@ -294,6 +294,6 @@ def _fisher(record: RunRecord) -> Section:
     table = Table("fisher-routers", "Fisher heterogeneity per router",
                   ("layer", *(figures.label(n) for n in used)), rows,
                   frozenset(range(len(used) + 1)))  # fmt: skip
-    lead = "Research numbers. The verdict does not rest on them (unless --policy paper)."
+    lead = "Research metrics. The verdict does not use them, except with --policy paper."
     return Section("fisher", "Fisher heterogeneity", lead, folded=True,
                    tables=[table] if used and rows else [])  # fmt: skip

@@ -110,7 +110,7 @@ def test_the_load_map_by_keyboard(opened: Any, run: RunRecord) -> None:
     press(driver, "#map-load .grid", "\ue010", "\ue007")  # end, enter
     card = find(driver, "#map-load .expert").text
     assert "layer 1, expert 7" in card
-    assert "unused, by the test of dead experts" in card
+    assert "unused, by the dead-expert test" in card
     assert "code" in card
 
 
