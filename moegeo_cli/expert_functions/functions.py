@@ -38,9 +38,9 @@ class ExpertFunction(Protocol):
         """J(x)ᵀ u, shape (N, M, D)."""
 
     def push_with_null(self, v_NMD: torch.Tensor, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """J(x) v of this expert, and of its randomised version, both (N, M, O).
+        """J(x) v of this expert, and of its disturbed version, both (N, M, O).
 
-        In the randomised version the outputs of the inner neurons are permuted and get random
+        In the disturbed version the outputs of the inner neurons are permuted and get random
         signs. It is the empirical null of alignment.
         """
 

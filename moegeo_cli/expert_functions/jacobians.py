@@ -36,8 +36,8 @@ class PairProducts:
     """Products at a chunk of tokens.
 
     `inner` are the products (J_a v)·(J_b v), (T, M, E, E), and `norm` those with a = b, (T, M, E);
-    M is 1 if they are exact. `null_inner` are products of each expert (rows) with each randomised
-    one (columns); `null_norm` are those of the randomised ones with themselves.
+    M is 1 if they are exact. `null_inner` are products of each expert (rows) with each disturbed
+    one (columns); `null_norm` are those of the disturbed ones with themselves.
     """
 
     tokens: slice
