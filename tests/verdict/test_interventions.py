@@ -167,7 +167,7 @@ def test_what_the_study_measured_stands_before_the_literature_with_its_control(
     assert "2101.03961" in evidence["literature"]
     assert {k: v for k, v in measured.items() if k != "intervention"}.items() <= evidence.items()
     assert evidence_words(evidence).startswith(
-        "measured: 30 of 40 restarts did not fail with it, 20 without; 3 against 9 ended "
+        "measured: 30 of 40 restarts did not fail with it, 20 without it; 3 against 9 ended "
         "collapsed; final performance +0.03 [-0.01, +0.07] ("
     )
     assert found["jitter"].evidence["grade"] == "literature"
