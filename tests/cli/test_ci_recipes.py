@@ -97,15 +97,20 @@ def test_the_shell_gate_judges_the_run(
 def test_the_shell_gate_works_at_every_save_with_a_config_in_the_runs_folder(
     grown: tuple[Path, list[dict[str, object]]], tmp_path: Path
 ) -> None:
-    """As a training script leaves it: config and tokenizer beside the checkpoints."""
+    """As a training script leaves it: config and tokenizer beside the checkpoints.
+
+    The first save has been measured; the second one the gate measures.
+    """
     run = tmp_path / "run"
-    run.mkdir()
     saves = sorted(grown[0].glob("checkpoint-*"))
+    for entry in (grown[0] / ".moegeo").glob("*/record.json"):
+        if json.loads(entry.read_text())["content"]["step"] == 2:
+            shutil.copytree(entry.parent, run / ".moegeo" / entry.parent.name)
     shutil.copy(saves[0] / "config.json", run / "config.json")
     script = tmp_path / "gate.sh"
     script.write_text(blocks("bash")[0])
     (tmp_path / "moegeo.toml").write_text("max-tokens = 1024\n")
-    counts = []
+    counts, measured = [], []
     for save in [saves[0], saves[1], None]:  # the last time, nothing is new
         if save is not None:
             shutil.copytree(save, run / save.name)
@@ -115,7 +120,9 @@ def test_the_shell_gate_works_at_every_save_with_a_config_in_the_runs_folder(
         )  # fmt: skip
         assert done.returncode in {0, 1}, done.stderr
         counts.append(len(json.loads((run / "moegeo.json").read_text())["checkpoints"]))
+        measured.append(len(re.findall(r"^ .*: [\d,]+ tokens$", done.stderr, re.MULTILINE)))
     assert counts == [1, 2, 2]
+    assert measured == [0, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

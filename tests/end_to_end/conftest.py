@@ -13,6 +13,8 @@ import pytest
 
 from tests.command import Outcome, call
 
+LENGTHS = [5 + (7 * i) % 29 for i in range(40)]
+
 
 @pytest.fixture
 def moegeo(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
@@ -39,5 +41,4 @@ def write_probe(path: Path, ids: list[list[int]], domains: list[str] | None = No
 @pytest.fixture
 def probe(tmp_path: Path) -> Path:
     """Forty sequences of unequal length."""
-    lengths = [5 + (7 * i) % 29 for i in range(40)]
-    return write_probe(tmp_path / "probe.jsonl", random_ids(lengths))
+    return write_probe(tmp_path / "probe.jsonl", random_ids(LENGTHS))

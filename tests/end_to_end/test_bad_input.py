@@ -398,7 +398,8 @@ def test_names_reach_stderr_as_text(
 def test_progress_counts_what_is_measured(
     checkpoint: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    arguments = ("analyze", checkpoint, "--probe", probe, "--baseline", "init")
+    few = ("--probe", probe, "--max-tokens", 200)
+    arguments = ("analyze", checkpoint, *few, "--baseline", "init")
     for _ in range(2):  # measured, then from the store
         (checkpoint / ".moegeo").mkdir(exist_ok=True)
         for derived in (checkpoint / ".moegeo").glob("run-*.json"):
@@ -406,7 +407,7 @@ def test_progress_counts_what_is_measured(
         found = moegeo(*arguments)
         assert found.code == 0
         assert "[9/9] initialisation 7" in found.err
-    rewritten = moegeo("invariance", checkpoint, "--probe", probe)
+    rewritten = moegeo("invariance", checkpoint, *few)
     assert "5 measurements" in rewritten.err
 
 

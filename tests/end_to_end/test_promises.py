@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from moegeo_cli.cli.app import run
 from moegeo_cli.reports import schema
-from tests.end_to_end.conftest import Outcome, random_ids, write_probe
+from tests.end_to_end.conftest import LENGTHS, Outcome, random_ids, write_probe
+from tests.processes import Started
 
 jsonschema = pytest.importorskip("jsonschema")
 
 
-@pytest.fixture
-def grown(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+def grow(folder: Path, tiny: Callable[..., Path]) -> Path:
     """Three checkpoints of one run."""
-    folder = tmp_path / "grown"
     for step, seed in ((0, 0), (10, 1), (20, 2)):
         shutil.copytree(tiny("qwen3_moe", seed), folder / f"checkpoint-{step}")
     return folder
+
+
+@pytest.fixture
+def grown(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run of which nothing is measured."""
+    return grow(tmp_path / "grown", tiny)
+
+
+@dataclass(frozen=True)
+class First:
+    """A run that was analyzed once, and the JSON of that."""
+
+    folder: Path
+    text: str
+
+    def out(self, place: Path) -> str:
+        """The JSON of the same run at another place."""
+        return self.text.replace(str(self.folder), str(place))
+
+
+@pytest.fixture(scope="module")
+def first(tiny: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> First:
+    folder = grow(tmp_path_factory.mktemp("first") / "grown", tiny)
+    probe = write_probe(folder.parent / "probe.jsonl", random_ids(LENGTHS))
+    out = folder.parent / "out.json"
+    arguments = ("analyze", folder, "--probe", probe, "--format", "json", "--output", out)
+    assert run(list(map(str, arguments))) == 0
+    return First(folder, out.read_text())
+
+
+@pytest.fixture
+def measured(first: First, tmp_path: Path) -> Path:
+    """The same run elsewhere, its measurements beside it."""
+    return Path(shutil.copytree(first.folder, tmp_path / "elsewhere" / first.folder.name))
 
 
 def test_json_fits_its_schema_and_the_same_input_gives_the_same_bytes(
@@ -43,7 +79,7 @@ def test_json_fits_its_schema_and_the_same_input_gives_the_same_bytes(
 
 
 def test_one_new_checkpoint_measures_one(
-    grown: Path, probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome]
+    grown: Path, probe: Path, tmp_path: Path, moegeo: Callable[..., Outcome], first: First
 ) -> None:
     late = tmp_path / "late"
     shutil.move(grown / "checkpoint-20", late)
@@ -51,14 +87,15 @@ def test_one_new_checkpoint_measures_one(
     shutil.move(late, grown / "checkpoint-20")
     grew = moegeo("analyze", grown, "--probe", probe, "--format", "json")
     assert grew.err.count("already measured") == 2
-    whole = moegeo("analyze", grown, "--probe", probe, "--format", "json", "--no-cache")
-    assert grew.out == whole.out
+    assert grew.out == first.out(grown)
 
 
 def test_latest_measures_the_newest_and_the_baseline(
     grown: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    found = moegeo("analyze", grown, "--probe", probe, "--format", "json", "--latest").document
+    latest = moegeo("analyze", grown, "--probe", probe, "--format", "json", "--latest")
+    assert "[2/2]" in latest.err
+    found = latest.document
     assert [c["step"] for c in found["checkpoints"]] == [20]
     assert found["baseline"] == {
         "kind": "checkpoint", "step": 0, "path": "checkpoint-0", "baseline_draws": 1,
@@ -67,40 +104,37 @@ def test_latest_measures_the_newest_and_the_baseline(
     assert found["checkpoints"][0]["metrics"]["fhs"]["value"] > 0
 
 
-def test_an_unchanged_rerun_loads_no_torch(
-    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
-) -> None:
-    assert moegeo("analyze", grown, "--probe", probe, "--format", "json").code == 0
+def test_an_unchanged_rerun_loads_no_torch(measured: Path, probe: Path, first: First) -> None:
+    output = measured / "out.json"
     code = (
         "import sys; from moegeo_cli.cli.app import run\n"
-        f"code = run(['analyze', {str(grown)!r}, '--probe', {str(probe)!r}, '--format', 'json',"
-        f" '--output', {str(grown / 'out.json')!r}])\n"
+        f"code = run(['analyze', {str(measured)!r}, '--probe', {str(probe)!r}, '--format', 'json',"
+        f" '--output', {str(output)!r}])\n"
         "print('torch' in sys.modules, code)"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False 0"
+    assert output.read_text() == first.out(measured)
 
 
 def test_a_deleted_measurement_is_measured_again(
-    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+    measured: Path, probe: Path, moegeo: Callable[..., Outcome], first: First
 ) -> None:
-    command = ("analyze", grown, "--probe", probe, "--format", "json")
-    first = moegeo(*command)
-    files = sorted((grown / ".moegeo").glob("*/measurements.safetensors"))
+    files = sorted((measured / ".moegeo").glob("*/measurements.safetensors"))
     assert len(files) == 3
     files[0].unlink()
     files[1].write_bytes(files[1].read_bytes()[:100])
-    again = moegeo(*command)
-    assert again.out == first.out
+    again = moegeo("analyze", measured, "--probe", probe, "--format", "json")
+    assert again.out == first.out(measured)
     assert again.err.count("already measured") == 1
 
 
 def test_compare_pairs_by_step_and_a_run_equals_itself(
-    grown: Path, probe: Path, moegeo: Callable[..., Outcome], tmp_path: Path
+    measured: Path, probe: Path, moegeo: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
-    shutil.copytree(grown, other)
-    found = moegeo("compare", grown, other, "--probe", probe, "--format", "json")
+    shutil.copytree(measured, other)
+    found = moegeo("compare", measured, other, "--probe", probe, "--format", "json")
     assert found.code == 0, found.err
     document = found.document
     jsonschema.validate(document, schema("moegeo.compare"))
@@ -116,9 +150,9 @@ def test_compare_pairs_by_step_and_a_run_equals_itself(
 
 @pytest.mark.parametrize("name", ["rich", "markdown", "csv", "junit", "github"])
 def test_every_format_leaves_stdout_to_the_payload(
-    name: str, grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+    name: str, measured: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    found = moegeo("analyze", grown, "--probe", probe, "--format", name)
+    found = moegeo("analyze", measured, "--probe", probe, "--format", name)
     assert found.code == 0, found.err
     assert found.out.strip()
     assert "checkpoint-10" in found.err
@@ -174,25 +208,24 @@ def test_the_batches_are_recorded(
         assert (replay["batch_size"], replay["batch_tokens"]) == expected
 
 
-def test_an_interrupt_says_so_and_exits_130(tiny: Callable[..., Path], probe: Path) -> None:
-    command = [sys.executable, "-m", "moegeo_cli", "analyze", str(tiny("mixtral", 0)),
-               "--probe", str(probe), "--no-cache"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stderr is not None
-    first = process.stderr.readline()  # the first word on the work to come
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert first
-    assert process.returncode == 130
-    assert b"interrupted" in err
-    assert b"Traceback" not in err
-    assert out == b""
+def test_an_interrupt_says_so_and_exits_130(
+    tiny: Callable[..., Path], probe: Path, tmp_path: Path
+) -> None:
+    started = Started(tmp_path, "analyze", tiny("mixtral", 0), "--probe", probe, "--no-cache")
+    started.wait_for("\n")  # the first line on the work to come
+    assert started.process.pid is not None
+    os.kill(started.process.pid, signal.SIGINT)
+    code, out, err = started.end()
+    assert code == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert out == ""
 
 
 def test_steps_need_not_hold_the_newest(
-    grown: Path, probe: Path, moegeo: Callable[..., Outcome]
+    measured: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
-    found = moegeo("analyze", grown, "--probe", probe, "--steps", "0", "--format", "json")
+    found = moegeo("analyze", measured, "--probe", probe, "--steps", "0", "--format", "json")
     assert found.code == 0, found.err
     assert [c["step"] for c in found.document["checkpoints"]] == [0]
 
@@ -232,9 +265,8 @@ def test_two_sequences_fail_no_run(
     assert "failing" not in found.out
 
 
-def test_a_closed_pipe_is_not_the_gates_word(tiny: Callable[..., Path], probe: Path) -> None:
-    command = [sys.executable, "-m", "moegeo_cli", "analyze", str(tiny("mixtral", 0)),
-               "--probe", str(probe), "--no-cache"]  # fmt: skip
+def test_a_closed_pipe_is_not_the_gates_word(measured: Path, probe: Path) -> None:
+    command = [sys.executable, "-m", "moegeo_cli", "analyze", str(measured), "--probe", str(probe)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     process.stdout.close()

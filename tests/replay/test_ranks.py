@@ -24,7 +24,9 @@ from moegeo_cli.replay.sharing import share_batches
 from moegeo_cli.reports import render
 from moegeo_cli.settings import Settings
 from tests.architectures.zoo import save_tiny
+from tests.command import call
 from tests.end_to_end.conftest import random_ids, write_probe
+from tests.processes import Started
 from tests.replay.documents import assert_equal
 from tests.sharding import save_state
 from tests.tiny_models import build_tiny
@@ -47,13 +49,17 @@ def test_fewer_batches_than_ranks_leave_the_last_ranks_idle() -> None:
     assert share_batches([[0, 1]], [5, 5], 3) == [[[0, 1]], [], []]
 
 
+def place(rank: int, world: int, port: int) -> dict[str, str]:
+    """What torchrun tells a rank in its environment."""
+    known = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in known.items()}}
+
+
 def start(rank: int, world: int, port: int, *arguments: object, folder: Path) -> subprocess.Popen:
     """One rank, as torchrun starts it, but with an exit code that we see."""
-    place = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "MASTER_PORT": port}
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
-        env={**os.environ, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(ROOT),
-             **{name: str(value) for name, value in place.items()}},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **place(rank, world, port)},
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
@@ -73,6 +79,20 @@ def run_ranks(folders: list[Path], *arguments: object) -> list[tuple[int, str, s
     ]
     texts = [process.communicate(timeout=120) for process in started]
     return [(p.returncode, *text) for p, text in zip(started, texts, strict=True)]
+
+
+def start_forks(folders: list[Path], *arguments: object) -> list[Started]:
+    """The same command at every rank, without the seconds in which each would import."""
+    port = free_port()
+    return [
+        Started(folder, *arguments, environment=place(rank, len(folders), port))
+        for rank, folder in enumerate(folders)
+    ]
+
+
+def run_forks(folders: list[Path], *arguments: object) -> list[tuple[int | None, str, str]]:
+    """Exit code, stdout and stderr of each."""
+    return [fork.end() for fork in start_forks(folders, *arguments)]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +120,8 @@ def cases(
         **wanted["qwen2_moe"], "fisher": "categorical", "baseline": "init",
     }  # fmt: skip
     found = {
-        name: (keywords, folder / f"{place}.json")
-        for place, (name, keywords) in enumerate(wanted.items())
+        name: (keywords, folder / f"{number}.json")
+        for number, (name, keywords) in enumerate(wanted.items())
     }
     (folder / "work.json").write_text(json.dumps([(k, str(p)) for k, p in found.values()]))
     outcomes = run_ranks([folder] * 2, ROOT / "tests/replay/rank_program.py", folder / "work.json")
@@ -125,38 +145,36 @@ def cases(
 def test_two_ranks_give_the_numbers_of_one(
     cases: dict[str, tuple[dict[str, Any], Path]], name: str
 ) -> None:
-    keywords, place = cases[name]
+    keywords, file = cases[name]
     one = json.loads(render(analyze(**keywords, cache=False), "json"))
-    two = json.loads(place.read_text())
+    two = json.loads(file.read_text())
     assert two["checkpoints"][0]["replay"]["notes"][0] == "batches shared among 2 ranks"
     assert_equal(one, two, r"replay\.(notes|memory)")
 
 
-def test_torchrun_prints_once_and_keeps_what_one_process_finds(tmp_path: Path) -> None:
-    arguments = ("-m", "moegeo_cli", "analyze", SAMPLE, "--latest", "--cache-dir", tmp_path,
-                 "--max-tokens", 6000, "--format", "json")  # fmt: skip
+def test_torchrun_prints_once_and_keeps_what_one_process_finds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("analyze", SAMPLE, "--latest", "--cache-dir", tmp_path, "--max-tokens", 2000,
+                 "--format", "json")  # fmt: skip
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     together = subprocess.run(
-        [*torchrun, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+        [*torchrun, "-m", "moegeo_cli", *map(str, arguments)], cwd=ROOT, capture_output=True,
+        text=True, timeout=120,
+    )  # fmt: skip
     assert together.returncode == 0, together.stderr
     assert together.stderr.count("verdict:") == 1
     two = json.loads(together.stdout)  # one document: rank 1 printed nothing
-    alone = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert alone.stdout == together.stdout  # from the store that rank 0 wrote
+    alone = call(capsys, *arguments)
+    assert "[1/" not in alone.err, "nothing was measured again"
+    assert alone.out == together.stdout  # from the store that rank 0 wrote
     assert_equal(
-        json.loads(render(analyze(SAMPLE, latest=True, cache=False, max_tokens=6000), "json")), two
+        json.loads(render(analyze(SAMPLE, latest=True, cache=False, max_tokens=2000), "json")), two
     )
 
 
 def test_a_missing_probe_ends_all_ranks_with_one_message(tmp_path: Path) -> None:
-    outcomes = run_ranks([tmp_path] * 2, "-m", "moegeo_cli", "analyze", SAMPLE, "--probe", "no.txt")
+    outcomes = run_forks([tmp_path] * 2, "analyze", SAMPLE, "--probe", "no.txt")
     assert [code for code, _, _ in outcomes] == [2, 2]
     assert "no.txt" in outcomes[0][2]
     assert outcomes[1][1:] == ("", "")
@@ -173,7 +191,7 @@ def two_places(tmp_path: Path, tiny: Callable[..., Path]) -> list[Path]:
     return [here, there]
 
 
-ANALYZE = ("-m", "moegeo_cli", "analyze", "run", "--probe", "probe.jsonl", "--no-cache")
+ANALYZE = ("analyze", "run", "--probe", "probe.jsonl", "--no-cache")
 
 
 @pytest.mark.slow
@@ -181,7 +199,7 @@ def test_ranks_that_read_other_weights_are_refused(
     two_places: list[Path], tiny: Callable[..., Path]
 ) -> None:
     (two_places[1] / "run").symlink_to(tiny("mixtral", 1))
-    outcomes = run_ranks(two_places, *ANALYZE)
+    outcomes = run_forks(two_places, *ANALYZE)
     assert [code for code, _, _ in outcomes] == [2, 2]
     assert "the routers' weights of rank 1 differ from those of rank 0" in outcomes[0][2]
     assert outcomes[1][1:] == ("", "")
@@ -189,14 +207,14 @@ def test_ranks_that_read_other_weights_are_refused(
 
 @pytest.mark.slow
 def test_streaming_is_refused_among_ranks(two_places: list[Path]) -> None:
-    outcomes = run_ranks(two_places[:1] * 2, *ANALYZE, "--stream")
+    outcomes = run_forks(two_places[:1] * 2, *ANALYZE, "--stream")
     assert [code for code, _, _ in outcomes] == [2, 2]
     assert "each rank holds the whole model" in outcomes[0][2]
 
 
 @pytest.mark.slow
 def test_an_error_of_another_rank_is_rank_0s_message(two_places: list[Path]) -> None:
-    outcomes = run_ranks(two_places, *ANALYZE)
+    outcomes = run_forks(two_places, *ANALYZE)
     assert [code for code, _, _ in outcomes] == [2, 2]
     assert "error[MG-E" in outcomes[0][2]
     assert "bug" not in outcomes[0][2]
@@ -205,20 +223,11 @@ def test_an_error_of_another_rank_is_rank_0s_message(two_places: list[Path]) -> 
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_other(tmp_path: Path, victim: int) -> None:
-    port = free_port()
-    analyze = ("-m", "moegeo_cli", "analyze", SAMPLE, "--no-cache")
-    pair = [start(rank, 2, port, *analyze, folder=tmp_path) for rank in (0, 1)]
-    assert pair[0].stderr is not None
-    while "[1/5]" not in pair[0].stderr.readline():
-        pass
+    pair = start_forks([tmp_path] * 2, "analyze", SAMPLE, "--no-cache")
+    pair[0].wait_for("[1/5]")
     pair[victim].kill()
-    try:
-        _, words = pair[1 - victim].communicate(timeout=60)
-    finally:
-        for process in pair:
-            process.kill()
-            process.wait()
-    assert pair[1 - victim].returncode == 2
+    code, _, words = pair[1 - victim].end()
+    assert code == 2
     assert ("a rank has ended" in words) is (victim == 1)
 
 
@@ -242,9 +251,9 @@ def test_a_model_split_among_ranks_gives_the_numbers_of_one(
     probe = write_probe(tmp_path / "odd.jsonl", random_ids([5 + (7 * i) % 29 for i in range(17)]))
     given: dict[str, Any] = {"probe": probe, "batch_size": 3}
     file = tmp_path / "two.json"
-    outcomes = run_ranks(
-        [tmp_path] * 2, "-m", "moegeo_cli", "analyze", tiny(kind), "--probe", probe,
-        "--batch-size", 3, "--no-cache", "--parallel", split, "-o", file,
+    outcomes = run_forks(
+        [tmp_path] * 2, "analyze", tiny(kind), "--probe", probe, "--batch-size", 3, "--no-cache",
+        "--parallel", split, "-o", file,
     )  # fmt: skip
     assert [code for code, _, _ in outcomes] == [0, 0], outcomes[0][2]
     assert outcomes[1][1:] == ("", "")

@@ -47,38 +47,40 @@ def plan_for(model_type: str, **changes: object) -> Plan:
 
 
 def one_backward_at_a_time(
-    model: torch.nn.Module, path: str, ids: list[np.ndarray]
-) -> dict[str, np.ndarray]:
+    model: torch.nn.Module, paths: list[str], ids: list[np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
     """The oracle: each sequence alone, unpadded, one backward a sequence or a loss token."""
-    router = model.get_submodule(path)
-    weight = router.weight
-    weight.requires_grad_(True)
-    sums = dict.fromkeys(("position", "sequence", "loss_token"), 0)
+    routers = [model.get_submodule(path) for path in paths]
+    weights = [router.weight.requires_grad_(True) for router in routers]
+    sums = {path: dict.fromkeys(("position", "sequence", "loss_token"), 0) for path in paths}
     for tokens in ids:
-        seen: dict[str, torch.Tensor] = {}
+        seen: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def keep(module: object, args: tuple, output: tuple, seen: dict = seen) -> None:
-            seen["x"] = args[0].detach().reshape(-1, args[0].shape[-1])
-            seen["z"] = output[0]
-            output[0].retain_grad()
+            seen[module] = args[0].detach().reshape(-1, args[0].shape[-1]), output[0]
 
-        handle = router.register_forward_hook(keep)
+        handles = [router.register_forward_hook(keep) for router in routers]
         ids_1N = torch.tensor(tokens)[None]
         logits = model(input_ids=ids_1N).logits[0]
-        handle.remove()
+        for handle in handles:
+            handle.remove()
         losses = F.cross_entropy(logits[:-1], ids_1N[0, 1:], reduction="none")
-        weight.grad = None
-        losses.sum().backward(retain_graph=True)
-        delta = seen["z"].grad.double()
-        sums["position"] += delta.square().T @ seen["x"].double().square()
-        sums["sequence"] += weight.grad.double().square()
+        outputs = [seen[router][1] for router in routers]
+        whole = torch.autograd.grad(losses.sum(), [*outputs, *weights], retain_graph=True)
+        deltas, gradients = whole[: len(routers)], whole[len(routers) :]
+        for path, router, delta, gradient in zip(paths, routers, deltas, gradients, strict=True):
+            x = seen[router][0].double()
+            sums[path]["position"] += delta.double().square().T @ x.square()
+            sums[path]["sequence"] += gradient.double().square()
         for loss in losses:
-            weight.grad = None
-            loss.backward(retain_graph=True)
-            sums["loss_token"] += weight.grad.double().square()
-    weight.requires_grad_(False)
-    weight.grad = None
-    return {unit: value.numpy() for unit, value in sums.items()}
+            of_loss = torch.autograd.grad(loss, weights, retain_graph=True)
+            for path, gradient in zip(paths, of_loss, strict=True):
+                sums[path]["loss_token"] += gradient.double().square()
+    for weight in weights:
+        weight.requires_grad_(False)
+    return {
+        path: {unit: value.numpy() for unit, value in own.items()} for path, own in sums.items()
+    }
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)
@@ -90,10 +92,11 @@ def test_fisher_sums_equal_one_backward_at_a_time(
     ids = sequences()
     result = replay(model, routers, ids, [None] * len(ids), plan_for(model_type))
     assert result.unselected == ("dense" if model_type in DENSE else "zero")
+    expected = one_backward_at_a_time(model, [trace.router.path for trace in result.traces], ids)
+    assert len(expected) == len(routers)
     for trace in result.traces:
         assert trace.problem is None
-        expected = one_backward_at_a_time(model, trace.router.path, ids)
-        for unit, sums in expected.items():
+        for unit, sums in expected[trace.router.path].items():
             measured, groups, traces = trace.fishers["empirical", unit].totals()
             np.testing.assert_allclose(measured, sums, rtol=1e-4, atol=1e-6 * sums.max())
             np.testing.assert_allclose(groups.sum(0), measured, rtol=1e-12)

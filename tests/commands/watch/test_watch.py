@@ -8,8 +8,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from moegeo_cli.cli import watch as command
 from moegeo_cli.commands.watch import api
 from moegeo_cli.errors import UsageError
 from tests.command import call
+from tests.processes import Started
 from tests.small_training import SAVES, WaitForLines, trainer
 
 ROOT = Path(__file__).parents[3]
@@ -84,24 +83,22 @@ def nothing() -> None:
 
 
 def test_a_run_that_trains_beside_it(tmp_path: Path) -> None:
-    """As a person does it; moegeo is a program of its own here, which takes seconds."""
+    """As a person does it; moegeo is a process of its own here."""
     out = tmp_path / "run"
-    here = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    options = ["--interval", "0.2", "--max-tokens", "512", "--log", f"jsonl:{tmp_path}/log.jsonl"]
-    watching = subprocess.Popen(
-        [sys.executable, "-m", "moegeo_cli", "watch", str(out), *options],
-        env=here, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert watching.stdout is not None
+    watching = Started(tmp_path, "watch", out, "--interval", 0.2, "--max-tokens", 512,
+                       "--log", f"jsonl:{tmp_path}/log.jsonl")  # fmt: skip
     try:
         trainer(str(out), WaitForLines(tmp_path / "log.jsonl")).train()
-        lines = [watching.stdout.readline() for _ in SAVES]
+        watching.process.join(0)
+        assert watching.process.pid is not None
+        os.kill(watching.process.pid, signal.SIGINT)
+        code, said, words = watching.end()
     finally:
-        watching.send_signal(signal.SIGINT)
-        rest, said = watching.communicate(timeout=60)
-    assert watching.returncode == 130
-    assert "Traceback" not in said
-    assert rest == ""
+        watching.kill()
+    assert code == 130
+    assert "Traceback" not in words
+    lines = said.splitlines()
+    assert len(lines) == len(SAVES)
     assert [line.split()[:2] for line in lines] == [["step", str(step)] for step in SAVES]
     whole = moegeo_cli.analyze(out, **FEW)
     for line, checkpoint in zip(lines, whole.checkpoints, strict=True):
