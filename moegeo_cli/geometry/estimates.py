@@ -170,7 +170,7 @@ def _token_means(sums: RoutingSums, draws: Draws) -> dict[str, Estimate]:
         reason = f"the selection rule does not explain {share:.1%} of the tokens"
         found |= dict.fromkeys(TIES, missing(reason))
     elif found["margin"].value is None:
-        found["margin"] = missing("every expert that was eligible is selected")
+        found["margin"] = missing("every eligible expert is selected")
     unit = "logits" if sums.margin_in_logits else "selection score"
     found["margin"] = dataclasses.replace(found["margin"], unit=unit)
     if not sums.margin_in_logits and found["near_ties"].value is not None:

@@ -100,7 +100,7 @@ class MeanSums:
         count = int(self.counts_G.sum())
         energy, energy_B = self.square_mean(self.squares_G, draws)
         if not energy > 0:
-            return missing("all of them are zero", count), None
+            return missing("all vectors are zero", count), None
         shared, shared_B = self.mean_square(self.sums_GX, draws)
         with np.errstate(divide="ignore", invalid="ignore"):
             draws_B = shared_B / energy_B

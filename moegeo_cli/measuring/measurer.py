@@ -80,7 +80,7 @@ class Measurer:
             ranks.share_probe = settings.parallel == "data"
             if not ranks.share_probe and not ranks.whole_process:
                 raise UsageError(
-                    "--parallel is for the command line: what splits a model leaves threads behind",
+                    "--parallel works only on the command line: split models leave threads behind",
                     found=f"parallel={settings.parallel!r} in a Python program",
                     hint="torchrun --nproc-per-node 2 -m moegeo_cli analyze RUN --parallel "
                     f"{settings.parallel}",
@@ -95,7 +95,7 @@ class Measurer:
             self.dtype = self._source.dtype
             if settings.memory is not None:
                 raise UsageError(
-                    "--memory works for models of transformers alone: what others take is unknown",
+                    "--memory works only with transformers models: what others need is unknown",
                     found="--memory with a model of your own, or with captures",
                     hint="leave --memory out, and use a smaller --batch-size or --max-tokens",
                 )

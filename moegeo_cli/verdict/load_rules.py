@@ -220,7 +220,7 @@ def dead_experts(situation: Situation) -> Outcome:
     sure = sum(map(len, lasting.values()))
     broad = breadth_of(situation) == MIXTURE
     past = " and at the checkpoint before" if _has_past(situation) else ""
-    words += f"; {sure} of them in every domain that can tell{past}"
+    words += f"; {sure} of them in every domain with enough tokens{past}"
     severity: Severity = "watch" if everywhere and broad and not is_early(situation) else "info"
     named = everywhere if severity == "watch" else found
     shown = ", ".join(

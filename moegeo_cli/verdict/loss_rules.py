@@ -104,7 +104,7 @@ def loss_diverged(situation: Situation) -> Outcome:
         return Found(
             "failing",
             f"the training loss is {logged.level:.3f} nats and that on the probe {now.value:.3f}: "
-            f"both above the {unigram:.3f} of the probe's token frequencies, so nothing is learned",
+            f"both above the probe's unigram loss of {unigram:.3f}, so nothing is learned",
             (),
             (Evidence("loss_log", Metric(logged.level)), Evidence("loss", now)),
             limit.threshold,
@@ -116,7 +116,7 @@ def loss_diverged(situation: Situation) -> Outcome:
         return Found(
             "failing",
             f"the training loss is {level:.3f} nats after {lowest:.3f}: it lost "
-            f"{_share(lowest, level, unigram):.0%} of what it had gained on the unigram loss of "
+            f"{_share(lowest, level, unigram):.0%} of its gain over the unigram loss of "
             f"{unigram:.3f}",
             (),
             (Evidence("loss_log", Metric(level)),),
@@ -126,8 +126,7 @@ def loss_diverged(situation: Situation) -> Outcome:
     lowest, level = from_probe
     words = (
         f"the loss on the probe is {level:.3f} nats after {lowest:.3f}: it lost "
-        f"{_share(lowest, level, unigram):.0%} of what it had gained on the unigram loss of "
-        f"{unigram:.3f}"
+        f"{_share(lowest, level, unigram):.0%} of its gain over the unigram loss of {unigram:.3f}"
     )
     if has_log:
         words += "; the training loss did not, so the training may have moved to other text"
@@ -166,8 +165,7 @@ def probe_unfit(situation: Situation) -> Outcome:
         )
     level = situation.logged.level
     words = (
-        f"the loss on the probe is {loss.value:.3f} nats, above the {unigram:.3f} of its token "
-        "frequencies"
+        f"the loss on the probe is {loss.value:.3f} nats, above its unigram loss of {unigram:.3f}"
     )
     if level is not None and level < unigram:
         words += (

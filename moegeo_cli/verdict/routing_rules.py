@@ -61,7 +61,7 @@ def router_uniform(situation: Situation) -> Outcome:
     names = ("information", "information_dispatch")
     return Found(
         "watch",
-        f"routing in {layer_words(layers)} says nothing about the token: at most "
+        f"routing in {layer_words(layers)} hardly depends on the token: its information is at most "
         f"{limit.value:.0%} of ln E",
         layers,
         tuple(evidence(name, x) for x in found for name in names),
@@ -96,11 +96,11 @@ def near_ties(situation: Situation) -> Outcome:
     words = f"{metric.value:.1%} of the tokens of layer {top.layer} are near-ties"
     if metric.null_value is not None:
         words += (
-            f"; normal logits of {top.choices} experts of which {top.top_k} are chosen would show "
+            f"; for normal logits with {top.choices} experts and top {top.top_k} it would be "
             f"{metric.null_value:.1%}"
         )
     if centred is not None:
-        words += f", and these logits {centred.value:.1%} with their common offset taken off"
+        words += f". Without each token's mean logit it is {centred.value:.1%}"
     return Found(
         uncalibrated_severity(limit),
         words,
@@ -126,7 +126,7 @@ def router_zero(situation: Situation) -> Outcome:
     words = "; ".join(f"{_experts(x.zero_rows)} in layer {x.layer}" for x in found[:3])
     return Found(
         "failing",
-        f"rows of routers are zeros: of {words}{_and_more(len(found) - 3)}",
+        f"router rows are zero: {words}{_and_more(len(found) - 3)}",
         tuple(x.layer for x in found),
         (),
         Threshold(None, "exact"),
@@ -172,8 +172,8 @@ def experts_masked(situation: Situation) -> Outcome:
     return Found(
         "watch",
         f"tokens reach experts that a router's row or bias switches off: {words}"
-        f"{_and_more(len(found) - 3)}. A large row pushes an expert down for some inputs and up "
-        "for others; a bias of minus infinity holds for all",
+        f"{_and_more(len(found) - 3)}. A long row lowers an expert's logit for some inputs and "
+        "raises it for others; a bias of minus infinity switches the expert off for all inputs",
         tuple(x.layer for x, _ in found),
         (),
         Threshold(None, "exact"),

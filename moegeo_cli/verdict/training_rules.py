@@ -46,7 +46,7 @@ def router_frozen(situation: Situation) -> Outcome:
     return Found(
         "watch",
         f"{which} is equal bit for bit since step {since}, while the rest of the model moves: "
-        "the optimizer does not hold it, or it is frozen on purpose",
+        "it is not in the optimizer, or it is frozen on purpose",
         layers,
         (),
         EXACT,
@@ -127,8 +127,8 @@ def bias_rounded(situation: Situation) -> Outcome:
     return Found(
         uncalibrated_severity(limit),
         f"the selection bias of {layer_words(layers)} is stored coarsely: {share:.0%} of the "
-        f"sampled tokens get other experts in layer {layer_name(worst.layer, worst.router)} by "
-        "that rounding",
+        f"sampled tokens get other experts in layer {layer_name(worst.layer, worst.router)} "
+        "because of that rounding",
         layers,
         tuple(evidence("bias_changes", x) for x in found[:4]),
         limit.threshold,

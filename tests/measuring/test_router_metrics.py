@@ -61,7 +61,7 @@ def test_the_cosine_is_the_mean_over_pairs_of_rows(router: RouterArrays) -> None
     assert router_cosine.estimate(hashed).reason == HASHED
     for changed, reason in (
         (np.where(np.arange(EXPERTS)[:, None] == 1, 0.0, weight), "a row of the router is zero"),
-        (weight[:1], "one row alone"),
+        (weight[:1], "the router has only one row"),
         (np.full_like(weight, np.nan), "the router's weights are not finite"),
     ):
         assert router_cosine.mean_absolute_cosine(changed).reason == reason

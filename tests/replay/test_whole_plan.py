@@ -108,7 +108,7 @@ def test_without_a_bound_the_machine_is_one(
 
 
 def test_a_bound_that_is_not_kept_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--memory works for models of transformers alone"):
+    with pytest.raises(UsageError, match="--memory works only with transformers models"):
         analyze(
             "sample_checkpoints/digits-moe", model="sample_checkpoints.digits:build",
             router="blocks.*.mixture.router", cache=False, memory="8GB",

@@ -158,8 +158,8 @@ def test_near_ties_are_held_against_what_e_and_k_make_of_normal_logits() -> None
     )
     assert found is not None
     assert found.severity == "info"
-    assert "would show 8.6%" in found.message
-    assert "5.0% with their common offset taken off" in found.message
+    assert "it would be 8.6%" in found.message
+    assert "Without each token's mean logit it is 5.0%" in found.message
     own = load_thresholds({"near-ties": 0.1})
     watched = find(run_of(checkpoint(9, layer(0, near_ties=ordinary))), "near-ties", thresholds=own)
     assert watched is not None

@@ -34,7 +34,7 @@ def router_frozen(past: Past) -> Outcome:
         past,
         f"the router of {_since(found, learned, lambda x: unchanged[x.router])}",
         found,
-        "The optimizer does not hold it, it gets no gradient, or it was frozen on purpose",
+        "It is not in the optimizer, it gets no gradient, or it was frozen on purpose",
         _count("routers_frozen", len(found)),
     )
 

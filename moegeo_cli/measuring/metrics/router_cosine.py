@@ -32,7 +32,9 @@ def mean_absolute_cosine(weight_ED: np.ndarray) -> Estimate:
         return missing("the router's weights are not finite")
     norms_E = np.linalg.norm(weight_ED.astype(np.float64), axis=1)
     if len(norms_E) < 2 or not norms_E.all():
-        return missing("a row of the router is zero" if len(norms_E) > 1 else "one row alone")
+        return missing(
+            "a row of the router is zero" if len(norms_E) > 1 else "the router has only one row"
+        )
     rows_ED = weight_ED / norms_E[:, None]
     cosine_EE = np.abs(rows_ED @ rows_ED.T)
     return Estimate(float(cosine_EE[np.triu_indices(len(norms_E), 1)].mean()), n=len(norms_E))
