@@ -1,17 +1,17 @@
-"""Router inputs that were captured earlier, by file: what each router saw, token by token.
+"""Read captured router inputs: for each router, one row a token.
 
-A capture is a safetensors file, or a folder of them, one a rank for instance. Its metadata holds,
-under `moegeo.captures`, a JSON object with `version` (1) and, as far as known, `step` (of the run),
-`fingerprint` (of the checkpoint), `training` (true or false) and `domains` (names). Tensors:
+A capture is a safetensors file, or a folder of them (one a rank, for instance). Its metadata holds
+a JSON object under `moegeo.captures`: `version` (1) and, where known, `step` (of the run),
+`fingerprint` (of the checkpoint), `training` (true or false) and `domains` (names). Its tensors:
 
-- `sequence` (T): which sequence each row belongs to; rows of one sequence lie together;
-- `router.PATH.inputs` (T, D): what the weight of the router at this module path was given;
-- optionally `router.PATH.logits` (T, E), `.selected` (T, K), `.weights` (T, K): what it made of it;
-- optionally `domains` (T): the number of each row's domain; `token_ids` (T), which nothing reads.
+- `sequence` (T): number of each row's sequence; rows of one sequence are contiguous;
+- `router.PATH.inputs` (T, D): input of the router at this module path;
+- optionally `router.PATH.logits` (T, E), `.selected` (T, K), `.weights` (T, K): its outputs;
+- optionally `domains` (T): number of each row's domain; `token_ids` (T), which moegeo ignores.
 
-Values stay in their files until a batch asks for its rows. Nothing here imports torch.
+Values stay in their files until a batch reads its rows. Nothing here imports torch.
 
-Legend: T rows, D router input width, E experts, K experts chosen per token.
+Legend: T rows, D router input width, E experts, K experts selected per token.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def read_captures(path: Path) -> Captures:
     """Read a capture's headers and its sequences.
 
     Args:
-        path: a file, or a folder of them; a folder that Megatron's router tracer wrote counts too.
+        path: a file, a folder of files, or a folder that Megatron's router tracer wrote.
 
     Raises:
-        ProbeError: no capture, of another version, or damaged.
+        ProbeError: `path` holds no capture, one of another version, or a damaged one.
     """
     try:
         if path.is_dir() and any(path.glob(TRACES)):
@@ -68,24 +68,24 @@ def read_captures(path: Path) -> Captures:
 
 
 def _rows_in(mapped: np.ndarray, info: TensorInfo) -> np.ndarray:
-    """A table in a mapped file: bfloat16 as uint16, all else as it is."""
+    """A tensor in a memory-mapped file, as a view; bfloat16 as uint16."""
     kind = np.dtype(NUMPY_DTYPES[info.dtype])
     return np.frombuffer(mapped, kind, info.elements, info.start).reshape(info.shape)
 
 
 def _read_file(path: Path) -> Captures:
     header, mapped = read_header(path), map_file(path)
-    facts = _facts(path, header)
+    facts = _read_facts(path, header)
     routers = _routers(path, header, mapped)
     rows = next(iter(routers.values())).columns["inputs"].rows
-    sequence_T = _whole(path, header, mapped, "sequence", rows)
+    sequence_T = _integers(path, header, mapped, "sequence", rows)
     if sequence_T is None:
         raise ProbeError(f"{path.name} does not say which sequence its rows belong to", hint=HINT)
     cuts = np.flatnonzero(np.diff(sequence_T)) + 1
     starts = [0, *cuts.tolist()]
     if len({int(sequence_T[s]) for s in starts}) != len(starts):
         raise ProbeError(f"the rows of a sequence in {path.name} do not lie together", hint=HINT)
-    number_T = _whole(path, header, mapped, "domains", rows)
+    number_T = _integers(path, header, mapped, "domains", rows)
     named = facts.get("domains")
     names: Sequence[object] = named if isinstance(named, list) else ()
     domains = [None if number_T is None else _domain(names, int(number_T[s])) for s in starts]
@@ -130,10 +130,10 @@ def _routers(path: Path, header: Header, mapped: np.ndarray) -> dict[str, Captur
     return routers
 
 
-def _whole(
+def _integers(
     path: Path, header: Header, mapped: np.ndarray, name: str, rows: int
 ) -> np.ndarray | None:
-    """A column of whole numbers, with one for each row."""
+    """A tensor with one integer for each row; None where the file has none of that name."""
     info = header.tensors.get(name)
     if info is None:
         return None
@@ -143,7 +143,8 @@ def _whole(
     return np.array(_rows_in(mapped, info))
 
 
-def _facts(path: Path, header: Header) -> Mapping[str, Any]:
+def _read_facts(path: Path, header: Header) -> Mapping[str, Any]:
+    """The JSON object in the file's metadata."""
     found: Any = None
     try:
         found = json.loads(header.metadata.get(FORMAT, "null"))
@@ -169,7 +170,7 @@ def _hash(path: Path) -> str:
 
 
 def _join(name: str, parts: Sequence[Captures]) -> Captures:
-    """Join the files of one capture, in order."""
+    """Join the files of one capture, in the order of their names."""
     first = parts[0]
     routers = dict(first.routers)
     for part in parts[1:]:

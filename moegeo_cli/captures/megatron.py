@@ -1,13 +1,13 @@
-"""The routing trace of Megatron-LM's router tracer, read as captured router inputs.
+"""Read the trace of Megatron-LM's router tracer as captured router inputs.
 
-Read from its source (megatron/core/transformer/moe/router_trace.py, 2026): a folder with
-`router_trace_rank{R}.jsonl`, one record per step and router with `block`, `layer`, `num_tokens`,
-`topk` and `top_indices`; and beside it `hidden_states_rank{R}.bin` and `logits_rank{R}.bin`, rows
-of bfloat16 that a record points into by `hs_offset`, `hs_bytes`, `hs_shape` and the same with
-`logit_`. Router weights that it may dump (`router_state_rank{R}.pt`) are not read: those of the
-checkpoint are.
+Source of the format: megatron/core/transformer/moe/router_trace.py (2026). A trace is a folder with
+`router_trace_rank{R}.jsonl`: one record per step and router with `block`, `layer`, `num_tokens`,
+`topk` and `top_indices`. Rows of bfloat16 lie in `hidden_states_rank{R}.bin` and
+`logits_rank{R}.bin`; a record gives its place in the first by `hs_offset`, `hs_bytes`, `hs_shape`,
+in the second by the same keys with `logit_`. Router weights in the trace
+(`router_state_rank{R}.pt`) are ignored; those of the checkpoint are used.
 
-A trace does not say where sequences end, so the tokens of one step on one rank count as one.
+A trace does not say where sequences end. All tokens of one step on one rank count as one sequence.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moegeo_cli.captures.rows import CapturedRouter, Captures, Column, map_file
 from moegeo_cli.errors import ProbeError
 
 TRACES = "router_trace_rank*.jsonl"
-MAX_LINE_BYTES = 2**30  # a record holds the choices of all tokens of a step as text
+MAX_LINE_BYTES = 2**30  # a record holds the selected experts of all tokens of a step as text
 SIDECARS = {"inputs": ("hs", "hidden_states"), "logits": ("logit", "logits")}
 HINT = "trace with --moe-routing-trace-capture-hidden-states, and with --cuda-graph-impl none"
 Key = tuple[int, int]  # rank, step
@@ -34,7 +34,7 @@ def read_trace(folder: Path) -> Captures:
     """Read a folder that Megatron's tracer wrote.
 
     Raises:
-        ProbeError: damaged, or without the routers' inputs.
+        ProbeError: the trace is damaged, or lacks the routers' inputs.
     """
     by_layer: dict[int, dict[Key, dict[str, np.ndarray]]] = {}
     tokens: dict[Key, int] = {}
@@ -79,7 +79,7 @@ def read_trace(folder: Path) -> Captures:
 
 
 def _distinct(keys: list[Key], steps: dict[Key, dict[str, np.ndarray]]) -> list[Key]:
-    """One rank of those that saw the same tokens in a step; equal inputs show it."""
+    """Keep one rank of those with the same tokens in a step, which have equal inputs."""
     seen: set[tuple[int, bytes]] = set()
     kept = []
     for rank, step in keys:
@@ -111,7 +111,7 @@ def _records(path: Path, digest: Any) -> Iterator[tuple[int, dict[str, Any]]]:
 def _blocks(
     folder: Path, record: dict[str, Any], mapped: dict[Path, np.ndarray], where: str
 ) -> dict[str, np.ndarray]:
-    """A record's tables: inputs, logits where there are any, and choices."""
+    """A record's arrays: "inputs", "logits" if traced, and "selected"."""
     found = {}
     for kind, (prefix, stem) in SIDECARS.items():
         if f"{prefix}_offset" not in record:
@@ -146,7 +146,7 @@ def _blocks(
 
 
 def _join(layer: int, steps: dict[Key, dict[str, np.ndarray]], keys: list[Key]) -> CapturedRouter:
-    """Join the steps of one layer, in order."""
+    """Join the steps of one layer, in the order of `keys`."""
     kinds = set.intersection(*(set(blocks) for blocks in steps.values()))
     router = CapturedRouter(f"decoder.layers.{layer}.mlp.router", layer)
     for kind in sorted(kinds):

@@ -1,7 +1,9 @@
-"""Captures the inputs of a model's routers in your own training or evaluation loop.
+"""`capture_routers`: record the inputs of a model's routers in a training or evaluation loop.
 
-Legend: B sequences of a batch, N rows that a router sees of it, D router input width, E experts,
-K experts chosen per token.
+`files` reads what it writes.
+
+Legend: B sequences of a batch, N rows (tokens) of a batch, D router input width, E experts,
+K experts selected per token.
 """
 
 from __future__ import annotations
@@ -31,34 +33,35 @@ from moegeo_cli.store.files import write_atomic_by
 class capture_routers:  # noqa: N801 - used like a function: `with capture_routers(...)`
     """Write the inputs of every router to a file, for `moegeo analyze CHECKPOINT --captures FILE`.
 
-    A context manager; or call `close` at the end. It changes nothing of the model, works with
-    and without gradients, and stops by itself at `max_tokens`. A fault in it ends the whole capture
-    with a warning and never reaches the training; the batches captured before are kept. The file is
-    written at the end, whole or not at all; memory and file hold about `max_tokens` × the routers'
-    input widths together.
+    Use it as a context manager, or call `close` at the end. It does not change the model, works
+    with and without gradients, and stops at `max_tokens`. An error in it ends the capture with a
+    warning and is never raised into the training; batches captured before are kept. The file is
+    written at the end, complete or not at all. Memory and file size are about `max_tokens` times
+    the sum of the routers' input widths.
 
-    Sequences are the first axis of the model's first tensor. Where `attention_mask` is given as a
-    table, padding is left out. Calls behind the model's own forward pass (activation
-    checkpointing) do not count. A router that is called twice within it (looped depth, a shared
-    block) ends the capture: one row would stand for two choices.
+    The first axis of the model's first tensor counts the sequences. Padding is left out if
+    `attention_mask` is a 2-D tensor. Router calls outside the model's forward pass (activation
+    checkpointing) are ignored. A router that is called twice within one forward pass (looped
+    depth, a shared block) ends the capture, since one row would stand for two calls.
 
     Args:
         model: the model, wrapped or not.
-        path: the file to write; give each rank its own, in one folder.
-        max_tokens: at most so many, by whole sequences.
-        router: the routers, by a pattern over module names; None to find them by structure.
-        step: where the run is; captures are compared with the checkpoint of this step.
-        checkpoint: the checkpoint that the model was loaded from, if nothing was trained since.
+        path: the file to write. Give each rank its own file, in one folder.
+        max_tokens: largest number of tokens; whole sequences are kept.
+        router: pattern of the routers' module names; None to find routers by structure.
+        step: the training step; captures are compared with the checkpoint of this step.
+        checkpoint: the checkpoint that the model was loaded from, if it was not trained since.
 
     Attributes:
-        domain: name of the domain that the next batches are of; may be set at any time.
-        tokens: captured so far.
-        full: whether no further tokens are taken.
+        domain: name of the domain of the next batches; may be set at any time.
+        tokens: number of tokens captured so far.
+        full: whether no further tokens are captured.
         problem: why the capture ended early; None where it did not.
 
     Raises:
+        UsageError: `max_tokens` is below 1.
         UnsupportedArchitectureError: the model has no router that is a linear map.
-        OutputError: the file cannot be written; from `close` alone. A `with` block warns.
+        OutputError: `close` cannot write the file. A `with` block warns instead.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self._named = False  # whether a domain was ever set
         self._rows: dict[str, list[torch.Tensor]] = {}
         self._sequences = 0
-        self._calls: dict[str, RouterCall] | None = None  # of the pass that is under way
+        self._calls: dict[str, RouterCall] | None = None  # of the running forward pass
         routers = find_routers(model, pattern=router)
         if not routers:
             raise UnsupportedArchitectureError(
@@ -111,7 +114,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Write the file, unless the block was left by an exception; a fault is a warning."""
+        """Write the file, unless the block raised. If it cannot be written: a warning."""
         self._stop()
         if kind is not None:
             return
@@ -122,10 +125,10 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             self._warn(f"{self.problem}; give a path that can be written to")
 
     def close(self) -> None:
-        """Remove the hooks and write the file, if anything was captured.
+        """Remove the hooks, and write the file if anything was captured.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         self._stop()
         if not self._rows:
@@ -149,7 +152,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             try:
                 tensors = {name: torch.cat(parts) for name, parts in sorted(rows.items())}
                 save_file(tensors, temporary, metadata=metadata)
-            except Exception as error:  # the library's own error for a full disk
+            except Exception as error:  # safetensors raises its own error for a full disk
                 raise OutputError(f"{self.path} cannot be written", found=str(error)) from error
 
         write_atomic_by(self.path, write)
@@ -162,7 +165,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self._inputs = {}
 
     def _fault(self, error: Exception) -> None:
-        """End the capture with a warning. The training goes on whatever is wrong."""
+        """End the capture with a warning; the training goes on."""
         self.problem = f"{type(error).__name__}: {error}"
         hint = "report this fault of moegeo"
         if isinstance(error, MoegeoError):
@@ -175,7 +178,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
     def _warn(self, words: str) -> None:
         try:
             warnings.warn(f"moegeo: {words}", RuntimeWarning, stacklevel=3)
-        except RuntimeWarning:  # where warnings are errors, they would end the training
+        except RuntimeWarning:  # warnings are errors here: do not end the training
             logging.getLogger("moegeo").warning(words)
 
     def _taker(self, router: Router) -> Callable[[RouterCall], None]:
@@ -224,13 +227,13 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
     def _keep(
         self, calls: Mapping[str, RouterCall], inputs: Mapping[str, torch.Tensor], *, training: bool
     ) -> None:
-        """Keep the rows of one pass, without padding, as far as they fit: all of them, or none."""
+        """Keep the rows of one forward pass, without padding, as far as they fit."""
         first = inputs.get("input_ids", next(iter(inputs.values()), None))
         counts = {len(call.x_ND) for call in calls.values()}
         if first is None or not len(first) or len(counts) != 1 or next(iter(counts)) % len(first):
             raise UsageError(
                 f"routers saw {sorted(counts)} rows of {0 if first is None else len(first)} "
-                "sequences: which rows belong to which cannot be told",
+                "sequences: which rows belong to which sequence is not known",
                 hint="give the model its batch as a tensor whose first axis is the sequences",
             )
         rows = next(iter(counts))
@@ -259,7 +262,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             if call.observed and call.selected_NK.shape[1]:
                 found[f"router.{path}.selected"] = call.selected_NK.int()
                 found[f"router.{path}.weights"] = call.weights_NK
-        self._require_alike(found, rows)
+        self._check_same_form(found, rows)
         chosen = {name: _choose(tensor, flat) for name, tensor in found.items()}
         for name, tensor in chosen.items():
             self._rows.setdefault(name, []).append(tensor)
@@ -269,11 +272,11 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self.tokens += len(flat)
         self.full = full
 
-    def _require_alike(self, found: Mapping[str, torch.Tensor], rows: int) -> None:
-        """Check that a pass has every row, and the same tensors as the passes before.
+    def _check_same_form(self, found: Mapping[str, torch.Tensor], rows: int) -> None:
+        """Check that all tensors of a pass have `rows` rows, and the form of earlier passes.
 
         Raises:
-            UsageError: it has not; the file would hold rows that do not belong together.
+            UsageError: they have not; rows of the file would not belong together.
         """
         hint = "capture passes of one kind: training or evaluation, of one batch format"
         short = [name for name, tensor in found.items() if len(tensor) != rows]
@@ -296,9 +299,9 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
                 )
 
     def _fit(self, real_BN: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """The rows that still fit, and whether it is full.
+        """(mask of the rows that still fit, whether the capture is full).
 
-        Whole sequences are kept, or the start of the very first one that is not all padding.
+        Whole sequences are kept. If the first one alone is too long, its start is kept.
         """
         left = self.max_tokens - self.tokens
         kept = real_BN.clone()

@@ -1,6 +1,6 @@
-"""Captured router inputs: rows that stay in their files until they are needed.
+"""Captured router inputs in memory-mapped files: rows are read when a batch needs them.
 
-Legend: T rows, D router input width, E experts, K experts chosen per token.
+Legend: T rows, D router input width, E experts, K experts selected per token.
 """
 
 from __future__ import annotations
@@ -18,7 +18,15 @@ HINT = "write it with moegeo.capture_routers; see docs/how-to/own-models.md"
 
 @dataclass(slots=True)
 class Column:
-    """Rows of one kind, in blocks of several files. `dtype` is that of the first block."""
+    """All rows of one kind ("inputs", say), in blocks of one or several files.
+
+    Attributes:
+        width: number of columns.
+        blocks: arrays (rows, width), memory-mapped.
+        starts: number of the first row of each block.
+        rows: number of rows in all blocks.
+        dtype: dtype of the first block, by its NumPy name or "bfloat16".
+    """
 
     width: int
     blocks: list[np.ndarray] = field(default_factory=list)
@@ -27,7 +35,7 @@ class Column:
     dtype: str = ""
 
     def add(self, block: np.ndarray) -> None:
-        """Append rows. Two-byte unsigned integers are bfloat16."""
+        """Append a block; uint16 means bfloat16."""
         if not self.blocks:
             self.dtype = {"uint16": "bfloat16"}.get(block.dtype.name, block.dtype.name)
         self.blocks.append(block)
@@ -35,7 +43,7 @@ class Column:
         self.rows += len(block)
 
     def take(self, rows_N: np.ndarray) -> np.ndarray:
-        """Rows by number, (N, width): float32, or int64 where whole numbers were saved."""
+        """Read rows by number: (N, width) in float32, or in int64 if integers were saved."""
         whole = self.blocks[0].dtype.kind == "i"
         found = np.empty((len(rows_N), self.width), dtype=np.int64 if whole else np.float32)
         place_N = np.searchsorted(self.starts, rows_N, side="right") - 1
@@ -50,7 +58,7 @@ class Column:
 
 @dataclass(slots=True)
 class CapturedRouter:
-    """One router's columns by kind; "inputs" is always there."""
+    """The columns of one router by kind; "inputs" is always present."""
 
     path: str
     layer: int | None
@@ -59,9 +67,17 @@ class CapturedRouter:
 
 @dataclass(frozen=True, slots=True)
 class Captures:
-    """What was captured: routers by path, the sequences that rows belong to, and from where.
+    """A capture.
 
-    `step` and `fingerprint` tell the checkpoint, None where unknown. `notes` must be reported.
+    Attributes:
+        name: name of the file or folder.
+        routers: module path -> the router's columns.
+        lengths: number of rows of each sequence, in order.
+        domains: domain of each sequence; None where not known.
+        sha256: hash of the files.
+        step: training step of the captured model; None where not known.
+        fingerprint: fingerprint of its checkpoint; None where not known.
+        notes: remarks that reports must show.
     """
 
     name: str
@@ -74,7 +90,7 @@ class Captures:
     notes: tuple[str, ...] = ()
 
     def probe(self) -> Probe:
-        """The captured sequences as a probe: the input of a router is row numbers."""
+        """The captured sequences as a probe, whose samples are row numbers."""
         starts = np.cumsum([0, *self.lengths])
         samples = tuple(
             Sample({"rows": np.arange(a, b)}, int(b - a), None, domain)
@@ -84,8 +100,5 @@ class Captures:
 
 
 def map_file(path: Path) -> np.ndarray:
-    """A file's bytes, memory-mapped.
-
-    Each file is mapped once, since every mapping keeps it open.
-    """
+    """Memory-map a file as bytes. Call it once a file, since every mapping keeps the file open."""
     return np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)

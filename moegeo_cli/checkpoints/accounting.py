@@ -118,8 +118,8 @@ def check_dtypes(index: WeightIndex, pairs: Iterable[tuple[str, str]]) -> None:
     if wrong:
         target, name = wrong[0]
         raise UnsupportedLayoutError(
-            f"{index.folder.name}: {len(wrong)} tensors are quantised, and no scheme that moegeo "
-            "knows says what values their bytes stand for",
+            f"{index.folder.name}: {len(wrong)} tensors are quantised in a form that moegeo does "
+            "not know",
             found=f"{name} of dtype {index.dtype(name)} for {target}",
             hint=f"give the unquantised checkpoint, or one with its scales; {STILL}",
             context={"tensors": [name for _, name in wrong[:64]]},

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from moegeo_cli.checkpoints.adapters.layout import Filling
+from moegeo_cli.checkpoints.adapters.layout import ParameterSource
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
@@ -19,7 +19,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex
 
 # Says which stored tensors fill each parameter of the model that config.json builds. Adapters need
 # it, since they name the model's modules, not the stored tensors.
-Filler = Callable[[Checkpoint, WeightIndex], Mapping[str, Filling]]
+SourceFinder = Callable[[Checkpoint, WeightIndex], Mapping[str, ParameterSource]]
 
 
 class Describer(Protocol):

@@ -1,8 +1,8 @@
-"""A torch.distributed checkpoint of a model as the weights of one checkpoint.
+"""Read a torch.distributed checkpoint (FSDP, torchtitan, Megatron-core) as a `WeightIndex`.
 
-Its `.metadata` (`metadata`) lists every tensor in pieces, one or more a rank; each piece is a
-torch.save archive of its own somewhere in a `.distcp` file. Names, shapes and dtypes come from
-the `.metadata` alone, without torch; a tensor's values are put together when they are asked for.
+Its `.metadata` lists the pieces of every tensor, one or more a rank (see `metadata`). Each piece is
+a torch.save archive within a `.distcp` file. Names, shapes and dtypes are read from `.metadata`
+alone, without torch. A tensor's values are assembled on request.
 """
 
 from __future__ import annotations
@@ -35,24 +35,25 @@ METADATA = ".metadata"
 
 
 class DistributedWeights(WeightIndex):
-    """The tensors of a model in a torch.distributed checkpoint.
+    """The tensors of a model in a torch.distributed checkpoint; see `WeightIndex`.
 
     Attributes:
-        place: the folder of `.metadata`: the checkpoint's own, or one in it.
-        naming: which saved tensors are the model's, and what was left out.
+        place: the folder of `.metadata`: the checkpoint's own, or a subfolder.
+        naming: the model's tensors and the number of others.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any] | None = None) -> None:
-        """Read the `.metadata` and check that every file it names is there and whole.
+        """Read `.metadata` and check that every file it names exists in its full size.
 
         Args:
             folder: the checkpoint's folder.
-            config: the parsed config.json, where there is one: names of Megatron-core's need it.
+            config: the parsed config.json; None where there is none. Names of Megatron-core are
+                translated with it.
 
         Raises:
-            NoCheckpointError: no torch.distributed checkpoint, or none of a model.
-            IncompleteCheckpointError: still being written, cut, or files missing, by name.
-            UnsafeFileError: a `.metadata` that asks for code to run, or for files elsewhere.
+            NoCheckpointError: no torch.distributed checkpoint, or one without a model.
+            IncompleteCheckpointError: a file is missing or truncated, or still being written.
+            UnsafeFileError: `.metadata` would run code, or names files outside its folder.
             UnsupportedLayoutError: several models, or compressed pieces.
         """
         super().__init__(folder, DISTRIBUTED, {})
@@ -69,22 +70,22 @@ class DistributedWeights(WeightIndex):
         self._entries = {name: self._describe(name) for name in self.naming.sources}
 
     def header(self, path: Path) -> Header | None:
-        """The whole of `.metadata` counts as header; the other files have none."""
+        """A header that covers all of `.metadata`; None for the other files."""
         if path.name != METADATA:
             return None
         with open_regular(path) as (_, size):
             return Header({}, {}, size, size)
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """A tensor as a torch tensor of its own dtype, put together from its pieces.
+        """A tensor as a torch tensor of its stored dtype, assembled from its pieces.
 
         Args:
-            name: the tensor's.
+            name: the tensor's name.
             rows: (start, stop) along the first dimension; None for all.
 
         Raises:
-            IncompleteCheckpointError: no such tensor, or a piece that is damaged.
-            UnsafeFileError: a piece that asks for code to run.
+            IncompleteCheckpointError: no such tensor, or a piece is damaged.
+            UnsafeFileError: a piece would run code.
         """
         import torch
 
@@ -94,7 +95,7 @@ class DistributedWeights(WeightIndex):
         return whole[slice(*rows)].clone() if rows and whole.ndim else whole
 
     def read_bytes(self, name: str) -> bytes:
-        """The archives of a tensor's pieces as they are stored: enough to tell a change."""
+        """The archives of a tensor's pieces as stored, for hashing."""
         self._entry(name)
         return b"".join(
             _read_piece(self.place / piece.file, piece)
@@ -103,11 +104,11 @@ class DistributedWeights(WeightIndex):
         )
 
     def check_type(self, model_type: str) -> None:
-        """Check that the tensors can be those of a transformers model of this type.
+        """Check that the tensors can belong to a transformers model of this type.
 
         Raises:
-            UnsupportedLayoutError: names without a map, of another type, or tensors that have
-                no place in that model.
+            UnsupportedLayoutError: no key map has the names, they are of another model type, or
+                a tensor that transformers' model lacks is not 0.
         """
         if self.obstacle is not None:
             raise self.obstacle
@@ -168,18 +169,18 @@ class DistributedWeights(WeightIndex):
             ) from None
 
     def _pieces(self, source: Source) -> list[Piece]:
-        """The pieces of a saved tensor that hold something of a source."""
+        """The pieces of a saved tensor that overlap a source."""
         pieces = [p for p in self._state.tensors[source.saved].pieces if 0 not in p.shape]
         if source.layer is None:
             return pieces
         return [p for p in pieces if p.offsets[0] <= source.layer < p.offsets[0] + p.shape[0]]
 
     def _part(self, source: Source) -> Any:
-        """The rows of a saved tensor that a source is."""
+        """The values of a source: the rows that it takes of a saved tensor."""
         return take_part(source.part, self._assemble(source), self._sizes).contiguous()
 
     def _assemble(self, source: Source) -> Any:
-        """One saved tensor, or one layer of it: its only piece, or its pieces side by side."""
+        """A saved tensor, or one layer of it, assembled from its pieces."""
         import torch
 
         tensor = self._state.tensors[source.saved]
@@ -198,7 +199,7 @@ class DistributedWeights(WeightIndex):
 
 
 def _read_state(place: Path) -> SavedState:
-    """The `.metadata` of a folder, whose files are all there in the size that it says."""
+    """Read a folder's `.metadata`, and check that all its files exist in their full size."""
     if not is_there(place / METADATA):
         raise IncompleteCheckpointError(
             f"{place.name} has no {METADATA}, which torch writes last",
@@ -229,12 +230,12 @@ def _read_piece(path: Path, piece: Piece) -> bytes:
 
 
 def _load_piece(path: Path, piece: Piece, tensor: SavedTensor) -> Any:
-    """One piece's values, checked to be what the `.metadata` says of it."""
+    """The values of a piece, checked against the dtype and shape in `.metadata`."""
     with open_regular(path) as (file, _):
         archive = _Part(file, piece.start, piece.length)
         try:
             with zipfile.ZipFile(archive) as opened:
-                # torch never compresses; what a compressed entry unpacks to is not bounded
+                # torch never compresses, and a compressed entry could unpack to any size
                 packed = any(entry.compress_type for entry in opened.infolist())
         except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
             raise _broken(path, f"{type(error).__name__} at byte {piece.start}") from None
@@ -254,7 +255,7 @@ def _load_piece(path: Path, piece: Piece, tensor: SavedTensor) -> Any:
 
 
 def _describe_dense(value: Any) -> TensorInfo | None:
-    """What a plain tensor in main memory is; None for anything else."""
+    """Dtype and shape of a dense tensor in main memory; None for anything else."""
     import torch
 
     if type(value) not in (torch.Tensor, torch.nn.Parameter):
@@ -281,27 +282,27 @@ def _broken(path: Path, found: str) -> IncompleteCheckpointError:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file as a file of its own, so that nothing is read twice."""
+    """A range of a file as a file object, so that torch reads a piece in place."""
 
     def __init__(self, file: BinaryIO, start: int, length: int) -> None:
         self._file, self._start, self._length, self._at = file, start, length, 0
 
     def readable(self) -> bool:
-        """It can be read."""
+        """True, for `io`."""
         return True
 
     def seekable(self) -> bool:
-        """It can be read in any order."""
+        """True, for `io`."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place within the part."""
+        """Set the position within the range, in bytes."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, as far as the part reaches."""
+        """Fill a buffer up to the end of the range; returns the number of bytes."""
         view = memoryview(buffer).cast("B")
         count = max(0, min(len(view), self._length - self._at))
         self._file.seek(self._start + self._at)

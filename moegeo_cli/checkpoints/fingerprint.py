@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from moegeo_cli.checkpoints.effective import files_beside
 from moegeo_cli.checkpoints.headers import open_regular, read_exactly
-from moegeo_cli.checkpoints.hub_notes import note_of
+from moegeo_cli.checkpoints.hub_notes import read_note
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
@@ -59,7 +59,7 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
     if (config := checkpoint.config_bytes) is not None:
         digest.update(len(config).to_bytes(8, "little"))
         digest.update(config)
-    note = note_of(checkpoint.path)
+    note = read_note(checkpoint.path)
     if note is not None:  # the same hash whether or not the weights are downloaded
         _update(digest, *(f"{n}={c}".encode() for n, c in sorted(note.contents.items())))
         return digest.hexdigest()

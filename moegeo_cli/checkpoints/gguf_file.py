@@ -1,7 +1,7 @@
-"""A GGUF file of llama.cpp's as the weights of one checkpoint, by the package gguf of its authors.
+"""Read a GGUF file of llama.cpp as a `WeightIndex`, through llama.cpp's own package gguf.
 
-Names become those of transformers by a family's key map (`key_maps`). Quantised tensors are
-dequantised by the package itself, a tensor or some of its rows at a time.
+Names are translated to transformers' by a family's key map (`key_maps`). The package dequantises
+quantised tensors, a tensor or some of its rows at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
 MAGIC = b"GGUF"
-# Types that are values as they stand, in safetensors' words; any other is dequantised to float32.
+# Unquantised GGUF types and their safetensors names. Other types are dequantised to float32.
 PLAIN: Mapping[str, str] = {
     "F32": "F32", "F16": "F16", "BF16": "BF16", "F64": "F64",
     "I8": "I8", "I16": "I16", "I32": "I32", "I64": "I64",
@@ -32,19 +32,20 @@ PLAIN: Mapping[str, str] = {
 
 
 class GGUFWeights(WeightIndex):
-    """The tensors of a model in a GGUF file."""
+    """The tensors of a model in a GGUF file; see `WeightIndex`."""
 
     def __init__(self, folder: Path, path: Path, config: Mapping[str, Any] | None = None) -> None:
         """Read the file's names, shapes and types.
 
         Args:
-            folder: the checkpoint's.
+            folder: the checkpoint's folder.
             path: the file.
-            config: the parsed config.json, where there is one.
+            config: the parsed config.json; None where there is none.
 
         Raises:
-            UnsupportedLayoutError: the package gguf is not installed.
-            IncompleteCheckpointError: the file is cut or damaged, or is not of that config.
+            UnsupportedLayoutError: the package gguf is not installed, or the file is one of
+                several.
+            IncompleteCheckpointError: the file is truncated or damaged, or does not fit config.
         """
         super().__init__(folder, GGUF, {})
         config = config or {}
@@ -70,7 +71,7 @@ class GGUFWeights(WeightIndex):
         )
 
     def header(self, path: Path) -> Header | None:
-        """None: what describes the tensors is not told apart from them."""
+        """None: the file's header is not read separately from its tensors."""
         return None
 
     def read(self, name: str) -> Any:
@@ -79,7 +80,7 @@ class GGUFWeights(WeightIndex):
         return (tensor.float() if self.dtype(name) in ("BF16", "F16") else tensor).numpy()
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """See `WeightIndex`; float32 for what was quantised.
+        """See `WeightIndex`; quantised tensors are returned in float32.
 
         Raises:
             UnsupportedLayoutError: a type that the package cannot dequantise.
@@ -91,7 +92,7 @@ class GGUFWeights(WeightIndex):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def stored_bytes(self, name: str, rows: tuple[int, int] | None = None) -> bytes:
-        """See `WeightIndex`: of parts of a tensor, those of the whole of it."""
+        """See `WeightIndex`. For a part of a saved tensor, the bytes of the whole saved tensor."""
         self._entry(name)
         return b"".join(
             self._tensors[source.saved].data[self._cut(source, rows)].tobytes()
@@ -151,7 +152,7 @@ class GGUFWeights(WeightIndex):
         return slice(*rows) if rows and source.part is None else slice(None)
 
     def _part(self, source: Source, rows: tuple[int, int] | None) -> Any:
-        """The values of a source, or some of its rows."""
+        """The values of a source, or of some of its rows, as a torch tensor."""
         held = self._tensors[source.saved]
         values = _values(self.files[0], held, held.data[self._cut(source, rows)])
         if source.part is None:
@@ -160,7 +161,7 @@ class GGUFWeights(WeightIndex):
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
-    """The tensors of a file by name, and its architecture."""
+    """(name -> tensor of the file, the file's general.architecture)."""
     try:
         from gguf import GGUFReader
     except ImportError as error:
@@ -186,7 +187,7 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _whole(reader: Any, path: Path) -> Iterator[Any]:
-    """The tensors, each with as many bytes as its type and shape take."""
+    """The tensors, each checked to have as many bytes as its type and shape need."""
     for tensor in reader.tensors:
         if int(tensor.data.nbytes) != int(tensor.n_bytes):
             raise _broken(path, f"{tensor.name}: {tensor.data.nbytes} of {tensor.n_bytes} bytes")
@@ -194,7 +195,7 @@ def _whole(reader: Any, path: Path) -> Iterator[Any]:
 
 
 def _values(path: Path, held: Any, data: Any) -> Any:
-    """Data of a tensor as a torch tensor."""
+    """Stored data of a tensor as a torch tensor, dequantised."""
     import numpy as np
     import torch
 

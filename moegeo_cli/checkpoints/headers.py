@@ -294,7 +294,7 @@ def _check_coverage(
 
 def _pointer(path: Path) -> IncompleteCheckpointError:
     return IncompleteCheckpointError(
-        f"{path.name} is a Git LFS pointer, not the file that it stands for",
+        f"{path.name} is a Git LFS pointer, not the file itself",
         found=f"{path.stat().st_size} bytes of text that name the file by its hash",
         hint=f"get the files themselves: cd {shlex.quote(str(path.parent))} && git lfs pull",
         context={"path": str(path)},

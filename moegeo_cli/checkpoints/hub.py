@@ -1,8 +1,8 @@
-"""Checkpoints on the Hugging Face Hub: `hf://ORG/NAME@REVISION`, through huggingface_hub.
+"""Open checkpoints on the Hugging Face Hub, `hf://ORG/NAME@REVISION`, through huggingface_hub.
 
-Only a path that begins with `hf://` reaches the network. A revision's small files are downloaded,
-and of each safetensors file the header alone, by ranged reads. `fetch` brings the weights, and
-takes those of other revisions away: the disk holds one revision's at a time.
+Only a path that begins with `hf://` uses the network. `open_hub` downloads a revision's small
+files, and the headers of its safetensors files by HTTP range requests. `fetch` downloads the
+weights before they are read, and deletes those of other revisions to save disk space.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder, Skipped, open_run
 from moegeo_cli.checkpoints.folders import find_given_config
 from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES, is_there
-from moegeo_cli.checkpoints.hub_notes import HubNote, note_of
+from moegeo_cli.checkpoints.hub_notes import HubNote, read_note
 from moegeo_cli.checkpoints.ordering import sort_by_step
 from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.environment import hub_endpoint, hub_home
 from moegeo_cli.errors import MoegeoError, NoCheckpointError, PathError, UnsupportedLayoutError
 
-# A shell or pathlib may have taken one of the two slashes.
+# A shell or pathlib may have removed one of the two slashes.
 _URL = re.compile(r"hf:/{1,2}([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(.+))?")
 _SMALL = (".json", ".jinja", ".txt", ".model")
 MOST_SMALL_BYTES = 64 * 2**20
 WEIGHTS = ".safetensors"
-FIRST_BYTES = 100_000  # most headers are shorter; the Hub's own client begins so too
+FIRST_BYTES = 100_000  # first range request; most headers are shorter (as in the Hub's client)
 TIMEOUT = 30  # seconds
 
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A repository and the revisions that are meant: one, or those that fit a pattern."""
+    """A repository, and one revision or a pattern of revisions."""
 
     repository: str
     revision: str = "main"
@@ -55,10 +55,10 @@ class HubName:
 
 
 def parse_hub(path: Path | str) -> HubName | None:
-    """The name in an `hf://` path; None for any other path.
+    """Parse an `hf://` path; None for any other path.
 
     Raises:
-        PathError: it begins with hf:// and names no repository.
+        PathError: the path begins with hf:// and names no repository.
     """
     text = str(path)
     if not text.startswith("hf:/"):
@@ -73,9 +73,13 @@ def parse_hub(path: Path | str) -> HubName | None:
 
 
 def open_path(path: Path | str, config: Path | str | None = None) -> RunFolder:
-    """The run under a path, or that of an `hf://` name.
+    """Find the checkpoints of a local path or of an `hf://` name.
 
-    Raises: what `open_run` and `open_hub` raise.
+    Args:
+        path: a path, or `hf://ORG/NAME@REVISION`.
+        config: a config.json, or a folder with one, for checkpoints without one of their own.
+
+    Raises: the same errors as `open_run` and `open_hub`.
     """
     name = parse_hub(path)
     if name is None:
@@ -84,16 +88,16 @@ def open_path(path: Path | str, config: Path | str | None = None) -> RunFolder:
 
 
 def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
-    """The revisions that a name means, described by their small files and headers.
+    """Open revisions by their small files and headers; weights are not downloaded.
 
     Args:
-        name: one revision, or a pattern of them.
-        config: the folder that `--config` gave.
+        name: one revision, or a pattern of revisions.
+        config: the folder that `--config` names.
 
     Raises:
         PathError: no such repository or revision, or the Hub cannot be reached.
-        NoCheckpointError: no revision fits the pattern, or several without a step.
-        UnsupportedLayoutError: weights in another form than safetensors.
+        NoCheckpointError: no revision matches the pattern, or several match without a step.
+        UnsupportedLayoutError: the weights are not safetensors.
     """
     top = hub_home() / name.repository.replace("/", "--")
     revisions = _revisions(name) if name.is_pattern else [name.revision]
@@ -105,7 +109,7 @@ def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
             folder, relative, step=read_name(revision).step, given_config=config
         )
         try:
-            _describe(name.repository, revision, folder)
+            _download_headers(name.repository, revision, folder)
             checkpoint.require_whole()
         except MoegeoError as error:
             if not name.is_pattern:
@@ -113,9 +117,9 @@ def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
             skipped.append(Skipped(revision, error.message))
             continue
         found.append(checkpoint)
-    said = f"{name.repository}@{name.revision}"
+    title = f"{name.repository}@{name.revision}"
     if not name.is_pattern:
-        return RunFolder(said, found[0].path, True, tuple(found), (), config)
+        return RunFolder(title, found[0].path, True, tuple(found), (), config)
     if not found:
         raise NoCheckpointError(
             f"no revision of {name.repository} that fits {name.revision} can be measured",
@@ -130,26 +134,26 @@ def open_hub(name: HubName, config: Path | None = None) -> RunFolder:
             found=error.found,
             hint=f"name one revision, or a pattern of one stage: hf://{name.repository}@'PATTERN'",
         ) from None
-    return RunFolder(said, top, False, tuple(ordered), (*skipped, *left_out), config)
+    return RunFolder(title, top, False, tuple(ordered), (*skipped, *left_out), config)
 
 
 def fetch(folders: Sequence[Path]) -> None:
-    """Bring the weights of revisions, and take those of all others away.
+    """Download the weights of revisions, and delete those of all other revisions.
 
     Args:
-        folders: of `open_hub`; folders that are not of the Hub are left as they are.
+        folders: folders that `open_hub` made. Other folders are ignored.
 
     Raises:
         PathError: the Hub cannot be reached.
     """
-    wanted = {folder.resolve() for folder in folders if note_of(folder) is not None}
+    wanted = {folder.resolve() for folder in folders if read_note(folder) is not None}
     if not wanted:
         return
     for place in hub_home().glob("*/*"):
-        if place.resolve() not in wanted and note_of(place) is not None:
+        if place.resolve() not in wanted and read_note(place) is not None:
             _cut_to_headers(place)
     for folder in sorted(wanted):
-        note = note_of(folder)
+        note = read_note(folder)
         assert note is not None
         for file in note.data:
             if not _is_whole(folder / file, note):
@@ -157,8 +161,8 @@ def fetch(folders: Sequence[Path]) -> None:
 
 
 def _revisions(name: HubName) -> list[str]:
-    """Branches and tags that fit the pattern."""
-    with _reached(name.repository):
+    """Branches and tags that match the pattern, sorted."""
+    with _hub_errors(name.repository):
         refs = _api().list_repo_refs(name.repository)
     known = sorted({ref.name for ref in [*refs.branches, *refs.tags]})
     found = [ref for ref in known if fnmatch.fnmatchcase(ref, name.revision)]
@@ -171,16 +175,16 @@ def _revisions(name: HubName) -> list[str]:
     return found
 
 
-def _describe(repository: str, revision: str, folder: Path) -> None:
-    """Bring a revision's small files and headers, unless they are there."""
-    with _reached(repository, revision):
+def _download_headers(repository: str, revision: str, folder: Path) -> None:
+    """Download a revision's small files and headers, unless the folder has them."""
+    with _hub_errors(repository, revision):
         info = _api().model_info(repository, revision=revision, files_metadata=True)
     files = {
         s.rfilename: s
         for s in info.siblings or []
         if "/" not in s.rfilename and not s.rfilename.startswith(".")
     }
-    note = note_of(folder)
+    note = read_note(folder)
     if note is not None and note.commit == info.sha:
         return
     weights = sorted(n for n in files if n.endswith(WEIGHTS) and n not in ADAPTER_FILES)
@@ -201,16 +205,17 @@ def _describe(repository: str, revision: str, folder: Path) -> None:
             _download(repository, info.sha, name, folder)
     data = {}
     for name in weights:
-        with _reached(repository, revision):
-            data[name] = _bring_header(repository, str(info.sha), name, folder)
+        with _hub_errors(repository, revision):
+            data[name] = _download_header(repository, str(info.sha), name, folder)
     contents = {n: str(f.lfs.sha256 if f.lfs else f.blob_id) for n, f in files.items()}
     HubNote(repository, revision, str(info.sha), data, contents).write(folder)
 
 
-def _bring_header(repository: str, commit: str, name: str, folder: Path) -> int:
-    """The header of a safetensors file, as the file's only bytes; gives how many are behind it.
+def _download_header(repository: str, commit: str, name: str, folder: Path) -> int:
+    """Write a file that holds only the header of a safetensors file, at its usual offset.
 
-    It stands where it stands in the whole file: what is known of a tensor's place stays true.
+    Returns:
+        The number of bytes after the header in the complete file.
     """
     raw = _read_range(repository, commit, name, 0, FIRST_BYTES)
     length = 8 + int.from_bytes(raw[:8], "little")
@@ -246,8 +251,8 @@ def _is_whole(path: Path, note: HubNote) -> bool:
 
 
 def _cut_to_headers(folder: Path) -> None:
-    """Take a revision's weights away; what describes them stays."""
-    note = note_of(folder)
+    """Delete a revision's weights; keep its small files and headers."""
+    note = read_note(folder)
     for name in note.data if note else ():
         path = folder / name
         if is_there(path) and path.stat().st_size > (end := _header_end(path)):
@@ -257,7 +262,7 @@ def _cut_to_headers(folder: Path) -> None:
 def _download(repository: str, commit: str, name: str, folder: Path) -> None:
     from huggingface_hub import hf_hub_download
 
-    with _reached(repository, commit):
+    with _hub_errors(repository, commit):
         hf_hub_download(
             repository, name, revision=commit, local_dir=folder, force_download=True,
             endpoint=hub_endpoint(),
@@ -271,8 +276,8 @@ def _api() -> Any:
 
 
 @contextmanager
-def _reached(repository: str, revision: str | None = None) -> Iterator[None]:
-    """Whatever the Hub's client raises, as an error that says what to do."""
+def _hub_errors(repository: str, revision: str | None = None) -> Iterator[None]:
+    """Turn every error of the Hub's client into a PathError with a hint."""
     from huggingface_hub import errors
 
     try:
@@ -280,26 +285,30 @@ def _reached(repository: str, revision: str | None = None) -> Iterator[None]:
     except MoegeoError:
         raise
     except errors.GatedRepoError as error:
-        raise _unreached(repository, "its owner grants access first", "hf auth login") from error
+        raise _unreadable(
+            repository,
+            "its owner must grant you access",
+            "ask for access on the model's page, then: hf auth login",
+        ) from error
     except errors.RevisionNotFoundError as error:
-        raise _unreached(
-            repository, f"it has no revision {revision}", f"hf://{repository}@'*' lists a run's"
+        raise _unreadable(
+            repository, f"it has no revision {revision}", f"hf://{repository}@'*' is all revisions"
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise _unreached(
+        raise _unreadable(
             repository,
             "the Hub has no model of that name that you may see",
             "check the name; for a private one, hf auth login",
         ) from error
     except errors.OfflineModeIsEnabled as error:
-        raise _unreached(repository, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE") from error
-    except Exception as error:  # of the client and of what it stands on
-        raise _unreached(
+        raise _unreadable(repository, "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE") from error
+    except Exception as error:  # any error of the client and of its HTTP library
+        raise _unreadable(
             repository,
             f"{type(error).__name__}: {error}".splitlines()[0][:200],
             "check the connection, and run the command again",
         ) from error
 
 
-def _unreached(repository: str, found: str, hint: str) -> PathError:
+def _unreadable(repository: str, found: str, hint: str) -> PathError:
     return PathError(f"hf://{repository} cannot be read", found=found, hint=hint)

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub's cache on this machine: where a downloaded model lies in it.
+"""Find downloaded models in the Hugging Face Hub's cache on this machine, for hints in errors.
 
 The cache keeps a model as `models--ORG--NAME/snapshots/HASH`; each snapshot is a checkpoint.
 """
@@ -14,13 +14,14 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def find_snapshot(folder: Path) -> Path | None:
-    """The snapshot that a model's folder in the cache stands for.
+    """The current snapshot of a model in the cache.
 
     Args:
-        folder: `models--ORG--NAME`.
+        folder: the model's folder, `models--ORG--NAME`.
 
     Returns:
-        The one that the reference `main` names, else the last by name; None where there is none.
+        The snapshot that the reference `main` names, else the last by name; None where there is
+        none.
     """
     snapshots = folder / "snapshots"
     try:
@@ -34,7 +35,7 @@ def find_snapshot(folder: Path) -> Path | None:
 
 
 def advise_missing(path: Path) -> str:
-    """What to do about a path that does not exist: it may be a model's name on the Hub."""
+    """The hint for a path that does not exist; it may be a model's name on the Hub."""
     name = path.as_posix()
     if not _NAME.fullmatch(name):
         return "check the path; only a path that begins with hf:// is looked for on the Hub"
@@ -48,7 +49,7 @@ def advise_missing(path: Path) -> str:
 
 
 def _cache() -> Path:
-    """Where huggingface_hub keeps its cache, by its own settings."""
+    """The folder of huggingface_hub's cache, by its own settings."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)

@@ -1,8 +1,8 @@
-"""What is known of a revision of the Hub whose weights are, or are not, on this machine.
+"""Read and write the note that `hub` leaves in the folder of a Hub revision.
 
-A revision's folder holds its small files, and of each safetensors file either all of it or its
-header alone. The note beside them tells which commit it is and how long the files are. A file that
-is its header alone describes all tensors and holds none: reading one of them fails.
+Such a folder holds the revision's small files, and each safetensors file complete or as its header
+alone. The note records the commit and the sizes of the complete files. Names and shapes can be read
+from a header alone; reading values fails.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ NOTE = ".moegeo-hub.json"
 
 @dataclass(frozen=True, slots=True)
 class HubNote:
-    """One revision: its repository, its name, its commit, and the bytes of each weights file.
+    """One revision on the Hub.
 
-    `data` are the bytes behind the header. `contents` is a hash of each file's content, as the Hub
-    has it.
+    Attributes:
+        repository: `ORG/NAME`.
+        revision: its branch or tag.
+        commit: its commit hash.
+        data: weights file -> number of bytes after the header.
+        contents: file -> the Hub's hash of its content.
     """
 
     repository: str
@@ -30,13 +34,13 @@ class HubNote:
     contents: Mapping[str, str]
 
     def write(self, folder: Path) -> None:
-        """Put the note into the revision's folder."""
+        """Write the note into the revision's folder."""
         known = {name: getattr(self, name) for name in self.__slots__}
         (folder / NOTE).write_text(json.dumps(known, sort_keys=True), encoding="utf-8")
 
 
-def note_of(folder: Path) -> HubNote | None:
-    """The note in a folder; None where there is none that is whole."""
+def read_note(folder: Path) -> HubNote | None:
+    """The note in a folder; None where it is absent or damaged."""
     try:
         known = json.loads((folder / NOTE).read_bytes())
         note = HubNote(**known)
@@ -47,8 +51,14 @@ def note_of(folder: Path) -> HubNote | None:
 
 
 def described_size(path: Path, header_end: int, size: int) -> int:
-    """The size that a safetensors file has with its data: its own, unless it is a header alone."""
+    """The size of a complete safetensors file in bytes, also if only its header is present.
+
+    Args:
+        path: the file.
+        header_end: byte offset of the header's end.
+        size: the file's size on disk.
+    """
     if size != header_end:
         return size
-    note = note_of(path.parent)
+    note = read_note(path.parent)
     return size if note is None else header_end + note.data.get(path.name, 0)

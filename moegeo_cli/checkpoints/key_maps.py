@@ -185,8 +185,8 @@ def translate(
     words = FRAMEWORKS[framework]
     mapped = ", ".join(sorted({t for key_map in known for t in key_map.model_types}))
     return UnsupportedLayoutError(
-        f"{folder.name} holds a model of {words.name}'s of whose names moegeo has no map",
-        found=f"for instance {unknown[min(unknown)]}; mapped are {mapped}",
+        f"{folder.name} holds a model of {words.name}, and moegeo has no key map for its names",
+        found=f"for instance {unknown[min(unknown)]}; key maps exist for {mapped}",
         hint=words.hint.replace("{path}", str(folder)),
     )
 
@@ -197,9 +197,9 @@ def other_type_error(key_map: KeyMap, model_type: str, folder: Path) -> MoegeoEr
         return None
     types = " or ".join(key_map.model_types)
     return UnsupportedLayoutError(
-        f"the config is of a {model_type}, and {folder.name} of a {types}",
-        found=f"{FRAMEWORKS[key_map.framework].name}'s names of that model",
-        hint="give that model's config.json with --config",
+        f"config.json is for model type {model_type}, and {folder.name} holds a model of {types}",
+        found=f"tensor names of {FRAMEWORKS[key_map.framework].name} for {types}",
+        hint="give the config.json of the model in the files with --config",
     )
 
 

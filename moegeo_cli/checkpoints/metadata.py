@@ -1,8 +1,9 @@
-"""The `.metadata` of torch.distributed.checkpoint: the saved tensors, their pieces, their places.
+"""Read `.metadata` of torch.distributed.checkpoint: saved tensors, their pieces, and the files.
 
-torch writes it last, by a rename, as a pickle of a few classes of its own; torch also reads it
-back as a pickle, which runs whatever a tampered file asks for. Here it is read by
-`unpickling`, without torch: the classes below become records, and anything else is refused.
+`distributed` reads the tensors with it. torch writes `.metadata` last, by a rename, as a pickle of
+its own classes. Loading a tampered pickle with torch would run its code. `unpickling` reads it
+without torch and without running anything: the classes in `ALLOWED` become records, and everything
+else is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from moegeo_cli.checkpoints.pickles import ALL_DTYPES
 from moegeo_cli.checkpoints.unpickling import Allowed, Name, Record, unpickle
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
-# A model of a thousand tensors over 600 ranks needs about two thirds of it.
+# A model of a thousand tensors over 600 ranks needs about two thirds of this.
 MAX_METADATA_BYTES = 256 * 2**20
 # The dimensions along which one tensor may be cut; training cuts along one or two.
 MAX_CUT_DIMENSIONS = 6
@@ -34,7 +35,15 @@ _PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A box of a tensor, and the bytes of a file in which its torch.save archive lies."""
+    """A box within a tensor, stored as a torch.save archive in a file.
+
+    Attributes:
+        offsets: position of the box in the tensor.
+        shape: shape of the box.
+        file: name of the file.
+        start: byte offset of the archive.
+        length: its length in bytes.
+    """
 
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
@@ -45,7 +54,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class SavedTensor:
-    """One tensor, and the pieces that tile it without gap or overlap; dtype as in safetensors."""
+    """A tensor and its pieces, which fill it without gap or overlap; dtype by safetensors name."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -54,11 +63,13 @@ class SavedTensor:
 
 @dataclass(frozen=True, slots=True)
 class SavedState:
-    """What a `.metadata` says.
+    """The content of a `.metadata`.
 
-    `tensors` and `objects` (pickled values, never loaded) go by the flat name that they were
-    saved under. `paths` are their places in the nested state dict, empty where torch did not
-    flatten it. `spans` are the bytes that each file must hold: (start, length), by start.
+    Attributes:
+        tensors: flat name -> tensor.
+        objects: flat names of pickled values, which are never loaded.
+        paths: flat name -> keys in the nested state dict; empty where torch did not flatten it.
+        spans: file -> (start, length) in bytes of what it must hold, by start.
     """
 
     tensors: Mapping[str, SavedTensor]
@@ -71,9 +82,9 @@ def read_metadata(path: Path) -> SavedState:
     """Read and check a `.metadata`, without torch and without running anything.
 
     Raises:
-        UnsafeFileError: it asks for code to run, or names a file outside its folder.
-        IncompleteCheckpointError: cut or damaged, or pieces that do not make up a tensor.
-        UnsupportedLayoutError: compressed or encrypted pieces, or dtypes that are not known.
+        UnsafeFileError: the pickle would run code, or names a file outside its folder.
+        IncompleteCheckpointError: it is truncated or damaged, or pieces do not fill a tensor.
+        UnsupportedLayoutError: pieces are compressed or encrypted.
     """
     with open_regular(path) as (file, size):
         if size > MAX_METADATA_BYTES:
@@ -99,11 +110,11 @@ def read_metadata(path: Path) -> SavedState:
 
 
 def tiles(shape: tuple[int, ...], boxes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
-    """Whether boxes (offsets, shape) fill a box of `shape` exactly, without gap or overlap.
+    """Whether boxes (offsets, shape) fill a box of `shape` without gap or overlap.
 
-    Each box adds +1 or -1 at its corners, alternating: the mixed derivative of its indicator.
-    The boxes tile the whole exactly if these sum to those of the whole. Linear in the boxes,
-    and only dimensions along which something is cut count.
+    Each box adds alternating +1 and -1 at its corners (the mixed derivative of its indicator
+    function). The boxes fill the whole exactly if their sum equals that of the whole box. The cost
+    is linear in the number of boxes, and only dimensions along which something is cut count.
     """
     if 0 in shape:
         return all(0 in sizes for _, sizes in boxes)
@@ -126,7 +137,7 @@ def tiles(shape: tuple[int, ...], boxes: Sequence[tuple[tuple[int, ...], tuple[i
 
 
 def damaged(path: Path, found: str) -> IncompleteCheckpointError:
-    """The error for a `.metadata` that cannot be right."""
+    """The error for a truncated or damaged `.metadata`."""
     return IncompleteCheckpointError(
         f"{path.name} is truncated or damaged",
         found=found[:500],
@@ -138,7 +149,7 @@ def damaged(path: Path, found: str) -> IncompleteCheckpointError:
 def _places(
     path: Path, stored: dict[Any, Any]
 ) -> tuple[dict[tuple[str, tuple[int, ...] | None], Piece], dict[str, tuple[tuple[int, int], ...]]]:
-    """Where each piece lies by (name, offsets), and what every file must hold."""
+    """((name, offsets) -> piece, file -> spans that it must hold)."""
     places: dict[tuple[str, tuple[int, ...] | None], Piece] = {}
     spans: dict[str, list[tuple[int, int]]] = {}
     for index, info in stored.items():
@@ -173,7 +184,7 @@ def _tensor(
     state: dict[str, Any],
     places: Mapping[tuple[str, tuple[int, ...] | None], Piece],
 ) -> SavedTensor:
-    """One tensor, its pieces checked against its shape and against the bytes that they have."""
+    """A tensor, with its pieces checked against its shape and against their sizes in bytes."""
     properties, shape, chunks = (state.get(key) for key in ("properties", "size", "chunks"))
     dtype = None
     if isinstance(properties, Record) and properties.kind == "TensorProperties":
@@ -211,11 +222,11 @@ def _tensor(
 
 
 def _paths(path: Path, planner: Any) -> dict[str, tuple[str | int, ...]]:
-    """The places in the nested state dict, as torch's planner noted them."""
+    """Flat name -> keys in the nested state dict, from torch's planner data."""
     if planner is None:
         return {}
     if not isinstance(planner, dict):
-        raise damaged(path, "places in the state dict that are no table")
+        raise damaged(path, "paths in the state dict that are no mapping")
     for name, keys in planner.items():
         if (
             not isinstance(name, str)
@@ -223,19 +234,19 @@ def _paths(path: Path, planner: Any) -> dict[str, tuple[str | int, ...]]:
             or not keys
             or not all(isinstance(key, str | int) for key in keys)
         ):
-            raise damaged(path, "a place in the state dict that is no list of keys")
+            raise damaged(path, "a path in the state dict that is no list of keys")
     return planner
 
 
 def _fields(path: Path, value: Any, kind: str) -> dict[str, Any]:
-    """The attributes of a record of that kind."""
+    """The attributes of a record of class `kind`."""
     if not isinstance(value, Record) or value.kind != kind or not isinstance(value.state, dict):
         raise damaged(path, f"something else where a {kind} was expected")
     return value.state
 
 
 def _is_naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
-    """Whether `value` is a tuple of a few integers from 0 to 2**63 (a bool is none)."""
+    """Whether `value` is a short tuple of integers from 0 to 2**63; a bool does not count."""
     return (
         isinstance(value, tuple)
         and len(value) <= MAX_DIMENSIONS
@@ -244,27 +255,27 @@ def _is_naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
 
 
 def _size(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """torch.Size of a tuple of integers: that tuple."""
+    """`torch.Size(tuple)` as the tuple itself."""
     if len(arguments) == 1 and _is_naturals(arguments[0]):
         return arguments[0]
     raise ValueError
 
 
 def _text(arguments: tuple[Any, ...]) -> None:
-    """What is called with text alone and does not matter here: a memory layout, a path."""
+    """A memory layout or a path, made from texts alone. Its value is not needed: None."""
     if not all(isinstance(part, str) for part in arguments):
         raise ValueError
 
 
 def _memory_format(arguments: tuple[Any, ...]) -> None:
-    """A member of an enumeration, of memory formats for instance: by number."""
+    """A member of an enumeration by number (a memory format, for instance). Not needed: None."""
     if len(arguments) != 1 or type(arguments[0]) is not int:
         raise ValueError
 
 
 def _member(arguments: tuple[Any, ...]) -> None:
-    """The same by name: some versions of Python pickle a member as an attribute of its class."""
-    # the type first: to look up a tuple nested without end would take forever
+    """A member of an enumeration by name (some Python versions pickle it so). Not needed: None."""
+    # check the type first: hashing a deeply nested tuple would take forever
     if len(arguments) != 2 or not isinstance(arguments[0], Name) or arguments[0] not in _FORMATS:
         raise ValueError
     _text(arguments[1:])
@@ -285,7 +296,7 @@ ALLOWED = Allowed(
             ),
             Name(_OLD_MODULE, "TensorProperties"),
             Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            # Megatron-core adds every rank's plan, which says nothing more
+            # Megatron-core adds every rank's plan, which holds no further information
             *(Name(_PLANNER, name) for name in ("SavePlan", "WriteItem", "TensorWriteData",
                                                 "BytesIOWriteData")),
             Name("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),

@@ -219,7 +219,8 @@ def several_stages(folder: Path, stages: Sequence[tuple[str, Sequence[str]]]) ->
     return NoCheckpointError(
         f"{folder} holds {len(stages)} stages of a training, each with steps of its own",
         found="; ".join(words),
-        hint=f"give one checkpoint, or a folder with links to one stage's: cd {place} && {link}",
+        hint="give one checkpoint, or a folder with links to the checkpoints of one stage: "
+        f"cd {place} && {link}",
     )
 
 

@@ -1,8 +1,9 @@
-"""Checkpoints of a user's own model: state dicts in any file, and what is known of the routers.
+"""Find the checkpoints and describe the routers of a user's own model (`--model`).
 
-A checkpoint is a weights file (`.safetensors`, or a state dict of torch in `.pt`, `.pth`, `.bin`,
-`.ckpt`), or a folder with one of them, or a folder in the layout of transformers. A config.json
-beside the weights is read where there is one. A step is read from its word in a name.
+This takes the place of `discover` and `architecture` for such models. A checkpoint is a weights
+file (`.safetensors`, or a state dict of torch in `.pt`, `.pth`, `.bin`, `.ckpt`), a folder with one
+of them, or a folder in transformers' layout. A config.json beside the weights is read if there is
+one. Steps are read from names, as in `step_names`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from moegeo_cli.checkpoints.nesting import find_runs, several_runs
 from moegeo_cli.checkpoints.opening import detect_layout
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
-from moegeo_cli.checkpoints.step_names import parse_step, read_name
+from moegeo_cli.checkpoints.step_names import has_step_or_epoch, parse_step, read_name
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
 from moegeo_cli.errors import (
@@ -36,7 +37,7 @@ from moegeo_cli.errors import (
 from moegeo_cli.scorings import all_scorings, names_in_configs
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-# Files of a training's state that are no model.
+# Files of a training's state that hold no model.
 _OTHERS = re.compile(
     r"(?:.*[-_.])?(?:optim(?:izer)?|sched(?:uler)?|rng|scaler|training_args|args|probe|captures?)"
     r"(?:[-_.].*)?"
@@ -48,8 +49,10 @@ def open_own_run(path: Path | str) -> RunFolder:
 
     Raises:
         PathError: `path` does not exist or is unreadable.
-        NoCheckpointError: no weights in it, or several without an order.
-        IncompleteCheckpointError: none is whole.
+        NoCheckpointError: `path` holds no weights, several runs, or no checkpoint with a step.
+        IncompleteCheckpointError: no checkpoint is complete.
+        UnsupportedLayoutError: an adapter without the model's weights, or one adapter beside
+            several checkpoints.
     """
     root = Path(path).expanduser()
     if root.is_file():
@@ -84,9 +87,9 @@ def open_own_run(path: Path | str) -> RunFolder:
         )
     if layout == ADAPTER and files:
         raise UnsupportedLayoutError(
-            f"{root} holds {len(files)} checkpoints and one adapter, and of which is not known",
+            f"{root} holds {len(files)} checkpoints and one adapter: for which one is not known",
             found=", ".join(entry.name for entry in files[:8]),
-            hint="give each its own folder, and put the adapter into the one that it is of",
+            hint="give each checkpoint its own folder, and put the adapter into that of its model",
         )
     return _run(root, name, found)
 
@@ -98,11 +101,19 @@ def _single(weights: Path, folder: Path, name: str) -> RunFolder:
 
 
 def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder:
-    """Checkpoints by step; what is not whole or has no step is left out with a word."""
+    """A run of several checkpoints, sorted by step.
+
+    Incomplete checkpoints, and those without a step, are skipped with a reason.
+
+    Args:
+        root: the run's folder.
+        name: its name for reports.
+        found: (entry of the folder, weights file or folder to open).
+    """
     kept: list[Checkpoint] = []
     skipped: list[Skipped] = []
     names = {entry: read_name(entry.stem if entry.is_file() else entry.name) for entry, _ in found}
-    epochs = all(told.step is None for told in names.values())  # an epoch orders too
+    epochs = all(parts.step is None for parts in names.values())  # then epochs give the order
     for entry, weights in found:
         step = names[entry].epoch if epochs else names[entry].step
         checkpoint = Checkpoint(weights, entry.name, step=step, own=True)
@@ -130,15 +141,14 @@ def _run(root: Path, name: str, found: Sequence[tuple[Path, Path]]) -> RunFolder
 
 
 def _has_step(entry: Path) -> bool:
-    """Whether an entry is a checkpoint whose name orders it."""
+    """Whether an entry is a checkpoint with a step or an epoch in its name."""
     if not (_is_weights(entry) or (entry.is_dir() and _weights_of(entry))):
         return False
-    told = read_name(entry.stem if entry.is_file() else entry.name)
-    return told.step is not None or told.epoch is not None
+    return has_step_or_epoch(entry.stem if entry.is_file() else entry.name)
 
 
 def _weights_of(folder: Path) -> Path | None:
-    """What to open for a folder: itself in transformers' layout, else its one weights file."""
+    """What to open: the folder itself in transformers' layout, else its only weights file."""
     try:
         layout = detect_layout(folder)
         if layout == ADAPTER:
@@ -162,12 +172,15 @@ def _is_weights(path: Path) -> bool:
 
 
 def find_own_routers(index: WeightIndex, pattern: str | None) -> dict[str, tuple[int, ...]]:
-    """Router weights among the tensors: module path -> shape of its 2-D weight.
+    """Find the routers among a checkpoint's tensors.
 
     Args:
         index: the checkpoint's tensors.
-        pattern: of module names; None for the names that families use. A module that fits and
-            holds its matrix one level below counts as well.
+        pattern: a pattern of module names, see `compile_pattern`. It may also match the module
+            one level above the matrix. None to look for the names that families use.
+
+    Returns:
+        Module path -> shape of its 2-D weight.
     """
     if pattern is None:
         return {r.module: r.shape for r in find_router_tensors(index) if r.main}
@@ -190,18 +203,18 @@ def describe_own(
     top_k: int | None,
     scoring: str | None,
 ) -> Architecture:
-    """What the options, the config and the files say of a user's own model.
+    """Describe the routers of a user's own model by options, config.json and tensors.
 
     Args:
-        name: of the factory.
-        config: the parsed config.json, empty where there is none.
+        name: name of the factory that builds the model.
+        config: the parsed config.json; {} where there is none.
         index: the checkpoint's tensors.
-        pattern: of the routers' module names.
-        top_k: experts a token, where the user says it.
-        scoring: likewise.
+        pattern: a pattern of the routers' module names; see `find_own_routers`.
+        top_k: K as the user gives it; None to read it from the config.
+        scoring: the scoring as the user gives it; None to read it from the config.
 
     Raises:
-        UsageError: a scoring that is not known, or more experts chosen than there are.
+        UsageError: an unknown scoring, or K is above the number of experts.
     """
     routers = find_own_routers(index, pattern)
     stated = first_value(config, EXPERT_KEYS)
@@ -211,10 +224,10 @@ def describe_own(
     chosen = chosen if type(chosen) is int and chosen > 0 else None
     if top_k is not None and (top_k < 1 or (experts and top_k > experts)):
         raise UsageError("--top-k is impossible", found=f"{top_k} of {experts} experts")
-    said = scoring if scoring is not None else config.get("scoring_func")
-    if said is not None and said not in {**names_in_configs(), **all_scorings()}:
+    asked = scoring if scoring is not None else config.get("scoring_func")
+    if asked is not None and asked not in {**names_in_configs(), **all_scorings()}:
         raise UsageError(
-            f"the scoring {said!r} is not known",
+            f"the scoring {asked!r} is not known",
             hint=f"--scoring, or scoring_func in config.json: {', '.join(names_in_configs())}",
         )
     return Architecture(
@@ -226,7 +239,7 @@ def describe_own(
         hidden=None,
         layers=len(routers) or None,
         moe_layers=None,
-        scoring=None if said is None else names_in_configs().get(said, said),
+        scoring=None if asked is None else names_in_configs().get(asked, asked),
         selection=Selection(),
         unselected_gradient="verify",
         router_rows=experts,

@@ -1,6 +1,7 @@
-"""Pickled weight files of torch, opened without letting a pickle run anything.
+"""Load pickled weight files of torch (.bin, .pt) without running code from the pickle.
 
-torch is imported when a file is really opened; whether a file is whole is seen without it.
+`WeightIndex` uses it. torch is imported only when a file is loaded; `check_pickled` checks a file
+without torch.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from typing import IO, Any
 from moegeo_cli.checkpoints.headers import TensorInfo, open_regular
 from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsafeFileError
 
-# How torch names what it refused to build: a class or function outside its allow-list.
+# Parts of torch's error messages that name a class or function outside its allow-list.
 _REFUSED = re.compile(r"GLOBAL \S+|Trying to \w+ \S+|Unsupported (?:global|class)[^\n]*")
-# Keys under which a training script may keep the state dict, in this order.
+# Keys under which training scripts keep the state dict; the first match counts.
 STATE_KEYS = ("model", "state_dict", "model_state_dict", "module")
 TORCH_DTYPES: Mapping[str, str] = {
     "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16",
     "torch.bfloat16": "BF16", "torch.int64": "I64", "torch.int32": "I32",
     "torch.int16": "I16", "torch.int8": "I8", "torch.uint8": "U8", "torch.bool": "BOOL",
 }  # fmt: skip
-# Those that are recognised as well, and not read as numbers.
+# The same, and dtypes that are recognised but not read as numbers.
 ALL_DTYPES: Mapping[str, str] = {
     **TORCH_DTYPES, "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
     "torch.float8_e8m0fnu": "F8_E8M0", "torch.uint16": "U16", "torch.uint32": "U32",
@@ -33,12 +34,12 @@ ALL_DTYPES: Mapping[str, str] = {
 
 
 def check_pickled(path: Path) -> None:
-    """Check without torch that a pickled file is whole: a zip archive ends with its directory.
+    """Check without torch that a pickled file is complete: a zip archive ends with its directory.
 
-    Files of the legacy format have no such mark; torch finds them broken when it opens them.
+    Files of torch's older format have no such mark; a truncated one fails when torch loads it.
 
     Raises:
-        IncompleteCheckpointError: an empty or cut archive.
+        IncompleteCheckpointError: the file is empty or a truncated archive.
     """
     with open_regular(path) as (file, size):
         start = file.read(4)
@@ -53,11 +54,14 @@ def check_pickled(path: Path) -> None:
 
 
 def load_pickled(path: Path) -> dict[str, Any]:
-    """Map a pickled state dict into memory; nothing but tensors is ever built from it.
+    """Load a pickled state dict memory-mapped; only tensors are built from the pickle.
+
+    Returns:
+        Name -> torch tensor.
 
     Raises:
-        UnsafeFileError: the pickle asks for code to run.
-        IncompleteCheckpointError: cut, or not a state dict.
+        UnsafeFileError: the pickle would run code.
+        IncompleteCheckpointError: the file is truncated, or not a state dict.
     """
     import torch
 
@@ -77,11 +81,17 @@ def load_pickled(path: Path) -> dict[str, Any]:
 
 
 def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> Any:
-    """What torch loads where nothing but tensors may be built; `path` is for errors.
+    """`torch.load` with weights_only, and with moegeo's errors.
+
+    Args:
+        source: the file, or an open file.
+        path: its path, for errors.
+        mmap: whether to memory-map the file.
 
     Raises:
-        UnsafeFileError: the pickle asks for code to run.
-        IncompleteCheckpointError: cut, or not a pickle of tensors.
+        UnsafeFileError: the pickle would run code.
+        IncompleteCheckpointError: the file is truncated, or not a pickle of tensors.
+        PathError: the file is unreadable.
     """
     import pickle
 
@@ -89,7 +99,7 @@ def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> An
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; the outcome says enough
+            warnings.simplefilter("ignore")  # on pickle protocols
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         refused = _REFUSED.search(str(error))
@@ -100,7 +110,7 @@ def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> An
                 hint="get the checkpoint as safetensors from a source that you trust",
                 context={"path": str(path)},
             ) from None
-        # torch's own text goes on to advise loading without protection: not passed on
+        # torch's message goes on to advise loading without weights_only: do not repeat it
         if isinstance(source, Path) and not mmap:
             raise IncompleteCheckpointError(
                 f"{path.name} is not a file that torch.save wrote, or it is damaged",
@@ -116,21 +126,21 @@ def load_weights_only(source: Path | IO[bytes], path: Path, *, mmap: bool) -> An
 
 
 def _nested(loaded: Any) -> list[Any]:
-    """Where training scripts put the model's state dict among other things, first match first."""
+    """Values that may be the model's state dict within what a training script saved, in order."""
     holders = [loaded]
     if isinstance(loaded, dict):
-        holders.append(loaded.get("state"))  # Composer's: state, then model
+        holders.append(loaded.get("state"))  # Composer: "state", then "model"
     return [h[key] for h in holders if isinstance(h, dict) for key in STATE_KEYS if key in h]
 
 
 def describe_tensor(tensor: Any) -> TensorInfo:
-    """TensorInfo of a torch tensor."""
+    """The TensorInfo of a torch tensor; its place is (0, size in bytes)."""
     dtype = ALL_DTYPES.get(str(tensor.dtype), str(tensor.dtype))
     return TensorInfo(dtype, tuple(tensor.shape), 0, tensor.numel() * tensor.element_size())
 
 
 def tensor_bytes(tensor: Any) -> bytes:
-    """The bytes of a torch tensor's values, of any dtype, in the order of its elements."""
+    """The bytes of a torch tensor of any dtype, in the order of its elements."""
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)

@@ -1,7 +1,7 @@
-"""Parts of a saved tensor that are tensors of transformers' model: which rows, in which order.
+"""Take the rows of a saved tensor that are one tensor of transformers' model, in its row order.
 
-Other frameworks keep the matrices of query, key and value as one, or lay rows out otherwise. A
-part takes rows, and moves them; no value is changed.
+Other frameworks keep query, key and value in one matrix, or order rows differently. Key maps name a
+part of `PARTS` for such tensors. A part selects and reorders rows; values do not change.
 
 Legend: N rows of a tensor, Q query heads, G groups of heads that share key and value, D size of a
 head.
@@ -19,7 +19,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What a config says of the heads of attention, and the number of ids; None for not said."""
+    """Sizes from a config; None where it does not say them.
+
+    Attributes:
+        queries: Q, number of query heads.
+        groups: G, number of key and value heads.
+        head: D, size of a head.
+        vocabulary: number of token ids.
+    """
 
     queries: int | None = None
     groups: int | None = None
@@ -42,9 +49,14 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part: how many rows it has of a tensor of N rows, and the rows themselves.
+    """How to take a part of a tensor.
 
-    Both raise ValueError or TypeError where the sizes do not fit the tensor or are not known.
+    Both functions raise ValueError if the sizes do not fit the tensor, and TypeError if a size is
+    not known.
+
+    Attributes:
+        rows: (N, sizes) -> number of rows of the part.
+        take: (tensor, sizes) -> the part.
     """
 
     rows: Callable[[int, Sizes], int]
@@ -52,7 +64,12 @@ class Part:
 
 
 def part_shape(part: str | None, shape: Shape, sizes: Sizes) -> Shape:
-    """The shape of a part of a tensor of this shape.
+    """The shape of a part.
+
+    Args:
+        part: a key of PARTS; "row" for the whole tensor as one row; None for the whole tensor.
+        shape: the tensor's shape.
+        sizes: the config's sizes.
 
     Raises:
         ValueError: the config's sizes do not fit the tensor, or are missing.
@@ -70,10 +87,10 @@ def part_shape(part: str | None, shape: Shape, sizes: Sizes) -> Shape:
 
 
 def take_part(part: str | None, tensor: Any, sizes: Sizes) -> Any:
-    """That part of a tensor.
+    """Take a part of a tensor; arguments as for `part_shape`.
 
     Raises:
-        ValueError: as `part_shape`.
+        ValueError: the config's sizes do not fit the tensor, or are missing.
     """
     if part is None:
         return tensor
@@ -82,7 +99,7 @@ def take_part(part: str | None, tensor: Any, sizes: Sizes) -> Any:
 
 
 def _grouped(rows: int, sizes: Sizes) -> tuple[int, int, int]:
-    """G, queries a group and D of the matrices of query, key and value in one."""
+    """(G, query heads a group, D) of a joint query-key-value matrix with `rows` rows."""
     queries, groups, head = sizes.queries, sizes.groups, sizes.head
     if queries is None or groups is None or head is None:
         raise TypeError
@@ -101,8 +118,8 @@ def _key_rows(rows: int, sizes: Sizes) -> int:
     return groups * head
 
 
-def _of_groups(which: slice) -> Callable[[Any, Sizes], Any]:
-    """Rows of each group: its queries, then its key, then its value."""
+def _take_heads(which: slice) -> Callable[[Any, Sizes], Any]:
+    """Take some heads of each group, which holds query heads, then its key, then its value."""
 
     def take(tensor: Any, sizes: Sizes) -> Any:
         groups, share, head = _grouped(len(tensor), sizes)
@@ -123,7 +140,7 @@ def _known_ids(rows: int, sizes: Sizes) -> int:
 
 
 def _paired(heads: str) -> Part:
-    """Rows of a head in pairs (0, D/2), (1, D/2 + 1), …: back into two halves."""
+    """Reorder the rows of each head from pairs (0, D/2), (1, D/2 + 1), … to two halves."""
 
     def rows(count: int, sizes: Sizes) -> int:
         number = getattr(sizes, heads)
@@ -140,15 +157,15 @@ def _paired(heads: str) -> Part:
 
 PARTS: Mapping[str, Part] = {
     # Megatron-core's linear_qkv
-    "query": Part(_query_rows, _of_groups(slice(None, -2))),
-    "key": Part(_key_rows, _of_groups(slice(-2, -1))),
-    "value": Part(_key_rows, _of_groups(slice(-1, None))),
-    # a gated layer's linear_fc1: gate above up
+    "query": Part(_query_rows, _take_heads(slice(None, -2))),
+    "key": Part(_key_rows, _take_heads(slice(-2, -1))),
+    "value": Part(_key_rows, _take_heads(slice(-1, None))),
+    # linear_fc1 of a gated layer: rows of gate, then rows of up
     "first half": Part(_half, lambda tensor, sizes: tensor[: len(tensor) // 2]),
     "second half": Part(_half, lambda tensor, sizes: tensor[len(tensor) // 2 :]),
-    # Megatron pads the vocabulary
+    # Megatron pads the vocabulary: take the rows of real token ids
     "ids": Part(_known_ids, lambda tensor, sizes: tensor[: _known_ids(len(tensor), sizes)]),
-    # llama.cpp rotates neighbours, transformers halves
+    # rotary embedding: llama.cpp rotates neighbouring rows, transformers the two halves
     "paired query": _paired("queries"),
     "paired key": _paired("groups"),
 }

@@ -93,7 +93,7 @@ def _check_files(index: WeightIndex, routers: Sequence[RouterTensors]) -> None:
                 f"{router.weight} does not fit the experts of its layer",
                 found=f"{router.shape[0]} rows, and {len(experts)} experts in the files"
                 + (f", numbered {experts[0]} to {experts[-1]}" if experts else ""),
-                hint="number the experts that are left from 0, as the rows of the router",
+                hint="number the remaining experts from 0, in the order of the router's rows",
                 context={"tensor": router.weight},
             )
 
@@ -111,7 +111,7 @@ def _check_choice(found: Mapping[int, int], architecture: Architecture) -> None:
             )
         if groups is not None and count % groups[0]:
             raise ShapeError(
-                f"layer {layer}: its experts do not make groups of one size",
+                f"layer {layer}: its experts do not form groups of equal size",
                 found=f"{count} experts in {groups[0]} groups ({describe_counts(found)})",
                 hint="`moegeo inspect` and `moegeo check` still describe the checkpoint",
             )

@@ -1,11 +1,11 @@
-"""A reader of pickles that runs nothing: it builds plain values and records, and calls no one.
+"""Read a pickle without running it: build plain values and records only.
 
-A pickle is a program for a small stack machine. This reader knows the instructions that
-describe data, and a list of names that the program may mention. A name on the list never
-leads to an import: it stands for a record of ours, for a constant, or for a function of ours
-that checks its arguments. Whatever else a program asks for is refused by name.
+`metadata` reads `.metadata` with it. A pickle is a program for a small stack machine. This reader
+executes the instructions that describe data, and accepts a list of class and function names.
+Accepted names are never imported. Each stands for a `Record`, a constant, or a function of moegeo
+that checks its arguments. Any other name or instruction is refused, and the error names it.
 
-Source: the instructions are documented in Python's own `pickletools`.
+Source: the instructions are documented in Python's `pickletools`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 
 from moegeo_cli.errors import IncompleteCheckpointError, UnsafeFileError
 
-# A piece of a tensor takes about a hundred: a thousand tensors over 600 ranks. What the worst
-# program of so many instructions builds stays under 5 GB.
+# A piece of a tensor takes about a hundred instructions: enough for a thousand tensors over 600
+# ranks. The largest values that so many instructions can build stay under 5 GB.
 MAX_INSTRUCTIONS = 60_000_000
-# Honest programs keep some thousand values waiting: they add to containers in batches.
+# Values on the stack. Real pickles keep some thousand: they add to containers in batches.
 MAX_WAITING = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or function that a pickle mentions; nothing but its name."""
+    """The name of a class or function that a pickle mentions."""
 
     module: str
     name: str
@@ -37,7 +37,7 @@ class Name:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What a pickle tells of an instance: its class's bare name, and the state it was given."""
+    """An instance in a pickle: the bare name of its class, and its state (attributes)."""
 
     kind: str
     state: Any = None
@@ -48,8 +48,11 @@ class Record:
 class Allowed:
     """The names that a pickle may mention.
 
-    `classes` become records, `constants` their value; `calls` are made with the pickle's
-    arguments, and raise ValueError for any that they do not expect.
+    Attributes:
+        classes: their instances become records.
+        constants: name -> value.
+        calls: name -> function called with the pickle's arguments. It raises ValueError for
+            unexpected ones.
     """
 
     classes: frozenset[Name]
@@ -58,16 +61,19 @@ class Allowed:
 
 
 def unpickle(raw: bytes, path: Path, allowed: Allowed) -> Any:
-    """Build what a pickle describes, out of None, bool, int, str, containers and records.
+    """Build the value that a pickle describes.
 
     Args:
         raw: the pickle.
-        path: where it is from, for errors.
+        path: its file, for errors.
         allowed: the names that it may mention.
 
+    Returns:
+        A value made of None, bool, int, str, containers and records.
+
     Raises:
-        UnsafeFileError: it mentions another name, or asks for something to be called.
-        IncompleteCheckpointError: cut, damaged, or longer than any honest one.
+        UnsafeFileError: the pickle mentions another name, or calls something.
+        IncompleteCheckpointError: it is truncated, damaged, or too long.
     """
     machine = _Machine(raw, path, allowed)
     try:
@@ -77,7 +83,7 @@ def unpickle(raw: bytes, path: Path, allowed: Allowed) -> Any:
 
 
 class _Machine:
-    """The stack machine: values wait on `stack`, `marks` are heights of it."""
+    """The stack machine: `stack` holds values, `marks` are heights of the stack."""
 
     def __init__(self, raw: bytes, path: Path, allowed: Allowed) -> None:
         self.raw, self.path, self.allowed, self.at = raw, path, allowed, 0
@@ -86,7 +92,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """All instructions up to the one that stops."""
+        """Execute all instructions up to STOP, and return the value."""
         raw, stack, table = self.raw, self.stack, _INSTRUCTIONS
         for _ in range(MAX_INSTRUCTIONS):
             if self.at >= len(raw):
@@ -123,7 +129,7 @@ class _Machine:
         )
 
     def take(self, count: int) -> bytes:
-        """The next bytes of the pickle; a length that lies ends in an error, not in memory."""
+        """The next `count` bytes of the pickle. A false length raises before allocating memory."""
         if count > len(self.raw) - self.at:
             raise self.damaged(
                 f"a length of {count} bytes where {len(self.raw) - self.at} are left"
@@ -141,14 +147,14 @@ class _Machine:
         return text
 
     def since_mark(self) -> list[Any]:
-        """What waits above the last mark, taken off together with the mark."""
+        """Remove the last mark and return the values above it."""
         height = self.marks.pop()
         items = self.stack[height:]
         del self.stack[height:]
         return items
 
     def mention(self, module: Any, name: Any) -> None:
-        """Put what a name stands for on the stack."""
+        """Push what a name stands for: a constant, or the name itself. Other names are refused."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise self.refuse("a class whose name is no text")
         asked = Name(module, name)
@@ -186,7 +192,7 @@ class _Machine:
         if not isinstance(target, dict) or len(items) % 2:
             raise self.refuse(f"items set on {_describe(target)}")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            # a nested tuple as a key could take longer to hash than anyone waits
+            # hashing a deeply nested tuple as a key could take forever
             if not isinstance(key, str | Record):
                 raise self.damaged(f"a key that is {_describe(key)}")
             target[key] = value
@@ -220,7 +226,7 @@ class _Machine:
 
 
 def _describe(value: Any) -> str:
-    """A value in a few words, without looking into it: it may be nested without end."""
+    """A value in a few words. Its content is not looked at, since it may be nested very deep."""
     return str(value) if isinstance(value, Name) else f"a {type(value).__name__.lower()}"
 
 

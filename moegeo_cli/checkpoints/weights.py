@@ -275,14 +275,14 @@ class WeightIndex:
                     )
                     if owner is not None:
                         raise IncompleteCheckpointError(
-                            f"{name} lies in {owner.name}, and the index promises it in "
-                            f"{path.name}: shards were exchanged, or the index is of another save",
+                            f"{name} is in {owner.name}, but the index says {path.name}: shards "
+                            "were exchanged, or the index belongs to another save",
                             found=f"{len(held)} other tensors in {path.name}",
                             hint="download or copy the shards and their index again",
                             context={"tensor": name, "path": str(path)},
                         )
                     raise IncompleteCheckpointError(
-                        f"{path.name} lacks the tensor {name} that the index promises",
+                        f"{path.name} lacks the tensor {name}, which the index lists in it",
                         found=f"{len(held)} other tensors",
                         hint="save or download this file again",
                         context={"tensor": name, "path": str(path)},

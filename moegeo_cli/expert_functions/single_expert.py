@@ -121,8 +121,8 @@ class SingleExpertBlock:
 
     def _logits(self, expert: int, like: torch.Tensor) -> torch.Tensor:
         held = torch.full_like(like.detach(), -FAR)
-        computed = self.router.computed
-        held[..., expert] = FAR if computed is None else min(find_scoring(computed).one, FAR)
+        computed = self.router.choice_scoring
+        held[..., expert] = FAR if computed is None else min(find_scoring(computed).unit_logit, FAR)
         return held
 
 

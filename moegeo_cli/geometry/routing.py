@@ -220,7 +220,7 @@ class _RoutingSummation:
         """Values that need the routing distributions of a piece of tokens."""
         z_NE = logits_NE.astype(np.float64)
         highest_N, lowest_N = z_NE.max(axis=1), z_NE.min(axis=1)
-        centre_N = z_NE.mean(axis=1) if scoring.constant_free else 0.0
+        centre_N = z_NE.mean(axis=1) if scoring.shift_invariant else 0.0
         self.logit_max_T[rows] = np.maximum(highest_N - centre_N, centre_N - lowest_N)
         logs_NE = scoring.log_score(z_NE)
         if logs_NE is not z_NE:

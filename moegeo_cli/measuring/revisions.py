@@ -13,7 +13,7 @@ from typing import Any
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.hub import fetch
-from moegeo_cli.checkpoints.hub_notes import note_of
+from moegeo_cli.checkpoints.hub_notes import read_note
 from moegeo_cli.errors import UsageError
 from moegeo_cli.measuring.choosing import choose_checkpoints
 from moegeo_cli.store.cache import FOLDER
@@ -21,7 +21,7 @@ from moegeo_cli.store.cache import FOLDER
 
 def on_hub(run: RunFolder) -> bool:
     """Whether a run is on the Hub."""
-    return note_of(run.newest.path) is not None
+    return read_note(run.newest.path) is not None
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def sum_batch(
     values["fsi"] = _distance(torch.linalg.vector_norm(gap_NE, dim=1)) / furthest
     torch.mul(found.p_NE, found.log_NE, out=gap_NE)
     values["entropy_token"] = (found.log_total_N - gap_NE.sum(1)) / log_experts
-    if find_scoring(scoring).constant_free:  # softmax: ln s is the logit itself
+    if find_scoring(scoring).shift_invariant:  # softmax: ln s is the logit itself
         values["logit_z"] = (found.log_total_N + found.highest_N).square()
         centre_N = found.log_NE.mean(1)
         logit_max_N = torch.maximum(-centre_N, centre_N - found.log_NE.amin(1))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moegeo_cli.checkpoints.accounting import Unused, check_dtypes, check_unused
-from moegeo_cli.checkpoints.adapters.moves import say_moves
+from moegeo_cli.checkpoints.adapters.moves import describe_moves
 from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UnsupportedLayoutError
@@ -112,7 +112,7 @@ def say_weights(model: Any) -> list[str]:
         notes.append(f"weights: {found['dequantised']} tensors dequantised ({scheme})")
     if found["adapter"]:
         adapter = found["adapter"]
-        notes.append(f"weights: {adapter['merged']}; {say_moves(adapter['moves'])}")
+        notes.append(f"weights: {adapter['merged']}; {describe_moves(adapter['moves'])}")
     if found["unwrapped"]:
         notes.append(f"weights: {', '.join(found['unwrapped'])} taken off names")
     notes += [f"weights: {count} tensors left out: {why}" for why, count in found["unused"].items()]

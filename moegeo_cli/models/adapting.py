@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from moegeo_cli.checkpoints.adapters.layout import Filling
+from moegeo_cli.checkpoints.adapters.layout import ParameterSource
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError
@@ -15,7 +15,7 @@ from moegeo_cli.models.conversion import build_skeleton, quiet_transformers, tra
 from moegeo_cli.models.failures import explain
 
 
-def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
+def trace_model(model: Any, index: WeightIndex) -> Mapping[str, ParameterSource]:
     """The trace of a built model.
 
     Args:
@@ -28,17 +28,17 @@ def trace_model(model: Any, index: WeightIndex) -> Mapping[str, Filling]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in sources:
             module = model.get_submodule(name.rpartition(".")[0])
-            found[name] = Filling(
+            found[name] = ParameterSource(
                 shape=tuple(tensor.shape),
                 names=tuple(sources[name].patterns.values()),
                 operations=sources[name].operations,
                 # what transformers says of experts whose kernels may be exchanged
-                turned=bool(getattr(module, "is_transposed", False)),
+                transposed=bool(getattr(module, "is_transposed", False)),
             )
     return found
 
 
-def trace_config(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, Filling]:
+def trace_config(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, ParameterSource]:
     """The trace of the model that a checkpoint describes. It is built without memory.
 
     Args:

@@ -82,7 +82,7 @@ class LoneRouter(nn.Module):
         return Router(
             layer=self.tensors.layer or 0, path=path, module=self, linear=self, parent=self,
             experts=self.experts, top_k=self.top_k, weight_ED=self.weight, bias_E=self.bias,
-            selection_bias_E=self.selection_bias, computed=self.architecture.scoring,
+            selection_bias_E=self.selection_bias, choice_scoring=self.architecture.scoring,
         )  # fmt: skip
 
     def take(self, kind: str, rows_N: np.ndarray) -> torch.Tensor | None:

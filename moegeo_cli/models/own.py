@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from moegeo_cli.checkpoints.accounting import check_dtypes, check_unused_own, known_unused
-from moegeo_cli.checkpoints.adapters.layout import Filling
+from moegeo_cli.checkpoints.adapters.layout import ParameterSource
 from moegeo_cli.checkpoints.adapters.parts import is_unmerged
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
@@ -216,10 +216,10 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     """
     wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
 
-    def fill(index: WeightIndex) -> Mapping[str, Filling]:
+    def fill(index: WeightIndex) -> Mapping[str, ParameterSource]:
         found = _match_names(index.names(), set(wanted))
         return {
-            unwrap_name(name): Filling(tuple(tensor.shape), ((found[name],),))
+            unwrap_name(name): ParameterSource(tuple(tensor.shape), ((found[name],),))
             for name, tensor in wanted.items()
             if name in found
         }

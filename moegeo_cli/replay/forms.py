@@ -133,7 +133,7 @@ def describe_choice(traces: Sequence[RouterTrace], *, held: bool) -> list[str]:
     router = computed[0].router
     words = (
         f"the choice of {len(computed)} of {len(traces)} routers was computed as the top "
-        f"{router.top_k} of their {router.computed} scores, not observed"
+        f"{router.top_k} of their {router.choice_scoring} scores, not observed"
     )
     if not held:
         return [f"{words}; no loss was taken that could confirm it"]

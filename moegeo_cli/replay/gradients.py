@@ -280,7 +280,7 @@ def _confirm_choice(trace: RouterTrace, delta_NE: torch.Tensor, selected_NE: tor
     if beyond > UNEXPLAINED or most < int(chosen_NE.sum(1).max()):
         raise UnsupportedArchitectureError(
             f"the router {trace.router.path} does not choose the top {trace.router.top_k} of its "
-            f"{trace.router.computed} scores",
+            f"{trace.router.choice_scoring} scores",
             found=f"the loss's gradient reaches {most} experts of a token, others than the "
             f"computed ones at {beyond:.0%} of the tokens",
             hint="check --top-k and --scoring, or let the router return "

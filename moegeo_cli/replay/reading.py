@@ -284,10 +284,10 @@ def _routed_by_parent(router: Router, parts: list[Any], logits_NE: torch.Tensor)
 
 def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
     """A router that returns only logits, with known scoring and K: the top-k of the scores."""
-    if router.computed is None or router.top_k is None or len(parts) != 1:
+    if router.choice_scoring is None or router.top_k is None or len(parts) != 1:
         return None
     logits_NE = logits_NE.detach().float()
-    scores = find_scoring(router.computed).tensor_score(logits_NE)
+    scores = find_scoring(router.choice_scoring).tensor_score(logits_NE)
     bias = router.selection_bias_E
     selected = (scores if bias is None else scores + bias.float()).topk(router.top_k, -1).indices
     return selected, scores.gather(1, selected)

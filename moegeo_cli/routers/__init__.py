@@ -1,1 +1,1 @@
-"""The routers of a model: which modules they are."""
+"""Find which modules of a loaded model are its routers."""

@@ -1,10 +1,10 @@
-"""Finds the routers of a model, describes them, and verifies each.
+"""Find the routers of a loaded model and describe them, for the replay.
 
-Two independent ways find them: transformers' own records (`_can_record_outputs`) and the
-structure of the module tree (a router beside its experts). A router counts as measured
-only once its logits have been recomputed from its input, its weight and its bias.
+Two independent rules find them: transformers' records (`_can_record_outputs`), and the structure of
+the model (a router beside its experts). The replay (`replay/reading.py`) then verifies each router:
+it recomputes the logits from the router's input, weight and bias.
 
-Legend: N tokens, D router input width, E experts, K experts chosen per token.
+Legend: D router input width, E experts, K experts selected per token.
 """
 
 from __future__ import annotations
@@ -33,14 +33,22 @@ LAYER_INDEX = re.compile(r"(?:^|\.)(?:layers|blocks|h|block)\.(\d+)(?:\.|$)")
 class Router:
     """One router of a model.
 
-    `module` is what decides; `linear` the module whose weight makes the logits, most often
-    the same; `parent` what holds the router and its experts. `weight_ED` is the live
-    parameter, whose first `experts` rows compete (some routers score shared experts in further
-    rows); `bias_E` is added to the logits, `selection_bias_E` only to the score that selects.
-    `skip_expert` is an expert without work that the router reports as expert 0. `scale` is a
-    factor that the router takes the product by. `computed` is the scoring by which a choice is
-    computed where the router gives logits alone; None where only what the model says of its
-    choice counts.
+    Attributes:
+        layer: index of the layer; 0 where the path holds no number.
+        path: module path of the router.
+        module: the module that selects experts.
+        linear: the module whose weight gives the logits, most often `module` itself.
+        parent: the module that holds the router and its experts.
+        experts: E, the number of experts that compete for a token.
+        top_k: K; None where the modules do not say it.
+        weight_ED: the live weight parameter. Its first `experts` rows compete; some routers have
+            further rows for shared experts.
+        bias_E: bias added to the logits; None without one.
+        selection_bias_E: bias added only to the scores that select; None without one.
+        skip_expert: an expert without weights that the router reports as expert 0; else None.
+        scale: factor on the product of input and weight.
+        choice_scoring: for a router that returns logits alone: the scoring by which moegeo
+            computes the selected experts. None to use only what the model returns.
     """
 
     layer: int
@@ -55,7 +63,7 @@ class Router:
     selection_bias_E: torch.Tensor | None
     skip_expert: int | None = None
     scale: float = 1.0
-    computed: str | None = None
+    choice_scoring: str | None = None
 
 
 def find_routers(
@@ -65,17 +73,20 @@ def find_routers(
     top_k: int | None = None,
     scoring: str | None = None,
 ) -> list[Router]:
-    """All routers of `model` that text passes, in the order of its layers.
+    """Find all routers of `model` that text tokens pass.
 
     Args:
-        model: the model; one that has a `find_routers` of its own answers for itself.
-        pattern: of the routers' module names; None for the two ways above.
-        top_k: experts a token; None for what the modules say.
-        scoring: by which a choice is computed where routers give logits alone; None for never.
+        model: the model. If it has a method `find_routers`, the result of that is returned.
+        pattern: pattern of the routers' module names; None to use the two rules of this module.
+        top_k: K; None for the value in the modules.
+        scoring: see `Router.choice_scoring`.
+
+    Returns:
+        The routers, by layer and path.
 
     Raises:
-        UnsupportedArchitectureError: a router's parameters are not of a form we can verify.
-        UsageError: the pattern fits no module.
+        UnsupportedArchitectureError: a router is not a single linear map.
+        UsageError: the pattern matches no module.
     """
     own = getattr(model, "find_routers", None)
     if own is not None:
@@ -83,30 +94,30 @@ def find_routers(
         return found_own
     modules = dict(model.named_modules())
     if pattern is not None:
-        found = _picked(pattern, modules)
+        found = _matching(pattern, modules)
     else:
         found = {p for p in _paths(model, modules) if not OTHER_TOWER.search(p)}
     routers = [_describe(path, modules) for path in found]
     for router in routers:
         router.top_k = top_k or router.top_k
-        router.computed = scoring
+        router.choice_scoring = scoring
     return sorted(routers, key=lambda router: (router.layer, router.path))
 
 
 def find_other_routers(model: nn.Module) -> list[str]:
-    """Paths of routers that only image or sound tokens reach."""
+    """Paths of routers that only image or sound tokens pass."""
     modules = dict(model.named_modules())
     return sorted(p for p in _paths(model, modules) if OTHER_TOWER.search(p))
 
 
 def _paths(model: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
-    """Routers by either rule. Of a block that returns its router's output, the router itself."""
+    """Paths that either rule finds. A block that contains a found router is left out."""
     found = _recorded(model, modules) | _structural(modules)
     return {p for p in found if not any(q.startswith(f"{p}.") for q in found)}
 
 
-def _picked(pattern: str, modules: Mapping[str, nn.Module]) -> set[str]:
-    """The modules whose names fit a user's pattern."""
+def _matching(pattern: str, modules: Mapping[str, nn.Module]) -> set[str]:
+    """The modules whose names match a user's pattern."""
     fits = compile_pattern(pattern)
     found = {path for path in modules if path and fits(path)}
     if not found:
@@ -153,10 +164,10 @@ def _structural(modules: Mapping[str, nn.Module]) -> set[str]:
 
 
 def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
-    """The parameters of the router at `path`."""
+    """The `Router` of the module at `path`."""
     module = modules[path]
     parent = modules[path.rpartition(".")[0]]
-    linear = _product(path, module)
+    linear = _find_linear(path, module)
     weight = linear.weight
     assert isinstance(weight, torch.Tensor)
     bias = getattr(linear, "bias", None)
@@ -183,15 +194,15 @@ def _describe(path: str, modules: Mapping[str, nn.Module]) -> Router:
 
 
 def _any_number(path: str) -> int:
-    """The first number in a path without a usual layer name, else 0."""
+    """The first number in a path, for one without a usual layer name; 0 without a number."""
     return next((int(part) for part in path.split(".") if part.isdecimal()), 0)
 
 
-def _product(path: str, module: nn.Module) -> nn.Module:
-    """The module whose 2-D weight makes the logits: the router, or a linear layer in it.
+def _find_linear(path: str, module: nn.Module) -> nn.Module:
+    """The module whose 2-D weight gives the logits: the router, or a linear layer in it.
 
     Raises:
-        UnsupportedArchitectureError: not one such layer.
+        UnsupportedArchitectureError: there is no such layer, or several.
     """
     weight = getattr(module, "weight", None)
     if isinstance(weight, torch.Tensor):
@@ -201,7 +212,7 @@ def _product(path: str, module: nn.Module) -> nn.Module:
             )
         return module
     inner = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    if len(inner) > 1:  # a small network: its last layer has one row an expert
+    if len(inner) > 1:  # a small network: take its last layer, which has one row an expert
         rows = {getattr(module, name, None) for name in ("num_router_classes", "num_experts")}
         inner = [m for m in inner if m.out_features in rows and m.in_features not in rows]
     if len(inner) != 1:
@@ -223,7 +234,7 @@ def _first_int(*owners: Any, names: tuple[str, ...]) -> int | None:
 
 
 def _selection_bias(router: nn.Module, parent: nn.Module) -> torch.Tensor | None:
-    """The buffer that shifts the choice but not the combine weight (DeepSeek's balancing)."""
+    """The bias that acts on the selection but not on the combine weights (as in DeepSeek-V3)."""
     inside = [m for m in router.modules() if m is not router]
     for owner in (router, parent, *inside):
         for name in MODULE_NAMES:

@@ -1,10 +1,11 @@
-"""How router logits become positive scores s(z), and p = s(z) / Σ s(z): a scoring a file.
+"""Scoring functions: router logits z to positive scores s(z), with p = s(z) / Σ s(z).
 
-A file has `SCORING`. It says the same function twice: for arrays in float64, where the geometry
-works, and for torch's tensors, where the model's own pass and the Fisher do; a test holds them to
-each other and to autograd. Torch is imported when a tensor comes. Every scoring gives ln s(z) and
-d ln s/dz, stable for logits of any size, so that a router whose scores all underflow still has a
-distribution.
+Each file in this folder defines one as `SCORING`, in two versions: for NumPy arrays in float64 (for
+`geometry/`) and for torch tensors (for `measuring/` and `fisher/`). A test compares both with each
+other and with autograd. torch is imported only by the second version. Every scoring gives ln s(z)
+and d ln s/dz, stable for logits of any size, so that p is defined even if all scores underflow.
+
+Legend: E experts.
 """
 
 from __future__ import annotations
@@ -28,22 +29,22 @@ Function = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """One way of turning logits into positive scores.
+    """A scoring function. It acts on each element; shapes are those of the logits.
 
     Attributes:
         name: its name in moegeo.
-        config_names: what configs call it.
+        config_names: its names in config.json files.
         score: s(z) of arrays.
         log_score: ln s(z) of arrays.
         log_slope: d ln s/dz of arrays.
-        tensor_score: scores of tensors of shape (..., E), up to a factor a token; autograd passes.
-        tensor_logs: ln s(z) and d ln s/dz of tensors; the slope may be a scalar.
-        source: where it is defined.
-        place: where it stands in lists.
-        monotone: a larger logit always has the larger score, so that selection without a bias
+        tensor_score: s(z) of tensors (..., E), up to a factor for each token; differentiable.
+        tensor_logs: (ln s(z), d ln s/dz) of tensors; the slope may be a scalar.
+        source: publication or code that defines it.
+        place: its position in lists.
+        monotone: whether a larger logit always has a larger score. Selection without a bias then
             follows the logits.
-        constant_free: adding one number to every logit leaves p unchanged.
-        one: the logit whose score is 1; infinite where none is.
+        shift_invariant: whether adding a constant to all logits leaves p unchanged.
+        unit_logit: the logit whose score is 1; infinite where there is none.
     """
 
     name: str
@@ -56,20 +57,20 @@ class Scoring:
     source: str
     place: int = 99
     monotone: bool = True
-    constant_free: bool = False
-    one: float = math.inf
+    shift_invariant: bool = False
+    unit_logit: float = math.inf
 
 
 @functools.cache
 def all_scorings() -> Mapping[str, Scoring]:
-    """Every scoring by name."""
+    """Name -> scoring, by `place`."""
     return {found.name: found for found in scoring_modules()}
 
 
 @functools.cache
 def names_in_configs() -> Mapping[str, str]:
-    """A scoring's name by what configs call it; another one is refused by name."""
-    return {said: found.name for found in all_scorings().values() for said in found.config_names}
+    """Name in config.json files -> name in moegeo."""
+    return {name: found.name for found in all_scorings().values() for name in found.config_names}
 
 
 def find_scoring(name: str) -> Scoring:

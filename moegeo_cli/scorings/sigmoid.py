@@ -1,4 +1,4 @@
-"""Scores 1 / (1 + e^−z), each expert's by itself."""
+"""The scoring s(z) = 1 / (1 + e^−z), for each expert independently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores e^z: p is the softmax of the logits."""
+"""The scoring s(z) = e^z; p is then the softmax of the logits."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ SCORING = Scoring(
     tensor_logs=_tensor_logs,
     source="Shazeer et al. (2017), without noise",
     place=0,
-    constant_free=True,
+    shift_invariant=True,
 )

@@ -1,4 +1,4 @@
-"""Scores √ln(1 + e^z), each expert's by itself."""
+"""The scoring s(z) = √ln(1 + e^z), for each expert independently."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from moegeo_cli.scorings.sigmoid import sigmoid
 if TYPE_CHECKING:
     import torch
 
-LINEAR = 40.0  # from here on softplus is z to the last digit
+LINEAR = 40.0  # above it, softplus(z) equals z in float64
 
 
 def _softplus(z: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def _softplus(z: np.ndarray) -> np.ndarray:
 
 
 def _log_softplus(z: np.ndarray) -> np.ndarray:
-    # softplus(z) → e^z for very negative z: its logarithm is z, less e^z / 2
+    # for very negative z, ln softplus(z) = z − e^z / 2 up to rounding
     low = np.minimum(z, -30.0)
     return np.asarray(
         np.where(z < -30.0, low - 0.5 * np.exp(low), np.log(_softplus(np.maximum(z, -30.0))))
@@ -43,7 +43,7 @@ def _tensor_logs(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     import torch
 
     softplus = torch.nn.functional.softplus(logits, threshold=LINEAR)
-    # For very negative z, softplus(z) -> e^z and the ratio -> 1; the floor keeps 0/0 away.
+    # For very negative z, softplus(z) -> e^z and the ratio -> 1; the floor avoids 0/0.
     floor = torch.finfo(logits.dtype).tiny
     ratio = torch.where(
         logits < -30, torch.ones_like(logits), torch.sigmoid(logits) / softplus.clamp_min(floor)
@@ -62,5 +62,5 @@ SCORING = Scoring(
     tensor_logs=_tensor_logs,
     source="DeepSeek-V4's `sqrtsoftplus`, in transformers",
     place=2,
-    one=math.log(math.e - 1.0),
+    unit_logit=math.log(math.e - 1.0),
 )

@@ -46,8 +46,8 @@ def test_tensors_are_scored_as_arrays_are(name: str) -> None:
     np.testing.assert_allclose(
         scores / scores.sum(-1, keepdim=True), probabilities(z.numpy(), name), rtol=1e-12
     )
-    if math.isfinite(found.one):
-        assert found.score(np.array([found.one])) == pytest.approx(1.0)
+    if math.isfinite(found.unit_logit):
+        assert found.score(np.array([found.unit_logit])) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", all_scorings())

@@ -90,7 +90,7 @@ def test_rows_of_a_stacked_layer_are_read_alone() -> None:
         ({"num_key_value_heads": 4}, IncompleteCheckpointError, "do not fit each other"),
         ({"num_attention_heads": None}, IncompleteCheckpointError, "how many heads"),
         ({"model_type": "mixtral", "num_local_experts": 4}, UnsupportedLayoutError,
-         "the config is of a mixtral"),
+         "is for model type mixtral"),
     ],
 )  # fmt: skip
 def test_a_config_of_another_model_is_refused(
@@ -110,7 +110,7 @@ def test_names_without_a_map_are_refused_with_the_way_out(tmp_path: Path) -> Non
     index = open_weights(save_state(state, tmp_path / "hybrid"))
     assert index.obstacle is not None
     assert "Megatron-core" in index.obstacle.message
-    assert "mapped are mixtral, qwen2_moe, qwen3_moe" in str(index.obstacle.found)
+    assert "key maps exist for mixtral, qwen2_moe, qwen3_moe" in str(index.obstacle.found)
     assert "megatron.bridge" in str(index.obstacle.hint)
 
 

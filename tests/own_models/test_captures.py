@@ -252,7 +252,7 @@ def test_a_fault_in_the_capture_never_stops_the_training(tmp_path: Path) -> None
     model(torch.ones(2, 3, dtype=torch.long))
     with pytest.warns(RuntimeWarning, match="which rows"):
         found.close()
-    assert "which rows belong to which" in (found.problem or "")
+    assert "which rows belong to which sequence" in (found.problem or "")
     assert not file.exists()
 
 

@@ -37,7 +37,7 @@ def test_a_router_stands_beside_experts_and_is_described_by_its_weight() -> None
     assert (other.layer, other.path, other.experts) == (1, "layers.1.mlp.router", 5)
     assert one.weight_ED is model.layers[0]["mlp"].gate.weight
     assert (one.parent, one.module) == (model.layers[0]["mlp"], one.linear)
-    assert (one.bias_E, one.selection_bias_E, one.computed) == (None, None, None)
+    assert (one.bias_E, one.selection_bias_E, one.choice_scoring) == (None, None, None)
 
 
 def test_layers_come_in_the_order_of_their_numbers() -> None:
@@ -106,7 +106,7 @@ def test_a_pattern_finds_what_no_rule_does_and_says_what_there_is() -> None:
     )
     assert find_routers(model) == []
     [router] = find_routers(model, pattern="part.*.choose", top_k=2, scoring="sigmoid")
-    assert (router.layer, router.top_k, router.computed) == (7, 2, "sigmoid")
+    assert (router.layer, router.top_k, router.choice_scoring) == (7, 2, "sigmoid")
     with pytest.raises(UsageError, match="fits no module of the model") as error:
         find_routers(model, pattern="nowhere")
     assert error.value.found == "linear layers: part.7.choose"

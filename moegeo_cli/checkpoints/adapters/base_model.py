@@ -1,4 +1,4 @@
-"""Where the base model of an adapter lies."""
+"""Find the base model of an adapter that is saved without it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ GIVE_BASE = "give the base model's folder, with its weights: --config PATH"
 
 
 def find_base(folder: Path, given: Path | None = None) -> Path:
-    """The folder of the base model of an adapter that lies alone.
+    """Find the folder of an adapter's base model.
 
-    That is what `--config` gave, where weights are in it; else what adapter_config.json names: an
-    absolute path, or one from the adapter's folder, the folder above it, or the current one.
+    It is the folder that `--config` names, if that holds weights. Otherwise it is the path in
+    adapter_config.json: absolute, or relative to the adapter's folder, the folder above it, or the
+    current folder.
 
     Args:
-        folder: the adapter's.
-        given: the folder that `--config` gave.
+        folder: the adapter's folder.
+        given: the folder that `--config` names.
 
     Raises:
-        PathError: no such folder.
-        UnsupportedLayoutError: several, or one that is an adapter itself.
-        IncompleteCheckpointError: adapter_config.json is absent or cut.
+        PathError: no such folder, or no base model is named.
+        UnsupportedLayoutError: the path fits several folders, or the base model has no weights or
+            is an adapter itself.
+        IncompleteCheckpointError: adapter_config.json is absent or truncated.
     """
     if given is not None and _holds_weights(given):
-        return _whole(folder, given)
+        return _check_base(folder, given)
     named = read_adapter_config(folder).base
     if named is None:
         raise PathError(
@@ -53,11 +55,11 @@ def find_base(folder: Path, given: Path | None = None) -> Path:
             hint=f"{GIVE_BASE}; {advise_missing(Path(named))}",
             context={"base": named},
         )
-    return _whole(folder, next(iter(held.values())))
+    return _check_base(folder, next(iter(held.values())))
 
 
-def _whole(folder: Path, base: Path) -> Path:
-    """A base model, which must have weights of its own."""
+def _check_base(folder: Path, base: Path) -> Path:
+    """`base`, checked to hold weights and no adapter."""
     if not _holds_weights(base):
         raise UnsupportedLayoutError(
             f"{folder.name} is an adapter, and its base model {base} holds no weights",
@@ -66,7 +68,7 @@ def _whole(folder: Path, base: Path) -> Path:
     if adapter_file(base) is not None:
         raise UnsupportedLayoutError(
             f"{folder.name} is an adapter, and its base model {base} holds an adapter itself",
-            found="which of the two came first is not known",
+            found="nothing says in which order to merge the two",
             hint="merge the first one with peft (merge_and_unload), and give that with --config",
         )
     return base

@@ -1,7 +1,7 @@
-"""The values of an adapter's changes, computed from its two small matrices a part at a time.
+"""Compute the change that an adapter makes to a weight, for any part of the weight.
 
-A change is s·B·A in float32, as peft's `merge_and_unload` adds it to the weight; the sum takes the
-weight's own dtype again. DoRA scales the rows of the sum to learned norms.
+The change is s·B·A in float32, added to the weight as in peft's `merge_and_unload`. The sum is cast
+back to the weight's dtype. DoRA then scales the rows of the sum to learned norms.
 
 Legend: E experts, R rows, C columns, r rank.
 """
@@ -18,16 +18,16 @@ from moegeo_cli.checkpoints.adapters.parts import Target
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import ShapeError
 
-KEPT = 4  # matrices that stay in memory: experts of one parameter follow each other
+KEPT = 4  # matrices cached in memory: the experts of one parameter are read one after another
 Span = tuple[int, int]
 
 
 class Matrices:
-    """An adapter's tensors by their plain names, in float32.
+    """An adapter's tensors in float32, by names without wrappers.
 
     Args:
-        index: the file's.
-        names: plain name -> name in the file.
+        index: the stored tensors.
+        names: name without wrappers -> name in the file.
     """
 
     def __init__(self, index: WeightIndex, names: Mapping[str, str]) -> None:
@@ -54,15 +54,16 @@ class Change:
     """A low-rank change of one parameter of shape (R, C) or (E, R, C).
 
     Attributes:
-        parameter: its name in the module tree.
-        target: the matrices' names.
-        shape: the parameter's.
+        parameter: the parameter's name in the model.
+        target: names of the matrices A and B, and of DoRA's norms.
+        shape: the parameter's shape.
         scale: s.
         rank: r.
-        turned: whether A's side is the rows: weights stored (inputs, outputs).
-        rounded: whether the change takes the weight's dtype before it is added, as peft does where
-            a parameter is the target.
-        pieces: where it goes.
+        transposed: whether the weight is stored (inputs, outputs), so that A belongs to its rows.
+        rounded: whether the change is cast to the weight's dtype before it is added. peft does so
+            where a parameter, not a module, is the target.
+        matrices: the adapter's tensors.
+        pieces: the stored tensors that it changes.
     """
 
     parameter: str
@@ -70,7 +71,7 @@ class Change:
     shape: Shape
     scale: float
     rank: int
-    turned: bool
+    transposed: bool
     rounded: bool
     matrices: Matrices
     pieces: list[Piece] = field(default_factory=list)
@@ -81,35 +82,38 @@ class Change:
         return self.shape[0] if len(self.shape) == 3 else 1
 
     def factors(self, expert: int) -> tuple[Any, Any]:
-        """Two matrices (R, r) and (r, C), whose product by `scale` is an expert's change."""
+        """Two matrices (R, r) and (r, C). Their product times `scale` is an expert's change."""
         a, b = (self.matrices.values(self.target.parts[part]) for part in ("A", "B"))
         if self.target.embedding:
             return a.T, b.T
         if self.experts > 1:
             a = a.reshape(self.experts, -1, a.shape[-1])[expert]
             b = b.reshape(b.shape[0], -1, self.experts)[:, :, expert].contiguous()
-        return (a.T, b.T) if self.turned else (b, a)
+        return (a.T, b.T) if self.transposed else (b, a)
 
     def values(self, expert: int, rows: Span, columns: Span) -> Any:
-        """A part of an expert's change, in float32, shape (rows, columns)."""
-        high, wide = self.factors(expert)
-        return high[slice(*rows)] @ wide[:, slice(*columns)] * self.scale
+        """Some rows and columns of an expert's change, in float32."""
+        left_Rr, right_rC = self.factors(expert)
+        return left_Rr[slice(*rows)] @ right_rC[:, slice(*columns)] * self.scale
 
     def norm(self) -> float:
-        """Frobenius norm of the whole change, without making it."""
+        """Frobenius norm of the whole change, computed from its factors."""
         total = 0.0
         for expert in range(self.experts):
-            high, wide = (m.double() for m in self.factors(expert))
-            total += float(((high.T @ high) * (wide @ wide.T)).sum())
+            left_Rr, right_rC = (m.double() for m in self.factors(expert))
+            total += float(((left_Rr.T @ left_Rr) * (right_rC @ right_rC.T)).sum())
         return float(abs(self.scale) * max(total, 0.0) ** 0.5)
 
     def add(self, piece: Piece, values: Any, rows: Span | None) -> Any:
-        """A saved tensor, or some of its rows, with the change that belongs to it.
+        """Add the change to a stored tensor, or to some of its rows.
 
         Args:
-            piece: which part of the parameter it is.
+            piece: the part of the parameter that the stored tensor holds.
             values: the tensor's values, of a floating dtype.
-            rows: which of its rows along the first dimension they are; None for all.
+            rows: (start, stop) of these rows along the first dimension; None for all.
+
+        Returns:
+            The merged values, in the dtype of `values`.
         """
         import torch
 
@@ -123,7 +127,7 @@ class Change:
         merged = values.float() + change
         if "magnitude" in self.target.parts:
             norms = self.matrices.values(self.target.parts["magnitude"]).reshape(-1)
-            if self.turned:
+            if self.transposed:
                 merged = norms[slice(*piece.columns)] / merged.norm(dim=0) * merged
             else:
                 held = norms[slice(*piece.rows)]
@@ -132,24 +136,27 @@ class Change:
         return merged.to(values.dtype)
 
     def _part(self, piece: Piece, expert: int, rows: Span | None) -> Any:
-        high, wide = piece.rows, piece.columns
-        if piece.turned:
-            return self.values(expert, high, wide).T[slice(*rows) if rows else slice(None)]
-        if rows:
-            high = high[0] + rows[0], high[0] + rows[1]
-        return self.values(expert, high, wide)
+        """The change of one piece, or of some of its rows."""
+        if piece.transposed:
+            whole = self.values(expert, piece.rows, piece.columns).T
+            return whole[slice(*rows) if rows else slice(None)]
+        first = piece.rows[0]
+        wanted = (first + rows[0], first + rows[1]) if rows else piece.rows
+        return self.values(expert, wanted, piece.columns)
 
 
 def check_shapes(change: Change, folder: Path) -> None:
-    """Check that the matrices fit the parameter and the rank that the config says.
+    """Check that the matrices fit the parameter's shape and the rank in the config.
 
     Raises:
-        ShapeError: they do not.
+        ShapeError: they do not fit.
     """
     a, b = (change.matrices.shape(change.target.parts[part]) for part in ("A", "B"))
-    *_, high, wide = change.shape if len(change.shape) > 1 else (0, 0)
+    *_, rows, columns = change.shape if len(change.shape) > 1 else (0, 0)
     count = change.rank * change.experts
-    inputs, outputs = (high, wide) if change.turned or change.target.embedding else (wide, high)
+    inputs, outputs = columns, rows
+    if change.transposed or change.target.embedding:
+        inputs, outputs = rows, columns
     if len(a) != 2 or len(b) != 2 or 0 in (*a, *b):
         raise ShapeError(
             f"{folder.name}: a matrix of the adapter has no two dimensions",

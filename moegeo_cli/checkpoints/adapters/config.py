@@ -1,6 +1,6 @@
-"""adapter_config.json: how a peft adapter changes its base model, read and checked by name.
+"""Read adapter_config.json: rank, scale and kind of a peft adapter.
 
-A key that is set and on neither list below may change the merged weights: it is refused.
+A key that is set and is in neither list below may change the merged weights. It is refused.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ MERGE = (
     "merge it where it was trained (peft: merge_and_unload) and save the result, or move the "
     "adapter away to measure the weights alone"
 )
-# Keys that say something else than what the merged weights are.
+# Keys that do not change the merged weights.
 _NEUTRAL = frozenset({
     "auto_mapping", "base_model_class", "revision", "task_type", "inference_mode",
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform",
     "layers_pattern", "lora_dropout", "bias", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config", "megatron_config", "megatron_core", "runtime_config", "qalora_group_size",
 })  # fmt: skip
+# Keys that `read_adapter_config` uses.
 _READ = frozenset({
     "peft_type", "base_model_name_or_path", "r", "lora_alpha", "rank_pattern", "alpha_pattern",
     "use_rslora", "fan_in_fan_out", "use_dora", "target_parameters", "init_lora_weights",
     "peft_version",
 })  # fmt: skip
-# A pattern is somebody else's program: these bounds keep one from taking all memory or time. peft's
-# own are module names and their endings, alternatives and single repeats.
+# Patterns come from an untrusted file: these bounds limit their memory and time. Patterns that peft
+# writes are module names, their endings, alternatives and single repeats.
 _LONGEST = 1000
 _REPEATED_GROUP = re.compile(r"\)[*+{]|\{")
 _SECONDS = 1.0
-# The others change the base model's weights when the adapter is made.
+# Values of init_lora_weights that leave the base model's weights as they are.
 _STARTS = (None, True, False, "true", "false", "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """What an adapter_config.json says.
+    """The content of an adapter_config.json.
 
     Attributes:
-        base: the base model, as it is named there; None where it is not.
-        rank: r, where `rank_pattern` says no other.
-        alpha: lora_alpha, likewise.
+        base: name or path of the base model; None where it names none.
+        rank: r, for modules that no `rank_pattern` matches.
+        alpha: lora_alpha, for modules that no `alpha_pattern` matches.
         rank_pattern: pattern of module names -> r.
-        alpha_pattern: likewise.
-        rslora: whether alpha is divided by the root of r.
-        turned: fan_in_fan_out: weights are stored (inputs, outputs).
+        alpha_pattern: pattern of module names -> lora_alpha.
+        rslora: whether alpha is divided by the square root of r, not by r.
+        transposed: fan_in_fan_out: whether weights are stored (inputs, outputs).
         dora: whether rows are scaled to learned norms.
         parameters: targets that are parameters, not modules.
-        inputs_first: whether peft took the first side of each expert's matrix for its inputs, as
-            it did before version 0.19, which alone knows of models that store them otherwise.
+        inputs_first: whether peft took the first dimension of each expert's matrix as its inputs,
+            whatever the model. Versions before 0.19 did.
     """
 
     base: str | None
@@ -69,23 +70,23 @@ class AdapterConfig:
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
     rslora: bool
-    turned: bool
+    transposed: bool
     dora: bool
     parameters: tuple[str, ...]
     inputs_first: bool = False
 
     def rank_of(self, key: str) -> int:
-        """R of a module or parameter, by its name in the module tree."""
+        """The rank r of a module or parameter, by its name in the model."""
         return self.rank_pattern.get(_matching(self.rank_pattern, key) or "", self.rank)
 
     def scale_of(self, key: str) -> float:
-        """The factor of B·A, by the same name."""
+        """The factor s of B·A for a module or parameter, by its name in the model."""
         alpha = self.alpha_pattern.get(_matching(self.alpha_pattern, key) or "", self.alpha)
         rank = self.rank_of(key)
         return alpha / (math.sqrt(rank) if self.rslora else rank)
 
     def targets(self, parameter: str) -> bool:
-        """Whether `target_parameters` names a parameter of the module tree."""
+        """Whether `target_parameters` names a parameter of the model."""
         return any(parameter == t or parameter.endswith(f".{t}") for t in self.parameters)
 
 
@@ -93,8 +94,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     """Read a folder's adapter_config.json.
 
     Raises:
-        IncompleteCheckpointError: absent, cut, or with a value of another kind.
-        UnsupportedLayoutError: an adapter of another kind than moegeo merges, by name.
+        IncompleteCheckpointError: it is absent, truncated, or holds an impossible value.
+        UnsupportedLayoutError: a kind of adapter that moegeo does not merge; the error names it.
     """
     path = folder / CONFIG
     if not is_there(path):
@@ -126,7 +127,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         rank_pattern={key: int(value) for key, value in ranks.items()},
         alpha_pattern=_numbers(folder, document, "alpha_pattern"),
         rslora=document.get("use_rslora") is True,
-        turned=document.get("fan_in_fan_out") is True,
+        transposed=document.get("fan_in_fan_out") is True,
         dora=document.get("use_dora") is True,
         parameters=_names(folder, document, "target_parameters"),
         inputs_first=_is_before(document.get("peft_version"), (0, 19)),
@@ -134,7 +135,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
 
 
 def _matching(patterns: Mapping[str, Any], key: str) -> str | None:
-    """The first pattern that fits the end of a name, as peft matches them."""
+    """The first pattern that matches the end of a name, as in peft; None where none does."""
     for pattern in patterns:
         try:
             if regex.match(rf"(.*\.)?({pattern})$", key, timeout=_SECONDS):
@@ -149,7 +150,7 @@ def _matching(patterns: Mapping[str, Any], key: str) -> str | None:
 
 
 def _is_before(version: Any, first: tuple[int, int]) -> bool:
-    """Whether a version is an earlier one; peft before 0.18 noted none."""
+    """Whether a version is earlier than `first`; true for none, since peft < 0.18 wrote none."""
     match = re.match(r"(\d{1,6})\.(\d{1,6})", version) if isinstance(version, str) else None
     return match is None or (int(match[1]), int(match[2])) < first
 

@@ -1,4 +1,4 @@
-"""Where an adapter's files and its base model lie."""
+"""The file names of an adapter."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ GIVE_BASE = "give the base model's folder, with its weights: --config PATH"
 
 
 def adapter_file(folder: Path) -> Path | None:
-    """The file of a folder that holds an adapter's tensors; None where there is none."""
+    """The file with an adapter's tensors in a folder; None where there is none."""
     return next((folder / name for name in ADAPTER_FILES if is_there(folder / name)), None)
 
 
 def has_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, whole or not, by file names."""
+    """Whether a folder holds an adapter's tensors or its config, by file names."""
     return adapter_file(folder) is not None or is_there(folder / CONFIG)

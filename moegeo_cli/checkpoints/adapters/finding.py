@@ -1,4 +1,4 @@
-"""The adapter of a checkpoint: beside its weights, or within them."""
+"""Find the adapter of a checkpoint: in its own file, or within the model's weights (not merged)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,22 @@ def find_adapter(
     inner: bool,
     base: WeightIndex,
 ) -> tuple[Merging | None, dict[str, str]]:
-    """The adapter, and the names of the base model's tensors without it.
+    """Find the adapter of a checkpoint.
 
     Args:
-        stored: the weights' own tensors.
-        names: without wrappers -> in the files.
+        stored: the stored tensors of the model.
+        names: name without wrappers -> name in the files.
         place: the checkpoint's folder.
-        beside: the tensors of an adapter's own file in it; None without one.
+        beside: the tensors of an adapter's own file in that folder; None without one.
         inner: see `unwrap_names`.
         base: see `Merging`.
 
+    Returns:
+        The adapter (None without one), and `names` of the base model's tensors alone.
+
     Raises:
-        UnsupportedLayoutError: two adapters, or one of a kind that is not merged.
-        IncompleteCheckpointError: a part of it is missing or cut.
+        UnsupportedLayoutError: two adapters, or a kind that moegeo does not merge.
+        IncompleteCheckpointError: a part of the adapter is missing or truncated.
     """
     if is_unmerged(names):
         if beside is not None:

@@ -1,7 +1,8 @@
-"""Where an adapter's changes go: from parameters of the module tree to the tensors in the files.
+"""Map a parameter of the model to the stored tensors that it is made of, piece by piece.
 
-A file may keep one parameter of the tree under another name or in several tensors (each expert by
-itself, two projections apart). A change of the parameter is then cut as the parameter is.
+An adapter changes parameters of the model. Files may keep a parameter under another name, or in
+several tensors (separate experts, separate projections). `merging` adds to each stored tensor the
+piece of the change that belongs to it.
 
 Legend: E experts, R rows, C columns of a parameter's matrices.
 """
@@ -17,65 +18,68 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Filling:
-    """How one parameter of the module tree is made of saved tensors.
+class ParameterSource:
+    """How one parameter of the model is made of stored tensors.
 
     Attributes:
-        shape: the parameter's.
-        names: the saved tensors, in groups; those of one group are stacked as experts.
-        operations: what is done with them, by the names that transformers gives it.
-        turned: whether experts' matrices are stored (inputs, outputs).
+        shape: the parameter's shape.
+        names: the stored tensors, in groups. Tensors of one group are stacked as experts.
+        operations: the operations on them, by transformers' names.
+        transposed: whether experts' matrices are stored (inputs, outputs).
     """
 
     shape: Shape
     names: tuple[tuple[str, ...], ...]
     operations: tuple[str, ...] = ()
-    turned: bool = False
+    transposed: bool = False
 
 
-# Saved tensors -> how each parameter is made of them, in the module tree's order.
-Tracer = Callable[[WeightIndex], Mapping[str, Filling]]
+# Stored tensors -> (parameter -> how it is made of them), in the model's order.
+Tracer = Callable[[WeightIndex], Mapping[str, ParameterSource]]
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The part of a parameter that one saved tensor is.
+    """The part of a parameter that one stored tensor holds.
 
     Attributes:
-        name: of the saved tensor.
-        expert: which expert it is, along the parameter's first dimension; None for all of it.
+        name: name of the stored tensor.
+        expert: index along the parameter's first dimension; None for all experts.
         rows: (start, stop) of its rows within the parameter's matrix.
-        columns: likewise.
-        turned: whether the saved matrices are the parameter's transposed.
+        columns: (start, stop) of its columns.
+        transposed: whether the stored matrix is the parameter's transposed.
     """
 
     name: str
     expert: int | None
     rows: tuple[int, int]
     columns: tuple[int, int]
-    turned: bool = False
+    transposed: bool = False
 
 
-def cut(filling: Filling, shapes: Mapping[str, Shape]) -> list[Piece] | None:
-    """The pieces of a parameter; None where they are made in a way that is not known here.
+def cut(source: ParameterSource, shapes: Mapping[str, Shape]) -> list[Piece] | None:
+    """Cut a parameter into the pieces that its stored tensors hold.
 
     Args:
-        filling: how it is made.
-        shapes: of the saved tensors.
+        source: how the parameter is made.
+        shapes: shapes of the stored tensors.
+
+    Returns:
+        The pieces; None where the parameter is made by an operation that is not known here.
     """
-    if not set(filling.operations) <= {"MergeModulelist", "Concatenate", "Transpose"}:
+    if not set(source.operations) <= {"MergeModulelist", "Concatenate", "Transpose"}:
         return None
-    turned = "Transpose" in filling.operations
-    if len(filling.shape) < 2:
-        return _whole(filling, shapes)
-    *experts, high, wide = filling.shape
-    if turned:
-        if len(filling.names) > 1:
+    transposed = "Transpose" in source.operations
+    if len(source.shape) < 2:
+        return _cut_vector(source, shapes)
+    *experts, high, wide = source.shape
+    if transposed:
+        if len(source.names) > 1:
             return None
         high, wide = wide, high
     pieces: list[Piece] = []
     row = column = 0
-    for names in filling.names:
+    for names in source.names:
         parts = [shapes[name] for name in names]
         rows, columns = parts[0][-2:] if len(parts[0]) >= 2 else (0, 0)
         one_by_one = bool(experts) and len(parts[0]) == 2
@@ -84,7 +88,7 @@ def cut(filling: Filling, shapes: Mapping[str, Shape]) -> list[Piece] | None:
             return None
         at = (row, row + rows), (column, column + columns)
         pieces += [
-            Piece(name, e if one_by_one else None, *(at[::-1] if turned else at), turned)
+            Piece(name, e if one_by_one else None, *(at[::-1] if transposed else at), transposed)
             for e, name in enumerate(names)
         ]
         if columns == wide:
@@ -97,10 +101,10 @@ def cut(filling: Filling, shapes: Mapping[str, Shape]) -> list[Piece] | None:
     return pieces if filled else None
 
 
-def _whole(filling: Filling, shapes: Mapping[str, Shape]) -> list[Piece] | None:
-    """The one piece of a vector."""
-    names = [name for group in filling.names for name in group]
-    if len(names) != 1 or shapes[names[0]] != filling.shape:
+def _cut_vector(source: ParameterSource, shapes: Mapping[str, Shape]) -> list[Piece] | None:
+    """The single piece of a vector; None where it is made of several tensors."""
+    names = [name for group in source.names for name in group]
+    if len(names) != 1 or shapes[names[0]] != source.shape:
         return None
-    size = filling.shape[0] if filling.shape else 1
+    size = source.shape[0] if source.shape else 1
     return [Piece(names[0], None, (0, size), (0, 1))]

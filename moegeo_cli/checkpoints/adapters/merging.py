@@ -1,7 +1,7 @@
-"""An adapter brought together with the tensors of its base model.
+"""Match an adapter's changes with the stored tensors of its base model, and apply them.
 
-Which tensor takes which change is found when the first value is asked for: by name where the files
-keep a module's weight under its own name, else by how the module tree is filled (`Tracer`).
+The match is made when the first value is read. A stored tensor with the name of a module's weight
+is matched by name. For others a `Tracer` tells which stored tensors fill each parameter.
 """
 
 from __future__ import annotations
@@ -12,23 +12,24 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.changes import Change, Matrices, Span, check_shapes
 from moegeo_cli.checkpoints.adapters.config import AdapterConfig
-from moegeo_cli.checkpoints.adapters.layout import Filling, Piece, Shape, Tracer, cut
+from moegeo_cli.checkpoints.adapters.layout import ParameterSource, Piece, Shape, Tracer, cut
 from moegeo_cli.checkpoints.adapters.parts import Parts, Target
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError, ShapeError, UnsupportedLayoutError
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-Put = tuple[str, Piece, Shape]  # tensor of the adapter, where it goes, the parameter's shape
+# The adapter's tensor, the piece of the parameter that it replaces, the parameter's shape.
+Replacement = tuple[str, Piece, Shape]
 
 
 class Merging:
-    """What an adapter does to each of its base model's tensors.
+    """The changes that an adapter makes to its base model's tensors.
 
     Args:
-        folder: the checkpoint's, for errors.
-        config: what its adapter_config.json says.
-        parts: its tensors, sorted.
-        matrices: their values.
+        folder: the checkpoint's folder, for errors.
+        config: the adapter's adapter_config.json.
+        parts: the adapter's tensors, sorted.
+        matrices: the values of these tensors.
         base: the base model's tensors.
     """
 
@@ -43,19 +44,19 @@ class Merging:
         self.folder, self.config, self.parts, self.matrices = folder, config, parts, matrices
         self.base = base
         self._trace: Tracer | None = None
-        self._fillings: Mapping[str, Filling] | None = None
+        self._sources: Mapping[str, ParameterSource] | None = None
         self._changes: list[Change] | None = None
         self._by_name: dict[str, list[tuple[Change, Piece]]] = {}
-        self._put: dict[str, Put] = {}
+        self._replaced: dict[str, Replacement] = {}
 
     def resolve(self, trace: Tracer | None) -> None:
-        """Find every change.
+        """Match every change with stored tensors.
 
         Args:
-            trace: how the module tree is filled; None where nobody can say. It is not held on to:
-                it may hold a model.
+            trace: tells which stored tensors fill each parameter; None to match by name only. It
+                is not kept, since it may hold a model.
 
-        Raises: what `changes` raises.
+        Raises: the same errors as `changes`.
         """
         self._trace = trace
         try:
@@ -65,7 +66,7 @@ class Merging:
 
     @property
     def words(self) -> str:
-        """What it is, in words."""
+        """The kind and rank of the adapter and the number of weights it changes, in words."""
         kind = "DoRA" if any("magnitude" in t.parts for t in self.parts.targets) else "LoRA"
         ranks = sorted({c.rank for c in self.changes} or {self.config.rank})
         rank = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
@@ -76,10 +77,11 @@ class Merging:
 
     @property
     def changes(self) -> Sequence[Change]:
-        """Every low-rank change, with where it goes.
+        """All low-rank changes, each with the stored tensors that it changes.
 
         Raises:
-            UnsupportedLayoutError, ShapeError: a part that fits no tensor of the base model.
+            UnsupportedLayoutError: a part of the adapter fits no tensor of the base model.
+            ShapeError: a part has another shape than the tensor that it changes.
         """
         if self._changes is None:
             changes = [self._change(target) for target in self.parts.targets]
@@ -88,129 +90,138 @@ class Merging:
             for change in changes:
                 for piece in change.pieces:
                     self._by_name.setdefault(piece.name, []).append((change, piece))
-            touched = [*self._by_name, *self._put]
-            self._refuse_bytes([n for n in touched if self.base.dtype(n) not in FLOATS])
+            touched = [*self._by_name, *self._replaced]
+            self._refuse_quantised([n for n in touched if self.base.dtype(n) not in FLOATS])
             self._changes = changes
         return self._changes
 
     @property
     def touched(self) -> frozenset[str]:
-        """Names of the base model's tensors that are others with the adapter."""
+        """Names of the base model's tensors that the adapter changes."""
         assert self.changes is not None
-        return frozenset((*self._by_name, *self._put))
+        return frozenset((*self._by_name, *self._replaced))
 
     def touches(self, name: str) -> bool:
-        """Whether a tensor of the base model is another with the adapter."""
+        """Whether the adapter changes a tensor of the base model."""
         assert self.changes is not None
-        return name in self._by_name or name in self._put
+        return name in self._by_name or name in self._replaced
 
     def apply(self, name: str, values: Any, rows: Span | None) -> Any:
-        """A tensor of the base model, or some of its rows, as it is with the adapter.
+        """Merge the adapter into a tensor of the base model, or into some of its rows.
 
         Args:
-            name: the tensor's.
+            name: the tensor's name.
             values: its values without the adapter.
-            rows: (start, stop) along the first dimension; None for all.
+            rows: (start, stop) of these rows along the first dimension; None for all.
+
+        Returns:
+            The merged values, in the dtype of `values`.
         """
-        if name in self._put:
-            values = self._take(*self._put[name], rows).to(values.dtype)
+        if name in self._replaced:
+            values = self._replacement(*self._replaced[name], rows).to(values.dtype)
         for change, piece in self._by_name.get(name, ()):
             values = change.add(piece, values, rows)
         return values.contiguous()
 
     def _change(self, target: Target) -> Change:
-        parameter, filling, as_parameter = self._find(target)
+        parameter, source, as_parameter = self._find(target)
         key = parameter if as_parameter else target.module
         change = Change(
             parameter=parameter,
             target=target,
-            shape=filling.shape,
+            shape=source.shape,
             scale=self.config.scale_of(key),
             rank=self.config.rank_of(key),
-            turned=False,
+            transposed=False,
             rounded=as_parameter,
             matrices=self.matrices,
         )
-        change.turned = self._is_turned(change, filling)
+        change.transposed = self._is_transposed(change, source)
         check_shapes(change, self.folder)
-        change.pieces = self._cut(parameter, filling)
+        change.pieces = self._cut(parameter, source)
         return change
 
-    def _find(self, target: Target) -> tuple[str, Filling, bool]:
-        """The parameter that a pair of matrices changes, and whether it is a target by itself."""
+    def _find(self, target: Target) -> tuple[str, ParameterSource, bool]:
+        """The parameter that a pair of matrices changes.
+
+        Returns:
+            Its name, how it is made, and whether `target_parameters` names it.
+        """
         own = f"{target.module}.weight"
         by_name = self.config.targets(own)
         if own in self.base and len(self.base.shape(own)) == 2 and target.depth == 0:
-            return own, Filling(self.base.shape(own), ((own,),)), by_name
-        fillings = self._all()
-        beside = [n for n in fillings if n.rpartition(".")[0] == target.module]
+            return own, ParameterSource(self.base.shape(own), ((own,),)), by_name
+        sources = self._all()
+        beside = [n for n in sources if n.rpartition(".")[0] == target.module]
         wanted = [name for name in beside if self.config.targets(name)]
         if wanted and target.depth < len(wanted):
             found = wanted[len(wanted) - 1 - target.depth]
-            return found, fillings[found], True
-        if not wanted and own in fillings and target.depth == 0:
-            return own, fillings[own], False
-        raise self._stranger(target.parts["A"])
+            return found, sources[found], True
+        if not wanted and own in sources and target.depth == 0:
+            return own, sources[own], False
+        raise self._no_match(target.parts["A"])
 
-    def _is_turned(self, change: Change, filling: Filling) -> bool:
-        """Whether a weight is stored (inputs, outputs): by shape; of a square as said."""
+    def _is_transposed(self, change: Change, source: ParameterSource) -> bool:
+        """Whether a weight is stored (inputs, outputs): by shapes, for a square one by config."""
         if change.target.embedding or len(change.shape) < 2:
             return False
-        wide = self.matrices.shape(change.target.parts["A"])[-1:]
-        fits, turned = wide == change.shape[-1:], wide == change.shape[-2:-1]
-        if fits != turned or len(change.shape) == 2:
-            return turned and (not fits or self.config.turned)
+        inputs = self.matrices.shape(change.target.parts["A"])[-1:]
+        fits, transposed = inputs == change.shape[-1:], inputs == change.shape[-2:-1]
+        if fits != transposed or len(change.shape) == 2:
+            return transposed and (not fits or self.config.transposed)
         if self.config.inputs_first:
-            return turned
-        return bool(filling.turned)
+            return transposed
+        return bool(source.transposed)
 
     def _replace(self, parameter: str, name: str) -> None:
         shape = self.matrices.shape(name)
         if parameter in self.base:
-            filling: Filling | None = Filling(self.base.shape(parameter), ((parameter,),))
+            source: ParameterSource | None = ParameterSource(
+                self.base.shape(parameter), ((parameter,),)
+            )
         else:
-            filling = self._all().get(parameter)
-        if filling is None:
-            raise self._stranger(name)
-        if filling.shape != shape:
+            source = self._all().get(parameter)
+        if source is None:
+            raise self._no_match(name)
+        if source.shape != shape:
             raise ShapeError(
-                f"{self.folder.name}: the adapter replaces {parameter} by a tensor of other shape",
-                found=f"{list(shape)} for {list(filling.shape)}",
+                f"{self.folder.name}: the adapter replaces {parameter} by one of another shape",
+                found=f"{list(shape)} for {list(source.shape)}",
                 hint="where the vocabulary was resized, merge the adapter with peft and save that",
             )
-        for piece in self._cut(parameter, filling):
-            self._put[piece.name] = (name, piece, shape)
+        for piece in self._cut(parameter, source):
+            self._replaced[piece.name] = (name, piece, shape)
 
-    def _cut(self, parameter: str, filling: Filling) -> list[Piece]:
-        shapes = {n: self.base.shape(n) for group in filling.names for n in group}
-        pieces = cut(filling, shapes)
+    def _cut(self, parameter: str, source: ParameterSource) -> list[Piece]:
+        shapes = {n: self.base.shape(n) for group in source.names for n in group}
+        pieces = cut(source, shapes)
         if pieces is None:
-            saved = [n for group in filling.names for n in group]
+            saved = [n for group in source.names for n in group]
             raise UnsupportedLayoutError(
                 f"{self.folder.name}: the adapter changes {parameter}, which the files hold in a "
                 "form that moegeo does not merge into",
-                found=f"{', '.join(saved[:2])} ({', '.join(filling.operations) or 'renamed'})",
+                found=f"{', '.join(saved[:2])} ({', '.join(source.operations) or 'renamed'})",
                 hint="merge it where it was trained (peft: merge_and_unload) and save the result",
             )
         return pieces
 
-    def _take(self, name: str, piece: Piece, shape: Shape, rows: Span | None) -> Any:
-        """What takes a tensor's place."""
+    def _replacement(self, name: str, piece: Piece, shape: Shape, rows: Span | None) -> Any:
+        """The part of the adapter's tensor that replaces a stored tensor, or some of its rows."""
         found = self.matrices.index.tensor(self.matrices.names[name])
         if len(shape) == 3 and piece.expert is not None:
             found = found[piece.expert]
         if len(shape) > 1:
             found = found[..., slice(*piece.rows), slice(*piece.columns)]
-        if piece.turned:
+        if piece.transposed:
             found = found.transpose(-1, -2)
         return found[slice(*rows)] if rows else found
 
-    def _all(self) -> Mapping[str, Filling]:
-        if self._fillings is None and self._trace is not None:
-            self._fillings = self._trace(self.base)
-        return self._fillings or {}
+    def _all(self) -> Mapping[str, ParameterSource]:
+        if self._sources is None and self._trace is not None:
+            self._sources = self._trace(self.base)
+        return self._sources or {}
 
-    def _stranger(self, name: str) -> MoegeoError:
+    def _no_match(self, name: str) -> MoegeoError:
         return UnsupportedLayoutError(
             f"{self.folder.name}: a part of the adapter fits no weight of its base model",
             found=f"{self.matrices.names[name]} of shape {list(self.matrices.shape(name))}",
@@ -218,7 +229,7 @@ class Merging:
             context={"tensor": self.matrices.names[name]},
         )
 
-    def _refuse_bytes(self, names: Sequence[str]) -> None:
+    def _refuse_quantised(self, names: Sequence[str]) -> None:
         if names:
             raise UnsupportedLayoutError(
                 f"{self.folder.name}: the adapter changes a weight that is quantised in a form "

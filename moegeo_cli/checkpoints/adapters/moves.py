@@ -1,4 +1,4 @@
-"""Which routers and experts an adapter moves, and by how much of their norm."""
+"""Measure by how much an adapter changes routers and experts, for a note in reports."""
 
 from __future__ import annotations
 
@@ -9,33 +9,34 @@ from moegeo_cli.checkpoints.experts import find_expert_tensors
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 
-TRIED = 8  # experts of a layer whose weights are read; a model's are too many to read for a note
+MOST_READ = 8  # experts of a layer whose weights are read; reading all would take too long
 
 
 class Changed(Protocol):
     """A checkpoint's tensors with and without its adapter."""
 
     def tensor(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """With it."""
+        """A tensor, or some of its rows, with the adapter merged."""
 
     def without_adapter(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """Without it."""
+        """The same of the base model."""
 
 
 def measure_moves(
     index: WeightIndex, changed: Changed, touched: frozenset[str]
 ) -> list[dict[str, Any]]:
-    """One entry a router and one a layer of experts that the adapter changes.
+    """Measure the change of each router, and of the experts of each layer.
 
     Args:
         index: the checkpoint's tensors.
-        changed: the same, with and without the adapter.
-        touched: names of those that it changes.
+        changed: the same tensors, with and without the adapter.
+        touched: names of the tensors that the adapter changes.
 
     Returns:
-        By layer: `part` ("router" or "experts"), `layer`, `relative` (Frobenius norm of the
-        change over that of the weight without it), `experts` that were read for it and `of` how
-        many that it changes; None for a router.
+        By layer, one entry for each router and for each layer of experts that changes: `part`
+        ("router" or "experts"), `layer`, `relative` (Frobenius norm of the change over that of
+        the base model's weight), `experts` (number of experts read) and `of` (number of experts
+        changed). The last two are None for a router.
     """
     routers = [r for r in find_router_tensors(index) if r.main]
     experts = find_expert_tensors(index, routers)
@@ -58,8 +59,8 @@ def measure_moves(
     return found
 
 
-def say_moves(moves: Sequence[Mapping[str, Any]]) -> str:
-    """The same in words."""
+def describe_moves(moves: Sequence[Mapping[str, Any]]) -> str:
+    """The result of `measure_moves` in words."""
     words = []
     for part, name in (("router", "routers"), ("experts", "experts")):
         held = [m for m in moves if m["part"] == part]
@@ -69,8 +70,8 @@ def say_moves(moves: Sequence[Mapping[str, Any]]) -> str:
         sizes = [m["relative"] for m in held if m["relative"] is not None]
         layers = f"{name} of {len(held)} layer{'s' if len(held) > 1 else ''} move"
         range_ = f" by {min(sizes):.2g} to {max(sizes):.2g} of their norm" if sizes else ""
-        tried = any(m["experts"] != m["of"] for m in held)
-        words.append(f"{layers}{range_}{f' ({TRIED} experts a layer read)' if tried else ''}")
+        some = any(m["experts"] != m["of"] for m in held)
+        words.append(f"{layers}{range_}{f' ({MOST_READ} experts a layer read)' if some else ''}")
     return ", ".join(words)
 
 
@@ -81,16 +82,16 @@ def _entry(
 
 
 def _spread(experts: Sequence[int]) -> list[int]:
-    """At most `TRIED` of them, from first to last."""
-    if len(experts) <= TRIED:
+    """At most `MOST_READ` of the experts, evenly spaced from first to last."""
+    if len(experts) <= MOST_READ:
         return list(experts)
-    return [experts[round(i * (len(experts) - 1) / (TRIED - 1))] for i in range(TRIED)]
+    return [experts[round(i * (len(experts) - 1) / (MOST_READ - 1))] for i in range(MOST_READ)]
 
 
 def _relative(
     changed: Changed, tensors: Iterable[tuple[str, tuple[int, int] | None]]
 ) -> float | None:
-    """Norm of the change over the norm of what is changed; None where that is zero."""
+    """Norm of the change over the norm of the base model's weights; None if the latter is 0."""
     change = weight = 0.0
     for name, rows in tensors:
         before = changed.without_adapter(name, rows).double()

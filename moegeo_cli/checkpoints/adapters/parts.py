@@ -1,7 +1,8 @@
-"""An adapter's tensors by name: which matrices belong together, and what is replaced whole.
+"""Sort an adapter's tensors by name: pairs of low-rank matrices, and tensors that replace others.
 
-peft names them by the module tree of the model that was trained, with `lora_A`, `lora_B` and the
-like below the module. Where parameters are the targets, wrappers nest, and the name says how deep.
+peft names them after the trained model's modules, with `lora_A`, `lora_B` and so on below the
+module. Where several parameters of a module are targets, peft nests a wrapper for each, and the
+name shows the depth (`.base_layer`).
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _OTHER = re.compile(r"(?:^|\.)(?:lora_\w+|token_adapter|trainable_tokens_\w+|ia3
 
 @dataclass(slots=True)
 class Target:
-    """The matrices of one module or parameter, by the names of their tensors.
+    """The low-rank matrices of one module or parameter.
 
     Attributes:
-        module: its path in the module tree.
-        depth: how many wrappers of other parameters of the same module lie around it.
-        parts: "A", "B" and "magnitude" -> name.
-        embedding: whether they are those of an embedding, which peft stores the other way round.
+        module: the module's path in the model.
+        depth: number of wrappers, for other parameters of the same module, around this one.
+        parts: "A", "B" and "magnitude" -> name of the tensor.
+        embedding: whether the module is an embedding; peft stores its matrices transposed.
     """
 
     module: str
@@ -44,11 +45,11 @@ class Target:
 
 @dataclass(slots=True)
 class Parts:
-    """What a checkpoint's or an adapter's tensors are.
+    """The tensors of an adapter, or of a model with an adapter, sorted.
 
     Attributes:
-        targets: low-rank changes.
-        replaced: parameter -> the tensor that takes its place.
+        targets: the low-rank matrices.
+        replaced: parameter -> the tensor that replaces it.
         base: parameter of the base model -> its tensor.
     """
 
@@ -63,16 +64,17 @@ def is_unmerged(names: Iterable[str]) -> bool:
 
 
 def sort_parts(names: Iterable[str], folder: Path, *, alone: bool) -> Parts:
-    """Sort tensors by what they are.
+    """Sort an adapter's tensors.
 
     Args:
-        names: without wrappers.
-        folder: for errors.
-        alone: whether they are an adapter's file; then what is no matrix takes a parameter's
-            place. Else they are a model's weights with an adapter that was not merged.
+        names: names without wrappers.
+        folder: the checkpoint's folder, for errors.
+        alone: true for an adapter's own file, in which every other tensor replaces a parameter.
+            False for a model's weights that hold an adapter, in which the others are the base
+            model's.
 
     Raises:
-        UnsupportedLayoutError: several adapters, or parts of a kind that is not merged.
+        UnsupportedLayoutError: several adapters, or a kind that moegeo does not merge.
         IncompleteCheckpointError: one matrix of a pair is missing.
     """
     targets: dict[tuple[str, int], Target] = {}
@@ -102,7 +104,7 @@ def sort_parts(names: Iterable[str], folder: Path, *, alone: bool) -> Parts:
     found.base |= originals
     if len(adapters) > 1:
         raise UnsupportedLayoutError(
-            f"{folder.name} holds several adapters, and which of them are at work is not known",
+            f"{folder.name} holds several adapters, and does not say which of them are active",
             found=", ".join(sorted(str(name) for name in adapters)),
             hint="save the model with one adapter, or merge them with peft (merge_and_unload)",
         )

@@ -1,1 +1,4 @@
-"""Quantised forms: told by names and dtypes, and turned into the values they stand for."""
+"""Quantised weights: `plan` recognises them by names and dtypes, `values` dequantises them.
+
+`effective.EffectiveWeights` uses both.
+"""

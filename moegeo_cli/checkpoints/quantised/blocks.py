@@ -1,4 +1,4 @@
-"""Which elements of a tensor share a scale."""
+"""Find which elements of a quantised tensor share a scale, from the shapes of both."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from moegeo_cli.checkpoints.quantised.recipe import UnreadableFormError
 DEFAULT_BLOCK = 128
 
 
-def kind_of(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> str:
-    """How a tensor's scales lie, in words that follow a scheme's name."""
+def describe_scales(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> str:
+    """How many elements share a scale, as words that follow a scheme's name."""
     if math.prod(scale_shape) == 1:
         return ", one scale a tensor"
     if scale_shape[-1] == 1 and scale_shape[-2:-1] in ((), shape[-2:-1]):
@@ -19,10 +19,24 @@ def kind_of(shape: tuple[int, ...], scale_shape: tuple[int, ...]) -> str:
     return ", scales by block"
 
 
-def blocks_of(
+def find_blocks(
     files: Files, name: str, scale: str, *, exact: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Rows and columns that share a scale, and the scale's shape with as many dimensions."""
+    """Find the block of elements that shares a scale.
+
+    Args:
+        files: the tensors and settings.
+        name: the quantised tensor.
+        scale: its tensor of scales.
+        exact: do not try blocks of DEFAULT_BLOCK where no setting gives a size.
+
+    Returns:
+        (size of a block, shape of the scales), each with one number for every dimension of the
+        quantised tensor.
+
+    Raises:
+        UnreadableFormError: the shapes do not fit each other.
+    """
     shape, held = files.shape(name), files.shape(scale)
     scale_shape: tuple[int, ...]
     if math.prod(held) == 1:
@@ -54,7 +68,7 @@ def blocks_of(
 
 
 def _block(size: int, count: int, stated: int | None, *, exact: bool) -> int:
-    """How many elements of a dimension share one of `count` scales."""
+    """How many of a dimension's `size` elements share one of its `count` scales."""
     if count == size:
         return 1
     if count == 1:

@@ -1,4 +1,4 @@
-"""What quantised forms are told by: tensors by name, settings, and the values of small tensors."""
+"""`Files`: what a function in `forms/` gets to recognise a quantised tensor."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from moegeo_cli.checkpoints.quantised.recipe import Recipe
 EIGHT_BIT_FLOATS = frozenset({"F8_E4M3", "F8_E5M2"})
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 SCALES = FLOATS | {"U8", "F8_E8M0"}
-Made = tuple[str, Recipe, tuple[str, ...]] | None
+# What a form returns: name of the dequantised tensor, its recipe, names of tensors that only say
+# how activations were quantised. None where the form does not recognise the tensor.
+FormResult = tuple[str, Recipe, tuple[str, ...]] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """What forms are told by: tensors by name, the settings, the values of small tensors."""
+    """A checkpoint's tensors, as forms see them.
+
+    Attributes:
+        tensors: name -> dtype and shape.
+        settings: the checkpoint's quantisation settings.
+        read: reads the values of a (small) tensor.
+    """
 
     tensors: Mapping[str, TensorInfo]
     settings: Mapping[str, Any]
@@ -33,12 +41,12 @@ class Files:
 
 
 def holds(files: Files, name: str, dtypes: frozenset[str] | set[str]) -> bool:
-    """Whether a tensor is there, of one of these dtypes."""
+    """Whether a tensor exists and has one of these dtypes."""
     return name in files.tensors and files.dtype(name) in dtypes
 
 
 def search(settings: Mapping[str, Any], key: str) -> Any:
-    """The only value of a key anywhere in nested settings; None where several differ."""
+    """The integer under a key anywhere in nested settings; None for none or differing ones."""
     found = {v for v in values_of(settings, key) if type(v) is int}
     return found.pop() if len(found) == 1 else None
 

@@ -1,8 +1,8 @@
-"""Which tensors of a checkpoint are quantised, in which form, and what values they make.
+"""Find the quantised tensors of a checkpoint, and how each is dequantised.
 
-The form is told by names, dtypes and shapes; config.json is asked only for what these leave open
-(the size of a block whose last one is cut, the offset of GPTQ's zeros). So the same bytes are read
-alike whatever the config says, and no optional package decides anything.
+Forms are recognised by names, dtypes and shapes. config.json is read only for what these leave
+open (the size of a block if the last one is shorter, the offset of GPTQ's zeros). The values
+therefore do not depend on what else the config says, nor on optional packages.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from moegeo_cli.checkpoints.quantised.forms.fp4 import read_fp4, read_mxfp4_bloc
 from moegeo_cli.checkpoints.quantised.forms.quanto import read_quanto
 from moegeo_cli.checkpoints.quantised.forms.scaled import read_scaled
 from moegeo_cli.checkpoints.quantised.forms.torchao import read_torchao
-from moegeo_cli.checkpoints.quantised.forms.unread import name_unread
+from moegeo_cli.checkpoints.quantised.forms.unread import refuse_unread
 from moegeo_cli.checkpoints.quantised.forms.words import read_words
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
-# Tried in this order: the first that knows a name counts.
+# Tried in this order; the first that recognises a tensor counts.
 FORMS = (
     read_bitsandbytes4,
     read_words,
@@ -28,16 +28,19 @@ FORMS = (
     read_torchao,
     read_quanto,
     read_scaled,
-    name_unread,
+    refuse_unread,
 )
 
 
 @dataclass(slots=True)
 class Plan:
-    """What was found: recipes by effective name, and the names in the files that they use.
+    """The quantised tensors of a checkpoint.
 
-    `left_out` are names that say how activations were quantised, with which no weight is made;
-    `problems` are forms that were recognised and cannot be read: an example, and why.
+    Attributes:
+        recipes: name of a dequantised tensor -> how it is made.
+        used: names in the files that the recipes use.
+        left_out: names in the files that only say how activations were quantised.
+        problems: (name, reason) of tensors whose form is recognised but cannot be read.
     """
 
     recipes: dict[str, Recipe] = field(default_factory=dict)
@@ -50,7 +53,7 @@ def plan_quantised(files: Files) -> Plan:
     """Find every quantised tensor and the recipe of its values.
 
     Args:
-        files: the tensors by name, without wrappers.
+        files: the tensors, by names without wrappers.
     """
     plan = Plan()
     for name in files.tensors:

@@ -1,4 +1,4 @@
-"""How one tensor of a model is made from what the files hold of it."""
+"""`Recipe`: how one tensor of the model is dequantised from stored tensors."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """One effective tensor.
+    """How one tensor is dequantised.
 
     Attributes:
         form: a key of `values.FORMULAS`.
-        scheme: what the form is called in reports.
+        scheme: the form's name in reports.
         parts: role -> name in the files.
-        shape: of the effective tensor.
+        shape: shape of the dequantised tensor.
         settings: block sizes, bits, offsets.
-        by_row: parts may be cut along the first dimension, that of experts, before anything else.
+        by_row: whether rows of the first dimension (the experts) can be dequantised alone.
     """
 
     form: str
@@ -29,4 +29,4 @@ class Recipe:
 
 
 class UnreadableFormError(Exception):
-    """A form that is recognised and cannot be read; its text says what and why."""
+    """A form is recognised but cannot be read; the message names it and says why."""

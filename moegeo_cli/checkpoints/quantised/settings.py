@@ -1,4 +1,4 @@
-"""How a checkpoint says that it was quantised: in config.json, or in a file beside it."""
+"""Read a checkpoint's quantisation settings from config.json or from a file beside it."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.errors import MoegeoError
 
 MAX_SETTINGS_BYTES = 16_000_000
-# Files beside config.json in which tools keep how they quantised.
+# Files beside config.json in which tools save their quantisation settings.
 SIDE_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 KEYS = ("quantization", "compression_config", "quantization_config")
 
 
 def read_settings(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """How a checkpoint says that it was quantised; {} where it does not.
+    """Read a checkpoint's quantisation settings; {} where there are none.
 
     Args:
-        config: the parsed config.json, which wins over files beside it.
-        folder: of the weights.
+        config: the parsed config.json. Its settings win over those of files beside it.
+        folder: the folder of the weights.
     """
     found: dict[str, Any] = {}
-    for part in (*_side_files(folder), *(_held(config))):
+    for part in (*_side_files(folder), *_in_config(config)):
         found |= part
     return found
 
@@ -36,12 +36,12 @@ def _side_files(folder: Path) -> Iterator[dict[str, Any]]:
         try:
             document = read_json(folder / name, MAX_SETTINGS_BYTES)
         except MoegeoError:
-            continue  # whoever needs this file says what is wrong with it
+            continue  # where the settings are needed, dequantising raises a clear error
         if isinstance(document, dict):
             yield document
 
 
-def _held(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _in_config(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for level in (config, config.get("text_config")):
         for key in KEYS:
             if isinstance(level, Mapping) and isinstance(level.get(key), dict):

@@ -1,6 +1,8 @@
-"""The values that quantised tensors stand for: q · scale, in the ways that files spell it.
+"""Dequantise tensors: (q − zero) · scale in float32, for each way in which files store q.
 
-Everything is float32. Legend: R rows, C columns of a weight, E experts, G groups.
+`EffectiveWeights` calls `dequantise` with a `Recipe` that `plan` found.
+
+Legend: R rows, C columns of a weight, E experts, G groups of columns that share a scale.
 """
 
 from __future__ import annotations
@@ -15,22 +17,22 @@ import torch
 Parts = Mapping[str, torch.Tensor]
 Settings = Mapping[str, Any]
 
-# E2M1: a sign, two bits of exponent, one of mantissa.
+# The 16 values of E2M1: one sign bit, two exponent bits, one mantissa bit.
 FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
-AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word AWQ keeps each of eight neighbours
+AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # AWQ: position in a word of each of eight neighbours
 
 
 def dequantise(form: str, parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """The values of one tensor.
+    """Compute the values of one tensor, in float32.
 
     Args:
         form: a key of `FORMULAS`.
-        parts: role -> tensor as stored.
-        settings: what the recipe says.
-        shape: of the result.
+        parts: role -> stored tensor.
+        settings: the recipe's settings.
+        shape: shape of the result.
 
     Raises:
-        ValueError: parts whose shapes do not fit each other.
+        ValueError: the shapes of the parts do not fit each other.
     """
     values = FORMULAS[form](parts, settings, shape)
     if tuple(values.shape) != tuple(shape):
@@ -39,14 +41,14 @@ def dequantise(form: str, parts: Parts, settings: Settings, shape: tuple[int, ..
 
 
 def read_scale(scale: torch.Tensor) -> torch.Tensor:
-    """A scale in float32; bytes are exponents of two (E8M0)."""
+    """A scale in float32; bytes are exponents of 2 with bias 127 (E8M0)."""
     if scale.dtype == torch.uint8 or scale.dtype == torch.float8_e8m0fnu:
         return torch.exp2(scale.view(torch.uint8).float() - 127)
     return scale.float()
 
 
-def spread(scale: torch.Tensor, shape: tuple[int, ...], blocks: tuple[int, ...]) -> torch.Tensor:
-    """A scale of blocks as one of elements; the last block of a dimension may be cut."""
+def expand(scale: torch.Tensor, shape: tuple[int, ...], blocks: tuple[int, ...]) -> torch.Tensor:
+    """Repeat the scale of each block over its elements; the last block may be shorter."""
     for axis, (size, block) in enumerate(zip(shape, blocks, strict=True)):
         if scale.shape[axis] not in (1, size):
             scale = scale.repeat_interleave(block, dim=axis).narrow(axis, 0, size)
@@ -64,24 +66,24 @@ def unpack_bits(words: torch.Tensor, bits: int, count: int, axis: int) -> torch.
 
 
 def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """Two values of four bits a byte along the last dimension, the lower half first."""
+    """Split each byte into two 4-bit values along the last dimension, the lower half first."""
     return torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2)
 
 
 def _scaled(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """(q − zero) · scale: 8-bit floats and integers with scales of blocks, rows or the tensor."""
+    """(q − zero) · scale: 8-bit floats or integers; one scale a block, a row or the tensor."""
     scale = read_scale(parts["scale"]).reshape(settings["scale_shape"])
     blocks = tuple(settings["blocks"])
     values = parts["weight"].float()
     if "zero" in parts:
         zero = parts["zero"].float().reshape(scale.shape)
-        values = values - spread(zero, shape, blocks)
-    values = values * spread(scale, shape, blocks)
+        values = values - expand(zero, shape, blocks)
+    values = values * expand(scale, shape, blocks)
     return values * float(settings.get("factor", 1.0))
 
 
 def _fp4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """Two E2M1 values a byte, a scale for each group of columns, perhaps one for the tensor."""
+    """Two E2M1 values a byte; a scale for each group of columns, optionally one for the tensor."""
     values = torch.tensor(FP4)[unpack_nibbles(parts["weight"]).long()]
     scale = read_scale(parts["scale"])
     if "divisor" in parts:
@@ -99,7 +101,7 @@ def _mxfp4_blocks(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> t
 
 
 def _packed_groups(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """compressed-tensors: integers in int32 words along the columns, scales by group."""
+    """compressed-tensors: integers packed along the columns in int32 words; a scale a group."""
     bits, (rows, columns) = int(settings["bits"]), shape[-2:]
     half = 1 << (bits - 1)
     scale = parts["scale"].float()
@@ -123,7 +125,7 @@ def _gptq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Ten
 
 
 def _awq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """AWQ: a transposed weight, four bits in words along its output, in an order of its own."""
+    """AWQ: a transposed weight, 4-bit values packed along the outputs in the order AWQ_ORDER."""
     rows, columns = shape
     scale = parts["scale"].float()  # (G, R)
     order = torch.tensor(AWQ_ORDER)
@@ -137,14 +139,14 @@ def _awq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tens
 
 
 def _bitsandbytes4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """bitsandbytes: indices of a table, two a byte, the upper half first; a scale a block."""
+    """bitsandbytes: 4-bit indices into a table, the upper half first; a scale a block."""
     state = read_state(parts["state"])
     absmax = parts["absmax"].float()
     if "nested_map" in parts:
         table, outer = parts["nested_map"].float(), parts["nested_absmax"].float()
         size = int(state["nested_blocksize"])
-        spread_outer = outer.repeat_interleave(size)[: absmax.numel()]
-        absmax = table[parts["absmax"].long()] * spread_outer + float(state["nested_offset"])
+        outer = outer.repeat_interleave(size)[: absmax.numel()]
+        absmax = table[parts["absmax"].long()] * outer + float(state["nested_offset"])
     packed = parts["weight"].reshape(-1).view(torch.uint8)
     codes: torch.Tensor = torch.stack((packed >> 4, packed & 0xF), dim=-1).reshape(-1)[
         : math.prod(shape)
@@ -155,10 +157,10 @@ def _bitsandbytes4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> 
 
 
 def read_state(raw: Any) -> dict[str, Any]:
-    """The JSON that bitsandbytes keeps as bytes beside a weight.
+    """Parse the JSON that bitsandbytes stores as bytes beside a weight.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the bytes are no JSON object.
     """
     state = json.loads(bytes(raw.tolist()))
     if not isinstance(state, dict):
@@ -167,7 +169,7 @@ def read_state(raw: Any) -> dict[str, Any]:
 
 
 def _group_of(parts: Parts, columns: int, groups: int) -> torch.Tensor:
-    """The group of each column: as stored where columns were sorted, else equal runs."""
+    """The group of each column: stored (columns were sorted), else groups of equal size."""
     if "group" in parts:
         return parts["group"].long()
     return torch.arange(columns) // -(-columns // groups)

@@ -13,7 +13,7 @@ import numpy as np
 from moegeo_cli.checkpoints.accounting import FLOATS
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.describing import Describer, Filler
+from moegeo_cli.checkpoints.describing import Describer, SourceFinder
 from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.misplaced import layer_path
 from moegeo_cli.checkpoints.routers import (
@@ -80,7 +80,7 @@ def sum_checkpoint(
     quick: bool,
     models: Describer | None = None,
     advance: Callable[[int], object] | None = None,
-    fill: Filler | None = None,
+    fill: SourceFinder | None = None,
 ) -> CheckpointSums:
     """Read a checkpoint once and summarise it.
 

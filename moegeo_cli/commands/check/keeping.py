@@ -14,7 +14,7 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.hub_notes import note_of
+from moegeo_cli.checkpoints.hub_notes import read_note
 from moegeo_cli.checkpoints.step_names import parse_step
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums
 from moegeo_cli.commands.check.layer_sums import STATISTICS
@@ -48,7 +48,7 @@ def sums_key(
     Raises:
         MoegeoError: see `Checkpoint.fingerprint`.
     """
-    by_fingerprint = mode == "full" or note_of(checkpoint.path) is not None
+    by_fingerprint = mode == "full" or read_note(checkpoint.path) is not None
     identity: Any = checkpoint.fingerprint(mode) if by_fingerprint else list(_files(checkpoint))
     parts = {
         "check": VERSION,

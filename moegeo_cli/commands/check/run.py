@@ -10,7 +10,7 @@ import numpy as np
 
 from moegeo_cli import __version__
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.describing import Describer, Filler
+from moegeo_cli.checkpoints.describing import Describer, SourceFinder
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.training import TrainingLog
 from moegeo_cli.commands.check.checkpoint_sums import CheckpointSums, sum_checkpoint
@@ -63,7 +63,7 @@ class Reader:
     models: Describer | None = None
     identity: Mapping[str, Any] | None = None
     progress: ProgressListener | None = None
-    fill: Filler | None = None
+    fill: SourceFinder | None = None
 
     def keeps(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint's sums are stored, so that its files need not be read."""

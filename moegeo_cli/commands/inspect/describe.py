@@ -13,7 +13,7 @@ from typing import Any
 from moegeo_cli.checkpoints.accounting import known_unused
 from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.describing import Describer, Filler
+from moegeo_cli.checkpoints.describing import Describer, SourceFinder
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.hub import open_path
 from moegeo_cli.checkpoints.routers import RouterTensors, check_routers, find_router_tensors
@@ -26,7 +26,7 @@ def inspect_checkpoint(
     path: Path | str,
     models: Describer | None = None,
     config: Path | str | None = None,
-    fill: Filler | None = None,
+    fill: SourceFinder | None = None,
 ) -> InspectionRecord:
     """Describe a checkpoint, or the newest checkpoint of a run with the list of all.
 
@@ -64,7 +64,7 @@ def _list_run(run: RunFolder) -> dict[str, Any]:
 
 
 def _describe_checkpoint(
-    checkpoint: Checkpoint, models: Describer | None, fill: Filler | None
+    checkpoint: Checkpoint, models: Describer | None, fill: SourceFinder | None
 ) -> dict[str, Any]:
     """The facts of one complete checkpoint."""
     own = models is not None and models.own

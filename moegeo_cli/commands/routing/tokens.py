@@ -80,7 +80,7 @@ class RoutedTokens:
         if self.logits_TE is None:
             return None
         logits_TE = self.logits_TE.astype(np.float64)
-        if find_scoring(self.scoring).constant_free:
+        if find_scoring(self.scoring).shift_invariant:
             logits_TE -= logits_TE.mean(axis=1, keepdims=True)
         return logits_TE
 
@@ -142,7 +142,7 @@ def gather_routed(
         return "the router's weights or inputs are not finite"
     if not hashed and not np.isfinite(trace.logits_TE[seen]).all():
         return "the router's logits are not finite"
-    centred = find_scoring(scoring).constant_free
+    centred = find_scoring(scoring).shift_invariant
     if centred:
         weight_ED = centre_rows(weight_ED)
     chosen = selected[seen].astype(np.int64)

@@ -1,1 +1,1 @@
-"""Quantised forms, a file each: a function from the files and a name to the recipe, or None."""
+"""Quantised forms, a file each: a function from `Files` and a tensor name to a `FormResult`."""

@@ -1,13 +1,13 @@
-"""bitsandbytes of four bits."""
+"""Recognise bitsandbytes 4-bit weights (nf4 and fp4)."""
 
 from __future__ import annotations
 
-from moegeo_cli.checkpoints.quantised.files import Files, Made
+from moegeo_cli.checkpoints.quantised.files import Files, FormResult
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
-def read_bitsandbytes4(files: Files, name: str) -> Made:
-    """A weight in bytes with `.absmax`, `.quant_map` and `.quant_state…` below its name."""
+def read_bitsandbytes4(files: Files, name: str) -> FormResult:
+    """Weights with `.absmax`, `.quant_map` and `.quant_state…` below their name."""
     absmax = f"{name}.absmax"
     if absmax not in files.tensors or f"{name}.quant_map" not in files.tensors:
         return None

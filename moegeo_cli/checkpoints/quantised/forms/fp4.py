@@ -1,15 +1,15 @@
-"""Two 4-bit floats a byte: NVFP4 and MXFP4."""
+"""Recognise weights of 4-bit floats, two a byte: NVFP4 and MXFP4."""
 
 from __future__ import annotations
 
 import math
 
-from moegeo_cli.checkpoints.quantised.files import Files, Made, holds
+from moegeo_cli.checkpoints.quantised.files import Files, FormResult, holds
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
-def read_fp4(files: Files, name: str) -> Made:
-    """Two 4-bit floats a byte: NVFP4 of compressed-tensors and ModelOpt, MXFP4."""
+def read_fp4(files: Files, name: str) -> FormResult:
+    """NVFP4 and MXFP4 as compressed-tensors and ModelOpt store them."""
     if files.dtype(name) != "U8":
         return None
     if name.endswith(".weight_packed"):
@@ -41,8 +41,8 @@ def read_fp4(files: Files, name: str) -> Made:
     return target, Recipe("fp4", kind, parts, (*rows, width)), beside
 
 
-def read_mxfp4_blocks(files: Files, name: str) -> Made:
-    """gpt-oss's own layout: `…_blocks` and `…_scales`."""
+def read_mxfp4_blocks(files: Files, name: str) -> FormResult:
+    """MXFP4 as gpt-oss stores it: `…_blocks` and `…_scales`."""
     if not name.endswith("_blocks") or files.dtype(name) != "U8":
         return None
     target = name.removesuffix("_blocks")

@@ -1,16 +1,22 @@
-"""8-bit floats and integers with a scale beside them: FP8, int8, bitsandbytes int8."""
+"""Recognise 8-bit floats and integers with a tensor of scales: FP8, int8, bitsandbytes int8."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from moegeo_cli.checkpoints.quantised.blocks import blocks_of, kind_of
-from moegeo_cli.checkpoints.quantised.files import EIGHT_BIT_FLOATS, SCALES, Files, Made, holds
+from moegeo_cli.checkpoints.quantised.blocks import describe_scales, find_blocks
+from moegeo_cli.checkpoints.quantised.files import (
+    EIGHT_BIT_FLOATS,
+    SCALES,
+    Files,
+    FormResult,
+    holds,
+)
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
-def read_scaled(files: Files, name: str) -> Made:
-    """8-bit floats and integers with a scale beside them."""
+def read_scaled(files: Files, name: str) -> FormResult:
+    """8-bit weights with a tensor of scales under one of its usual names."""
     dtype = files.dtype(name)
     if dtype not in EIGHT_BIT_FLOATS and dtype != "I8":
         return None
@@ -20,7 +26,7 @@ def read_scaled(files: Files, name: str) -> Made:
         names += [f"{stem}scale", f"{stem}qscale_weight", f"{stem}scale_inv", f"{stem}SCB"]
     scale = next((n for n in names if holds(files, n, SCALES)), None)
     if scale is None:
-        return None  # refused where a parameter would take it
+        return None  # `accounting.check_dtypes` refuses it if a parameter takes it
     shape, factor, scheme = files.shape(name), 1.0, "FP8" if dtype != "I8" else "int8"
     parts, beside = {"weight": name, "scale": scale}, []
     if scale.endswith("SCB"):
@@ -30,18 +36,18 @@ def read_scaled(files: Files, name: str) -> Made:
     zero = f"{name}_zero_point"
     if zero in files.tensors:
         parts["zero"] = zero
-    blocks, scale_shape = blocks_of(files, name, scale, exact=dtype == "I8")
+    blocks, scale_shape = find_blocks(files, name, scale, exact=dtype == "I8")
     by_row = len(shape) == 3 and len(files.shape(scale)) > 1 and scale_shape[0] == shape[0] > 1
     settings: dict[str, Any] = {
         "blocks": blocks,
         "factor": factor,
         "scale_shape": (-1, *scale_shape[1:]) if by_row else scale_shape,
     }
-    kind = kind_of(shape, scale_shape)
+    kind = describe_scales(shape, scale_shape)
     return name, Recipe("scaled", f"{scheme}{kind}", parts, shape, settings, by_row), (*beside,)
 
 
 def _check_format(files: Files, name: str) -> None:
-    """Bitsandbytes keeps rows as they are (0); other orders are of cards that are gone."""
+    """Refuse any weight format but 0 (row order); others are for GPUs no longer in use."""
     if name in files.tensors and int(files.read(name).reshape(-1)[0]) != 0:
         raise UnreadableFormError("bitsandbytes int8 in the column order of a GPU")

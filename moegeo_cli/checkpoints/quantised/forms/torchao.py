@@ -1,16 +1,16 @@
-"""torchao's tensors as safetensors keeps them."""
+"""Recognise torchao's int8 and float8 tensors, as it writes them to safetensors."""
 
 from __future__ import annotations
 
 import re
 
-from moegeo_cli.checkpoints.quantised.blocks import blocks_of
-from moegeo_cli.checkpoints.quantised.files import EIGHT_BIT_FLOATS, Files, Made
+from moegeo_cli.checkpoints.quantised.blocks import find_blocks
+from moegeo_cli.checkpoints.quantised.files import EIGHT_BIT_FLOATS, Files, FormResult
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
-def read_torchao(files: Files, name: str) -> Made:
-    """torchao: `_weight_qdata` and its companions in the place of `weight`."""
+def read_torchao(files: Files, name: str) -> FormResult:
+    """Weights in `_weight_qdata` with `_weight_scale`, in the place of `weight`."""
     stem, _, last = name.rpartition(".")
     match = re.fullmatch(r"_(\w+)_qdata", last)
     if match is None:
@@ -27,7 +27,7 @@ def read_torchao(files: Files, name: str) -> Made:
         parts["zero"] = f"{own}zero_point"
     if extra:
         raise UnreadableFormError(f"torchao weights with {sorted(extra)[0]}")
-    blocks, scale_shape = blocks_of(files, name, scale, exact=True)
+    blocks, scale_shape = find_blocks(files, name, scale, exact=True)
     settings = {"blocks": blocks, "scale_shape": scale_shape}
     scheme = "torchao int8" if dtype == "I8" else "torchao float8"
     return target, Recipe("scaled", scheme, parts, files.shape(name), settings), ()

@@ -1,13 +1,13 @@
-"""Forms that are recognised and not read."""
+"""Recognise quantised forms that moegeo cannot read, so that the error can name them."""
 
 from __future__ import annotations
 
 import re
 
-from moegeo_cli.checkpoints.quantised.files import Files, Made
+from moegeo_cli.checkpoints.quantised.files import Files, FormResult
 from moegeo_cli.checkpoints.quantised.recipe import UnreadableFormError
 
-# Marks of forms that are recognised and not read.
+# Pattern of a tensor name that only this form has -> the form's name.
 UNREAD = (
     (re.compile(r"\.W_q$"), "HQQ"),
     (re.compile(r"\.(codebooks|codes)$"), "AQLM"),
@@ -20,11 +20,11 @@ UNREAD = (
 )
 
 
-def name_unread(files: Files, name: str) -> Made:
-    """A form by its marks.
+def refuse_unread(files: Files, name: str) -> FormResult:
+    """Refuse a tensor of a form in UNREAD; None for any other.
 
     Raises:
-        UnreadableFormError: it is one of them, by its name.
+        UnreadableFormError: the tensor is of such a form; the message is its name.
     """
     for pattern, form in UNREAD:
         if pattern.search(name):

@@ -1,13 +1,16 @@
-"""Integers of a few bits in 32-bit words: compressed-tensors, GPTQ, AWQ; MLX is named."""
+"""Recognise low-bit integers packed in 32-bit words: compressed-tensors, GPTQ, AWQ.
+
+MLX is recognised and refused by name.
+"""
 
 from __future__ import annotations
 
-from moegeo_cli.checkpoints.quantised.files import Files, Made, search
+from moegeo_cli.checkpoints.quantised.files import Files, FormResult, search
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
-def read_words(files: Files, name: str) -> Made:
-    """Integers of a few bits in 32-bit words: compressed-tensors, GPTQ, AWQ, MLX."""
+def read_words(files: Files, name: str) -> FormResult:
+    """Weights packed in 32-bit words; the format is told by the end of the tensor's name."""
     dtype, (stem, _, last) = files.dtype(name), name.rpartition(".")
     if last == "weight_packed" and dtype == "I32":
         return _compressed(files, name, stem)
@@ -18,7 +21,7 @@ def read_words(files: Files, name: str) -> Made:
     return None
 
 
-def _compressed(files: Files, name: str, stem: str) -> Made:
+def _compressed(files: Files, name: str, stem: str) -> FormResult:
     parts = {"weight": name, "scale": f"{stem}.weight_scale"}
     stated = f"{stem}.weight_shape"
     if parts["scale"] not in files.tensors or stated not in files.tensors:
@@ -26,10 +29,10 @@ def _compressed(files: Files, name: str, stem: str) -> Made:
     shape = tuple(int(n) for n in files.read(stated).reshape(-1))
     words = files.shape(name)[-1]
     bits = [b for b in range(1, 9) if -(-shape[-1] * b // 32) == words]
-    said = search(files.settings, "num_bits")
-    bit = next((b for b in bits if b == said), bits[0] if len(bits) == 1 else None)
+    stated_bits = search(files.settings, "num_bits")
+    bit = next((b for b in bits if b == stated_bits), bits[0] if len(bits) == 1 else None)
     if bit is None:
-        raise UnreadableFormError("compressed-tensors packed weights whose number of bits is open")
+        raise UnreadableFormError("compressed-tensors packed weights of unknown number of bits")
     for role, last in (("zero", "weight_zero_point"), ("group", "weight_g_idx")):
         if f"{stem}.{last}" in files.tensors:
             parts[role] = f"{stem}.{last}"
@@ -39,7 +42,7 @@ def _compressed(files: Files, name: str, stem: str) -> Made:
     return f"{stem}.weight", recipe, (stated,)
 
 
-def _gptq_or_awq(files: Files, name: str, stem: str) -> Made:
+def _gptq_or_awq(files: Files, name: str, stem: str) -> FormResult:
     parts = {"weight": name, "scale": f"{stem}.scales", "zero": f"{stem}.qzeros"}
     if any(n not in files.tensors for n in parts.values()):
         raise UnreadableFormError("integer weights without scales or zeros beside them")
@@ -54,7 +57,7 @@ def _gptq_or_awq(files: Files, name: str, stem: str) -> Made:
             inputs = rows * 32 // bits if bits else 0
         bits = rows * 32 // inputs if inputs else 0
         if bits not in (2, 3, 4, 8) or inputs * bits != rows * 32:
-            raise UnreadableFormError("GPTQ with a number of bits that is open")
+            raise UnreadableFormError("GPTQ of unknown number of bits")
         second = files.settings.get("checkpoint_format") == "gptq_v2"
         recipe = Recipe("gptq", f"GPTQ int{bits}", parts, (outputs, inputs),
                         {"bits": bits, "offset": 0 if second else 1})  # fmt: skip
@@ -62,4 +65,4 @@ def _gptq_or_awq(files: Files, name: str, stem: str) -> Made:
     if columns * 8 == outputs and zeros == (groups, columns) and rows % groups == 0:
         recipe = Recipe("awq", "AWQ int4", parts, (outputs, rows))
         return f"{stem}.weight", recipe, ()
-    raise UnreadableFormError("packed integer weights of a kind that is not known")
+    raise UnreadableFormError("packed integer weights of an unknown kind")
