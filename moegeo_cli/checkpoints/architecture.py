@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from moegeo_cli.checkpoints.config_facts import (
@@ -24,21 +23,13 @@ from moegeo_cli.checkpoints.config_facts import (
     unselected_gradient,
     whole_number,
 )
-from moegeo_cli.checkpoints.config_keys import (
-    EXPERT_KEYS,
-    HIDDEN_KEYS,
-    ConfigFact,
-    first_integer,
-    first_value,
-)
-from moegeo_cli.checkpoints.families import read_families
+from moegeo_cli.checkpoints.config_keys import HIDDEN_KEYS, first_integer
 from moegeo_cli.checkpoints.layering import list_moe_layers
+from moegeo_cli.checkpoints.text_part import families_by_type, find_text
 from moegeo_cli.errors import DenseModelError, ShapeError, UnsupportedArchitectureError
 from moegeo_cli.scorings import names_in_configs
 
 MOST_LAYERS = 10_000  # far above any model: protects against a damaged or hostile config
-# Keys under which a model of several towers (text, images, sound) keeps the text model's config.
-NESTED_KEYS = ("text_config", "language_config", "llm_config", "thinker_config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +143,8 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             the config is not transformers'.
     """
     model_type = str(config.get("model_type") or "unknown")
-    text, text_type = _find_text(config, model_type)
-    family = _families().get(text_type)
+    text, text_type = find_text(config, model_type)
+    family = families_by_type().get(text_type)
     facts: Mapping[str, Any] = family or {}
     stated = find_facts(text, facts)
     experts = stated["experts"].value
@@ -269,53 +260,3 @@ def _not_of_transformers(config: Mapping[str, Any]) -> UnsupportedArchitectureEr
         hint="export the checkpoint to Hugging Face format (OLMo-core: src/examples/huggingface/"
         "convert_checkpoint_to_hf.py), or give the model's own config.json with --config",
     )
-
-
-def known_types() -> tuple[str, ...]:
-    """The model types in families/, sorted."""
-    return tuple(sorted(_families()))
-
-
-def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that describes the model with the experts."""
-    return _find_text(config, "")[0]
-
-
-def expert_key(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ConfigFact]:
-    """The part of a config that holds the number of experts, and that number with its key."""
-    text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
-    return text, find_facts(text, _families().get(text_type, {}))["experts"]
-
-
-def resolve_conflicts(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """Find facts that a config holds under several keys with different values.
-
-    Returns:
-        The part of the config that holds them; the key that counts -> its value.
-    """
-    text, text_type = _find_text(config, str(config.get("model_type") or "unknown"))
-    facts = _families().get(text_type, {})
-    found = find_facts(text, facts).values()
-    return text, {fact.key: fact.value for fact in found if fact.key and fact.others}
-
-
-@cache
-def _families() -> dict[str, Mapping[str, Any]]:
-    return {name: family for family in read_families() for name in family["types"]}
-
-
-def _find_text(
-    config: Mapping[str, Any], model_type: str, depth: int = 3
-) -> tuple[Mapping[str, Any], str]:
-    """The (nested) config that holds the experts, and its type."""
-    if first_value(config, EXPERT_KEYS) is None and depth:
-        for key in NESTED_KEYS:
-            nested = config.get(key)
-            if isinstance(nested, Mapping):
-                guess = next(
-                    (t for t in (f"{model_type}_text", model_type) if t in _families()), model_type
-                )
-                found, kind = _find_text(nested, str(nested.get("model_type") or guess), depth - 1)
-                if first_value(found, EXPERT_KEYS) is not None:
-                    return found, kind
-    return config, model_type

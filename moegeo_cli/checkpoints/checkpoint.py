@@ -199,7 +199,7 @@ class Checkpoint:
             read_settings(self._known_config, self.stored.folder),
             inner=not self.own if inner is None else inner,
             folder=self.path.parent if self.path.is_file() else self.path,
-            beside=self.adapter,
+            adapter=self.adapter,
             merge=merge,
         )
 

@@ -7,11 +7,9 @@ alone, without torch. A tensor's values are assembled on request.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import Any
 
 from moegeo_cli.checkpoints.headers import (
     DTYPE_BITS,
@@ -20,18 +18,21 @@ from moegeo_cli.checkpoints.headers import (
     is_there,
     list_names,
     open_regular,
-    read_exactly,
 )
 from moegeo_cli.checkpoints.key_maps import Source, other_type_error
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
-from moegeo_cli.checkpoints.metadata import Piece, SavedState, SavedTensor, read_metadata
+from moegeo_cli.checkpoints.metadata import Piece, SavedState, read_metadata
 from moegeo_cli.checkpoints.names import Naming, name_tensors
-from moegeo_cli.checkpoints.pickles import ALL_DTYPES, describe_tensor, load_weights_only
+from moegeo_cli.checkpoints.pieces import (
+    METADATA,
+    broken_file,
+    load_piece,
+    read_piece,
+    torch_dtype,
+)
 from moegeo_cli.checkpoints.tensor_parts import Sizes, part_shape, take_part
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError, UnsupportedLayoutError
-
-METADATA = ".metadata"
 
 
 class DistributedWeights(WeightIndex):
@@ -98,7 +99,7 @@ class DistributedWeights(WeightIndex):
         """The archives of a tensor's pieces as stored, for hashing."""
         self._entry(name)
         return b"".join(
-            _read_piece(self.place / piece.file, piece)
+            read_piece(self.place / piece.file, piece)
             for source in self.naming.sources[name]
             for piece in self._pieces(source)
         )
@@ -187,13 +188,13 @@ class DistributedWeights(WeightIndex):
         pieces, layer = self._pieces(source), source.layer
         if len(pieces) == 1:
             piece = pieces[0]
-            whole = _load_piece(self.place / piece.file, piece, tensor)
+            whole = load_piece(self.place / piece.file, piece, tensor)
             return (whole if layer is None else whole[layer - piece.offsets[0]]).contiguous()
         start = 0 if layer is None else 1
-        whole = torch.empty(tensor.shape[start:], dtype=_torch_dtype(tensor.dtype))
+        whole = torch.empty(tensor.shape[start:], dtype=torch_dtype(tensor.dtype))
         for piece in pieces:
             box = tuple(slice(o, o + s) for o, s in zip(piece.offsets, piece.shape, strict=True))
-            values = _load_piece(self.place / piece.file, piece, tensor)
+            values = load_piece(self.place / piece.file, piece, tensor)
             whole[box[start:]] = values if layer is None else values[layer - piece.offsets[0]]
         return whole
 
@@ -219,93 +220,7 @@ def _read_state(place: Path) -> SavedState:
         start, length = spans[-1]
         with open_regular(place / name) as (_, size):
             if size != start + length:
-                raise _broken(place / name, f"{size} bytes where {METADATA} says {start + length}")
+                raise broken_file(
+                    place / name, f"{size} bytes where {METADATA} says {start + length}"
+                )
     return state
-
-
-def _read_piece(path: Path, piece: Piece) -> bytes:
-    with open_regular(path) as (file, _):
-        file.seek(piece.start)
-        return read_exactly(file, piece.length, path)
-
-
-def _load_piece(path: Path, piece: Piece, tensor: SavedTensor) -> Any:
-    """The values of a piece, checked against the dtype and shape in `.metadata`."""
-    with open_regular(path) as (file, _):
-        archive = _Part(file, piece.start, piece.length)
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                # torch never compresses, and a compressed entry could unpack to any size
-                packed = any(entry.compress_type for entry in opened.infolist())
-        except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-            raise _broken(path, f"{type(error).__name__} at byte {piece.start}") from None
-        if packed:
-            raise _broken(path, f"a compressed archive at byte {piece.start}")
-        archive.seek(0)
-        loaded = load_weights_only(cast("IO[bytes]", archive), path, mmap=False)
-    info = _describe_dense(loaded)
-    if info is None or (info.dtype, info.shape) != (tensor.dtype, piece.shape):
-        what = type(loaded).__name__ if info is None else f"{info.dtype} {list(info.shape)}"
-        raise _broken(
-            path,
-            f"{what} at byte {piece.start} where {METADATA} says "
-            f"{tensor.dtype} {list(piece.shape)}",
-        )
-    return loaded
-
-
-def _describe_dense(value: Any) -> TensorInfo | None:
-    """Dtype and shape of a dense tensor in main memory; None for anything else."""
-    import torch
-
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
-        return None
-    if value.layout != torch.strided or value.device.type != "cpu":
-        return None
-    return describe_tensor(value)
-
-
-def _torch_dtype(code: str) -> Any:
-    import torch
-
-    name = next(name for name, known in ALL_DTYPES.items() if known == code)
-    return getattr(torch, name.removeprefix("torch."))
-
-
-def _broken(path: Path, found: str) -> IncompleteCheckpointError:
-    return IncompleteCheckpointError(
-        f"{path.name} is truncated or damaged",
-        found=found[:300],
-        hint="copy or save the checkpoint again; if it is still being written, wait",
-        context={"path": str(path)},
-    )
-
-
-class _Part(io.RawIOBase):
-    """A range of a file as a file object, so that torch reads a piece in place."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        """True, for `io`."""
-        return True
-
-    def seekable(self) -> bool:
-        """True, for `io`."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position within the range, in bytes."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer up to the end of the range; returns the number of bytes."""
-        view = memoryview(buffer).cast("B")
-        count = max(0, min(len(view), self._length - self._at))
-        self._file.seek(self._start + self._at)
-        done = self._file.readinto(view[:count])  # type: ignore[attr-defined]
-        self._at += done
-        return int(done)

@@ -72,7 +72,7 @@ class EffectiveWeights(WeightIndex):
         *,
         inner: bool,
         folder: Path,
-        beside: WeightIndex | None,
+        adapter: WeightIndex | None,
         merge: bool = True,
     ) -> None:
         """Plan how each tensor is made; values are read on request.
@@ -82,7 +82,7 @@ class EffectiveWeights(WeightIndex):
             settings: the quantisation settings of config.json and of files beside it.
             inner: see `unwrap_names`.
             folder: the checkpoint's folder, where an adapter may lie.
-            beside: the tensors of the adapter in that folder; None without one.
+            adapter: the tensors of the adapter in that folder; None without one.
             merge: false if the model itself has the adapter's matrices as parameters.
         """
         self.stored = stored
@@ -97,7 +97,7 @@ class EffectiveWeights(WeightIndex):
         try:
             if merge:
                 self.merging, self._names = find_adapter(
-                    stored, self._names, folder, beside, inner=inner, base=self
+                    stored, self._names, folder, adapter, inner=inner, base=self
                 )
         except MoegeoError as error:
             self._refused = error
@@ -288,7 +288,7 @@ def _empty(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:
         return None
     return IncompleteCheckpointError(
         f"{folder.name}: {len(names)} of {len(infos)} tensors have no elements, as ZeRO-3 leaves "
-        "them where nobody gathers the weights before a save",
+        "them if the weights are not gathered before a save",
         found=", ".join(f"{name} {list(infos[name].shape)}" for name in sorted(names)[:3]),
         hint="make the weights of DeepSpeed's own checkpoint with its zero_to_fp32.py, or train "
         "with stage3_gather_16bit_weights_on_model_save and save again",

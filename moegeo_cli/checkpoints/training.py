@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moegeo_cli.checkpoints.architecture import text_config
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.nesting import step_folder
 from moegeo_cli.checkpoints.step_names import read_name
+from moegeo_cli.checkpoints.text_part import text_config
 from moegeo_cli.errors import MoegeoError
 
 if TYPE_CHECKING:

@@ -275,7 +275,7 @@ class WeightIndex:
                     )
                     if owner is not None:
                         raise IncompleteCheckpointError(
-                            f"{name} is in {owner.name}, but the index says {path.name}: shards "
+                            f"{name} lies in {owner.name}, but the index says {path.name}: shards "
                             "were exchanged, or the index belongs to another save",
                             found=f"{len(held)} other tensors in {path.name}",
                             hint="download or copy the shards and their index again",

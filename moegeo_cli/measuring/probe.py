@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import Architecture, text_config
+from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import RunFolder
 from moegeo_cli.checkpoints.routers import check_routers
+from moegeo_cli.checkpoints.text_part import text_config
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.dead import tokens_for_power
 from moegeo_cli.models.given import Models

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from moegeo_cli.checkpoints.architecture import Architecture, text_config
+from moegeo_cli.checkpoints.architecture import Architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.checkpoints.text_part import text_config
 from moegeo_cli.errors import MoegeoError, UsageError
 from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.geometry.masked import find_masked

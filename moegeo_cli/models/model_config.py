@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from moegeo_cli.checkpoints.architecture import expert_key, resolve_conflicts
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.text_part import expert_key, resolve_conflicts
 from moegeo_cli.errors import UnsupportedArchitectureError
 
 

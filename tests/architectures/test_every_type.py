@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from moegeo_cli import analyze
-from moegeo_cli.checkpoints.architecture import describe_architecture, known_types
+from moegeo_cli.checkpoints.architecture import describe_architecture
+from moegeo_cli.checkpoints.text_part import known_types
 from moegeo_cli.errors import UnsupportedArchitectureError
 from tests.architectures import oracle
 from tests.architectures.table import PAGE, refused_row, row, write_probe

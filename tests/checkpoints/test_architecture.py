@@ -5,15 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moegeo_cli.checkpoints import architecture, families, layering
-from moegeo_cli.checkpoints.architecture import (
-    describe_architecture,
-    known_types,
-    text_config,
-)
+from moegeo_cli.checkpoints import families, layering, text_part
+from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, GROUP_KEYS, TOP_K_KEYS
 from moegeo_cli.checkpoints.families import read_families
 from moegeo_cli.checkpoints.folders import read_config
+from moegeo_cli.checkpoints.text_part import known_types, text_config
 from moegeo_cli.errors import DenseModelError, MoegeoError, UnsupportedArchitectureError
 from moegeo_cli.scorings import names_in_configs
 
@@ -382,7 +379,7 @@ def test_a_family_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.Monke
         'unselected = "dense"\nlayers = "all"\nrouter = "mlp.door"\nbias = true\n'
     )
     monkeypatch.setattr(families, "FOLDER", tmp_path)
-    for cached in (families.read_families, architecture._families):
+    for cached in (families.read_families, text_part.families_by_type):
         cached.cache_clear()
     try:
         known = describe_architecture(
@@ -391,7 +388,7 @@ def test_a_family_is_added_by_one_file(tmp_path: Path, monkeypatch: pytest.Monke
         )  # fmt: skip
     finally:
         monkeypatch.undo()
-        for cached in (families.read_families, architecture._families):
+        for cached in (families.read_families, text_part.families_by_type):
             cached.cache_clear()
     assert (known.experts, known.top_k, known.scoring) == (6, 2, "sigmoid")
     assert known.selection.bias

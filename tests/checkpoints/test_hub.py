@@ -175,7 +175,7 @@ def test_a_commit_is_a_revision(hub: Hub) -> None:
 def test_inspect_reads_headers_alone(
     first: int, hub: Hub, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moegeo_cli.checkpoints.hub.FIRST_BYTES", first)
+    monkeypatch.setattr("moegeo_cli.checkpoints.hub_files.FIRST_BYTES", first)
     found = inspect("hf://lab/moe@step200-tokens2B")
     here = inspect(models / "step200-tokens2B")
     assert found.routers == here.routers

@@ -17,7 +17,7 @@ def find_adapter(
     stored: WeightIndex,
     names: dict[str, str],
     place: Path,
-    beside: WeightIndex | None,
+    adapter: WeightIndex | None,
     *,
     inner: bool,
     base: WeightIndex,
@@ -28,7 +28,7 @@ def find_adapter(
         stored: the stored tensors of the model.
         names: name without wrappers -> name in the files.
         place: the checkpoint's folder.
-        beside: the tensors of an adapter's own file in that folder; None without one.
+        adapter: the tensors of an adapter's own file in that folder; None without one.
         inner: see `unwrap_names`.
         base: see `Merging`.
 
@@ -40,18 +40,18 @@ def find_adapter(
         IncompleteCheckpointError: a part of the adapter is missing or truncated.
     """
     if is_unmerged(names):
-        if beside is not None:
+        if adapter is not None:
             raise UnsupportedLayoutError(
                 f"{place.name} holds one adapter within its weights and one beside them",
-                found=beside.files[0].name,
+                found=adapter.files[0].name,
                 hint="keep the one that belongs to the model",
             )
         parts = sort_parts(names, place, alone=False)
         matrices = Matrices(stored, names)
         names = {plain: names[name] for plain, name in parts.base.items()}
-    elif beside is not None:
-        own = unwrap_names(beside.names(), inner=inner).names
-        parts, matrices = sort_parts(own, place, alone=True), Matrices(beside, own)
+    elif adapter is not None:
+        own = unwrap_names(adapter.names(), inner=inner).names
+        parts, matrices = sort_parts(own, place, alone=True), Matrices(adapter, own)
     else:
         return None, names
     config = read_adapter_config(place)

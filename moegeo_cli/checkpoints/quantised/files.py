@@ -12,8 +12,8 @@ from moegeo_cli.checkpoints.quantised.recipe import Recipe
 EIGHT_BIT_FLOATS = frozenset({"F8_E4M3", "F8_E5M2"})
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 SCALES = FLOATS | {"U8", "F8_E8M0"}
-# What a form returns: name of the dequantised tensor, its recipe, names of tensors that only say
-# how activations were quantised. None where the form does not recognise the tensor.
+# What a form returns: name of the dequantised tensor, its recipe, names of tensors to leave out
+# (they only say how activations were quantised). None if the form does not recognise the tensor.
 FormResult = tuple[str, Recipe, tuple[str, ...]] | None
 
 

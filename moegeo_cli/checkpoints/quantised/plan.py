@@ -61,14 +61,14 @@ def plan_quantised(files: Files) -> Plan:
             continue
         for form in FORMS:
             try:
-                made = form(files, name)
+                result = form(files, name)
             except UnreadableFormError as error:
                 plan.problems.append((name, str(error)))
                 break
-            if made is not None:
-                target, recipe, beside = made
+            if result is not None:
+                target, recipe, left_out = result
                 plan.recipes[target] = recipe
                 plan.used.update(recipe.parts.values())
-                plan.left_out.update(n for n in beside if n in files.tensors)
+                plan.left_out.update(n for n in left_out if n in files.tensors)
                 break
     return plan

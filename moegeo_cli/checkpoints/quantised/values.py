@@ -114,7 +114,7 @@ def _packed_groups(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> 
 
 
 def _gptq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
-    """GPTQ: a transposed weight, integers in words along its input; zeros kept less one or not."""
+    """GPTQ: a transposed weight, integers packed along the inputs; add `offset` to zeros."""
     bits, (rows, columns) = int(settings["bits"]), shape
     scale = parts["scale"].float()  # (G, R)
     zero = unpack_bits(parts["zero"], bits, rows, -1).float() + settings["offset"]

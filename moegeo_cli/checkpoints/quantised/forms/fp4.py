@@ -15,11 +15,11 @@ def read_fp4(files: Files, name: str) -> FormResult:
     if name.endswith(".weight_packed"):
         target = name.removesuffix("_packed")
         scale, divisor = f"{target}_scale", f"{target}_global_scale"
-        beside = (f"{target.removesuffix('weight')}input_global_scale",)
+        left_out = (f"{target.removesuffix('weight')}input_global_scale",)
         roles = {"divisor": divisor} if divisor in files.tensors else {}
     elif f"{name}_scale" in files.tensors and f"{name}.absmax" not in files.tensors:
         target, scale = name, f"{name}_scale"
-        beside = (f"{name.removesuffix('weight')}input_scale",)
+        left_out = (f"{name.removesuffix('weight')}input_scale",)
         roles = {"factor": f"{name}_scale_2"} if f"{name}_scale_2" in files.tensors else {}
     else:
         return None
@@ -38,7 +38,7 @@ def read_fp4(files: Files, name: str) -> FormResult:
     parts = {"weight": name, "scale": scale, **roles}
     if any(math.prod(files.shape(n)) != 1 for n in roles.values()):
         raise UnreadableFormError(f"{kind} with several scales of the whole tensor")
-    return target, Recipe("fp4", kind, parts, (*rows, width)), beside
+    return target, Recipe("fp4", kind, parts, (*rows, width)), left_out
 
 
 def read_mxfp4_blocks(files: Files, name: str) -> FormResult:

@@ -28,10 +28,10 @@ def read_scaled(files: Files, name: str) -> FormResult:
     if scale is None:
         return None  # `accounting.check_dtypes` refuses it if a parameter takes it
     shape, factor, scheme = files.shape(name), 1.0, "FP8" if dtype != "I8" else "int8"
-    parts, beside = {"weight": name, "scale": scale}, []
+    parts, left_out = {"weight": name, "scale": scale}, []
     if scale.endswith("SCB"):
         scheme, factor = "bitsandbytes int8", 1 / 127
-        beside.append(f"{stem}weight_format")
+        left_out.append(f"{stem}weight_format")
         _check_format(files, f"{stem}weight_format")
     zero = f"{name}_zero_point"
     if zero in files.tensors:
@@ -44,7 +44,7 @@ def read_scaled(files: Files, name: str) -> FormResult:
         "scale_shape": (-1, *scale_shape[1:]) if by_row else scale_shape,
     }
     kind = describe_scales(shape, scale_shape)
-    return name, Recipe("scaled", f"{scheme}{kind}", parts, shape, settings, by_row), (*beside,)
+    return name, Recipe("scaled", f"{scheme}{kind}", parts, shape, settings, by_row), (*left_out,)
 
 
 def _check_format(files: Files, name: str) -> None:
