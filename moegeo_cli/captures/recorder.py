@@ -101,7 +101,10 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self._inputs: dict[str, torch.Tensor] = {}
         self._handles: list[Any] = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            *(RouterTap(own, self._taker(own), partial=True, fault=self._fault) for own in routers),
+            *(
+                RouterTap(own, self._make_hook(own), partial=True, fault=self._end_with_warning)
+                for own in routers
+            ),
             model.register_forward_hook(self._end),
         ]
 
@@ -164,7 +167,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         self._calls = None
         self._inputs = {}
 
-    def _fault(self, error: Exception) -> None:
+    def _end_with_warning(self, error: Exception) -> None:
         """End the capture with a warning; the training goes on."""
         self.problem = f"{type(error).__name__}: {error}"
         hint = "report this fault of moegeo"
@@ -181,7 +184,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         except RuntimeWarning:  # warnings are errors here: do not end the training
             logging.getLogger("moegeo").warning(words)
 
-    def _taker(self, router: Router) -> Callable[[RouterCall], None]:
+    def _make_hook(self, router: Router) -> Callable[[RouterCall], None]:
         path = unwrap_name(router.path)
 
         def take(call: RouterCall) -> None:
@@ -206,7 +209,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             given = {**{str(n): a for n, a in enumerate(args)}, **kwargs}
             tensors = {n: a for n, a in given.items() if isinstance(a, torch.Tensor) and a.ndim}
         except Exception as error:
-            self._fault(error)
+            self._end_with_warning(error)
             return
         self._inputs = tensors
         self._calls = {}
@@ -218,7 +221,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
             if calls:
                 self._keep(calls, inputs, training=module.training)
         except Exception as error:
-            self._fault(error)
+            self._end_with_warning(error)
         if self.tokens >= self.max_tokens:
             self.full = True
         if self.full:
@@ -242,7 +245,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         mask = inputs.get("attention_mask")
         if mask is not None and tuple(mask.shape) == (len(first), width):
             real_BN = mask.detach().cpu().bool()
-        kept, full = self._fit(real_BN)
+        kept, full = self._find_fitting_rows(real_BN)
         if not bool(kept.any()):  # nothing but padding, or nothing that still fits
             self.full = full
             return
@@ -263,7 +266,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
                 found[f"router.{path}.selected"] = call.selected_NK.int()
                 found[f"router.{path}.weights"] = call.weights_NK
         self._check_same_form(found, rows)
-        chosen = {name: _choose(tensor, flat) for name, tensor in found.items()}
+        chosen = {name: _select_rows(tensor, flat) for name, tensor in found.items()}
         for name, tensor in chosen.items():
             self._rows.setdefault(name, []).append(tensor)
         self._domains, self._named = domains, self._named or self.domain is not None
@@ -298,7 +301,7 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
                     hint=hint,
                 )
 
-    def _fit(self, real_BN: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    def _find_fitting_rows(self, real_BN: torch.Tensor) -> tuple[torch.Tensor, bool]:
         """(mask of the rows that still fit, whether the capture is full).
 
         Whole sequences are kept. If the first one alone is too long, its start is kept.
@@ -317,6 +320,6 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         return kept, False
 
 
-def _choose(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
+def _select_rows(rows: torch.Tensor, flat: torch.Tensor) -> torch.Tensor:
     own = rows.detach()
     return own.index_select(0, flat.to(own.device)).cpu().contiguous()

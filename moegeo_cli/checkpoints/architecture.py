@@ -159,7 +159,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
             "the number of experts in config.json is not a whole number", found=repr(experts)[:80]
         )
     if experts is None and "model_type" not in config and isinstance(config.get("model"), Mapping):
-        raise _not_of_transformers(config)
+        raise _other_config_error(config)
     if type(experts) is not int or experts < 2 or off:
         raise DenseModelError(
             f"{model_type} is a dense model: its config asks for no routed experts",
@@ -252,7 +252,7 @@ def describe_architecture(config: Mapping[str, Any], *, refuse: bool = True) -> 
     )
 
 
-def _not_of_transformers(config: Mapping[str, Any]) -> UnsupportedArchitectureError:
+def _other_config_error(config: Mapping[str, Any]) -> UnsupportedArchitectureError:
     """The error for a training framework's config, which describes the model under `model`."""
     return UnsupportedArchitectureError(
         "config.json is not of transformers: it has no model_type",

@@ -21,7 +21,7 @@ from moegeo_cli.checkpoints.folders import (
     parse_config,
     read_trainer_state,
 )
-from moegeo_cli.checkpoints.layouts import recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.layouts import foreign_layout_error, recognise_foreign
 from moegeo_cli.checkpoints.opening import detect_layout, open_adapter, open_weights
 from moegeo_cli.checkpoints.quantised.settings import read_settings
 from moegeo_cli.checkpoints.training import TrainingLog, read_training
@@ -239,7 +239,7 @@ class Checkpoint:
         if self.found_layout is None:
             foreign = recognise_foreign(self.path)
             if foreign is not None:
-                raise refuse_foreign(self.path, foreign)
+                raise foreign_layout_error(self.path, foreign)
         try:
             _ = self.config, self.files
             if self.layout == ADAPTER:

@@ -16,13 +16,13 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.folders import find_given_config, list_folder
 from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
-from moegeo_cli.checkpoints.layouts import DISTRIBUTED, recognise_foreign, refuse_foreign
+from moegeo_cli.checkpoints.layouts import DISTRIBUTED, foreign_layout_error, recognise_foreign
 from moegeo_cli.checkpoints.nesting import (
     find_models,
     find_runs,
     inner_folder,
-    models_below,
-    several_runs,
+    models_below_error,
+    several_runs_error,
     step_folder,
 )
 from moegeo_cli.checkpoints.ordering import Skipped, sort_by_step
@@ -116,9 +116,9 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
         if len(runs) == 1 and not others:
             return open_run(runs[0].path, config)
         if runs:
-            raise several_runs(folder, runs, others)
+            raise several_runs_error(folder, runs, others)
     if not children:
-        raise _no_checkpoint(root, entries)
+        raise _no_checkpoint_error(root, entries)
     kept, skipped, errors = _open_members(folder, children)
     if own_layout is not None:
         final = _open_final_model(root, kept)
@@ -127,7 +127,7 @@ def open_run(path: Path | str, config: Path | str | None = None) -> RunFolder:
         else:
             kept.append(final)
     if not kept:
-        raise _none_usable(folder, errors)
+        raise _none_usable_error(folder, errors)
     return RunFolder(name, folder, False, tuple(kept), tuple(skipped), given)
 
 
@@ -256,12 +256,12 @@ def _open_final_model(root: Checkpoint, kept: Sequence[Checkpoint]) -> Checkpoin
         return Skipped(".", error.message)
 
 
-def _no_checkpoint(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
+def _no_checkpoint_error(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
     """The error for a folder without a readable checkpoint."""
     folder = root.path
     foreign = recognise_foreign(folder)
     if foreign is not None:
-        return refuse_foreign(folder, foreign)
+        return foreign_layout_error(folder, foreign)
     snapshot = find_snapshot(folder) if (folder / "snapshots").is_dir() else None
     if snapshot is not None:
         return NoCheckpointError(
@@ -271,7 +271,7 @@ def _no_checkpoint(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
         )
     models = find_models(folder)
     if models:
-        return models_below(folder, models)
+        return models_below_error(folder, models)
     names = [entry.name for entry in entries]
     if "config.json" in names or any("-of-" in name for name in names):
         try:
@@ -285,14 +285,14 @@ def _no_checkpoint(root: Checkpoint, entries: Sequence[Path]) -> MoegeoError:
     )
 
 
-def _none_usable(folder: Path, errors: Sequence[MoegeoError]) -> MoegeoError:
+def _none_usable_error(folder: Path, errors: Sequence[MoegeoError]) -> MoegeoError:
     """The error for a run whose checkpoints were all skipped."""
     foreign = next((error for error in errors if isinstance(error, UnsupportedLayoutError)), None)
     if foreign is not None and all(isinstance(error, UnsupportedLayoutError) for error in errors):
         return foreign
     models = [place for place in find_models(folder) if place.parent != folder]
     if models and all(isinstance(error, IncompleteCheckpointError) for error in errors):
-        return models_below(folder, models)
+        return models_below_error(folder, models)
     return IncompleteCheckpointError(
         f"none of the {len(errors)} checkpoints in {folder} is complete",
         found="; ".join(error.message for error in errors[:4]),

@@ -115,9 +115,9 @@ class EffectiveWeights(WeightIndex):
             dequantised=stored.dequantised + len(plan.recipes),
             unwrapped=unwrapped.wrappers,
         )
-        self.obstacle = self.obstacle or _empty(self.folder, kept)
+        self.obstacle = self.obstacle or _empty_error(self.folder, kept)
         if plan.problems and self.obstacle is None:
-            self.obstacle = _unreadable(self.folder, plan.problems)
+            self.obstacle = _unreadable_error(self.folder, plan.problems)
 
     @property
     def is_plain(self) -> bool:
@@ -281,7 +281,7 @@ def files_beside(index: EffectiveWeights) -> list[Path]:
     return [place for place in places if is_there(place)]
 
 
-def _empty(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:
+def _empty_error(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:
     """The error for tensors without elements; None where there are none."""
     names = [n for n, info in infos.items() if not info.elements and known_reason(n) is None]
     if not names:
@@ -296,7 +296,7 @@ def _empty(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError | None:
     )
 
 
-def _unreadable(folder: Path, problems: Sequence[tuple[str, str]]) -> UnsupportedLayoutError:
+def _unreadable_error(folder: Path, problems: Sequence[tuple[str, str]]) -> UnsupportedLayoutError:
     forms = list(dict.fromkeys(words for _, words in problems))
     return UnsupportedLayoutError(
         f"{folder.name} is quantised in a form that moegeo does not read: {forms[0]}",

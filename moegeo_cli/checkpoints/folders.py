@@ -150,14 +150,14 @@ def list_folder(folder: Path) -> list[Path]:
     """
     try:
         if not folder.is_dir():
-            raise _not_a_folder(folder)
+            raise _no_folder_error(folder)
         return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PathError(f"{folder} cannot be read", found=reason) from None
 
 
-def _not_a_folder(path: Path) -> MoegeoError:
+def _no_folder_error(path: Path) -> MoegeoError:
     """The error for a path that is absent or a file."""
     if path.suffix == ".gguf" and is_there(path):
         return UnsupportedLayoutError(

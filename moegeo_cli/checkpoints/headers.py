@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
-from moegeo_cli.checkpoints.hub_notes import described_size
+from moegeo_cli.checkpoints.hub_notes import complete_size
 from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedLayoutError
 
 # The reference reader refuses longer headers too; a broken length must not allocate gigabytes.
@@ -104,7 +104,7 @@ def read_header(path: Path) -> Header:
         raise _damaged(path, f"a header that is a {type(document).__name__}, not an object")
     metadata = document.pop("__metadata__", None)
     data_start = 8 + length
-    size = described_size(path, data_start, size)
+    size = complete_size(path, data_start, size)
     tensors = {
         name: _parse_tensor(path, name, entry, data_start, size) for name, entry in document.items()
     }
@@ -215,7 +215,7 @@ def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         ) from None
     try:
         if status.st_size <= _LARGEST_POINTER and file.read(len(_POINTER)) == _POINTER:
-            raise _pointer(path)
+            raise _pointer_error(path)
         file.seek(0)
         yield file, status.st_size
     except OSError as error:
@@ -292,7 +292,7 @@ def _check_coverage(
         raise _damaged(path, f"{file_size} bytes where the header describes {position}")
 
 
-def _pointer(path: Path) -> IncompleteCheckpointError:
+def _pointer_error(path: Path) -> IncompleteCheckpointError:
     return IncompleteCheckpointError(
         f"{path.name} is a Git LFS pointer, not the file itself",
         found=f"{path.stat().st_size} bytes of text that name the file by its hash",

@@ -50,7 +50,7 @@ def read_note(folder: Path) -> HubNote | None:
     return note if whole and isinstance(note.commit, str) else None
 
 
-def described_size(path: Path, header_end: int, size: int) -> int:
+def complete_size(path: Path, header_end: int, size: int) -> int:
     """The size of a complete safetensors file in bytes, also if only its header is present.
 
     Args:

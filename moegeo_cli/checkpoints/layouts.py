@@ -192,7 +192,7 @@ def recognise_foreign(folder: Path) -> ForeignLayout | None:
     return None
 
 
-def refuse_foreign(folder: Path, layout: ForeignLayout) -> UnsupportedLayoutError:
+def foreign_layout_error(folder: Path, layout: ForeignLayout) -> UnsupportedLayoutError:
     """The error that names the layout and the command that converts it."""
     hint = layout.hint.replace("{path}", shlex.quote(str(folder)))
     return UnsupportedLayoutError(

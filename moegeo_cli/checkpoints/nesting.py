@@ -149,7 +149,7 @@ def _order(name: str) -> tuple[int, str]:
     return (-1 if step is None else step, name)
 
 
-def several_runs(
+def several_runs_error(
     folder: Path, runs: Sequence[NestedRun], models: Sequence[str] = ()
 ) -> NoCheckpointError:
     """The error for a folder that holds several runs: lists them and the command for one.
@@ -171,7 +171,7 @@ def several_runs(
     )
 
 
-def several_models(folder: Path, names: Sequence[str]) -> NoCheckpointError:
+def several_models_error(folder: Path, names: Sequence[str]) -> NoCheckpointError:
     """The error for several models without a step: lists them and the commands for them."""
     first, last = (shlex.quote(str(folder / name)) for name in (names[0], names[-1]))
     more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -183,7 +183,7 @@ def several_models(folder: Path, names: Sequence[str]) -> NoCheckpointError:
     )
 
 
-def models_below(folder: Path, models: Sequence[Path]) -> NoCheckpointError:
+def models_below_error(folder: Path, models: Sequence[Path]) -> NoCheckpointError:
     """The error for models in subfolders with unknown names: lists where they lie."""
     names = [model.relative_to(folder).as_posix() for model in models]
     more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -201,7 +201,9 @@ def _count(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def several_stages(folder: Path, stages: Sequence[tuple[str, Sequence[str]]]) -> NoCheckpointError:
+def several_stages_error(
+    folder: Path, stages: Sequence[tuple[str, Sequence[str]]]
+) -> NoCheckpointError:
     """The error for training stages in one folder, each of which counts its own steps.
 
     Args:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
-from moegeo_cli.checkpoints.nesting import several_models, several_stages
+from moegeo_cli.checkpoints.nesting import several_models_error, several_stages_error
 from moegeo_cli.checkpoints.step_names import parse_step, read_name
 
 
@@ -51,7 +51,7 @@ def sort_by_step(
     numbered = [checkpoint for checkpoint in checkpoints if checkpoint.step is not None]
     unordered = [checkpoint for checkpoint in checkpoints if checkpoint.step is None]
     if not numbered and len(unordered) > 1:
-        raise several_models(run, [checkpoint.relative for checkpoint in unordered])
+        raise several_models_error(run, [checkpoint.relative for checkpoint in unordered])
     if not numbered:
         return unordered, []
     _refuse_stages(run, numbered)
@@ -83,6 +83,6 @@ def _refuse_stages(run: Path, numbered: Sequence[Checkpoint]) -> None:
         stage = read_name(_own_name(checkpoint)).stage or "no stage"
         stages.setdefault(stage, []).append(checkpoint)
     if len(stages) > 1:
-        raise several_stages(
+        raise several_stages_error(
             run, [(stage, [c.relative for c in held]) for stage, held in sorted(stages.items())]
         )

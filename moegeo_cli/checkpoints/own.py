@@ -20,7 +20,7 @@ from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_va
 from moegeo_cli.checkpoints.discover import RunFolder, Skipped
 from moegeo_cli.checkpoints.folders import list_folder
 from moegeo_cli.checkpoints.headers import is_there
-from moegeo_cli.checkpoints.nesting import find_runs, several_runs
+from moegeo_cli.checkpoints.nesting import find_runs, several_runs_error
 from moegeo_cli.checkpoints.opening import detect_layout
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
@@ -79,7 +79,7 @@ def open_own_run(path: Path | str) -> RunFolder:
         if len(runs) == 1:
             return open_own_run(runs[0].path)
         if runs:
-            raise several_runs(root, runs)
+            raise several_runs_error(root, runs)
         raise NoCheckpointError(
             f"{root} holds no weights",
             found=", ".join(entry.name for entry in entries[:8]) or "an empty folder",

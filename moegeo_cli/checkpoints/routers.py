@@ -133,10 +133,10 @@ def check_routers(index: WeightIndex, architecture: Architecture) -> tuple[Route
     ] or _experts_without_router(index, routers)
     if names or not routers:
         _refuse_quantised(index)
-        raise _lacking(index, architecture, names, len(routers))
+        raise _missing_error(index, architecture, names, len(routers))
     for router in routers:
         if index.dtype(router.weight) not in _FLOATS:
-            raise _quantised(router.weight, index.dtype(router.weight))
+            raise _quantised_error(router.weight, index.dtype(router.weight))
         _check_shape(router, architecture)
     if architecture.selection.bias and architecture.known:
         _check_selection_bias(index, routers, architecture)
@@ -147,10 +147,10 @@ def _refuse_quantised(index: WeightIndex) -> None:
     """Raise if the files hold routers packed into integers."""
     for name in index.names():
         if _PACKED.search(name):
-            raise _quantised(name, index.dtype(name))
+            raise _quantised_error(name, index.dtype(name))
 
 
-def _quantised(name: str, dtype: str) -> UnsupportedLayoutError:
+def _quantised_error(name: str, dtype: str) -> UnsupportedLayoutError:
     return UnsupportedLayoutError(
         "the checkpoint's routers are quantised, so their logits cannot be measured rightly",
         found=f"{name} of dtype {dtype}",
@@ -220,7 +220,7 @@ def _expected_name(
     return f"{paths.pop()}.{own}" if len(paths) == 1 else f"(layer {layer}) {own}"
 
 
-def _lacking(
+def _missing_error(
     index: WeightIndex, architecture: Architecture, names: Sequence[str], found: int
 ) -> IncompleteCheckpointError:
     """The error for missing routers; it names tensors that may be them under another name."""

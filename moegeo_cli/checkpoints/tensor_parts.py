@@ -98,7 +98,7 @@ def take_part(part: str | None, tensor: Any, sizes: Sizes) -> Any:
     return tensor.reshape(1, -1) if part == "row" else PARTS[part].take(tensor, sizes)
 
 
-def _grouped(rows: int, sizes: Sizes) -> tuple[int, int, int]:
+def _head_groups(rows: int, sizes: Sizes) -> tuple[int, int, int]:
     """(G, query heads a group, D) of a joint query-key-value matrix with `rows` rows."""
     queries, groups, head = sizes.queries, sizes.groups, sizes.head
     if queries is None or groups is None or head is None:
@@ -109,12 +109,12 @@ def _grouped(rows: int, sizes: Sizes) -> tuple[int, int, int]:
 
 
 def _query_rows(rows: int, sizes: Sizes) -> int:
-    groups, share, head = _grouped(rows, sizes)
+    groups, share, head = _head_groups(rows, sizes)
     return groups * share * head
 
 
 def _key_rows(rows: int, sizes: Sizes) -> int:
-    groups, _, head = _grouped(rows, sizes)
+    groups, _, head = _head_groups(rows, sizes)
     return groups * head
 
 
@@ -122,7 +122,7 @@ def _take_heads(which: slice) -> Callable[[Any, Sizes], Any]:
     """Take some heads of each group, which holds query heads, then its key, then its value."""
 
     def take(tensor: Any, sizes: Sizes) -> Any:
-        groups, share, head = _grouped(len(tensor), sizes)
+        groups, share, head = _head_groups(len(tensor), sizes)
         split = tensor.reshape(groups, share + 2, head, *tensor.shape[1:])
         return split[:, which].reshape(-1, *tensor.shape[1:])
 

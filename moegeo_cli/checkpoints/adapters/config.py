@@ -106,20 +106,20 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         )
     document = read_json(path, MAX_BYTES)
     if not isinstance(document, dict):
-        raise _wrong(folder, "the whole of it", document)
+        raise _invalid_error(folder, "the whole of it", document)
     kind = document.get("peft_type")
     if kind != "LORA":
-        raise _refused(folder, "peft_type", kind)
+        raise _unsupported_error(folder, "peft_type", kind)
     for key, value in document.items():
         if key not in _NEUTRAL | _READ and value not in (None, False, [], {}, ""):
-            raise _refused(folder, key, value)
+            raise _unsupported_error(folder, key, value)
     start = document.get("init_lora_weights")
     if not any(start is known or start == known for known in _STARTS):
-        raise _refused(folder, "init_lora_weights", start)
+        raise _unsupported_error(folder, "init_lora_weights", start)
     base = document.get("base_model_name_or_path")
     ranks = _numbers(folder, document, "rank_pattern")
     if any(int(value) != value for value in ranks.values()):
-        raise _wrong(folder, "rank_pattern", document["rank_pattern"])
+        raise _invalid_error(folder, "rank_pattern", document["rank_pattern"])
     return AdapterConfig(
         base=base if isinstance(base, str) and base else None,
         rank=int(_number(folder, "r", document.get("r", 8), whole=True)),
@@ -158,22 +158,22 @@ def _is_before(version: Any, first: tuple[int, int]) -> bool:
 def _number(folder: Path, key: str, value: Any, *, whole: bool = False) -> float:
     good = type(value) is int or (type(value) is float and math.isfinite(value) and not whole)
     if not good or (whole and value < 1):
-        raise _wrong(folder, key, value)
+        raise _invalid_error(folder, key, value)
     return float(value)
 
 
 def _numbers(folder: Path, document: Mapping[str, Any], key: str) -> dict[str, float]:
     table = document.get(key) or {}
     if not isinstance(table, dict):
-        raise _wrong(folder, key, table)
+        raise _invalid_error(folder, key, table)
     for pattern in table:
         if len(pattern) > _LONGEST or _REPEATED_GROUP.search(pattern):
-            raise _wrong(folder, key, pattern)
+            raise _invalid_error(folder, key, pattern)
         try:
             re.compile(pattern)
             regex.compile(pattern)
         except (re.error, regex.error, RecursionError):
-            raise _wrong(folder, key, pattern) from None
+            raise _invalid_error(folder, key, pattern) from None
     whole = key == "rank_pattern"
     return {pattern: _number(folder, key, n, whole=whole) for pattern, n in table.items()}
 
@@ -181,11 +181,11 @@ def _numbers(folder: Path, document: Mapping[str, Any], key: str) -> dict[str, f
 def _names(folder: Path, document: Mapping[str, Any], key: str) -> tuple[str, ...]:
     found = document.get(key) or []
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise _wrong(folder, key, found)
+        raise _invalid_error(folder, key, found)
     return tuple(sorted(found))
 
 
-def _refused(folder: Path, key: str, value: Any) -> UnsupportedLayoutError:
+def _unsupported_error(folder: Path, key: str, value: Any) -> UnsupportedLayoutError:
     return UnsupportedLayoutError(
         f"{folder.name} holds an adapter of a kind that moegeo does not merge: {key} is {value!r}"[
             :300
@@ -196,7 +196,7 @@ def _refused(folder: Path, key: str, value: Any) -> UnsupportedLayoutError:
     )
 
 
-def _wrong(folder: Path, key: str, value: Any) -> IncompleteCheckpointError:
+def _invalid_error(folder: Path, key: str, value: Any) -> IncompleteCheckpointError:
     return IncompleteCheckpointError(
         f"{CONFIG} of {folder.name} cannot be used",
         found=f"{key}: {value!r}"[:300],

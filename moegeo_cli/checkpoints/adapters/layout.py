@@ -57,7 +57,7 @@ class Piece:
     transposed: bool = False
 
 
-def cut(source: ParameterSource, shapes: Mapping[str, Shape]) -> list[Piece] | None:
+def cut_parameter(source: ParameterSource, shapes: Mapping[str, Shape]) -> list[Piece] | None:
     """Cut a parameter into the pieces that its stored tensors hold.
 
     Args:

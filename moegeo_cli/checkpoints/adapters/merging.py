@@ -12,7 +12,13 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.changes import Change, Matrices, Span, check_shapes
 from moegeo_cli.checkpoints.adapters.config import AdapterConfig
-from moegeo_cli.checkpoints.adapters.layout import ParameterSource, Piece, Shape, Tracer, cut
+from moegeo_cli.checkpoints.adapters.layout import (
+    ParameterSource,
+    Piece,
+    Shape,
+    Tracer,
+    cut_parameter,
+)
 from moegeo_cli.checkpoints.adapters.parts import Parts, Target
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError, ShapeError, UnsupportedLayoutError
@@ -194,7 +200,7 @@ class Merging:
 
     def _cut(self, parameter: str, source: ParameterSource) -> list[Piece]:
         shapes = {n: self.base.shape(n) for group in source.names for n in group}
-        pieces = cut(source, shapes)
+        pieces = cut_parameter(source, shapes)
         if pieces is None:
             saved = [n for group in source.names for n in group]
             raise UnsupportedLayoutError(

@@ -83,7 +83,7 @@ def sort_parts(names: Iterable[str], folder: Path, *, alone: bool) -> Parts:
     for name in names:
         if match := _MATRIX.match(name):
             if match["leaf"] == "bias":
-                raise _refused(folder, name)
+                raise _unsupported_error(folder, name)
             adapters.add(match["adapter"])
             part = match["part"]
             key = match["module"], match["depth"].count(".base_layer")
@@ -96,7 +96,7 @@ def sort_parts(names: Iterable[str], folder: Path, *, alone: bool) -> Parts:
         elif match := _ORIGINAL.match(name):
             originals[f"{match['module']}.{match['rest']}"] = name
         elif _OTHER.search(name):
-            raise _refused(folder, name)
+            raise _unsupported_error(folder, name)
         elif alone:
             found.replaced[_BASE.sub("", name)] = name
         else:
@@ -126,7 +126,7 @@ def _check_pairs(targets: Iterable[Target], folder: Path) -> None:
             )
 
 
-def _refused(folder: Path, name: str) -> UnsupportedLayoutError:
+def _unsupported_error(folder: Path, name: str) -> UnsupportedLayoutError:
     return UnsupportedLayoutError(
         f"{folder.name} holds parts of an adapter of a kind that moegeo does not merge",
         found=name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from moegeo_cli.checkpoints.quantised.files import Files, values_of
+from moegeo_cli.checkpoints.quantised.files import Files, setting_values
 from moegeo_cli.checkpoints.quantised.recipe import UnreadableFormError
 
 DEFAULT_BLOCK = 128
@@ -57,7 +57,7 @@ def find_blocks(
     if len(scale_shape) != len(shape):
         raise UnreadableFormError(f"a scale of shape {list(held)} for {list(shape)}")
     stated = files.settings.get("weight_block_size") or next(
-        values_of(files.settings, "block_structure"), None
+        setting_values(files.settings, "block_structure"), None
     )
     blocks = []
     for axis, (size, count) in enumerate(zip(shape, scale_shape, strict=True)):

@@ -40,24 +40,24 @@ class Files:
         return self.tensors[name].dtype
 
 
-def holds(files: Files, name: str, dtypes: frozenset[str] | set[str]) -> bool:
+def has_tensor(files: Files, name: str, dtypes: frozenset[str] | set[str]) -> bool:
     """Whether a tensor exists and has one of these dtypes."""
     return name in files.tensors and files.dtype(name) in dtypes
 
 
-def search(settings: Mapping[str, Any], key: str) -> Any:
+def find_setting(settings: Mapping[str, Any], key: str) -> Any:
     """The integer under a key anywhere in nested settings; None for none or differing ones."""
-    found = {v for v in values_of(settings, key) if type(v) is int}
+    found = {v for v in setting_values(settings, key) if type(v) is int}
     return found.pop() if len(found) == 1 else None
 
 
-def values_of(node: Any, key: str) -> Iterator[Any]:
+def setting_values(node: Any, key: str) -> Iterator[Any]:
     """Every value of a key anywhere in nested settings."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             if name == key:
                 yield value
-            yield from values_of(value, key)
+            yield from setting_values(value, key)
     elif isinstance(node, list):
         for value in node:
-            yield from values_of(value, key)
+            yield from setting_values(value, key)

@@ -140,7 +140,7 @@ def _awq(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tens
 
 def _bitsandbytes4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> torch.Tensor:
     """bitsandbytes: 4-bit indices into a table, the upper half first; a scale a block."""
-    state = read_state(parts["state"])
+    state = parse_state(parts["state"])
     absmax = parts["absmax"].float()
     if "nested_map" in parts:
         table, outer = parts["nested_map"].float(), parts["nested_absmax"].float()
@@ -156,7 +156,7 @@ def _bitsandbytes4(parts: Parts, settings: Settings, shape: tuple[int, ...]) -> 
     return values.reshape(shape)
 
 
-def read_state(raw: Any) -> dict[str, Any]:
+def parse_state(raw: Any) -> dict[str, Any]:
     """Parse the JSON that bitsandbytes stores as bytes beside a weight.
 
     Raises:

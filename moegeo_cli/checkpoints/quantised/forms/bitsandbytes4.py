@@ -15,9 +15,9 @@ def read_bitsandbytes4(files: Files, name: str) -> FormResult:
              if (n := f"{name}.quant_state.bitsandbytes__{k}") in files.tensors]  # fmt: skip
     if not kinds:
         raise UnreadableFormError("bitsandbytes 4-bit without its quant_state (an old version's)")
-    from moegeo_cli.checkpoints.quantised.values import read_state
+    from moegeo_cli.checkpoints.quantised.values import parse_state
 
-    state = read_state(files.read(kinds[0]))
+    state = parse_state(files.read(kinds[0]))
     parts = {"weight": name, "absmax": absmax, "map": f"{name}.quant_map", "state": kinds[0]}
     if f"{name}.nested_absmax" in files.tensors:
         parts["nested_absmax"] = f"{name}.nested_absmax"

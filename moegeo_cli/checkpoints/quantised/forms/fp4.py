@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from moegeo_cli.checkpoints.quantised.files import Files, FormResult, holds
+from moegeo_cli.checkpoints.quantised.files import Files, FormResult, has_tensor
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
@@ -47,7 +47,7 @@ def read_mxfp4_blocks(files: Files, name: str) -> FormResult:
         return None
     target = name.removesuffix("_blocks")
     scale, shape = f"{target}_scales", files.shape(name)
-    if not holds(files, scale, {"U8"}) or files.shape(scale) != shape[:-1] or len(shape) != 4:
+    if not has_tensor(files, scale, {"U8"}) or files.shape(scale) != shape[:-1] or len(shape) != 4:
         raise UnreadableFormError("MXFP4 blocks without the scales that belong to them")
     experts, rows, groups, half = shape
     recipe = Recipe("mxfp4-blocks", "MXFP4", {"weight": name, "scale": scale},

@@ -10,7 +10,7 @@ from moegeo_cli.checkpoints.quantised.files import (
     SCALES,
     Files,
     FormResult,
-    holds,
+    has_tensor,
 )
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
@@ -24,7 +24,7 @@ def read_scaled(files: Files, name: str) -> FormResult:
     names = [f"{name}_scale_inv", f"{name}_scale"]
     if stem != name:
         names += [f"{stem}scale", f"{stem}qscale_weight", f"{stem}scale_inv", f"{stem}SCB"]
-    scale = next((n for n in names if holds(files, n, SCALES)), None)
+    scale = next((n for n in names if has_tensor(files, n, SCALES)), None)
     if scale is None:
         return None  # `accounting.check_dtypes` refuses it if a parameter takes it
     shape, factor, scheme = files.shape(name), 1.0, "FP8" if dtype != "I8" else "int8"

@@ -5,7 +5,7 @@ MLX is recognised and refused by name.
 
 from __future__ import annotations
 
-from moegeo_cli.checkpoints.quantised.files import Files, FormResult, search
+from moegeo_cli.checkpoints.quantised.files import Files, FormResult, find_setting
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
 
 
@@ -29,7 +29,7 @@ def _compressed(files: Files, name: str, stem: str) -> FormResult:
     shape = tuple(int(n) for n in files.read(stated).reshape(-1))
     words = files.shape(name)[-1]
     bits = [b for b in range(1, 9) if -(-shape[-1] * b // 32) == words]
-    stated_bits = search(files.settings, "num_bits")
+    stated_bits = find_setting(files.settings, "num_bits")
     bit = next((b for b in bits if b == stated_bits), bits[0] if len(bits) == 1 else None)
     if bit is None:
         raise UnreadableFormError("compressed-tensors packed weights of unknown number of bits")
