@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from safetensors.numpy import load_file
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from moegeo_cli import experts
+from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.reports import json_report
 from moegeo_cli.threads import few_threads
 from tests.architectures.test_every_type import TOWERS, TYPES
@@ -241,20 +243,25 @@ def test_weights_and_selections(tmp_path: Path, probe: Path) -> None:
     assert found["share"].rank not in (None, 8)
 
 
+@pytest.fixture(scope="module")
+def in_memory(tiny: Callable[..., Path], probe: Path) -> Callable[[str], ExpertsRecord]:
+    """What is found of a model held whole, once a type."""
+    return functools.cache(lambda kind: experts(tiny(kind, 2), probe=probe, cache=False))
+
+
 @pytest.mark.parametrize("memory", [None, "chunks"])
 @pytest.mark.parametrize("model_type", ["mixtral", pytest.param("gpt_oss", marks=pytest.mark.slow)])
 def test_streamed_layers_give_what_the_whole_model_gives(
-    model_type: str, memory: str | None, tmp_path: Path, probe: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    model_type: str, memory: str | None, tiny: Callable[..., Path], probe: Path,
+    in_memory: Callable[[str], ExpertsRecord], monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    build_tiny(model_type, 2).save_pretrained(tmp_path)
-    whole = experts(tmp_path, probe=probe)
+    path, whole = tiny(model_type, 2), in_memory(model_type)
     if memory:  # so tight that a layer's experts come some at a time
         from moegeo_cli.models.streaming.layer_stream import LayerStream
 
         plain = LayerStream.open
         monkeypatch.setattr(LayerStream, "open", lambda self, size: plain(self, 1))
-    found = experts(tmp_path, probe=probe, stream=True, verify=1)
+    found = experts(path, probe=probe, stream=True, verify=1, cache=False)
     assert found.verification is None
     assert any("--verify" in note for note in found.notes)
     for one, other in zip(found.layers, whole.layers, strict=True):

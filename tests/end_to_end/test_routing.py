@@ -221,9 +221,10 @@ def test_a_run_is_followed_to_its_newest_checkpoint(
         model = build_tiny("mixtral", 2)
         share(model, 12.0, gain)
         model.save_pretrained(run / f"checkpoint-{step}")
-    found = moegeo("routing", run, "--probe", probe, "--format", "json", "--no-cache")
+    file = tmp_path / "found.json"
+    found = moegeo("routing", run, "--probe", probe, "--format", "json", "--no-cache", "-o", file)
     assert found.code == 0, found.err
-    document = found.document
+    document = json.loads(file.read_text())
     jsonschema.validate(document, json_report.schema("moegeo.routing", strict=True))
     assert document["step"] == 20
     course = document["trajectory"]
@@ -248,9 +249,8 @@ def test_a_run_is_followed_to_its_newest_checkpoint(
     part = measure(run, probe, steps="10-20")
     assert part.trajectory is not None
     assert [s.step for s in part.trajectory.steps] == [10, 20]
-    assert measure(run, probe, latest=True).trajectory is None
-    shown = moegeo("routing", run, "--probe", probe, "--no-cache", "--full")
-    assert "OVER TRAINING" in shown.out
+    assert measure(run, probe, latest=True, max_tokens=100).trajectory is None
+    assert "OVER TRAINING" in moegeo("report", file, "--full").out
 
 
 def test_prompts_are_continued_by_the_model_itself(tiny: Callable[..., Path], probe: Path) -> None:
@@ -359,7 +359,7 @@ def test_reports_and_matrices(
     tiny: Callable[..., Path], tmp_path: Path, probe: Path, moegeo: Callable[..., Outcome]
 ) -> None:
     path = tiny("qwen3_moe")
-    common = ["routing", path, path, "--probe", probe, "--no-cache"]
+    common = ["routing", path, path, "--probe", probe, "--cache-dir", tmp_path / "store"]
     found = moegeo(*common, "--matrices", tmp_path / "m.safetensors", "--full")
     assert found.code == 0, found.err
     for word in ("AT A GLANCE", "GEOMETRY AND USAGE", "SHARED DIRECTION", "EXPERTS IN COMMON",

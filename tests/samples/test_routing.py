@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from moegeo_cli.commands.routing.record import RoutingRecord
 SAMPLES = Path(__file__).parents[2] / "sample_checkpoints"
 
 
+@functools.cache
 def measure(sample: str, step: int) -> RoutingRecord:
     return routing(SAMPLES / sample / f"checkpoint-{step}", cache=False)
 
