@@ -1,4 +1,4 @@
-"""Form the verdict of a run: try every rule at every checkpoint, on the axes routing and loss."""
+"""Form the verdict of a run: try every rule at every checkpoint, on two axes."""
 
 from __future__ import annotations
 
