@@ -155,7 +155,7 @@ class DistributedWeights(WeightIndex):
         return self.place / file, TensorInfo(dtype, shape, 0, size)
 
     def _shape(self, name: str, source: Source) -> tuple[int, ...]:
-        """The shape of what is taken of a saved tensor."""
+        """The shape of a source: of the rows that it takes of a saved tensor."""
         whole = self._state.tensors[source.saved].shape
         try:
             return part_shape(

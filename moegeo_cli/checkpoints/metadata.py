@@ -14,23 +14,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
-from moegeo_cli.checkpoints.headers import DTYPE_BITS, MAX_DIMENSIONS, open_regular, read_exactly
+from moegeo_cli.checkpoints.headers import DTYPE_BITS, open_regular, read_exactly
 from moegeo_cli.checkpoints.indexes import check_shard_name
-from moegeo_cli.checkpoints.pickles import ALL_DTYPES
-from moegeo_cli.checkpoints.unpickling import Allowed, Name, Record, unpickle
+from moegeo_cli.checkpoints.metadata_names import ALLOWED, is_naturals
+from moegeo_cli.checkpoints.unpickling import Record, unpickle
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
 # A model of a thousand tensors over 600 ranks needs about two thirds of this.
 MAX_METADATA_BYTES = 256 * 2**20
 # The dimensions along which one tensor may be cut; training cuts along one or two.
 MAX_CUT_DIMENSIONS = 6
-
-_MODULE = "torch.distributed.checkpoint.metadata"
-_PLANNER = "torch.distributed.checkpoint.planner"
-_OLD_MODULE = "torch.distributed._shard.sharded_tensor.metadata"  # of older versions of torch
-_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,9 +151,9 @@ def _places(
         key, place = _fields(path, index, "MetadataIndex"), _fields(path, info, "_StorageInfo")
         name, offsets = key.get("fqn"), key.get("offset")
         file, span = place.get("relative_path"), (place.get("offset"), place.get("length"))
-        if not isinstance(name, str) or not (offsets is None or _is_naturals(offsets)):
+        if not isinstance(name, str) or not (offsets is None or is_naturals(offsets)):
             raise damaged(path, "a piece without a usable name or offset")
-        if not isinstance(file, str) or not _is_naturals(span):
+        if not isinstance(file, str) or not is_naturals(span):
             raise damaged(path, f"no usable place for {name!r}")
         start, length = span
         if place.get("transform_descriptors"):
@@ -193,7 +188,7 @@ def _tensor(
     if (
         not isinstance(dtype, str)
         or dtype not in DTYPE_BITS
-        or not _is_naturals(shape)
+        or not is_naturals(shape)
         or not isinstance(chunks, list)
     ):
         raise damaged(path, f"tensor {name!r} without a usable dtype, shape or list of pieces")
@@ -201,7 +196,7 @@ def _tensor(
     for chunk in chunks:
         box = _fields(path, chunk, "ChunkStorageMetadata")
         offsets, sizes = box.get("offsets"), box.get("sizes")
-        if not _is_naturals(offsets) or not _is_naturals(sizes):
+        if not is_naturals(offsets) or not is_naturals(sizes):
             raise damaged(path, f"tensor {name!r} with a piece of no usable shape")
         if not len(offsets) == len(sizes) == len(shape):
             raise damaged(path, f"tensor {name!r} of shape {list(shape)}, a piece {list(sizes)}")
@@ -243,72 +238,3 @@ def _fields(path: Path, value: Any, kind: str) -> dict[str, Any]:
     if not isinstance(value, Record) or value.kind != kind or not isinstance(value.state, dict):
         raise damaged(path, f"something else where a {kind} was expected")
     return value.state
-
-
-def _is_naturals(value: Any) -> TypeGuard[tuple[int, ...]]:
-    """Whether `value` is a short tuple of integers from 0 to 2**63; a bool does not count."""
-    return (
-        isinstance(value, tuple)
-        and len(value) <= MAX_DIMENSIONS
-        and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
-    )
-
-
-def _size(arguments: tuple[Any, ...]) -> tuple[int, ...]:
-    """`torch.Size(tuple)` as the tuple itself."""
-    if len(arguments) == 1 and _is_naturals(arguments[0]):
-        return arguments[0]
-    raise ValueError
-
-
-def _text(arguments: tuple[Any, ...]) -> None:
-    """A memory layout or a path, made from texts alone. Its value is not needed: None."""
-    if not all(isinstance(part, str) for part in arguments):
-        raise ValueError
-
-
-def _memory_format(arguments: tuple[Any, ...]) -> None:
-    """A member of an enumeration by number (a memory format, for instance). Not needed: None."""
-    if len(arguments) != 1 or type(arguments[0]) is not int:
-        raise ValueError
-
-
-def _member(arguments: tuple[Any, ...]) -> None:
-    """A member of an enumeration by name (some Python versions pickle it so). Not needed: None."""
-    # check the type first: hashing a deeply nested tuple would take forever
-    if len(arguments) != 2 or not isinstance(arguments[0], Name) or arguments[0] not in _FORMATS:
-        raise ValueError
-    _text(arguments[1:])
-
-
-_FORMATS = frozenset(
-    {Name(_MODULE, "_MEM_FORMAT_ENCODING"), Name(_OLD_MODULE, "MEM_FORMAT_ENCODING")}
-)
-ALLOWED = Allowed(
-    classes=frozenset(
-        {
-            *(
-                Name(_MODULE, name)
-                for name in (
-                    "Metadata", "TensorStorageMetadata", "BytesStorageMetadata", "TensorProperties",
-                    "ChunkStorageMetadata", "MetadataIndex", "StorageMeta",
-                )
-            ),
-            Name(_OLD_MODULE, "TensorProperties"),
-            Name("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            # Megatron-core adds every rank's plan, which holds no further information
-            *(Name(_PLANNER, name) for name in ("SavePlan", "WriteItem", "TensorWriteData",
-                                                "BytesIOWriteData")),
-            Name("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"),
-            Name("megatron.core.dist_checkpointing.strategies.torch", "MCoreMetadata"),
-        }
-    ),
-    constants={Name(*text.split(".")): code for text, code in ALL_DTYPES.items()},
-    calls={
-        Name("torch", "Size"): _size,
-        Name("torch.serialization", "_get_layout"): _text,
-        **dict.fromkeys((*_FORMATS, Name(_PLANNER, "WriteItemType")), _memory_format),
-        Name("builtins", "getattr"): _member,
-        **{Name(m, name): _text for m in ("pathlib", "pathlib._local") for name in _PATHS},
-    },
-)  # fmt: skip

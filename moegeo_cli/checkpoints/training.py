@@ -1,6 +1,6 @@
-"""Read the training's traces beside the weights: step, loss log, framework, router settings.
+"""Read what a training saved beside the weights: step, loss log, framework, router settings.
 
-The verdict judges the loss log with them, and reports name the framework. `training_args.bin` is a
+The verdict judges the loss log, and reports name the framework. `training_args.bin` is a
 pickle of arbitrary objects and is never loaded.
 """
 

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
 
 from moegeo_cli.checkpoints import unpickling
-from moegeo_cli.checkpoints.metadata import ALLOWED, read_metadata
+from moegeo_cli.checkpoints.metadata import read_metadata
+from moegeo_cli.checkpoints.metadata_names import ALLOWED
 from moegeo_cli.checkpoints.unpickling import unpickle
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsafeFileError
 from tests.sharding import save_state
