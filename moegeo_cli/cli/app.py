@@ -34,8 +34,9 @@ EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 2, 70, 130, 141
 
 app = typer.Typer(
     name="moegeo",
-    help="Are the experts specialising, is routing collapsing, will this run fail, what to change?"
-    "\n\nmoegeo reads the checkpoints of a Mixture-of-Experts run and a probe dataset.",
+    help="Analyze the checkpoints of a Mixture-of-Experts run.\n\nmoegeo runs each checkpoint on a "
+    "probe dataset and answers: do the experts specialise, does routing collapse, will the run "
+    "fail, and what should be changed?",
     epilog="Start with: moegeo analyze RUN_FOLDER",
     no_args_is_help=True,
     add_completion=True,

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def own_model(name: str | None) -> str | None:
+def make_importable(name: str | None) -> str | None:
     """Return the name unchanged, after making modules in the current folder importable.
 
     The folder is added to the end of sys.path, so its files cannot replace installed packages.

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moegeo_cli.cli.models import own_model
+from moegeo_cli.cli.models import make_importable
 from moegeo_cli.cli.settings import threshold_overrides
 from moegeo_cli.keywords import PANELS, Option, choices_of, declared, flag, type_of
 
@@ -101,5 +101,5 @@ def _values(group: Any, given: dict[str, Any]) -> dict[str, Any]:
         if option.negated:
             found[name] = not value
     if "model" in found:
-        found["model"] = own_model(found["model"])
+        found["model"] = make_importable(found["model"])
     return found

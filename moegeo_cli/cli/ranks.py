@@ -60,7 +60,7 @@ def run_among_ranks(
         The exit code of this process.
     """
     try:
-        place = find_place()
+        place = read_torchrun_variables()
         if place is None:
             return work(None)
         from moegeo_cli.replay.ranks import Ranks
@@ -86,7 +86,7 @@ def run_among_ranks(
     return code
 
 
-def find_place() -> tuple[int, int, int] | None:
+def read_torchrun_variables() -> tuple[int, int, int] | None:
     """Read torchrun's environment variables.
 
     Returns:

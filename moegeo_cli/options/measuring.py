@@ -42,6 +42,20 @@ class Model(Config, OwnModel, total=False):
     """How to build the model of a checkpoint."""
 
 
+class ProbeFile(TypedDict, total=False):
+    """The probe: the texts that the model is run on."""
+
+    probe: Annotated[Path | str | None, Option(
+        None, "Probe dataset: text, token ids or chats, for example as .jsonl or .parquet. "
+        "Default: the bundled probe.", cli_type=Path,
+    )]  # fmt: skip
+    max_tokens: Annotated[int | None, Option(
+        None, "Number of probe tokens to use. Default: as many as the dead-expert test needs, at "
+        "least 8,192.",
+        minimum=1,
+    )]  # fmt: skip
+
+
 class ProbeKeys(TypedDict, total=False):
     """The keys that are read from a probe's records."""
 
@@ -55,18 +69,8 @@ class ProbeKeys(TypedDict, total=False):
     )]  # fmt: skip
 
 
-class ProbeData(ProbeKeys, total=False):
-    """The probe: the texts that the model is run on."""
-
-    probe: Annotated[Path | str | None, Option(
-        None, "Probe dataset: text, token ids or chats, for example as .jsonl or .parquet. "
-        "Default: the bundled probe.", cli_type=Path,
-    )]  # fmt: skip
-    max_tokens: Annotated[int | None, Option(
-        None, "Number of probe tokens to use. Default: as many as the dead-expert test needs, at "
-        "least 8,192.",
-        minimum=1,
-    )]  # fmt: skip
+class ProbeData(ProbeFile, ProbeKeys, total=False):
+    """The probe, and the keys of its records."""
 
 
 class Captures(TypedDict, total=False):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.text import Text
 
 from moegeo_cli.records import Finding, Intervention
-from moegeo_cli.reports import judgement, outline
+from moegeo_cli.reports import advice_text, judgement
 from moegeo_cli.reports.escaping import clean, clean_lines
 from moegeo_cli.reports.page import STYLES, Page
 
@@ -32,16 +32,16 @@ def print_interventions(page: Page, interventions: Sequence[Intervention]) -> No
     """Print all interventions in full; nothing if there are none."""
     if interventions:
         page.section("INTERVENTIONS", "what to change, why, and how to see that it worked")
-    for place, item in enumerate(outline.to_do(interventions), 1):
+    for place, item in enumerate(advice_text.to_do(interventions), 1):
         page.show(page.paragraph(clean(item.title), "bold", sign=f"{place}.", indent=2))
-        live = outline.live_words(item.key)
+        live = advice_text.live_words(item.key)
         rows = [
             ("do", clean(item.action)),
-            ("key", "   ".join(w for w in (outline.key_words(item.key), live) if w)),
+            ("key", "   ".join(w for w in (advice_text.key_words(item.key), live) if w)),
             ("note", clean(item.key.note or "")),
             ("why", clean(item.why)),
             ("check", clean(item.check)),
-            ("evidence", outline.evidence_words(item.evidence)),
+            ("evidence", advice_text.evidence_words(item.evidence)),
             ("not with", ", ".join(clean(c) for c in item.conflicts)),
         ]
         for name, words in rows:
@@ -49,6 +49,6 @@ def print_interventions(page: Page, interventions: Sequence[Intervention]) -> No
                 page.show(page.paragraph(words, sign=f"{name:<9}", indent=5))
         for line in clean_lines(item.key.lines or ""):
             page.line(line, "cyan", indent=15)
-    folded = outline.folded_words(interventions)
+    folded = advice_text.folded_words(interventions)
     if folded:
         page.show(page.paragraph(folded, "dim", indent=2))

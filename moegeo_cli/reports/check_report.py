@@ -12,7 +12,7 @@ from rich.text import Text
 
 from moegeo_cli.records import Metric
 from moegeo_cli.records.check import CheckedCheckpoint, CheckedLayer, CheckRecord
-from moegeo_cli.reports import figures, judgement, outline
+from moegeo_cli.reports import advice_text, figures, judgement, outline
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean, markdown_code, markdown_text
 from moegeo_cli.reports.markdown import Notes, findings_table, intervention_lines, table
@@ -176,7 +176,7 @@ def render_markdown(record: CheckRecord, *, layers: bool = True) -> str:
     lines += ["", *(f"{markdown_text(line)}  " for line in _quiet(record))]
     if record.interventions:
         lines += ["", "## What to do", ""]
-    for place, item in enumerate(outline.to_do(record.interventions), 1):
+    for place, item in enumerate(advice_text.to_do(record.interventions), 1):
         lines += intervention_lines(place, item)
     if layers:
         for part in table_parts(record):

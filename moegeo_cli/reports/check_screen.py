@@ -8,7 +8,7 @@ from rich.text import Text
 
 from moegeo_cli.records import Metric
 from moegeo_cli.records.check import CheckedCheckpoint, CheckRecord
-from moegeo_cli.reports import figures, outline, summary
+from moegeo_cli.reports import advice_text, figures, outline, summary
 from moegeo_cli.reports.charts import sparkline
 from moegeo_cli.reports.check_report import head_lines, note_lines
 from moegeo_cli.reports.escaping import clean
@@ -46,7 +46,7 @@ def check_screen(page: Page, record: CheckRecord) -> Screen:
         findings=main,
         notes=notes,
         reasons=[*summary.further_reasons(verdict), *note_lines(record)],
-        advice=advice_rows(outline.to_do(record.interventions), page.width),
+        advice=advice_rows(advice_text.to_do(record.interventions), page.width),
         undecided=skipped,
         numbers=_numbers(page, record.checkpoints),
         strips=list(_strips(page, record.newest)),

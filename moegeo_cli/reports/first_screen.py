@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from moegeo_cli.records import LayerRecord, RunRecord
-from moegeo_cli.reports import figures, judgement, outline, screen, summary
+from moegeo_cli.reports import advice_text, figures, judgement, outline, screen, summary
 from moegeo_cli.reports.charts import sparkline
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.page import STYLES, Page
@@ -50,7 +50,7 @@ def run_screen(page: Page, record: RunRecord) -> Screen:
         findings=main,
         notes=notes,
         reasons=summary.further_reasons(verdict),
-        advice=advice_rows(outline.to_do(record.interventions), page.width),
+        advice=advice_rows(advice_text.to_do(record.interventions), page.width),
         undecided=[c for c in verdict.checks if c.outcome == "skipped"] if verdict else [],
         numbers=_numbers(page, record),
         strips=_strips(page, record),

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from moegeo_cli.records import CheckpointRecord, Intervention, RunRecord, Verdict
 from moegeo_cli.records.check import CheckedCheckpoint, CheckRecord
 from moegeo_cli.records.comparison import ComparisonRecord
-from moegeo_cli.reports import check_report, comparison_text, judgement, markdown, outline
+from moegeo_cli.reports import (
+    advice_text,
+    check_report,
+    comparison_text,
+    judgement,
+    markdown,
+    outline,
+)
 from moegeo_cli.reports.escaping import clean, github_message, github_property
 
 LEVELS = {"failing": "error", "watch": "warning", "info": "notice"}
@@ -48,9 +55,9 @@ def _judged(
     gaps = outline.coverage_gaps(newest)
     if gaps:
         lines.append(_command("warning", "moegeo coverage", gaps))
-    for item in outline.to_do(interventions)[:3]:
-        live = outline.live_words(item.key, lines=False)
-        words = [outline.key_words(item.key) + (f" ({live})" if live else ""), item.action]
+    for item in advice_text.to_do(interventions)[:3]:
+        live = advice_text.live_words(item.key, lines=False)
+        words = [advice_text.key_words(item.key) + (f" ({live})" if live else ""), item.action]
         lines.append(_command("notice", f"next: {item.title}", words))
     return lines
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moegeo_cli.records import Finding, Intervention, LayerRecord, Metric, RunRecord
-from moegeo_cli.reports import figures, judgement, outline
+from moegeo_cli.reports import advice_text, figures, judgement, outline
 from moegeo_cli.reports.charts import heat_strip, sparkline
 from moegeo_cli.reports.escaping import clean_lines, markdown_code, markdown_text
 
@@ -83,9 +83,9 @@ def _advice(record: RunRecord, full: bool) -> list[str]:
     if not record.interventions:
         return []
     lines = ["", "## What to do next", ""]
-    for place, item in enumerate(outline.to_do(record.interventions), 1):
+    for place, item in enumerate(advice_text.to_do(record.interventions), 1):
         lines += intervention_lines(place, item, full)
-    folded = outline.folded_words(record.interventions)
+    folded = advice_text.folded_words(record.interventions)
     return [*lines, "", markdown_text(folded)] if folded and full else lines
 
 
@@ -96,16 +96,16 @@ def intervention_lines(place: int, item: Intervention, full: bool = True) -> lis
         change = f"no key in {markdown_text(key.framework)}"
     else:
         change = (
-            f"{markdown_code(key.key)}: {markdown_code(outline.setting(key.current))} → "
-            f"{markdown_code(outline.setting(key.suggested))}"
+            f"{markdown_code(key.key)}: {markdown_code(advice_text.setting(key.current))} → "
+            f"{markdown_code(advice_text.setting(key.suggested))}"
         )
-    live = outline.live_words(key, lines=full)
+    live = advice_text.live_words(key, lines=full)
     live = f"**{live}**" if key.live is False else markdown_text(live)
     lines = [f"{place}. **{markdown_text(item.title)}**: {change}" + (f" ({live})" if live else "")]
     if not full:
         return lines
     rows = [("", item.action), ("Note", key.note), ("Why", item.why), ("Check", item.check)]
-    rows.append(("Evidence", outline.evidence_words(item.evidence)))
+    rows.append(("Evidence", advice_text.evidence_words(item.evidence)))
     rows.append(("Conflicts with", ", ".join(item.conflicts)))
     for name, words in rows:
         if words:

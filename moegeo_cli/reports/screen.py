@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from moegeo_cli.records import Check, Finding, Intervention
-from moegeo_cli.reports import judgement, outline, summary
+from moegeo_cli.reports import advice_text, judgement, summary
 from moegeo_cli.reports.charts import sparkline
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.page import STYLES, Page
@@ -124,7 +124,7 @@ def advice_rows(items: Sequence[Intervention], width: int) -> list[tuple[str, st
     if not items:
         return []
     item = items[0]
-    title, key = clean(item.title), outline.key_words(item.key)
+    title, key = clean(item.title), advice_text.key_words(item.key)
     both = f"{title}: {key}"
     if item.key.key is None:
         rows = [("do", title)]

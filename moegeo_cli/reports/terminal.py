@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from moegeo_cli.records import Intervention, RunRecord
-from moegeo_cli.reports import figures, judgement, outline
+from moegeo_cli.reports import advice_text, figures, judgement, outline
 from moegeo_cli.reports.advice import print_finding, print_interventions
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.page import STYLES, Page
@@ -108,7 +108,7 @@ def _verdict_panel(page: Page, record: RunRecord) -> RenderableType:
     checks = judgement.check_words(verdict)
     if checks:
         lines.append(page.text(checks, "dim"))
-    steps = outline.to_do(record.interventions)
+    steps = advice_text.to_do(record.interventions)
     if steps:
         lines += [Text(), Text("What to do next", "bold")]
     for place, item in enumerate(steps[:TOP_INTERVENTIONS], 1):
@@ -129,8 +129,8 @@ def _verdict_panel(page: Page, record: RunRecord) -> RenderableType:
 def _advice(page: Page, place: int, item: Intervention) -> list[RenderableType]:
     """An intervention in short: its title, the setting, and whether the framework reads it."""
     head = page.paragraph(clean(item.title), "bold", sign=f"{place}.")
-    key = Text().append(page.glyphs.text(outline.key_words(item.key)), "cyan")
-    live = outline.live_words(item.key)
+    key = Text().append(page.glyphs.text(advice_text.key_words(item.key)), "cyan")
+    live = advice_text.live_words(item.key)
     if live:
         key.append(page.glyphs.text(f"  ({live})"), "bold red" if item.key.live is False else "dim")
     return [head, page.paragraph(key, indent=3)]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Intervention, RunRecord
-from moegeo_cli.reports.outline import evidence_words
+from moegeo_cli.reports.advice_text import evidence_words
 from moegeo_cli.verdict import interventions, judge, recommend
 from moegeo_cli.verdict.interventions import APPLIES, FRAMEWORKS, READS_CONFIG, catalogue
 from tests.tiny_models import build_tiny

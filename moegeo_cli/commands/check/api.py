@@ -78,7 +78,7 @@ def are_checked(run: RunFolder, models: Models, storage: Mapping[str, Any]) -> b
     """Whether the store holds everything that `check_files` needs for one checkpoint."""
     store = open_store(run, storage["cache"], storage["cache_dir"], models)
     reader = _reader(store, False, storage["verify_fingerprint"], models, None)
-    return reader.keeps(run.newest)
+    return reader.has_stored(run.newest)
 
 
 @keeps_global_state
@@ -113,7 +113,7 @@ def check(
         reader = _reader(store, options["quick"], options["verify_fingerprint"], models, progress)
         each_revision(
             folder, lambda one: reader.read(one.name, one.checkpoints),
-            lambda one: reader.keeps(one.newest), **which,
+            lambda one: reader.has_stored(one.newest), **which,
         )  # fmt: skip
         record = check_run(folder, chosen, reader, limits, trained)
     assert record.verdict is not None

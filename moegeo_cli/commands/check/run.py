@@ -65,7 +65,7 @@ class Reader:
     progress: ProgressListener | None = None
     fill: SourceFinder | None = None
 
-    def keeps(self, checkpoint: Checkpoint) -> bool:
+    def has_stored(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint's sums are stored, so that its files need not be read."""
         key = sums_key(checkpoint, self.mode, self.quick, self.identity)
         return load_sums(self.store, key) is not None

@@ -86,7 +86,7 @@ def compare_runs(
     notes = choice_differences(ours, theirs) + _check_comparable(judged, force=force)
     paired = judged[0].probe["sha256"] == judged[1].probe["sha256"]
     axis = choose_axis(_recorded(a.record.checkpoints, b.record.checkpoints), by)
-    matched, alone = match_progress(a.record.checkpoints, b.record.checkpoints, axis)
+    matched, unmatched = match_progress(a.record.checkpoints, b.record.checkpoints, axis)
     if not matched:
         notes.append(
             f"no checkpoint of one run is within 2% of a checkpoint of the other in {axis}"
@@ -110,7 +110,7 @@ def compare_runs(
         pairs=pairs,
         healthier=healthier,
         reason=reason,
-        unmatched=tuple(alone),
+        unmatched=tuple(unmatched),
         notes=tuple(notes),
         probe=judged[0].probe,
         settings=judged[0].settings,

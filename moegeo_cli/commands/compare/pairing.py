@@ -121,13 +121,13 @@ def match_progress(
     sides: tuple[tuple[Side, Sequence[CheckpointRecord], set[int]], ...] = (
         ("a", a, taken_a), ("b", b, taken_b),
     )  # fmt: skip
-    alone = [
+    unmatched = [
         Unmatched(run, record.step, _stated(record, axis), reason)
         for run, records, taken in sides
         for place, record in enumerate(records)
         if place not in taken
     ]
-    return [(a[i], b[j]) for i, j in sorted(pairs)], alone
+    return [(a[i], b[j]) for i, j in sorted(pairs)], unmatched
 
 
 def compare_losses(a: Measured, b: Measured, settings: Settings) -> Metric:

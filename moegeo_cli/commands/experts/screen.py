@@ -9,8 +9,9 @@ from rich.text import Text
 from moegeo_cli.commands.experts import outline
 from moegeo_cli.commands.experts.record import ExpertLayerRecord, ExpertsRecord
 from moegeo_cli.reports import figures
+from moegeo_cli.reports.advice_text import to_do
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.reports.outline import probe_words, to_do
+from moegeo_cli.reports.outline import probe_words
 from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.screen import Numbers, Screen, advice_rows, by_layer
 

@@ -154,7 +154,7 @@ def _random_bases(
     rank: int,
     seed: list[int],
 ) -> list[np.ndarray | None]:
-    """Subspaces of as many of the layer's tokens, with each expert's own weights."""
+    """For each expert, the subspace of equally many random tokens, with the expert's weights."""
     generator = np.random.default_rng(seed)
     found: list[np.ndarray | None] = []
     for rows, reason in zip(experts, reasons, strict=True):

@@ -16,7 +16,7 @@ class AdapterMove(TypedDict):
     part: Literal["router", "experts"]
     layer: Count | None
     relative: Annotated[
-        float | None, about("Frobenius norm of the change over that of the weight without it")
+        float | None, about("Frobenius norm of the change over norm of the unchanged weight")
     ]
     experts: Annotated[Count | None, about("experts read for `relative`; null for a router")]
     of: Annotated[Count | None, about("experts that it changes; null for a router")]

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from moegeo_cli.commands.inspect.record import InspectionRecord, RouterFacts
 from moegeo_cli.reports import figures
+from moegeo_cli.reports.advice_text import setting
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.reports.outline import setting
 from moegeo_cli.reports.page import STYLES, Page
 
 # The facts of a checkpoint in reading order: heading, then keys of the inspection.

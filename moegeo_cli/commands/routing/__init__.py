@@ -16,7 +16,7 @@ COMMAND = Command(
         report="moegeo_cli.commands.routing.report", rules="moegeo_cli.commands.routing.rules:RULES"
     ),
     arguments=(
-        Argument("path", "A checkpoint, or a run (its newest checkpoint, and its course)."),
+        Argument("path", "A checkpoint, or a run (its newest checkpoint, with trends)."),
         Argument("other", "A second model, to compare on the same tokens.", optional=True),
     ),
     help="""

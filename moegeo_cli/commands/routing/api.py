@@ -51,7 +51,7 @@ def routing(
     Raises:
         MoegeoError: bad input; `errors.py` lists the subclasses.
     """
-    from moegeo_cli.commands.routing.measure import measure_routing_of
+    from moegeo_cli.commands.routing.measure import measure_routing_record
 
     settings = settings_of(RoutingSettings, options)
     limits = load_thresholds(options["thresholds"])
@@ -70,7 +70,7 @@ def routing(
     if other_folder is not None:
         probe = open_probe(other_folder, Source.from_options(options), max_tokens, models)
         second = (other_folder.newest, probe)
-    record = measure_routing_of(chosen, models, loaded, settings, second, progress)
+    record = measure_routing_record(chosen, models, loaded, settings, second, progress)
     store = open_store(folder, options["cache"], options["cache_dir"], models)
     keep_lens(store, "routing", dataclasses.replace(record, other=None), models)
     if store.problem is not None:

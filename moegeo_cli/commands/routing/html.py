@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from moegeo_cli.commands.routing import outline
 from moegeo_cli.commands.routing.record import RoutingLayerRecord, RoutingRecord
+from moegeo_cli.commands.routing.tables import Table as RoutingTable
+from moegeo_cli.commands.routing.tables import tables
 from moegeo_cli.reports import figures
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.html.packing import pack, ratio_level
@@ -27,7 +29,7 @@ def routing_page(record: RoutingRecord) -> Page:
     found = [
         Section("glance", "At a glance", "Means over layers.", lines=outline.sentences(record)),
         _domains(record),
-        *(_section(place, table) for place, table in enumerate(outline.tables(record, most=None))),
+        *(_section(place, table) for place, table in enumerate(tables(record, most=None))),
         Section("checks", "All checks", folded=True,
                 tables=[check_table(record.checks)] if record.checks else ()),
         Section("method", "How this was measured", folded=True,
@@ -43,7 +45,7 @@ def routing_page(record: RoutingRecord) -> Page:
     )  # fmt: skip
 
 
-def _section(place: int, table: outline.Table) -> Section:
+def _section(place: int, table: RoutingTable) -> Section:
     rows = [
         [Cell(clean(name), _number(name, at)),
          *(metric_cell(c.name, c.metric, null=c.null) for c in cells)]

@@ -15,7 +15,7 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.analyze.lenses import STATE_HINT
 from moegeo_cli.commands.routing.figures import Figure, mean_figures, trend
 from moegeo_cli.commands.routing.layers import Domains, MeasuredRouter
-from moegeo_cli.commands.routing.models import Side, compare_pair, pair_sides, tell_lineage
+from moegeo_cli.commands.routing.models import Side, compare_pair, decide_lineage, pair_sides
 from moegeo_cli.commands.routing.record import DomainRecord, OtherModel, RoutingRecord
 from moegeo_cli.commands.routing.replay import RoutingReplay
 from moegeo_cli.commands.routing.settings import RoutingSettings
@@ -30,7 +30,7 @@ from moegeo_cli.probes import Probe
 MIN_LAYERS = 3
 
 
-def measure_routing_of(
+def measure_routing_record(
     checkpoints: Sequence[Checkpoint],
     models: Models,
     probe: Probe,
@@ -168,7 +168,7 @@ def _compare_with(
     analysis = RoutingReplay(models, checkpoint, probe, settings, listener)
     found = analysis.replay(checkpoint)
     pairs = pair_sides(sides, analysis.sides(checkpoint, found))
-    lineage, words, matches = tell_lineage(pairs)
+    lineage, words, matches = decide_lineage(pairs)
     return OtherModel(
         name=checkpoint.path.resolve().name,
         checkpoint=checkpoint.relative,

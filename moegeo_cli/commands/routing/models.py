@@ -52,7 +52,7 @@ class Side:
     experts: ExpertSample | str
 
 
-def take_side(
+def copy_side(
     tokens: RoutedTokens, prepared: PreparedModel, source: ModelSource, seed: int
 ) -> Side:
     """Copy from a router what the comparison needs, so that its model can be freed.
@@ -83,7 +83,9 @@ def pair_sides(one: Sequence[Side], other: Sequence[Side]) -> list[tuple[Side, S
     return [(a, other[round(i * others_last / last)]) for i, a in enumerate(one)]
 
 
-def tell_lineage(pairs: Sequence[tuple[Side, Side]]) -> tuple[bool | None, str, list[Match | None]]:
+def decide_lineage(
+    pairs: Sequence[tuple[Side, Side]],
+) -> tuple[bool | None, str, list[Match | None]]:
     """Decide from the experts' weights whether two models have a common ancestor.
 
     Returns:

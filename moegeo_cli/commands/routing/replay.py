@@ -14,7 +14,7 @@ import numpy as np
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.routing.figures import Figures
 from moegeo_cli.commands.routing.layers import Domains, MeasuredRouter, measure_router
-from moegeo_cli.commands.routing.models import Side, take_side
+from moegeo_cli.commands.routing.models import Side, copy_side
 from moegeo_cli.commands.routing.rollouts import generated_figures, prompt_tokens
 from moegeo_cli.commands.routing.settings import RoutingSettings
 from moegeo_cli.commands.routing.tokens import RoutedTokens, gather_routed, kept_rows
@@ -135,7 +135,7 @@ class RoutingReplay:
     def sides(self, checkpoint: Checkpoint, found: Replayed) -> list[Side]:
         """The data of each router that a comparison with another model needs."""
         source = self.measurer.source(checkpoint)
-        return [take_side(t, found.prepared, source, self.settings.seed) for t in found.routers]
+        return [copy_side(t, found.prepared, source, self.settings.seed) for t in found.routers]
 
     def measure(
         self, found: Replayed, domains: Domains

@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from moegeo_cli.commands.routing import outline
-from moegeo_cli.commands.routing.outline import Cell, Table
 from moegeo_cli.commands.routing.record import RoutingRecord
+from moegeo_cli.commands.routing.tables import Cell, Table, left_out, tables
 from moegeo_cli.reports.advice import print_interventions
 from moegeo_cli.reports.escaping import markdown_code, markdown_text
 from moegeo_cli.reports.lens_report import (
@@ -36,11 +36,11 @@ def print_record(record: RoutingRecord, console: Console) -> None:
     page.section("AT A GLANCE", "means over layers")
     for line in outline.sentences(record):
         page.show(page.paragraph(line, indent=2))
-    for table in outline.tables(record):
+    for table in tables(record):
         _print_table(page, table)
-    if outline.left_out(record):
+    if left_out(record):
         page.line()
-        page.line(outline.left_out(record), "dim")
+        page.line(left_out(record), "dim")
     print_interventions(page, record.interventions)
     page.footnotes()
 
@@ -90,7 +90,7 @@ def render_markdown(record: RoutingRecord) -> str:
     notes = Notes()
     lines = markdown_head(_head(record), record)
     lines += ["", *(f"- {markdown_text(line)}" for line in outline.sentences(record))]
-    for table in outline.tables(record):
+    for table in tables(record):
         rows = [
             [markdown_text(name), *(notes.cell(c.name, c.metric) + _null(c) for c in cells)]
             for name, cells in table.rows
@@ -100,8 +100,8 @@ def render_markdown(record: RoutingRecord) -> str:
         heads = [markdown_text(head) for head in table.heads]
         lines += markdown_table(heads, rows, range(1, len(heads)))
         lines += ["", *(f"- {markdown_text(words)}" for words in table.notes)]
-    if outline.left_out(record):
-        lines += ["", markdown_text(outline.left_out(record))]
+    if left_out(record):
+        lines += ["", markdown_text(left_out(record))]
     lines += markdown_actions(record)
     lines += notes.lines()
     lines += ["", f"Settings: {markdown_code(outline.settings_words(record))}"]

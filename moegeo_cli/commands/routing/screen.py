@@ -10,8 +10,9 @@ from moegeo_cli.commands.routing import outline
 from moegeo_cli.commands.routing.record import RoutingRecord
 from moegeo_cli.records import Metric
 from moegeo_cli.reports import figures
+from moegeo_cli.reports.advice_text import to_do
 from moegeo_cli.reports.escaping import clean
-from moegeo_cli.reports.outline import probe_words, to_do
+from moegeo_cli.reports.outline import probe_words
 from moegeo_cli.reports.page import Page
 from moegeo_cli.reports.screen import Numbers, Screen, advice_rows, by_layer
 

@@ -11,7 +11,7 @@ from typing import Any, Unpack
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.commands.analyze.api import analyze
-from moegeo_cli.commands.watch.settling import Settling
+from moegeo_cli.commands.watch.completion import CompletionTracker
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,
@@ -80,13 +80,13 @@ def _follow(
     path: Path | str, progress: Listener | None, interval: float, options: dict[str, Any]
 ) -> Iterator[Sighting]:
     models = choose_models(captures=None, **select_options(Model, options))
-    settling, seen, failed = Settling(), set[str](), Counter[str]()
+    tracker, seen, failed = CompletionTracker(), set[str](), Counter[str]()
     before: str | None = None
     noted = ""
     while True:
         new: list[Checkpoint] = []
         try:
-            whole = [c for c in settling.look(models.open(path)) if failed[c.relative] < TRIES]
+            whole = [c for c in tracker.look(models.open(path)) if failed[c.relative] < TRIES]
             new = [c for c in whole if c.relative not in seen]
             found = _judged(path, whole, progress, options) if new else ()
         except MoegeoError as error:

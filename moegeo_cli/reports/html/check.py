@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from moegeo_cli.records.check import CheckRecord
+from moegeo_cli.reports import advice_text, figures, judgement, outline, summary
 from moegeo_cli.reports import check_report as words
-from moegeo_cli.reports import figures, judgement, outline, summary
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.html.charts import Chart, Series, chart
 from moegeo_cli.reports.html.parts import (
@@ -45,7 +45,7 @@ def check_page(record: CheckRecord) -> Page:
         findings=cards(main),
         notes=cards(notes),
         actions=actions(record.interventions),
-        folded=outline.folded_words(record.interventions),
+        folded=advice_text.folded_words(record.interventions),
         sections=[s for s in found if s.tables or s.charts or s.terms],
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from moegeo_cli.explanations.metrics import specs
 from moegeo_cli.records import Check, Finding, Intervention, Metric
-from moegeo_cli.reports import figures, judgement, outline, summary
+from moegeo_cli.reports import advice_text, figures, judgement, summary
 from moegeo_cli.reports.escaping import clean, clean_lines
 from moegeo_cli.reports.folding import fold_reason
 from moegeo_cli.reports.html.charts import Chart
@@ -138,17 +138,17 @@ def cards(found: Sequence[Finding]) -> list[Card]:
 def actions(items: Sequence[Intervention]) -> list[Action]:
     """Interventions, without those that showed no gain in the study."""
     found = []
-    for item in outline.to_do(items):
-        live = outline.live_words(item.key)
+    for item in advice_text.to_do(items):
+        live = advice_text.live_words(item.key)
         rows = [
             ("do", clean(item.action)),
             ("why", clean(item.why)),
             ("note", clean(item.key.note or "")),
             ("check", clean(item.check)),
-            ("evidence", outline.evidence_words(item.evidence)),
+            ("evidence", advice_text.evidence_words(item.evidence)),
             ("not with", ", ".join(clean(c) for c in item.conflicts)),
         ]
-        key = outline.key_words(item.key) + (f" ({live})" if live else "")
+        key = advice_text.key_words(item.key) + (f" ({live})" if live else "")
         lines = clean_lines(item.key.lines or "")
         found.append(Action(clean(item.title), [r for r in rows if r[1]], key, lines))
     return found

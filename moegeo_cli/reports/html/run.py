@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from moegeo_cli.records import CheckpointRecord, LayerRecord, Metric, RunRecord
-from moegeo_cli.reports import figures, judgement, outline, summary
+from moegeo_cli.reports import advice_text, figures, judgement, outline, summary
 from moegeo_cli.reports.escaping import clean
 from moegeo_cli.reports.html.charts import Chart, Series, chart
 from moegeo_cli.reports.html.packing import pack, ratio_level, ratios, spread
@@ -80,7 +80,7 @@ def run_page(record: RunRecord) -> Page:
         cards(main),
         cards(notes),
         actions(record.interventions),
-        outline.folded_words(record.interventions),
+        advice_text.folded_words(record.interventions),
         [s for s in sections if s is not None and _holds(s)],
     )
 

@@ -15,8 +15,8 @@ from moegeo_cli.commands.routing.models import (
     OTHER_TOKENS,
     Side,
     compare_pair,
+    decide_lineage,
     pair_sides,
-    tell_lineage,
 )
 from moegeo_cli.commands.routing.tokens import RoutedTokens
 from moegeo_cli.geometry.mantel import sample_rows_evenly
@@ -66,7 +66,7 @@ def test_kin_are_told_by_the_weights_of_their_experts() -> None:
     moved = np.empty_like(WEIGHTS)
     moved[ORDER] = WEIGHTS + noise
     a, b = side(tokens_of(1), sample(WEIGHTS)), side(tokens_of(1), sample(moved))
-    lineage, words, [match] = tell_lineage([(a, b)])
+    lineage, words, [match] = decide_lineage([(a, b)])
     assert lineage is True
     assert match is not None
     np.testing.assert_array_equal(match.partner_E, ORDER)
@@ -78,7 +78,7 @@ def test_kin_are_told_by_the_weights_of_their_experts() -> None:
 def test_strangers_are_told_and_what_cannot_be_compared_has_its_reason() -> None:
     strange = np.random.default_rng(7).normal(size=WEIGHTS.shape).astype(np.float32)
     a, b = side(tokens_of(1), sample(WEIGHTS)), side(tokens_of(1), sample(strange))
-    lineage, words, _ = tell_lineage([(a, b)])
+    lineage, words, _ = decide_lineage([(a, b)])
     assert lineage is False
     assert words.endswith("clearly more in 0 of 1 layers")
     for experts, reason in (
@@ -86,17 +86,17 @@ def test_strangers_are_told_and_what_cannot_be_compared_has_its_reason() -> None
         ("the experts were not found", "the experts were not found"),
         (sample(np.full_like(WEIGHTS, np.nan)), "the experts' weights are not finite"),
     ):
-        told = tell_lineage([(a, side(tokens_of(1), experts))])
+        told = decide_lineage([(a, side(tokens_of(1), experts))])
         assert told == (None, reason, [None])
-    assert tell_lineage([]) == (None, "no router", [])
+    assert decide_lineage([]) == (None, "no router", [])
 
 
 def test_half_of_the_layers_are_not_most() -> None:
     strange = np.random.default_rng(7).normal(size=WEIGHTS.shape).astype(np.float32)
     a = side(tokens_of(1), sample(WEIGHTS))
     twin, other = side(tokens_of(1), sample(WEIGHTS)), side(tokens_of(1), sample(strange))
-    assert tell_lineage([(a, twin), (a, other)])[0] is False
-    assert tell_lineage([(a, twin), (a, twin), (a, other)])[0] is True
+    assert decide_lineage([(a, twin), (a, other)])[0] is False
+    assert decide_lineage([(a, twin), (a, twin), (a, other)])[0] is True
 
 
 def test_experts_in_common_are_counted_by_their_partners() -> None:

@@ -107,7 +107,7 @@
       if (data.fisher) fact("Fisher", `trace ${short(valueOf(data, unpack(data.fisher)[at]))} × the mean of its layer, newest checkpoint`);
       const kind = frames.length - 1 === frame ? flags(row, e) : "";
       if (kind) fact("note", kind === "dead" ? data.mark : data.suspect);
-      fact("nearest", "moegeo experts RUN tells which expert does nearly the same");
+      fact("nearest", "moegeo experts RUN shows which expert has the most similar function");
     };
     const pick = (event) => {
       const at = cells.indexOf(event.target);

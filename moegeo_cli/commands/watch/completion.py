@@ -12,7 +12,7 @@ from moegeo_cli.checkpoints.sentinels import has_last_file
 State = frozenset[tuple[str, int, int]]  # (path, size, time of change) of a checkpoint's files
 
 
-class Settling:
+class CompletionTracker:
     """Finds the complete checkpoints of a run, look by look.
 
     Opening a run already skips checkpoints that are marked as unfinished. Of the others, only the
@@ -27,9 +27,9 @@ class Settling:
         """The complete checkpoints, oldest first."""
         newest = run.newest
         now = _state(newest.path)
-        settled = has_last_file(newest.path) or (bool(now) and now == self.before)
+        complete = has_last_file(newest.path) or (bool(now) and now == self.before)
         self.before = now
-        return run.checkpoints if settled else run.checkpoints[:-1]
+        return run.checkpoints if complete else run.checkpoints[:-1]
 
 
 def _state(folder: Path) -> State:
