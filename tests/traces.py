@@ -107,7 +107,9 @@ def arrays_of(
     outcome, groups_S = replay_of(traces, seed), group_sequences(len(LENGTHS))
     rows = np.arange(sum(LENGTHS))
     architecture = architecture_of(scoring)
-    found = [make_router_arrays(outcome, t, architecture, groups_S, None, rows, 0) for t in traces]
+    found = [
+        make_router_arrays(outcome, t, architecture, groups_S, None, rows, rows, 0) for t in traces
+    ]
     known: dict[str, Any] = {
         "routers": tuple(r for r in found if r is not None), "loss_S": outcome.loss_S,
         "loss_tokens_S": outcome.loss_tokens_S, "groups_S": groups_S, "sample_rows": rows,

@@ -21,7 +21,7 @@ from moegeo_cli.fisher.adam import adam_second_moments
 from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.prepared import PreparedModel, collect_notes, digest, prepare
 from moegeo_cli.measuring.provenance import running_versions
-from moegeo_cli.measuring.router_arrays import make_router_arrays, sample_rows
+from moegeo_cli.measuring.router_arrays import make_router_arrays
 from moegeo_cli.measuring.routing_statistic import make_statistic
 from moegeo_cli.models.accounting import recall
 from moegeo_cli.models.fitting import Request, choose_source
@@ -30,14 +30,12 @@ from moegeo_cli.models.loading import resolve_device, resolve_dtype
 from moegeo_cli.models.sources import ModelSource, ReplayMode
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
-from moegeo_cli.replay.plan import SAMPLE_TOKENS, Plan, Replay
+from moegeo_cli.replay.plan import Plan, Replay
 from moegeo_cli.replay.ranks import Ranks
+from moegeo_cli.replay.sampling import sample_rows, sample_size, thin_for_inputs
 from moegeo_cli.replay.session import replay
 from moegeo_cli.routers.finding import Router
 from moegeo_cli.settings import Settings
-
-# Number of router inputs that are kept per router, and their largest size over all routers.
-SAMPLE_INPUTS, SAMPLE_INPUT_BYTES = 512, 32 * 2**20
 
 
 class Measurer:
@@ -197,6 +195,7 @@ class Measurer:
         prepared.form.prepare(prepared.asked, self.inputs)
         splits = [s.source for s in self.probe.sequences if not isinstance(s, Sample)]
         assert self.architecture.scoring is not None
+        sample, input_rows = self._sample(prepared.asked)
         return Plan(
             fishers=self.settings.fishers,
             groups_S=self.groups_S,
@@ -207,13 +206,13 @@ class Measurer:
             batch_tokens=self.mode.batch_tokens,
             mixed_lengths=prepared.form.mixes_lengths,
             splits_S=np.array(splits) if self.architecture.encoder_decoder else None,
-            sample_rows=self._input_rows(prepared.asked, self.probe.tokens),
+            sample_rows=input_rows,
             statistic=partial(
                 make_statistic,
                 architecture=self.architecture,
                 sequences=len(self.probe.sequences),
             ),
-            kept_rows=sample_rows(self.probe.tokens, SAMPLE_TOKENS, self.settings.seed),
+            kept_rows=sample,
             seed=self.settings.seed,
         )
 
@@ -251,16 +250,16 @@ class Measurer:
         prepared = self.prepare(give)
         outcome = self.replay(prepared, self.plan(prepared), progress)
         model, routers, asked = prepared.model, prepared.routers, prepared.asked
-        tokens, mode = self.probe.tokens, self.mode
+        mode = self.mode
         self.memory = mode.say_memory(self.device)
         adam = self._adam(model, checkpoint.path, asked)
-        input_rows = self._input_rows(asked, tokens)
+        sample, input_rows = self._sample(asked)
         measured = []
         for trace, moments in zip(outcome.traces, adam, strict=True):
             measured.append(
                 make_router_arrays(
                     outcome, trace, self.architecture, self.groups_S, moments, input_rows,
-                    self.settings.seed,
+                    sample, self.settings.seed,
                 )
             )  # fmt: skip
             trace.release()  # one by one, so that traces and arrays do not both fill the memory
@@ -271,7 +270,7 @@ class Measurer:
             loss_S=outcome.loss_S,
             loss_tokens_S=outcome.loss_tokens_S,
             groups_S=self.groups_S,
-            sample_rows=sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed),
+            sample_rows=sample,
             input_rows=input_rows,
             routers_found=len(routers),
             not_measured=skipped,
@@ -297,11 +296,12 @@ class Measurer:
         """How models of this source are replayed."""
         return self._source.mode if self._source is not None else ReplayMode()
 
-    def _input_rows(self, routers: Sequence[Router], tokens: int) -> np.ndarray:
-        width = sum(int(r.weight_ED.shape[1]) for r in routers)
-        count = max(16, min(SAMPLE_INPUTS, SAMPLE_INPUT_BYTES // (4 * width)))
-        rows = sample_rows(tokens, SAMPLE_TOKENS, self.settings.seed)
-        return rows[:: -(-len(rows) // count)]
+    def _sample(self, routers: Sequence[Router]) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the probe whose logits and choices are kept, and those with router inputs."""
+        slots = self.architecture.top_k or 1
+        count = sample_size([(r.experts, r.top_k or slots) for r in routers])
+        rows = sample_rows(self.probe.tokens, count, self.settings.seed)
+        return rows, thin_for_inputs(rows, [int(r.weight_ED.shape[1]) for r in routers])
 
     def _adam(
         self, model: nn.Module, path: Path, routers: Sequence[Router]

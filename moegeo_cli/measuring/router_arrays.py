@@ -24,7 +24,7 @@ from moegeo_cli.measuring.routing_statistic import (
     masked_experts,
 )
 from moegeo_cli.models.damage import find_damage
-from moegeo_cli.replay.plan import SAMPLE_TOKENS, Replay, RouterTrace
+from moegeo_cli.replay.plan import Replay, RouterTrace
 
 # Number of sampled rows whose choice is tried with other biases.
 ROUNDED_TOKENS = 1024
@@ -37,6 +37,7 @@ def make_router_arrays(
     groups_S: np.ndarray,
     adam: np.ndarray | None,
     input_rows: np.ndarray,
+    sample: np.ndarray,
     seed: int,
 ) -> RouterArrays | None:
     """Turn one router's trace into sums and samples.
@@ -48,7 +49,8 @@ def make_router_arrays(
         groups_S: each sequence's group for resampling.
         adam: Adam's second moments of the router, (E, D); None for other Fisher kinds.
         input_rows: the probe's rows whose router inputs were kept.
-        seed: seed of the sample of rows.
+        sample: the probe's rows whose logits and choices are kept.
+        seed: of the tokens that the selection bias is rounded for.
 
     Returns:
         None if the router could not be measured.
@@ -110,7 +112,7 @@ def make_router_arrays(
     if adam is not None and not hashes:
         fishers["adam", "step"] = FisherSums.without_groups("adam", "step", adam)
     damage = find_damage(router)
-    rows = sample_rows(len(outcome.sequence_T), SAMPLE_TOKENS, seed)
+    rows = sample
     inputs_ND, places = trace.sample_x_MD, {}
     if trace.rows is not None:
         rows = np.intersect1d(rows, trace.rows)
@@ -162,10 +164,3 @@ def _bias_changes(tokens: RouterTokens, logits_ME: np.ndarray, seed: int) -> flo
         return None
     generator = np.random.default_rng([seed, len(bias_E)])
     return changed_choices(rule, rule.score(some_ME), coarse.step_E, generator)
-
-
-def sample_rows(tokens: int, count: int, seed: int) -> np.ndarray:
-    """A random subset of the probe's rows, the same for every checkpoint and router, sorted."""
-    if tokens <= count:
-        return np.arange(tokens)
-    return np.sort(np.random.default_rng(seed).choice(tokens, count, replace=False))

@@ -10,6 +10,7 @@ M token means.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from moegeo_cli.fisher.categorical import Distribution
 from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.geometry.routing import sum_tokens
 from moegeo_cli.geometry.sums import TOKEN_MEANS, RouterTokens, RoutingSums
-from moegeo_cli.measuring.token_sums import Runs, are_plain, make_rule, sum_batch
+from moegeo_cli.measuring.batch_selection import make_rule
+from moegeo_cli.measuring.token_sums import Runs, are_plain, sum_batch
 from moegeo_cli.routers.finding import Router
 
 # Arrays of sums by sequence, as `RoutingSums` names them.
@@ -64,7 +66,9 @@ def make_statistic(
     """
     if router.layer in architecture.hash_layers or masked_experts(router):
         return None
-    return RoutingStatistic(describe_router(router, architecture), sequences)
+    return RoutingStatistic(
+        describe_router(router, architecture), sequences, router.weight_ED.device
+    )
 
 
 def copied(values: torch.Tensor) -> np.ndarray:
@@ -82,25 +86,34 @@ class RoutingStatistic:
     Args:
         facts: the router without a token (`describe_router`).
         sequences: S.
+        device: where the sums live; None for the CPU.
     """
 
-    def __init__(self, facts: RouterTokens, sequences: int) -> None:
+    def __init__(
+        self, facts: RouterTokens, sequences: int, device: torch.device | None = None
+    ) -> None:
         self._facts, experts = facts, int(facts.experts or 0)
         shapes = {
             "values_SM": len(TOKEN_MEANS), "counts_SM": len(TOKEN_MEANS), "dispatch_SE": experts,
             "probability_SE": experts, "combine_SE": experts,
         }  # fmt: skip
+        device = device or torch.device("cpu")
+        wide = torch.float32 if device.type == "mps" else torch.float64
+
+        def zeros(*shape: int) -> torch.Tensor:
+            return torch.zeros(shape, dtype=wide, device=device)
+
         self._sums = {
-            name: np.zeros((sequences, shapes[name]) if name in shapes else sequences)
+            name: zeros(sequences, shapes[name]) if name in shapes else zeros(sequences)
             for name in ADDED
         }
-        # tokens whose choice the rule does not explain; batches that no rule could be held against
-        self._contradicted = np.zeros(2)
-        self._in_logits = np.zeros(1)
+        # tokens that the selection rule does not explain; batches without a rule; with a margin in
+        # logits
+        self._counted = zeros(3)
 
     def add(
         self,
-        sequence_N: np.ndarray,
+        spans: Sequence[tuple[int, int, int]],
         logits_NE: torch.Tensor,
         selected_NK: torch.Tensor,
         weights_NK: torch.Tensor,
@@ -109,18 +122,17 @@ class RoutingStatistic:
         """Add the tokens of some whole sequences.
 
         Args:
-            sequence_N: each token's sequence; those of one lie side by side.
+            spans: (sequence, first row, row after the last) of each sequence, in order of rows.
             logits_NE: raw logits, float32.
             selected_NK: chosen experts, −1 for an empty slot.
             weights_NK: combine weights, float32.
             found: the distributions of these logits, where they are at hand.
         """
-        if not len(sequence_N):
+        if not spans:
             return
-        first_N = np.concatenate([[True], np.diff(sequence_N) != 0])
-        own_S = sequence_N[first_N]
+        own_S, lengths_S = np.array([(key, stop - start) for key, start, stop in spans]).T
         if logits_NE.shape[1] > 1 and are_plain(logits_NE, selected_NK, weights_NK):
-            self._add_plain(first_N, own_S, logits_NE, selected_NK, weights_NK, found)
+            self._add_plain(own_S, lengths_S, logits_NE, selected_NK, weights_NK, found)
             return
         sums = sum_tokens(
             dataclasses.replace(
@@ -128,65 +140,64 @@ class RoutingStatistic:
                 logits_TE=logits_NE.cpu().numpy(),
                 selected_TK=selected_NK.cpu().numpy(),
                 weights_TK=weights_NK.cpu().numpy(),
-                sequence_T=np.cumsum(first_N) - 1,
+                sequence_T=np.repeat(np.arange(len(own_S)), lengths_S),
                 sequences=len(own_S),
             )
         )
-        for name, whole in self._sums.items():
-            whole[own_S] += getattr(sums, name)
-        self._count_contradicted(sums.contradicted, in_logits=sums.margin_in_logits)
+        self._add_up(own_S, {n: torch.from_numpy(getattr(sums, n)) for n in ADDED})
+        self._count(sums.contradicted, in_logits=sums.margin_in_logits)
 
     def _add_plain(
         self,
-        first_N: np.ndarray,
         own_S: np.ndarray,
+        lengths_S: np.ndarray,
         logits_NE: torch.Tensor,
         selected_NK: torch.Tensor,
         weights_NK: torch.Tensor,
         found: Distribution | None,
     ) -> None:
         """The same where all tokens can be summed where they are."""
-        lengths_S = np.diff(np.append(np.flatnonzero(first_N), len(first_N)))
-        runs = Runs(
-            torch.from_numpy(np.cumsum(first_N) - 1).to(logits_NE.device),
-            torch.from_numpy(lengths_S).to(logits_NE.device),
-        )
+        runs = Runs.of(lengths_S, logits_NE.device)
         rule = make_rule(self._facts, selected_NK.shape[1])
         found = found or Distribution(logits_NE, self._facts.scoring)
         sums = sum_batch(
             runs, logits_NE, selected_NK.long(), weights_NK, found, self._facts.scoring, rule
         )
-        for name, whole in self._sums.items():
-            if name != "nonfinite_S":
-                own = lengths_S if name == "sequence_tokens" else getattr(sums, name)
-                whole[own_S] += own
-        self._count_contradicted(
+        self._add_up(own_S, {**sums.by_sequence, "sequence_tokens": runs.lengths_S})
+        self._count(
             -1 if rule is None else sums.contradicted,
             in_logits=rule is not None and rule.in_logits,
         )
 
-    def _count_contradicted(self, tokens: int, *, in_logits: bool) -> None:
+    def _add_up(self, own_S: np.ndarray, sums: Mapping[str, torch.Tensor]) -> None:
+        """Add sums of these sequences, each of which is there once."""
+        own = torch.from_numpy(np.ascontiguousarray(own_S)).to(self._counted.device)
+        for name, values in sums.items():
+            self._sums[name].index_add_(0, own, values.to(self._counted))
+
+    def _count(self, contradicted: int | torch.Tensor, *, in_logits: bool) -> None:
         """Tokens that the rule does not explain, −1 without a rule."""
-        if tokens < 0:
-            self._contradicted[1] += 1
+        if isinstance(contradicted, int) and contradicted < 0:
+            self._counted[1] += 1
         else:
-            self._contradicted[0] += tokens
-            self._in_logits[0] += in_logits
+            self._counted[0] += contradicted
+            self._counted[2] += in_logits
 
     def parts(self) -> list[torch.Tensor]:
         """The sums themselves, so that those of other ranks can be added to them."""
-        arrays = (*self._sums.values(), self._contradicted, self._in_logits)
-        return [torch.from_numpy(array) for array in arrays]
+        return [*self._sums.values(), self._counted]
 
     def finish(self) -> RoutingSums:
         """The sums of all batches, without the dispersion."""
         kinds: dict[str, type] = {"dispatch_SE": np.int32, "sequence_tokens": np.int64}
         sums: dict[str, Any] = {
-            name: array.astype(kinds.get(name, np.float64)) for name, array in self._sums.items()
+            name: values.cpu().numpy().astype(kinds.get(name, np.float64))
+            for name, values in self._sums.items()
         }
+        contradicted, without_rule, in_logits = self._counted.tolist()
         return RoutingSums(
             **sums,
             top_k=self._facts.top_k or 0,
-            contradicted=-1 if self._contradicted[1] else int(self._contradicted[0]),
-            margin_in_logits=bool(self._in_logits[0]),
+            contradicted=-1 if without_rule else int(contradicted),
+            margin_in_logits=bool(in_logits),
         )

@@ -54,7 +54,8 @@ from moegeo_cli.models.sources import (
 )
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
-from moegeo_cli.replay.plan import SAMPLE_TOKENS, Plan
+from moegeo_cli.replay.plan import Plan
+from moegeo_cli.replay.sampling import sample_size
 from moegeo_cli.replay.token_losses import logit_bytes
 from moegeo_cli.routers.finding import find_routers
 from moegeo_cli.settings import Settings
@@ -113,11 +114,10 @@ class Request:
         kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
         exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
         sums = sum(sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes)
-        once = sums + kept_bytes(shapes, self.tokens_kept, len(self.lengths))
+        once = sums + kept_bytes(shapes, self.tokens_kept(shapes), len(self.lengths))
         return self.beside + (2 if self.verified else 1) * once  # what is compared stays
 
-    @property
-    def tokens_kept(self) -> int:
+    def tokens_kept(self, shapes: Sequence[tuple[int, int, int]]) -> int:
         """Number of tokens whose logits and choices are kept.
 
         A sample, if no sum needs all of them.
@@ -125,9 +125,10 @@ class Request:
         A router that hashes, and one that switches experts off, needs all of them at the end.
         """
         tokens = self.probe.tokens
-        if tokens <= SAMPLE_TOKENS or self.every_token or self.architecture.hash_layers:
+        sampled = sample_size([(e, k) for e, _, k in shapes])
+        if tokens <= sampled or self.every_token or self.architecture.hash_layers:
             return tokens
-        return tokens if _switches_off(self.checkpoint) else SAMPLE_TOKENS
+        return tokens if _switches_off(self.checkpoint) else sampled
 
     def kept_of(self, model: nn.Module) -> int:
         """Bytes kept for a model's routers, and for the copy of it that the command rewrites."""

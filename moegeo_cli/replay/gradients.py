@@ -187,17 +187,21 @@ class LossGradients:
         if self._cancels(trace, call, delta_NE):
             self.cancelled.add(trace.router.path)
             return torch.zeros_like(delta_NE)
-        selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool)
-        selected_NE.scatter_(1, rows.real(call.selected_NK).clamp_min(0), True)
+        selected_NK = rows.real(call.selected_NK).clamp_min(0)
         first = trace.router.path not in self._verified
         self._verified.add(trace.router.path)
-        if first and not call.observed:
-            _confirm_choice(trace, delta_NE, selected_NE)
-        if self.unselected != "dense" and (first or self.unselected == "verify"):
-            self._verify_unselected(trace, delta_NE, selected_NE, call.x_ND.dtype)
+        if first or self.unselected == "verify":
+            selected_NE = torch.zeros_like(delta_NE, dtype=torch.bool).scatter_(
+                1, selected_NK, True
+            )
+            if first and not call.observed:
+                _confirm_choice(trace, delta_NE, selected_NE)
+            if self.unselected != "dense":
+                self._verify_unselected(trace, delta_NE, selected_NE, call.x_ND.dtype)
         if self.unselected == "dense":
             return delta_NE
-        return delta_NE.where(selected_NE, 0.0)
+        chosen_NK = delta_NE.gather(1, selected_NK)
+        return torch.zeros_like(delta_NE).scatter_(1, selected_NK, chosen_NK)
 
     def _cancels(self, trace: RouterTrace, call: RouterCall, delta_NE: torch.Tensor) -> bool:
         """Whether the gradient at the logits of a batch is only rounding error.
@@ -209,7 +213,7 @@ class LossGradients:
         if reach is None or not self.plan.renormalised or not delta_NE.numel():
             return False
         slots = max(1, call.selected_NK.shape[1])
-        rms = float(delta_NE.square().sum(1).mean().div(slots).sqrt())
+        rms = float(torch.linalg.vector_norm(delta_NE)) / (len(delta_NE) * slots) ** 0.5
         return rms <= CANCELLED.get(call.x_ND.dtype, 1e-5) * reach
 
     def _verify_unselected(

@@ -20,7 +20,6 @@ from moegeo_cli.replay.pairs import SOURCE, TARGET
 from moegeo_cli.routers.finding import Router
 
 CATEGORICAL = ("categorical", "token")
-SAMPLE_TOKENS = 4096  # number of sampled rows of the probe whose logits and choices are kept
 
 
 class Statistic(Protocol):
@@ -28,15 +27,16 @@ class Statistic(Protocol):
 
     def add(
         self,
-        sequence_N: np.ndarray,
+        spans: Sequence[tuple[int, int, int]],
         logits_NE: torch.Tensor,
         selected_NK: torch.Tensor,
         weights_NK: torch.Tensor,
         found: Distribution | None = None,
     ) -> None:
-        """Add the tokens of whole sequences; the tokens of a sequence are adjacent.
+        """Add the tokens of some whole sequences.
 
-        `found` are the distributions of these logits, if they were already computed.
+        `spans` are (sequence, first row, row after the last). `found` are the distributions of
+        these logits, if they are computed already.
         """
 
     def parts(self) -> list[torch.Tensor]:

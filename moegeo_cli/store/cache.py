@@ -22,7 +22,7 @@ from moegeo_cli.store.files import write_atomic
 
 FOLDER = ".moegeo"
 # Increase this if the meaning of a stored measurement changes: older entries are then ignored.
-STORE_VERSION = 6
+STORE_VERSION = 7
 
 
 def entry_key(parts: Mapping[str, Any]) -> str:

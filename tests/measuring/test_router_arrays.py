@@ -9,8 +9,9 @@ import pytest
 
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.measuring.arrays import CheckpointArrays, RouterArrays
-from moegeo_cli.measuring.router_arrays import make_router_arrays, sample_rows
+from moegeo_cli.measuring.router_arrays import make_router_arrays
 from moegeo_cli.replay.plan import RouterTrace
+from moegeo_cli.replay.sampling import sample_rows, sample_size
 from tests.traces import (
     EXPERTS,
     LENGTHS,
@@ -25,12 +26,13 @@ from tests.traces import (
 
 GROUPS_S, SEQUENCE_T = group_sequences(len(LENGTHS)), sequences_of()
 TOKENS = sum(LENGTHS)
+ALL = (np.arange(TOKENS), np.arange(TOKENS))  # rows of inputs, and of logits and choices
 
 
 def form(trace: RouterTrace, rows: np.ndarray | None = None, **about: object) -> RouterArrays:
     found = make_router_arrays(
         replay_of([trace]), trace, architecture_of(**about), GROUPS_S, None,
-        np.arange(TOKENS) if rows is None else rows, 0,
+        np.arange(TOKENS) if rows is None else rows, np.arange(TOKENS), 0,
     )  # fmt: skip
     assert found is not None
     return found
@@ -83,9 +85,7 @@ def test_without_a_loss_token_the_empirical_fisher_is_not_measured() -> None:
     trace = trace_of(1)
     outcome = replay_of([trace])
     outcome.loss_tokens_S = np.zeros(len(LENGTHS), dtype=int)
-    found = make_router_arrays(
-        outcome, trace, architecture_of(), GROUPS_S, None, np.arange(TOKENS), 0
-    )
+    found = make_router_arrays(outcome, trace, architecture_of(), GROUPS_S, None, *ALL, 0)
     assert found is not None
     assert list(found.fishers) == [("categorical", "token")]
 
@@ -93,7 +93,7 @@ def test_without_a_loss_token_the_empirical_fisher_is_not_measured() -> None:
 def test_a_second_moment_of_adam_stands_as_it_is() -> None:
     trace, adam = trace_of(1), np.arange(1.0, EXPERTS * WIDTH + 1).reshape(EXPERTS, WIDTH)
     found = make_router_arrays(
-        replay_of([trace]), trace, architecture_of(), GROUPS_S, adam, np.arange(TOKENS), 0
+        replay_of([trace]), trace, architecture_of(), GROUPS_S, adam, *ALL, 0
     )
     assert found is not None
     np.testing.assert_array_equal(found.fishers["adam", "step"].total_ED, adam)
@@ -122,8 +122,24 @@ def test_one_side_keeps_its_own_rows_by_their_places() -> None:
 def test_what_was_not_observed_is_not_measured(change: dict[str, object]) -> None:
     trace = dataclasses.replace(trace_of(1), **change)
     assert make_router_arrays(
-        replay_of([trace]), trace, architecture_of(), GROUPS_S, None, np.arange(TOKENS), 0
+        replay_of([trace]), trace, architecture_of(), GROUPS_S, None, *ALL, 0
     ) is None  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("routers", "experts", "slots", "tokens"),
+    [
+        (6, 16, 2, 4096),
+        (24, 60, 4, 4096),
+        (48, 128, 8, 2427),
+        (58, 256, 8, 1063),
+        (61, 384, 8, 1024),
+    ],
+)
+def test_the_sample_of_tokens_stays_within_its_bytes(
+    routers: int, experts: int, slots: int, tokens: int
+) -> None:
+    assert sample_size([(experts, slots)] * routers) == tokens
 
 
 def test_a_hash_layer_keeps_its_load_and_nothing_of_logits() -> None:

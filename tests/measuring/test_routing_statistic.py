@@ -11,6 +11,7 @@ import torch
 
 from moegeo_cli.checkpoints.architecture import describe_architecture
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.fisher.categorical import categorical_information
 from moegeo_cli.geometry.resample import group_sequences
 from moegeo_cli.geometry.routing import measure_routing, sum_tokens
 from moegeo_cli.geometry.scoring import probabilities
@@ -21,6 +22,7 @@ from moegeo_cli.measuring.arrays import CheckpointArrays
 from moegeo_cli.measuring.measurer import Measurer
 from moegeo_cli.measuring.routing_statistic import ADDED, RoutingStatistic
 from moegeo_cli.probes import Probe, Sequence
+from moegeo_cli.scorings import find_scoring
 from moegeo_cli.settings import Settings
 from tests.tiny_models import build_tiny
 
@@ -97,8 +99,9 @@ def test_batches_give_the_sums_of_all_tokens(
     for members in BATCHES:
         rows = np.concatenate([np.flatnonzero(tokens.sequence_T == s) for s in members])
         assert tokens.logits_TE is not None
+        stops = np.cumsum([LENGTHS[s] for s in members]).tolist()
         statistic.add(
-            tokens.sequence_T[rows],
+            list(zip(members, [0, *stops[:-1]], stops, strict=True)),
             *(torch.from_numpy(a[rows])
               for a in (tokens.logits_TE, tokens.selected_TK, tokens.weights_TK)),
         )  # fmt: skip
@@ -106,9 +109,43 @@ def test_batches_give_the_sums_of_all_tokens(
     for name in ADDED:
         one, other = getattr(whole, name), getattr(found, name)
         assert one.dtype == other.dtype, name
-        np.testing.assert_allclose(other, one, rtol=1e-12, atol=1e-14, err_msg=name)
+        # Distributions are float32 where they are summed up batch by batch, sums are float64.
+        rounding = 2e-7 if name in ("values_SM", "probability_SE", "logit_max_S") else 1e-12
+        np.testing.assert_allclose(other, one, rtol=rounding, atol=1e-14, err_msg=name)
     for fact in ("contradicted", "margin_in_logits", "hashed", "top_k", "nonfinite_tokens"):
         assert getattr(found, fact) == getattr(whole, fact), fact
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "sqrt_softplus"])
+@pytest.mark.parametrize("spread", [1e-2, 1.0, 12.0, 60.0])
+def test_flat_and_sharp_distributions_keep_their_digits(scoring: str, spread: float) -> None:
+    """From nearly uniform to one expert with all but 1e-30 of the weight."""
+    generator = np.random.default_rng(5)
+    logits_TE = (generator.normal(size=(64, 16)) * spread).astype(np.float32)
+    selected_TK = np.argsort(-logits_TE, axis=1, kind="stable")[:, :2].astype(np.int32)
+    tokens = RouterTokens(
+        logits_TE=logits_TE, selected_TK=selected_TK,
+        weights_TK=np.full((64, 2), 0.5, dtype=np.float32), sequence_T=np.repeat([0, 1], 32),
+        scoring=scoring, top_k=2, experts=16,
+    )  # fmt: skip
+    whole = sum_tokens(tokens)
+    statistic = RoutingStatistic(dataclasses.replace(tokens, logits_TE=None), 2)
+    arrays = (torch.from_numpy(a) for a in (logits_TE, selected_TK, tokens.weights_TK))
+    statistic.add([(0, 0, 32), (1, 32, 64)], *arrays)
+    found = statistic.finish()
+    for column, name in enumerate(TOKEN_MEANS):
+        np.testing.assert_allclose(
+            found.values_SM[:, column], whole.values_SM[:, column], rtol=1e-5, atol=1e-12,
+            err_msg=name,
+        )  # fmt: skip
+    z = torch.from_numpy(logits_TE).double()
+    s, slope = find_scoring(scoring).tensor_logs(z)
+    p = s.softmax(1)
+    rest = torch.stack([p[:, [j for j in range(16) if j != e]].sum(1) for e in range(16)], dim=1)
+    np.testing.assert_allclose(
+        categorical_information(z.float(), scoring), p * rest * slope.square(), rtol=2e-5,
+        atol=1e-15,
+    )  # fmt: skip
 
 
 def measure(model_type: str) -> CheckpointArrays:
@@ -130,8 +167,7 @@ def test_a_sample_of_the_tokens_is_kept_and_only_dispersion_rests_on_it(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = measure(model_type)
-    for module in ("measurer", "router_arrays"):
-        monkeypatch.setattr(f"moegeo_cli.measuring.{module}.SAMPLE_TOKENS", 24)
+    monkeypatch.setattr("moegeo_cli.measuring.measurer.sample_size", lambda shapes: 24)
     sampled = measure(model_type)
     column = TOKEN_MEANS.index("dispersion")
     for one, other in zip(whole.routers, sampled.routers, strict=True):

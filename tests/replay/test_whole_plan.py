@@ -147,7 +147,7 @@ def test_a_router_that_switches_experts_off_is_planned_with_every_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its sums need all tokens at the end: whether an expert is off, the choices tell."""
-    monkeypatch.setattr("moegeo_cli.models.fitting.SAMPLE_TOKENS", 8)
+    monkeypatch.setattr("moegeo_cli.models.fitting.sample_size", lambda shapes: 8)
     path = tmp_path / "m"
     save_tiny("deepseek_v3", path)
     probe = load_probe(
@@ -160,7 +160,7 @@ def test_a_router_that_switches_experts_off_is_planned_with_every_token(
             checkpoint, checkpoint.architecture, probe, np.zeros(4, int), Settings(), CPU,
             torch.float32, every_token=every_token,
         )  # fmt: skip
-        return request.tokens_kept
+        return request.tokens_kept([(4, 16, 2)])
 
     assert (kept(), kept(every_token=True)) == (8, 64)
     state = load_file(path / "model.safetensors")

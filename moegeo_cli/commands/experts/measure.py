@@ -39,7 +39,6 @@ from moegeo_cli.geometry.resample import Draws, Estimate, group_sequences, make_
 from moegeo_cli.measuring.measurer import Measurer
 from moegeo_cli.measuring.prepared import PreparedModel, collect_notes
 from moegeo_cli.measuring.provenance import running_versions
-from moegeo_cli.measuring.router_arrays import sample_rows
 from moegeo_cli.measuring.run import Listener
 from moegeo_cli.models.given import Models
 from moegeo_cli.probes import Probe
@@ -47,6 +46,7 @@ from moegeo_cli.records import Coverage
 from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.replay.losses import sequence_losses
 from moegeo_cli.replay.plan import CATEGORICAL, Plan, Replay
+from moegeo_cli.replay.sampling import sample_rows
 from moegeo_cli.routers.finding import Router
 
 NOT_IN_MEMORY = "--verify was left out: it needs the whole model in memory"

@@ -17,9 +17,9 @@ from moegeo_cli.geometry.pair_correlation import Items
 from moegeo_cli.geometry.scoring import probabilities
 from moegeo_cli.geometry.shared_direction import centre_rows, row_space
 from moegeo_cli.geometry.usage import Usage
-from moegeo_cli.measuring.router_arrays import sample_rows
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.replay.plan import Replay, RouterTrace
+from moegeo_cli.replay.sampling import sample_rows
 from moegeo_cli.routers.finding import Router
 from moegeo_cli.scorings import find_scoring
 

@@ -21,8 +21,8 @@ from torch.utils import _pytree as trees
 from moegeo_cli.models.streaming.layer_stream import LayerStream
 from moegeo_cli.replay.calls import Trial
 from moegeo_cli.replay.feeding import AnyBatch, call_inputs, find_rows
+from moegeo_cli.replay.forward_pass import Pass
 from moegeo_cli.replay.plan import BatchRows, Plan
-from moegeo_cli.replay.session import Pass
 
 
 @dataclass(slots=True)
