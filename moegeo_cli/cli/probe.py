@@ -105,16 +105,16 @@ def _find_tokenizer(path: Path) -> tuple[Path, int | None]:
     from moegeo_cli.checkpoints.adapters.files import has_adapter
     from moegeo_cli.checkpoints.discover import open_run
     from moegeo_cli.checkpoints.folders import read_config
-    from moegeo_cli.measuring.probe import tokenizer_place, vocabulary_of
+    from moegeo_cli.measuring.probe import tokenizer_place, vocabulary_size
     from moegeo_cli.probes.tokenizing import find_tokenizer
 
     if (path / "config.json").is_file():
-        return path, vocabulary_of(read_config(path))
+        return path, vocabulary_size(read_config(path))
     plain = path.is_dir() and not has_adapter(path)
     if plain and find_tokenizer(path) == path and not any(path.glob("*/config.json")):
         return path, None
     newest = open_run(path).newest
-    return tokenizer_place(newest), vocabulary_of(newest.config)
+    return tokenizer_place(newest), vocabulary_size(newest.config)
 
 
 def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> dict[str, Any]:
@@ -134,13 +134,13 @@ def _describe(file: Path | None, model: Path | None, keys: dict[str, Any]) -> di
         name = printable(file.name) if file else "bundled"
         return {"source": name, **describe_rows(content), **_notes(content.notes), "first": first}
     from moegeo_cli.checkpoints.discover import open_run
-    from moegeo_cli.measuring.probe import ends_of, tokenizer_place, vocabulary_of
+    from moegeo_cli.measuring.probe import document_ends, tokenizer_place, vocabulary_size
 
     newest = open_run(model).newest
     config = newest.config
     probe: Probe = load_probe(
-        source, vocab_size=vocabulary_of(config), tokenizer_dir=tokenizer_place(newest),
-        ends=ends_of(config),
+        source, vocab_size=vocabulary_size(config), tokenizer_dir=tokenizer_place(newest),
+        ends=document_ends(config),
     )  # fmt: skip
     return {
         **probe.describe(),

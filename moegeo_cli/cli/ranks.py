@@ -76,7 +76,7 @@ def run_among_ranks(
         if code in ORDERLY_EXITS:
             ranks.dismiss_others(code)
         else:
-            ranks.abandon()
+            ranks.disconnect()
     if not ranks.share_probe:
         # A split model creates process groups whose threads torch does not stop. They can abort
         # the interpreter during a normal exit, so the process exits at once.
@@ -126,5 +126,5 @@ def _serve(ranks: Ranks) -> int:
     except Exception:  # print it here: rank 0 only learns that this rank ended
         for line in traceback.format_exc().splitlines():
             print(f"rank {ranks.rank}: {line}", file=real_stderr, flush=True)
-        ranks.abandon()
+        ranks.disconnect()
         return EXIT_BUG

@@ -62,6 +62,6 @@ def row_alignment(weight_RC: np.ndarray) -> float | None:
     return float((total - pairs / columns) / math.sqrt(pairs * variance))
 
 
-def pool(scores: list[float]) -> float | None:
+def combine_scores(scores: list[float]) -> float | None:
     """Combine independent scores of variance 1 into one of variance 1; None without any."""
     return sum(scores) / math.sqrt(len(scores)) if scores else None

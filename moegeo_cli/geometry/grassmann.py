@@ -198,7 +198,7 @@ def enough_tokens(count: float, rank: int) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class WithoutGroups:
     """One expert's subspace without each group of sequences.
 
     `coordinates_GQR` are its orthonormal columns in coordinates of `basis_DQ`.
@@ -215,7 +215,7 @@ def leave_groups_out(
     group_N: np.ndarray,
     groups: int,
     rank: int,
-) -> LeftOut:
+) -> WithoutGroups:
     """The subspace of an expert without each group, within the expert's leading components.
 
     This is an approximation: leaving out a group mixes the subspace mostly with the next
@@ -245,11 +245,11 @@ def leave_groups_out(
     covariance = (second_GQQ.sum(0) - second_GQQ) / left_G[:, :, None]
     covariance -= mean[:, :, None] * mean[:, None, :]
     vectors = np.linalg.eigh(covariance)[1]
-    return LeftOut(basis, vectors[:, :, ::-1][:, :, :rank])
+    return WithoutGroups(basis, vectors[:, :, ::-1][:, :, :rank])
 
 
 def pair_distances_left_out(
-    parts: list[LeftOut | None], rank: int, groups: int
+    parts: list[WithoutGroups | None], rank: int, groups: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances and overlaps of all pairs of experts without each group, both (G, E, E).
 

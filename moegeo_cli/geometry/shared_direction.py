@@ -77,7 +77,7 @@ class MeanSums:
             np.bincount(group_N, minlength=groups).astype(np.float64),
         )
 
-    def through(self, map_XY: np.ndarray) -> np.ndarray:
+    def map_sums(self, map_XY: np.ndarray) -> np.ndarray:
         """The sums by group after a linear map, shape (G, Y)."""
         return np.asarray(self.sums_GX @ map_XY)
 
@@ -149,10 +149,10 @@ class SharedDirection:
         shared, shared_B = sums.mean_square(sums.sums_GX, self.draws)
         if not shared > 0:
             return missing(NOTHING_SHARED, count)
-        answered, answered_B = sums.mean_square(sums.through(self.weight_ED.T), self.draws)
+        mapped, mapped_B = sums.mean_square(sums.map_sums(self.weight_ED.T), self.draws)
         with np.errstate(divide="ignore", invalid="ignore"):
-            draws_B = np.sqrt(answered_B / shared_B)
-        return Estimate(float(np.sqrt(answered / shared)), draws_B if len(draws_B) else None, count)
+            draws_B = np.sqrt(mapped_B / shared_B)
+        return Estimate(float(np.sqrt(mapped / shared)), draws_B if len(draws_B) else None, count)
 
     def relative_response(self) -> Estimate:
         """The response over that of a random direction; below 1 the direction is suppressed."""
@@ -199,7 +199,7 @@ class SharedDirection:
         seen_G = np.bincount(self.group_N, (inside_NR**2).sum(axis=1), draws.groups)
         parts = []
         for squares_G, sums_GX in (
-            (seen_G, sums.through(basis_DR)), (sums.squares_G, sums.sums_GX)
+            (seen_G, sums.map_sums(basis_DR)), (sums.squares_G, sums.sums_GX)
         ):  # fmt: skip
             whole, whole_B = sums.square_mean(squares_G, draws)
             mean, mean_B = sums.mean_square(sums_GX, draws)

@@ -61,11 +61,11 @@ class RouterArrays:
         return tuple(e for e in self.masked if not self.sums.dispatch_SE[:, e].any())
 
     @property
-    def open_sums(self) -> RoutingSums:
+    def selectable_sums(self) -> RoutingSums:
         """The sums of the experts that can be chosen."""
         return self.sums.without(self.off)
 
-    def open_fisher(self, kind: tuple[str, str]) -> FisherSums:
+    def selectable_fisher(self, kind: tuple[str, str]) -> FisherSums:
         """The Fisher sums of a kind and unit, of the experts that can be chosen."""
         return self.fishers[kind].without(self.off)
 

@@ -76,21 +76,21 @@ def estimate_checkpoint(arrays: CheckpointArrays, settings: Settings) -> Checkpo
     """
     draws = make_draws(arrays.groups_S, settings.seed)
     dead = [
-        _own_numbers(test, router)
+        _with_router_numbers(test, router)
         for test, router in zip(
-            find_dead([r.open_sums for r in arrays.routers]), arrays.routers, strict=True
+            find_dead([r.selectable_sums for r in arrays.routers]), arrays.routers, strict=True
         )
     ]
     routing = []
     for router, test in zip(arrays.routers, dead, strict=True):
-        found = routing_estimates(router.open_sums, draws, test)
+        found = routing_estimates(router.selectable_sums, draws, test)
         found |= {name: estimate(router) for name, estimate in router_metric_functions().items()}
         routing.append(found)
     no_loss = str(arrays.replay.get("no_loss") or NO_LOSS)
     kinds = sorted({kind for r in arrays.routers for kind in r.fishers} | {settings.named})
     fishers = {
         kind: [
-            heterogeneity_estimates(r.open_fisher(kind), draws)
+            heterogeneity_estimates(r.selectable_fisher(kind), draws)
             if kind in r.fishers
             else dict.fromkeys(FISHER_NAMES, missing(HASHED if r.sums.hashed else no_loss))
             for r in arrays.routers
@@ -179,9 +179,9 @@ def _layer(
         top_k=router.top_k,
         scoring=router.scoring,
         metrics={**as_metrics(found.routing[place]), **fisher.get(kind, {}).get(unit, {})},
-        load=_plain(router.sums.load_E),
-        mean_probability=_plain(router.sums.mean_probability_E),
-        fisher_trace=None if own is None else _plain(own.trace_E),
+        load=_to_plain(router.sums.load_E),
+        mean_probability=_to_plain(router.sums.mean_probability_E),
+        fisher_trace=None if own is None else _to_plain(own.trace_E),
         fisher=fisher,
         dead=found.dead[place].dead or (),
         dead_in_all_domains=dead_in_all,
@@ -229,16 +229,16 @@ def _dead_in_all(
     """For each router, the experts dead in every domain with enough tokens; None without one."""
     in_all: list[set[int] | None] = [None] * len(arrays.routers)
     for chosen in domains.values():
-        tests = find_dead([r.open_sums.subset(chosen) for r in arrays.routers])
+        tests = find_dead([r.selectable_sums.subset(chosen) for r in arrays.routers])
         for place, (router, own) in enumerate(zip(arrays.routers, tests, strict=True)):
-            test = _own_numbers(own, router)
+            test = _with_router_numbers(own, router)
             if test.dead is not None:
                 before = in_all[place]
                 in_all[place] = set(test.dead) if before is None else before & set(test.dead)
     return [None if found is None else tuple(sorted(found)) for found in in_all]
 
 
-def _own_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
+def _with_router_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
     """A test over the experts that can be chosen, with expert numbers of the whole router."""
     if not router.off or not test.dead:
         return test
@@ -246,7 +246,7 @@ def _own_numbers(test: DeadTest, router: RouterArrays) -> DeadTest:
     return dataclasses.replace(test, dead=tuple(int(open_E[e]) for e in test.dead))
 
 
-def _plain(values_E: np.ndarray | None) -> tuple[float | None, ...] | None:
+def _to_plain(values_E: np.ndarray | None) -> tuple[float | None, ...] | None:
     """Plain Python numbers; None for a value that is not finite."""
     if values_E is None:
         return None

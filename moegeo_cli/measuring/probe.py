@@ -64,17 +64,19 @@ def open_probe(
     config, architecture = folder.newest.config, models.describe(folder.newest)
     loaded = load_probe(
         source,
-        vocab_size=None if models.samples and not _states(config) else vocabulary_of(config),
+        vocab_size=None
+        if models.samples and not _has_vocabulary(config)
+        else vocabulary_size(config),
         tokenizer_dir=tokenizer_place(folder.newest),
         max_tokens=max_tokens or _enough_tokens(folder, architecture),
-        max_length=context_of(config),
+        max_length=context_length(config),
         samples=models.samples,
-        ends=ends_of(config),
+        ends=document_ends(config),
     )
     return loaded.as_pairs() if architecture.encoder_decoder else loaded
 
 
-def _states(config: Mapping[str, Any]) -> bool:
+def _has_vocabulary(config: Mapping[str, Any]) -> bool:
     return "vocab_size" in text_config(config) or "vocab_size" in config
 
 
@@ -84,7 +86,7 @@ def tokenizer_place(checkpoint: Checkpoint) -> Path:
     return next((place for place in places if find_tokenizer(place)), checkpoint.path)
 
 
-def vocabulary_of(config: Mapping[str, Any]) -> int:
+def vocabulary_size(config: Mapping[str, Any]) -> int:
     """The vocabulary size in a config.json.
 
     Raises:
@@ -96,13 +98,13 @@ def vocabulary_of(config: Mapping[str, Any]) -> int:
     return size
 
 
-def context_of(config: Mapping[str, Any]) -> int | None:
+def context_length(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that a config.json allows; None if it has no limit."""
     length = text_config(config).get("max_position_embeddings")
     return length if isinstance(length, int) else None
 
 
-def ends_of(config: Mapping[str, Any]) -> tuple[int, ...]:
+def document_ends(config: Mapping[str, Any]) -> tuple[int, ...]:
     """The end-of-document ids in a config.json; empty if there are none."""
     found = text_config(config).get("eos_token_id", config.get("eos_token_id"))
     given = found if isinstance(found, list) else [found]

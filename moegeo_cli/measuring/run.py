@@ -169,7 +169,7 @@ class RunMeasurement:
         if self.listener:
             note = f"{self.probe.tokens:,} tokens"
             self.listener.checkpoint(checkpoint.title, self.probe.tokens, note)
-        measurer = self._ready()
+        measurer = self._get_measurer()
         ahead = read_ahead(list(upcoming)) if upcoming else None
         arrays = measurer.measure(checkpoint, self.listener.advance if self.listener else None)
         if ahead is not None:
@@ -198,7 +198,7 @@ class RunMeasurement:
         for checkpoint in checkpoints:
             key = self.key(checkpoint.fingerprint(verify_fingerprint))
             if self.store.record(key) is None:
-                self._ready().source(checkpoint)
+                self._get_measurer().source(checkpoint)
                 return
 
     def initial(self, checkpoint: Checkpoint, fingerprint: str) -> list[Measured]:
@@ -220,7 +220,7 @@ class RunMeasurement:
                 continue
             if self.listener:
                 self.listener.checkpoint(f"initialisation {seed}", self.probe.tokens, "baseline")
-            arrays = self._ready().measure_initial(
+            arrays = self._get_measurer().measure_initial(
                 checkpoint, seed, self.listener.advance if self.listener else None
             )
             draws.append(self._keep(key, arrays, None, f"init-{seed}", name, {}))
@@ -232,7 +232,7 @@ class RunMeasurement:
         stated = json.dumps([config, repr(self.architecture)], sort_keys=True, default=str)
         return hashlib.sha256(stated.encode()).hexdigest()
 
-    def _ready(self) -> Any:
+    def _get_measurer(self) -> Any:
         """The measurer, created for the first model, so that a rerun imports no torch."""
         if self._measurer is None:
             from moegeo_cli.measuring.measurer import Measurer

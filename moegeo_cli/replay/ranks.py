@@ -132,9 +132,9 @@ class Ranks:
         """Disconnect, after every remaining rank has received the last message."""
         with contextlib.suppress(ResourceError):
             self._guard(dist.barrier)
-        self.abandon()
+        self.disconnect()
 
-    def abandon(self) -> None:
+    def disconnect(self) -> None:
         """Disconnect at once; the other ranks get an error. A group left open aborts at exit."""
         dist.destroy_process_group()
 

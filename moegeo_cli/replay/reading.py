@@ -113,7 +113,7 @@ class RouterTap:
                 raise
             weights = logits_NE.detach()[:, :0]
             selected, observed = weights.long(), False
-        handed = _handed_on(output, weights.numel())
+        handed = _weights_on_gradient_path(output, weights.numel())
         self.take(
             RouterCall(x.reshape(-1, x.shape[-1]), logits, weights, selected, observed, handed)
         )
@@ -161,10 +161,10 @@ def _own_logits(router: Router, output: Any) -> torch.Tensor:
     ]
     if not wide:
         raise _unreadable(router, output)
-    return wide[-1] if len(wide) == 2 and _masks(wide[0]) else wide[0]
+    return wide[-1] if len(wide) == 2 and _has_zeros(wide[0]) else wide[0]
 
 
-def _handed_on(output: Any, slots: int) -> torch.Tensor | None:
+def _weights_on_gradient_path(output: Any, slots: int) -> torch.Tensor | None:
     """The tensor of combine weights in a router's output, if it is on the gradient path.
 
     Args:
@@ -180,7 +180,7 @@ def _handed_on(output: Any, slots: int) -> torch.Tensor | None:
     return next((part for part in floats if part.numel() == slots), None)
 
 
-def _masks(scores_NE: torch.Tensor) -> bool:
+def _has_zeros(scores_NE: torch.Tensor) -> bool:
     """Whether these are scores with zeros for unselected experts."""
     return bool((scores_NE == 0).any())
 
@@ -198,7 +198,7 @@ def _read_choice(
     """
     parts = _parts(output)
     forms = (
-        _sorted_by_expert, _indices, _masked_scores, _one_or_none, _routed_by_parent, _computed,
+        _sorted_by_expert, _indices, _masked_scores, _one_hot, _routed_by_parent, _computed,
     )  # fmt: skip
     for form in forms:
         found = form(router, parts, logits_NE)
@@ -242,7 +242,7 @@ def _masked_scores(router: Router, parts: list[Any], logits_NE: torch.Tensor) ->
     return None if bool(rest.any()) else (selected, scores.gather(1, selected))
 
 
-def _one_or_none(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
+def _one_hot(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
     """Switch: one expert per token, as a one-hot row; all zeros beyond the expert's capacity."""
     if len(parts) != 3 or not all(isinstance(p, torch.Tensor) for p in parts):
         return None

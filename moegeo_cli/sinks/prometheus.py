@@ -35,48 +35,48 @@ def prepare(where: str) -> None:
 def write(where: str, run: str, points: Sequence[Point]) -> int:
     """Replace the run's point by its newest one; other runs stay."""
     path = Path(where)
-    held = _read(path)
-    if not points or held.get(STEP, {}).get(run) == points[-1].step:
+    gauges = _read(path)
+    if not points or gauges.get(STEP, {}).get(run) == points[-1].step:
         return 0
-    for values in held.values():
+    for values in gauges.values():
         values.pop(run, None)
     newest = points[-1]
     for name, value in {"moegeo/step": float(newest.step), **newest.values}.items():
-        held.setdefault(name.replace("/", "_"), {})[run] = value
-    write_atomic(path, _text(held))
+        gauges.setdefault(name.replace("/", "_"), {})[run] = value
+    write_atomic(path, _text(gauges))
     return 1
 
 
 def _read(path: Path) -> Gauges:
     from prometheus_client.parser import text_string_to_metric_families
 
-    held: Gauges = {}
+    gauges: Gauges = {}
     if not path.is_file():
-        return held
+        return gauges
     try:
         for family in text_string_to_metric_families(path.read_text(encoding="utf-8")):
             for sample in family.samples:
-                held.setdefault(sample.name, {})[sample.labels["run"]] = sample.value
+                gauges.setdefault(sample.name, {})[sample.labels["run"]] = sample.value
     except (OSError, ValueError, KeyError) as error:
         raise OutputError(
             f"{path} is not a Prometheus file that --log wrote", found=str(error)[:200],
             hint="choose another file: one of its own, ending in .prom",
         ) from error  # fmt: skip
-    if any(not re.fullmatch(r"moegeo_\w+", name) for name in held):
+    if any(not re.fullmatch(r"moegeo_\w+", name) for name in gauges):
         raise OutputError(
-            f"{path} holds metrics of others", found=", ".join(sorted(held)[:5]),
+            f"{path} holds metrics of others", found=", ".join(sorted(gauges)[:5]),
             hint="choose another file: one of its own, ending in .prom",
         )  # fmt: skip
-    return held
+    return gauges
 
 
-def _text(held: Mapping[str, Mapping[str, float]]) -> bytes:
+def _text(gauges: Mapping[str, Mapping[str, float]]) -> bytes:
     from prometheus_client import CollectorRegistry, generate_latest
     from prometheus_client.core import GaugeMetricFamily
 
-    class Held:
+    class GaugeCollector:
         def collect(self) -> Iterator[GaugeMetricFamily]:
-            for name, values in sorted(held.items()):
+            for name, values in sorted(gauges.items()):
                 own = "moegeo/" + name.removeprefix("moegeo_")
                 about = "step of the newest checkpoint" if name == STEP else describe(own)
                 family = GaugeMetricFamily(name, about, labels=["run"])
@@ -86,6 +86,6 @@ def _text(held: Mapping[str, Mapping[str, float]]) -> bytes:
                     yield family
 
     registry = CollectorRegistry()
-    registry.register(Held())
+    registry.register(GaugeCollector())
     text: bytes = generate_latest(registry)
     return text

@@ -72,7 +72,7 @@ def router_collapse(situation: Situation) -> Outcome:
         worst.severity,
         f"{effective.value:.1f} of {worst.layer.choices} experts carry the load in layer "
         f"{_name(worst.layer)}{place}{_others(own, worst)}{_trend(situation, worst.layer)}"
-        f"{_why_not_more(situation, worst)}",
+        f"{_why_not_higher(situation, worst)}",
         layers,
         tuple(evidence(name, r.layer) for r in own for name in ("effective_experts", "collapse")),
         Threshold(limit_of(breadth), f"{SOURCE}: share of the way from K to E"),
@@ -180,7 +180,7 @@ def _find(checkpoint: CheckpointRecord, router: str) -> LayerRecord | None:
     return next((x for x in checkpoint.layers if x.router == router), None)
 
 
-def _why_not_more(situation: Situation, reading: _Reading) -> str:
+def _why_not_higher(situation: Situation, reading: _Reading) -> str:
     """Why the severity of an unequal load is not higher, for the message."""
     if reading.severity != "info" or reading.load.severity in (None, "info"):
         studied = is_studied(

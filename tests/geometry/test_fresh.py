@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from moegeo_cli.geometry.fresh import MOST_ROWS, pool, row_alignment
+from moegeo_cli.geometry.fresh import MOST_ROWS, combine_scores, row_alignment
 
 DRAWS = {
     "normal": lambda rng, shape: rng.normal(0.0, 0.02, shape),
@@ -70,5 +70,5 @@ def test_what_cannot_be_told() -> None:
     padded = np.concatenate([weight, np.zeros((3, 5))])
     assert row_alignment(padded) == row_alignment(weight)
     assert row_alignment(np.zeros((4, 4))) is None
-    assert pool([]) is None
-    assert pool([1.0, 3.0]) == pytest.approx(4 / math.sqrt(2))
+    assert combine_scores([]) is None
+    assert combine_scores([1.0, 3.0]) == pytest.approx(4 / math.sqrt(2))

@@ -11,7 +11,12 @@ from torch import nn
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.geometry.resample import group_sequences
-from moegeo_cli.measuring.probe import MINIMUM_TOKENS, context_of, ends_of, vocabulary_of
+from moegeo_cli.measuring.probe import (
+    MINIMUM_TOKENS,
+    context_length,
+    document_ends,
+    vocabulary_size,
+)
 from moegeo_cli.measuring.provenance import measured_versions, running_versions
 from moegeo_cli.replay.inputs import KeptInputs
 from moegeo_cli.replay.plan import BatchRows, Plan
@@ -34,14 +39,14 @@ from tests.verdict.conftest import checkpoint
 def test_what_a_config_says_of_a_text(
     config: dict[str, Any], vocabulary: int, context: int | None, ends: tuple[int, ...]
 ) -> None:
-    assert vocabulary_of(config) == vocabulary
-    assert context_of(config) == context
-    assert ends_of(config) == ends
+    assert vocabulary_size(config) == vocabulary
+    assert context_length(config) == context
+    assert document_ends(config) == ends
 
 
 def test_a_config_without_a_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="does not say the size of the vocabulary"):
-        vocabulary_of({"hidden_size": 4})
+        vocabulary_size({"hidden_size": 4})
     assert MINIMUM_TOKENS == 8192
 
 

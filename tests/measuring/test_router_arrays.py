@@ -204,9 +204,9 @@ def test_masked_experts_that_no_token_reached_are_off() -> None:
     sums = dataclasses.replace(router.sums, dispatch_SE=dispatch)
     router = dataclasses.replace(router, sums=sums, masked=(1, 2))
     assert router.off == (2,), "expert 1 is masked and yet reached"
-    assert router.open_sums.experts == EXPERTS - 1
-    np.testing.assert_array_equal(router.open_sums.dispatch_SE, dispatch[:, [0, 1, 3]])
-    own = router.open_fisher(("empirical", "position"))
+    assert router.selectable_sums.experts == EXPERTS - 1
+    np.testing.assert_array_equal(router.selectable_sums.dispatch_SE, dispatch[:, [0, 1, 3]])
+    own = router.selectable_fisher(("empirical", "position"))
     np.testing.assert_array_equal(
         own.total_ED, router.fishers["empirical", "position"].total_ED[[0, 1, 3]]
     )

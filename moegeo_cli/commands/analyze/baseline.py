@@ -57,4 +57,4 @@ def _forms(router: RouterArrays, kind: Kind, resampled: Draws) -> Forms:
         return {
             form: missing("this kind of Fisher was not measured here") for form in FHS_OF.values()
         }
-    return heterogeneity_estimates(router.open_fisher(kind), resampled)
+    return heterogeneity_estimates(router.selectable_fisher(kind), resampled)

@@ -25,7 +25,7 @@ from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.reading import MoELayer, digest_names, first_rows, read_layers
 from moegeo_cli.commands.check.summing import sum_layer
 from moegeo_cli.errors import MoegeoError
-from moegeo_cli.geometry.fresh import MOST_ROWS, pool, row_alignment
+from moegeo_cli.geometry.fresh import MOST_ROWS, combine_scores, row_alignment
 
 ATTENTION_READ = 16
 _ATTENTION = re.compile(r"attn|attention|(?:^|\.)mixer\.|conv1d|(?:^|\.)mamba")
@@ -152,7 +152,7 @@ def _alignment(index: EffectiveWeights, names: Sequence[str]) -> float | None:
     matrices = [n for n in names if len(index.shape(n)) == 2 and index.dtype(n) in FLOATS]
     chosen = matrices[:: max(1, -(-len(matrices) // ATTENTION_READ))]
     scores = [row_alignment(first_rows(index, name, MOST_ROWS)) for name in chosen]
-    return pool([score for score in scores if score is not None])
+    return combine_scores([score for score in scores if score is not None])
 
 
 def _describe(checkpoint: Checkpoint, models: Describer | None) -> Architecture:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from moegeo_cli.commands.check.reading import MoELayer, Piece
-from moegeo_cli.geometry.fresh import pool, row_alignment
+from moegeo_cli.geometry.fresh import combine_scores, row_alignment
 
 NAME = "row_alignment"
 
@@ -38,5 +38,5 @@ class RowAlignment:
         for expert in range(max(self.scores, default=-1) + 1):
             own = self.scores.get(expert, [])
             known = [score for score in own if score is not None]
-            found.append(pool(known) if len(known) == len(own) else None)
+            found.append(combine_scores(known) if len(known) == len(own) else None)
         return {"expert": found}

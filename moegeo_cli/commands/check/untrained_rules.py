@@ -10,7 +10,7 @@ from moegeo_cli.commands.check.layer_sums import LayerSums
 from moegeo_cli.commands.check.movement_rules import NOT_READ
 from moegeo_cli.commands.check.row_alignment import NAME
 from moegeo_cli.commands.check.words import by_layer, joined, layers_words, numbers
-from moegeo_cli.geometry.fresh import pool
+from moegeo_cli.geometry.fresh import combine_scores
 from moegeo_cli.records import Evidence, Metric
 from moegeo_cli.verdict.rules import Found, Outcome, Skipped
 
@@ -31,7 +31,7 @@ def experts_untrained(past: Past) -> Outcome:
     if not scores:
         return NOT_READ
     limit = past.limits[LIMIT]
-    pooled = {router: pool(list(own.values())) or 0.0 for router, own in scores.items()}
+    pooled = {router: combine_scores(list(own.values())) or 0.0 for router, own in scores.items()}
     whole = [x for x in past.layers if x.router in pooled and pooled[x.router] < limit.value]
     single = {
         router: tuple(e for e, score in own.items() if score < limit.value)

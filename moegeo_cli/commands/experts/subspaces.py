@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from moegeo_cli.geometry.grassmann import (
-    LeftOut,
     Spectrum,
+    WithoutGroups,
     enough_tokens,
     geodesic_distance,
     leading_basis,
@@ -184,7 +184,9 @@ def _halves(rows: ExpertRows, rank: int) -> tuple[float, float]:
     return float(geodesic_distance(angles)), float(overlap(angles))
 
 
-def _left_out(parts: list[LeftOut | None], rank: int, groups: int) -> tuple[np.ndarray, np.ndarray]:
+def _left_out(
+    parts: list[WithoutGroups | None], rank: int, groups: int
+) -> tuple[np.ndarray, np.ndarray]:
     if groups < 2:
         empty = np.full((groups, len(parts), len(parts)), np.nan)
         return empty, empty

@@ -18,7 +18,7 @@ from moegeo_cli.commands.routing.tokens import RoutedTokens, gather_routed
 from moegeo_cli.geometry.resample import group_sequences, make_draws
 from moegeo_cli.measuring.measurer import Measurer
 from moegeo_cli.measuring.prepared import PreparedModel
-from moegeo_cli.measuring.probe import context_of
+from moegeo_cli.measuring.probe import context_length
 from moegeo_cli.probes import Probe, Sample
 from moegeo_cli.probes.dataset import IGNORED_LABEL, Sequence
 
@@ -77,7 +77,7 @@ def generated_figures(
         and of their tokens.
     """
     architecture, probe = measurer.architecture, measurer.probe
-    prompts = choose_prompts(probe, settings.generate, context_of(measurer.config))
+    prompts = choose_prompts(probe, settings.generate, context_length(measurer.config))
     problem = _problem(prepared, measurer, prompts)
     if problem is not None:
         return NOTHING_TO_GENERATE[problem], {}
