@@ -288,7 +288,7 @@ def test_a_split_that_is_not_there_is_refused_by_name(
         analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe, baseline="init")
     with pytest.raises(MoegeoError, match="--parallel expert or tensor does not go with"):
         analyze(tiny("mixtral"), parallel="expert", cache=False, probe=probe, stream=True)
-    with pytest.raises(MoegeoError, match="--parallel is for the command line"):
+    with pytest.raises(MoegeoError, match="--parallel works only on the command line"):
         Measurer(
             checkpoint.architecture, {},
             load_probe(probe, vocab_size=64, tokenizer_dir=tmp_path), np.zeros(3, dtype=int),
