@@ -71,23 +71,23 @@ def page(outcomes: Sequence[Outcome]) -> str:
 HEAD = """\
 # Ordinary trainings
 
-What moegeo says at every save about {good} textbook trainings, and about {wrong} with one honest
-mistake each. `python -m benchmarks.ordinary report` writes this page from
+This page has what moegeo says at every save of {good} textbook trainings, and of {wrong} trainings
+with one common mistake each. `python -m benchmarks.ordinary report` writes it from
 `benchmarks/ordinary/results/`.
 
 - **Runs.** Four models of 0.8 to 1.9 million parameters (Mixtral 8 × 2, GLM4-MoE 16 × 2 with
   sigmoid routers, Qwen3-MoE 32 × 4, OLMoE 64 × 8), three texts, two seeds, {steps} steps. Each is
-  balanced as its authors published. {kinds} kinds of mistake, three runs each.
-- **Measured** with the bundled probe at 8,192 tokens, every 100 steps. Runs on `english` and
-  `languages` never saw part of that probe.
-- **Verdict by save**: one sign per save, step 0 first. `.` healthy, `w` watch, `F` failing.
+  balanced as its authors published. There are {kinds} kinds of mistake, with three runs each.
+- **Measured** with the bundled probe at 8,192 tokens, every 100 steps. The probe contains kinds of
+  text that runs on `english` and `languages` were not trained on.
+- **Verdict by save**: one character per save, step 0 first. `.` healthy, `w` watch, `F` failing.
 - **Held back** runs (†) were not judged before the rules were fixed, with one exception below.
 - **Twin**: the same run without the mistake.
 - **Worse** means: the final held-out loss is above the twin's by more than {deviations:g} standard
   deviations between good seeds ({spread:.3f} nats, pooled over 12 pairs).
 
-To do it again: `python -m benchmarks.ordinary run --work DIR` (1.6 core-hours on two cores of an
-AMD EPYC), `measure --work DIR`, `report`.
+To repeat it: `python -m benchmarks.ordinary run --work DIR` (1.6 core-hours on two cores of an
+AMD EPYC), then `measure --work DIR`, then `report`.
 """
 
 
@@ -120,13 +120,13 @@ def _summary(good: Sequence[Outcome], wrong: Sequence[Outcome]) -> list[str]:
         *lines,
         "",
         "The exception: `learning-rate-high` was written after the held-back runs had been judged, "
-        "because both of the held-back runs at ten times the rate ended worse and had no finding. "
+        "because both held-back runs with ten times the learning rate ended worse without a finding. "
         "Its limit comes from the [study](evidence.md), not from these runs. Without it "
         f"{_without(wrong, 'learning-rate-high')} held-back mistakes that ended worse are "
         "found.",
         "",
         "A frozen router, a flag that is off, copied experts and an unsaved bias cost these small "
-        "runs little or nothing. moegeo names them because they are exact faults, not because the "
+        "runs little or no loss. moegeo names them because they are exact faults, not because the "
         "runs fail.",
     ]
 
