@@ -169,7 +169,7 @@ def plan(options: argparse.Namespace) -> None:
             stream = LayerStream(Checkpoint(Path(folder)), torch.device("cpu"), torch.bfloat16)
             stream.attach(Checkpoint(Path(folder)))
             sizes = stream.sizes(0)
-            made = plan_stream(sizes, options.tokens, 256, None, 400 * 2**20, 0)
+            made = plan_stream(sizes, options.tokens, 256, None, 400 * 2**20, options.free)
             print(f"{config['model_type']}: {stream.files.index.size / 1e9:,.0f} GB, largest layer "
                   f"{say_bytes(sizes.layer)}, of it {say_bytes(sizes.shared)} without experts, "
                   f"one expert {say_bytes(sizes.expert)}")  # fmt: skip
@@ -186,6 +186,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("large-checkpoint"))
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--memory", type=int, help="bytes to stay within")
+    parser.add_argument("--free", type=int, default=16 * 2**30, help="bytes free, for the plan")
     parser.add_argument("--eager", action="store_true", help="the whole model by the same kernel")
     options = parser.parse_args()
     if options.what == "compare":

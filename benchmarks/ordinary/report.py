@@ -120,7 +120,7 @@ def _summary(good: Sequence[Outcome], wrong: Sequence[Outcome]) -> list[str]:
         *lines,
         "",
         "The exception: `learning-rate-high` was written after the held-back runs had been judged, "
-        "because both held-back runs with ten times the learning rate ended worse without a finding. "
+        "because both held-back runs with ten times the learning rate ended worse, unnoticed. "
         "Its limit comes from the [study](evidence.md), not from these runs. Without it "
         f"{_without(wrong, 'learning-rate-high')} held-back mistakes that ended worse are "
         "found.",
