@@ -72,9 +72,9 @@ def run_command(command: str, path: Path, probe: Path, *options: str) -> Ended:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A model of 20 MB whose logits for 1,024 positions take 600 MB, and its probe."""
+    """A model of 15 MB whose logits for 1,024 positions take 400 MB, and its probe."""
     folder = tmp_path_factory.mktemp("wide")
-    build_tiny("qwen3_moe", vocab_size=150_000, max_position_embeddings=512).save_pretrained(folder)
+    build_tiny("qwen3_moe", vocab_size=100_000, max_position_embeddings=512).save_pretrained(folder)
     return folder, write_probe(folder / "probe.jsonl", random_ids([128] * 8))
 
 
