@@ -27,7 +27,6 @@ from moegeo_cli.checkpoints.folders import read_config
 from moegeo_cli.checkpoints.headers import read_header
 from moegeo_cli.checkpoints.metadata import read_metadata
 from moegeo_cli.checkpoints.opening import open_weights
-from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.errors import MoegeoError
 from moegeo_cli.probes.reading import read_file
 from moegeo_cli.reports import read, read_comparison
@@ -94,7 +93,7 @@ def prepare(work: Path) -> list[Target]:
         Target("config", checkpoint / "config.json",
                lambda: describe_architecture(read_config(checkpoint))),
         Target("trainer state", checkpoint / "trainer_state.json",
-               lambda: read_training(open_run(checkpoint).newest)),
+               lambda: open_run(checkpoint).newest.training),
         Target("probe", probe, lambda: read_file(probe)),
         Target("store", entry / "record.json", lambda: store.load("key")),
         Target("run report", run, lambda: read(run.read_text("utf-8", "surrogateescape"))),

@@ -124,7 +124,7 @@ class Checkpoint:
         Raises:
             IncompleteCheckpointError: config.json or trainer_state.json is truncated.
         """
-        found = read_training(self)
+        found = read_training(self.path, self.config, self.trainer_state or {}, self.step)
         if self.trainer_state is not None:  # `found.log` holds the log: keep no second copy
             self.trainer_state = {**self.trainer_state, "log_history": None}
         return found
@@ -224,7 +224,9 @@ class Checkpoint:
     def fingerprint(self, mode: str = "sampled") -> str:
         """A hash of config and weights: see `fingerprint.fingerprint`."""
         if mode not in self._fingerprints:
-            self._fingerprints[mode] = fingerprint(self, mode)
+            self._fingerprints[mode] = fingerprint(
+                self.path, self.effective(inner=True), self.config_bytes, mode
+            )
         return self._fingerprints[mode]
 
     def require_whole(self) -> None:

@@ -12,17 +12,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from moegeo_cli.checkpoints.effective import files_beside
+from moegeo_cli.checkpoints.effective import EffectiveWeights, files_beside
 from moegeo_cli.checkpoints.headers import open_regular, read_exactly
 from moegeo_cli.checkpoints.hub_notes import read_note
 from moegeo_cli.checkpoints.routers import find_router_tensors
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
 # Change it when the recipe changes: stored measurements then no longer match.
 RECIPE = "moegeo-fingerprint-1"
@@ -36,11 +33,13 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
-def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
-    """Hash a checkpoint's config and weights.
+def fingerprint(path: Path, index: EffectiveWeights, config: bytes | None, mode: str) -> str:
+    """Hash a checkpoint's config and weights; see `Checkpoint.fingerprint`.
 
     Args:
-        checkpoint: a complete checkpoint.
+        path: the checkpoint's folder.
+        index: its weights, and those of the model within, if it wraps one.
+        config: the bytes of config.json; None without one.
         mode: "sampled" or "full"; the mode is hashed too, so the two never give the same hash.
 
     Returns:
@@ -53,22 +52,21 @@ def fingerprint(checkpoint: Checkpoint, mode: str = "sampled") -> str:
     """
     if mode not in MODES:
         raise UsageError(f"no fingerprint mode {mode!r}", hint=f"use one of {', '.join(MODES)}")
-    index = checkpoint.effective(inner=True)
     digest = hashlib.sha256()
     _update(digest, RECIPE.encode(), mode.encode(), index.layout.encode())
-    if (config := checkpoint.config_bytes) is not None:
+    if config is not None:
         digest.update(len(config).to_bytes(8, "little"))
         digest.update(config)
-    note = read_note(checkpoint.path)
+    note = read_note(path)
     if note is not None:  # the same hash whether or not the weights are downloaded
         _update(digest, *(f"{n}={c}".encode() for n, c in sorted(note.contents.items())))
         return digest.hexdigest()
-    for path in index.files:
-        _update(digest, path.name.encode("utf-8", "surrogateescape"))
+    for file in index.files:
+        _update(digest, file.name.encode("utf-8", "surrogateescape"))
         if mode == "full":
-            _update_whole(digest, path)
+            _update_whole(digest, file)
         else:
-            _update_sampled(digest, index, path)
+            _update_sampled(digest, index, file)
     for file in files_beside(index):
         _update(digest, file.name.encode())
         _update_whole(digest, file)

@@ -11,16 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.nesting import step_folder
 from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.checkpoints.text_part import text_config
 from moegeo_cli.errors import MoegeoError
-
-if TYPE_CHECKING:
-    from moegeo_cli.checkpoints.checkpoint import Checkpoint
 
 # Config keys, of any model, that control its routers in training.
 _SETTING = re.compile(
@@ -75,18 +72,22 @@ class TrainingLog:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_training(checkpoint: Checkpoint) -> TrainingLog:
-    """Read the training log, the step and the settings of a checkpoint.
+def read_training(
+    path: Path, config: Mapping[str, Any], state: Mapping[str, Any], step_by_name: int | None
+) -> TrainingLog:
+    """Collect what a checkpoint's files tell of its training; see `Checkpoint.training`.
 
-    Raises:
-        IncompleteCheckpointError: config.json or trainer_state.json is truncated.
+    Args:
+        path: the checkpoint's folder.
+        config: config.json, parsed.
+        state: trainer_state.json, parsed; empty without one.
+        step_by_name: the step by the folder's name.
     """
-    config, state = checkpoint.config, checkpoint.trainer_state or {}
     log = _read_log(state)
     step = _natural(state.get("global_step"))
     if step is None:
-        step = checkpoint.step
-    name = read_name(step_folder(checkpoint.path).name)
+        step = step_by_name
+    name = read_name(step_folder(path).name)
     planned = _natural(state.get("max_steps"))
     settings = router_settings(config)
     settings.update(
@@ -101,7 +102,7 @@ def read_training(checkpoint: Checkpoint) -> TrainingLog:
         tokens=0 if step == 0 else _tokens(state, log) or name.tokens,
         fraction=step / planned if step is not None and planned else None,
         log=log,
-        framework=detect_framework(checkpoint.path, state or None, log),
+        framework=detect_framework(path, state or None, log),
         settings=settings,
     )
 

@@ -21,7 +21,6 @@ from transformers.models.auto import auto_factory
 from moegeo_cli import analyze, check, compare, inspect
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import open_run
-from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.commands.inspect.report import print_inspection
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
@@ -262,15 +261,15 @@ def test_inspect_and_fingerprint(written: Writer, tmp_path: Path) -> None:
     assert found.weights["adapter"]["merged"] == merged
     assert found.routers_found == 2
     both = beside(files, tmp_path / "both")
-    prints = {fingerprint(open_run(path).newest) for path in (files.base, files.adapter)}
-    assert fingerprint(open_run(both).newest) in prints  # the same model in other folders
+    prints = {open_run(path).newest.fingerprint() for path in (files.base, files.adapter)}
+    assert open_run(both).newest.fingerprint() in prints  # the same model in other folders
     tensors = load_file(both / "adapter_model.safetensors")
     first = sorted(tensors)[0]
     tensors[first][0, 0] += 1
     save_file(tensors, both / "adapter_model.safetensors")
-    prints.add(fingerprint(open_run(both).newest))
+    prints.add(open_run(both).newest.fingerprint())
     edit(both, lora_alpha=7)
-    prints.add(fingerprint(open_run(both).newest))
+    prints.add(open_run(both).newest.fingerprint())
     assert len(prints) == 4
 
 

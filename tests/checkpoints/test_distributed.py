@@ -22,7 +22,6 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 
 from moegeo_cli.checkpoints.discover import open_run
 from moegeo_cli.checkpoints.distributed import DistributedWeights
-from moegeo_cli.checkpoints.fingerprint import fingerprint
 from moegeo_cli.checkpoints.metadata import read_metadata, tiles
 from moegeo_cli.checkpoints.opening import open_weights
 from moegeo_cli.checkpoints.routers import find_router_tensors
@@ -107,10 +106,9 @@ def test_a_dtype_without_numbers_is_told_and_not_read(tmp_path: Path) -> None:
 def test_inspecting_and_fingerprinting_import_no_torch(saved: Path) -> None:
     code = (
         "import sys; from moegeo_cli.commands.inspect.describe import inspect_checkpoint;"
-        "from moegeo_cli.checkpoints.fingerprint import fingerprint;"
         "from moegeo_cli.checkpoints.discover import open_run;"
         f"found = inspect_checkpoint({str(saved)!r});"
-        f"fingerprint(open_run({str(saved)!r}).newest);"
+        f"open_run({str(saved)!r}).newest.fingerprint();"
         "assert found.routers_found == found.routers_expected == 3, found;"
         "assert 'torch' not in sys.modules"
     )
@@ -481,7 +479,7 @@ def test_tiling_agrees_with_counting_every_element(shape: tuple[int, ...], data:
 @pytest.mark.parametrize("mode", ["sampled", "full"])
 def test_the_fingerprint_covers_every_file(run: Path, part: Path, mode: str) -> None:
     def now() -> str:
-        return fingerprint(open_run(run / "checkpoint-10").newest, mode)
+        return open_run(run / "checkpoint-10").newest.fingerprint(mode)
 
     prints = {now()}
     assert prints == {now()}

@@ -5,13 +5,13 @@ import pytest
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import open_run
-from moegeo_cli.checkpoints.fingerprint import BLOCK_BYTES, _block_offsets, fingerprint
+from moegeo_cli.checkpoints.fingerprint import BLOCK_BYTES, _block_offsets
 from moegeo_cli.checkpoints.headers import read_header
 from moegeo_cli.errors import UsageError
 
 
 def take(folder, mode="sampled"):
-    return fingerprint(open_run(folder).newest, mode)
+    return open_run(folder).newest.fingerprint(mode)
 
 
 def flip(path, offset):
@@ -74,7 +74,7 @@ def test_sampling_is_fast_on_a_large_file(checkpoint):
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + 2**33)  # sparse: no disk is used
     begin = time.perf_counter()
-    fingerprint(Checkpoint(folder))
+    Checkpoint(folder).fingerprint()
     assert time.perf_counter() - begin < 2
 
 

@@ -12,7 +12,6 @@ import pytest
 from moegeo_cli import analyze
 from moegeo_cli.checkpoints.discover import RunFolder, open_run
 from moegeo_cli.checkpoints.step_names import is_date, read_name
-from moegeo_cli.checkpoints.training import read_training
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError, UnsupportedLayoutError
 from moegeo_cli.records import RunRecord
 from tests.checkpoints.names_table import END, PAGE, START, table
@@ -71,7 +70,7 @@ def test_tokens_in_names_are_the_progress(checkpoint: Checkpoint, tmp_path: Path
         checkpoint(to=f"run/{name}")
     run = open_run(tmp_path / "run")
     assert steps(run) == [1000, 2000]
-    assert [read_training(c).tokens for c in run.checkpoints] == [4 * 10**9, 8 * 10**9]
+    assert [c.training.tokens for c in run.checkpoints] == [4 * 10**9, 8 * 10**9]
 
 
 def test_final_models_named_by_date_are_listed(checkpoint: Checkpoint, tmp_path: Path) -> None:

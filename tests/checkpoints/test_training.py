@@ -4,7 +4,7 @@ import pytest
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.discover import open_run
-from moegeo_cli.checkpoints.training import read_training, router_settings
+from moegeo_cli.checkpoints.training import router_settings
 from moegeo_cli.errors import IncompleteCheckpointError
 from moegeo_cli.records import to_dict
 
@@ -19,7 +19,7 @@ HISTORY = [
 
 
 def read(folder):
-    return read_training(open_run(folder).newest)
+    return open_run(folder).newest.training
 
 
 def test_the_trainers_own_account(checkpoint):
@@ -72,7 +72,7 @@ def test_a_broken_state(checkpoint):
     folder = checkpoint()
     (folder / "trainer_state.json").write_text("[]")
     with pytest.raises(IncompleteCheckpointError):
-        read_training(Checkpoint(folder))
+        _ = Checkpoint(folder).training
 
 
 def test_training_args_are_never_loaded(checkpoint, tmp_path):
