@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,14 @@ def test_the_site_lists_every_page() -> None:
     listed = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert {page for page in pages if page not in listed} == set()
+
+
+def test_every_name_of_the_python_page_exists() -> None:
+    names = re.findall(
+        r"^::: (\S+)$", (ROOT / "docs/reference/python.md").read_text(), re.MULTILINE
+    )
+    assert len(names) > 10
+    assert [name for name in names if pydoc.locate(name) is None] == []
 
 
 def test_the_notebook_is_that_of_its_script_and_was_executed() -> None:
