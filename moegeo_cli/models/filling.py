@@ -6,8 +6,6 @@ four times the weights. This way takes one group of tensors beside them, and giv
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -20,10 +18,8 @@ from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
 GROUP_BYTES = 64 * 2**20  # of parameters that are converted together
 
 
-def open_skeleton(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
-) -> tuple[Any, LayerFiles]:
-    """The module tree of a checkpoint without memory, and the files that fill it.
+def open_skeleton(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LayerFiles:
+    """The files of a checkpoint and, as their `model`, the empty module tree that they fill.
 
     Args:
         checkpoint: the checkpoint.
@@ -39,7 +35,7 @@ def open_skeleton(
         raise
     except Exception as error:
         raise explain(checkpoint.path, error) from error
-    return skeleton, LayerFiles(skeleton, checkpoint, device, dtype)
+    return LayerFiles(skeleton, checkpoint, device, dtype)
 
 
 def fill_model(
@@ -60,13 +56,18 @@ def fill_model(
     """
     if built is not None:
         try:
-            return _fill(built, LayerFiles(built, checkpoint, device, dtype))
+            return fill_tree(LayerFiles(built, checkpoint, device, dtype))
         except ShapeError:
             pass  # its layers may have other numbers of experts: a new model tells
-    return _fill(*open_skeleton(checkpoint, device, dtype))
+    return fill_tree(open_skeleton(checkpoint, device, dtype))
 
 
-def _fill(model: Any, files: LayerFiles) -> nn.Module:
+def fill_tree(files: LayerFiles) -> nn.Module:
+    """The module tree of some files with their tensors, frozen and in evaluation mode.
+
+    Raises: as `fill_model`.
+    """
+    model = files.model
     names = list(named_tensors(model))
     files.release(names)
     for group in files.groups(GROUP_BYTES):

@@ -202,11 +202,10 @@ def _whole(request: Request) -> ModelSource | None:
         if rough.memory is not None and rough.memory.at_most <= min(SMALL, free_bytes(device)):
             return WholeModels(device, dtype, rough)
     return_freed_blocks()
-    skeleton, files = open_skeleton(request.checkpoint, device, dtype)
+    files = open_skeleton(request.checkpoint, device, dtype)
     planner = WholePlanner(
-        skeleton, files, request.plan(), request.lengths, request.kept_of(skeleton),
-        settings.batch_size,
-    )  # fmt: skip
+        files, request.plan(), request.lengths, request.kept_of(files.model), settings.batch_size
+    )
     warm_up(device, dtype)
     process = held_bytes(device) + SMALL_BLOCKS
     room = settings.memory or process + free_bytes(device)
@@ -217,7 +216,7 @@ def _whole(request: Request) -> ModelSource | None:
         raise too_little(room, least.bound, terms, asked=settings.memory is not None, halves=False)
     if found is None:
         return None
-    return WholeModels(device, dtype, _mode(found), by_groups=True)
+    return WholeModels(device, dtype, _mode(found), files)
 
 
 def _rough_mode(request: Request) -> ReplayMode:

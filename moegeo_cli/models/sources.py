@@ -16,7 +16,7 @@ from torch import nn
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import BaselineError
 from moegeo_cli.global_state import seeded
-from moegeo_cli.models.filling import fill_model
+from moegeo_cli.models.filling import fill_model, fill_tree
 from moegeo_cli.models.loading import (
     load_model,
     swap_weights,
@@ -35,6 +35,7 @@ from moegeo_cli.models.memory.streamed import (
     warm_up,
 )
 from moegeo_cli.models.model_config import auto_class, open_config
+from moegeo_cli.models.streaming.layer_files import LayerFiles
 from moegeo_cli.models.streaming.layer_stream import LayerStream
 from moegeo_cli.models.streaming.streamed import streamed
 from moegeo_cli.models.uneven import join_layers, own_experts
@@ -121,8 +122,9 @@ class WholeModels:
         device: where they compute.
         dtype: in which dtype.
         mode: how they are replayed.
-        by_groups: fill the model from the files some parameters at a time, which takes little
-            memory beside them; else transformers loads it.
+        files: of the first checkpoint, with the empty module tree that they fill: the model is
+            filled some parameters at a time, which takes little memory beside them. None where
+            transformers loads it.
     """
 
     def __init__(
@@ -130,18 +132,22 @@ class WholeModels:
         device: torch.device,
         dtype: torch.dtype,
         mode: ReplayMode | None = None,
-        *,
-        by_groups: bool = False,
+        files: LayerFiles | None = None,
     ) -> None:
         self.device, self.dtype = device, dtype
-        self.mode, self.by_groups = mode or ReplayMode(), by_groups
-        self._built: nn.Module | None = None
+        self.mode, self.by_groups = mode or ReplayMode(), files is not None
+        self._files = files
+        self._built: nn.Module | None = None if files is None else files.model
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """See `ModelSource`."""
         if self.by_groups:
             built, self._built = self._built, None  # one that is filled in part is never kept
-            self._built = fill_model(built, checkpoint, self.device, self.dtype)
+            files, self._files = self._files, None
+            if files is not None and files.checkpoint is checkpoint:
+                self._built = fill_tree(files)
+            else:
+                self._built = fill_model(built, checkpoint, self.device, self.dtype)
         elif self._built is None:
             self._built = load_model(checkpoint, self.device, self.dtype)
         else:
@@ -157,7 +163,8 @@ class WholeModels:
                 return auto_class(config)[0].from_config(config, dtype=self.dtype)
 
         model = join_layers(build, own_experts(checkpoint))
-        self._built = None  # its buffers are not a checkpoint's: build the next one afresh
+        # Its buffers are not a checkpoint's: build the next one afresh.
+        self._built = self._files = None
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
 

@@ -21,23 +21,28 @@ from moegeo_cli.measuring import provenance
 from moegeo_cli.models.filling import fill_model, open_skeleton
 from moegeo_cli.models.fitting import Request
 from moegeo_cli.models.loading import load_model
+from moegeo_cli.models.memory.activations import BatchTracer
 from moegeo_cli.models.memory.machine import cgroup_rooms
+from moegeo_cli.models.memory.repeating import find_repeats
 from moegeo_cli.models.memory.whole import WholePlanner, weight_bytes
+from moegeo_cli.models.sources import WholeModels
 from moegeo_cli.probes.loading import load_probe
 from moegeo_cli.replay.plan import Plan
+from moegeo_cli.routers.finding import find_routers
 from moegeo_cli.settings import Settings
 from tests.architectures.zoo import save_tiny
 from tests.end_to_end.conftest import random_ids, write_probe
+from tests.tiny_models import build_tiny
 
 CPU = torch.device("cpu")
 FISHERS = (("categorical", "token"), ("empirical", "position"))
 
 
 def planner(path: Path, lengths: list[int], **changes: Any) -> WholePlanner:
-    skeleton, files = open_skeleton(Checkpoint(path), CPU, torch.float32)
+    files = open_skeleton(Checkpoint(path), CPU, torch.float32)
     options: dict[str, Any] = {"fishers": FISHERS, "groups_S": np.zeros(len(lengths), int)}
     batch_size = changes.pop("batch_size", None)
-    return WholePlanner(skeleton, files, Plan(**options, **changes), lengths, 0, batch_size)
+    return WholePlanner(files, Plan(**options, **changes), lengths, 0, batch_size)
 
 
 @pytest.mark.parametrize("model_type", ["qwen3_moe", "mixtral", "gpt_oss", "gemma4_text", "jetmoe"])
@@ -73,6 +78,62 @@ def test_a_model_with_a_state_along_the_sequence_is_traced_without_a_bound(tmp_p
     probe = write_probe(tmp_path / "probe.jsonl", random_ids([9, 8]))
     [checkpoint] = analyze(tmp_path, probe=probe, baseline="none", cache=False).checkpoints
     assert checkpoint.replay["memory"]["by"] == "trace"
+
+
+@pytest.mark.parametrize(("model_type", "changes", "kept"), [
+    ("qwen3_moe", {"mlp_only_layers": []}, 3),
+    ("deepseek_v3", {}, 4),
+    ("gpt_oss", {"layer_types": ["sliding_attention", "full_attention"] * 4}, 6),
+])  # fmt: skip
+def test_a_few_of_the_layers_that_repeat_tell_what_all_take(
+    model_type: str, changes: dict[str, Any], kept: int, tmp_path: Path
+) -> None:
+    """Equal layers; one dense layer first; two kinds of attention in turn."""
+    build_tiny(model_type, num_hidden_layers=8, **changes).save_pretrained(tmp_path)
+    skeleton = open_skeleton(Checkpoint(tmp_path), CPU, torch.float32).model
+    whole, few = (BatchTracer(skeleton, CPU, shorten=shorten) for shorten in (False, True))
+    assert [r.kept for r in find_repeats(skeleton, few.routers)] == [kept]
+    for fishers in (FISHERS[:1], FISHERS):
+        plan = Plan(fishers=fishers, groups_S=np.zeros(8, int))
+        expected = whole.trace((8, 16), plan, padded=True)
+        assert expected.traced
+        assert few.trace((8, 16), plan, padded=True) == expected
+    assert few.shorten, "the model's code ran with fewer layers"
+
+
+def test_layers_that_differ_are_all_traced(tmp_path: Path) -> None:
+    """A number that a layer holds, or that the config says of each layer, may decide its cost."""
+    build_tiny("qwen3_moe", num_hidden_layers=8).save_pretrained(tmp_path)
+    skeleton = open_skeleton(Checkpoint(tmp_path), CPU, torch.float32).model
+    routers = find_routers(skeleton)
+    for n, layer in enumerate(skeleton.model.layers):
+        layer.window = n
+    assert find_repeats(skeleton, routers) == []
+    for layer in skeleton.model.layers:
+        del layer.window
+    assert len(find_repeats(skeleton, routers)) == 1
+    skeleton.config.windows = list(range(8))
+    assert find_repeats(skeleton, routers) == []
+
+
+def test_the_planned_tree_becomes_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is built once, and tracing it leaves nothing in it."""
+    save_tiny("qwen3_moe", tmp_path)
+    checkpoint = Checkpoint(tmp_path)
+    files = open_skeleton(checkpoint, CPU, torch.float32)
+    options: dict[str, Any] = {"fishers": FISHERS, "groups_S": np.zeros(4, int)}
+    assert WholePlanner(files, Plan(**options), [16] * 4, 0, None).make(64, 0).by == "trace"
+    source = WholeModels(CPU, torch.float32, files=files)
+    monkeypatch.delattr("moegeo_cli.models.filling.open_skeleton")
+    model, usual = source.load(checkpoint), load_model(checkpoint, CPU, torch.float32)
+    assert model is files.model
+    for name, tensor in usual.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    for one, other in zip(usual.buffers(), model.buffers(), strict=True):
+        assert torch.equal(one, other)
+    assert source.load(checkpoint) is model, "and takes the next weights"
 
 
 def test_code_that_asks_for_values_is_estimated(tmp_path: Path) -> None:

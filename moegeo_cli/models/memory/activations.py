@@ -2,7 +2,8 @@
 
 The model's own forward, the loss and the way back run over torch's fake tensors, which have
 shapes and no memory: whatever a model's code makes is counted while it is alive. Code that asks a
-tensor for its values cannot run so: such a model's activations are estimated by its widths.
+tensor for its values cannot run so: such a model's activations are estimated by its widths. Of
+layers that repeat only the first few are run (`repeating.py`).
 
 Legend: B sequences of a batch, N their positions, D model width, F expert width, E experts,
 K experts chosen per token, V vocabulary.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import nn
 from torch.utils import _pytree as trees
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moegeo_cli.models.memory.repeating import Repeats, copy_shortened, find_repeats
 from moegeo_cli.replay.pairs import align_logits, split_inputs
 from moegeo_cli.replay.plan import Plan
 from moegeo_cli.replay.token_losses import flat_losses, logit_bytes
@@ -50,18 +53,19 @@ class BatchTracer:
     """Finds how many bytes batches take.
 
     Args:
-        skeleton: the module tree, its parameters without memory; it is of no other use afterwards.
+        skeleton: the module tree, its parameters without memory; it stays as it is.
         device: where the model computes.
+        shorten: run the first of the layers that repeat alone; else all.
     """
 
-    def __init__(self, skeleton: nn.Module, device: torch.device) -> None:
-        self.skeleton, self.device = skeleton, device
+    def __init__(self, skeleton: nn.Module, device: torch.device, *, shorten: bool = True) -> None:
+        self.skeleton, self.device, self.shorten = skeleton, device, shorten
         self.routers = find_routers(skeleton)
         self.vocabulary, self.width = skeleton.get_input_embeddings().weight.shape  # type: ignore[operator]
         self.itemsize = next(
             p.dtype.itemsize for p in skeleton.parameters() if p.is_floating_point()
         )
-        self._mode: Any = None
+        self._copy: _FakeCopy | None = None
 
     def trace(self, shape: tuple[int, int], plan: Plan, *, padded: bool) -> Activations:
         """Bytes of a batch.
@@ -76,9 +80,8 @@ class BatchTracer:
         own = positions * FLOAT * max(
             (4 * int(r.weight_ED.shape[1]) + 8 * r.experts for r in self.routers), default=0
         )  # fmt: skip  # inputs squared, logits and gradients, while a router is recorded
-        try:
-            peak = self._peak(shape, plan, padded)
-        except Exception:  # whatever a model's code raises where tensors have no values
+        peak = self._peak(shape, plan, padded)
+        if peak is None:
             return Activations(self.estimate(positions, plan) + own, logits, traced=False)
         return Activations(max(0, peak - logits) + own, logits, traced=True)
 
@@ -92,21 +95,79 @@ class BatchTracer:
             graph=plan.needs_loss,
         )  # fmt: skip
 
-    def _peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int:
-        """Peak bytes beside the parameters."""
+    def _peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int | None:
+        """Peak bytes beside the parameters; None where the model's code cannot run so."""
+        while True:
+            try:
+                if self._copy is None:
+                    repeats = find_repeats(self.skeleton, self.routers) if self.shorten else []
+                    self._copy = _FakeCopy(self.skeleton, repeats, self.device)
+                return self._copy.peak(shape, plan, padded)
+            except Exception:  # whatever a model's code raises where tensors have no values
+                if not self.shorten:
+                    return None
+                self.shorten, self._copy = False, None  # some count their layers
+
+
+class _FakeCopy:
+    """A copy of a module tree, perhaps with fewer layers, whose tensors have shapes and no values.
+
+    Args:
+        skeleton: the module tree.
+        repeats: lists of layers that are shortened.
+        device: where the model computes.
+    """
+
+    def __init__(
+        self, skeleton: nn.Module, repeats: Sequence[Repeats], device: torch.device
+    ) -> None:
         from torch._subclasses import FakeTensorMode
 
-        if self._mode is None:
-            self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-            _make_fake(self.skeleton, self._mode, self.device)
-        with self._mode, _Alive() as alive:
+        self.repeats, self.device = repeats, device
+        self.model = copy_shortened(skeleton, repeats)
+        self.routers = find_routers(self.model)
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        _make_fake(self.model, self.mode, device)
+
+    def peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int:
+        """Peak bytes of a batch beside the parameters, with all layers."""
+        split = plan.splits_S is not None
+        with self.mode, _Alive() as alive, self._left_behind(alive) as periods:
             ids_BN = torch.zeros(shape, dtype=torch.long, device=self.device)
             mask_BN = torch.ones_like(ids_BN) if padded else None
             if plan.needs_loss:
-                self._there_and_back(ids_BN, mask_BN, split=plan.splits_S is not None)
+                self._there_and_back(ids_BN, mask_BN, split=split)
             else:
-                self._to_last_router(ids_BN, mask_BN, split=plan.splits_S is not None)
-            return alive.peak
+                self._to_last_router(ids_BN, mask_BN, split=split)
+            return alive.peak + sum(
+                one.left_out * max(0, after - before, self._gradients(one, plan))
+                for one, (before, after) in zip(self.repeats, periods, strict=True)
+            )
+
+    @contextlib.contextmanager
+    def _left_behind(self, alive: _Alive) -> Iterator[list[list[int]]]:
+        """Bytes that are alive before each of the last two periods of each shortened list."""
+        found: list[list[int]] = []
+        with contextlib.ExitStack() as stack:
+            for one in self.repeats:
+                layers, seen = self.model.get_submodule(one.path), [0, 0]
+                found.append(seen)
+                for place, index in enumerate((one.kept - 2 * one.period, one.kept - one.period)):
+
+                    def take(*_: Any, seen: list[int] = seen, place: int = place) -> None:
+                        seen[place] = alive.now
+
+                    hook = layers[index].register_forward_pre_hook(take)  # type: ignore[index]
+                    stack.callback(hook.remove)
+            yield found
+
+    def _gradients(self, one: Repeats, plan: Plan) -> int:
+        """Bytes of the routers' gradients of a period: on the way back they stay."""
+        if not plan.needs_loss:
+            return 0
+        last = {f"{one.path}.{one.kept - n}." for n in range(1, one.period + 1)}
+        weights = [r.weight_ED for r in self.routers if any(r.path.startswith(p) for p in last)]
+        return sum(w.numel() * w.element_size() for w in weights)
 
     def _there_and_back(
         self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool
@@ -136,9 +197,9 @@ class BatchTracer:
 
     def _forward(self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool) -> Any:
         if split:
-            return self.skeleton(**split_inputs(self.skeleton, ids_BN, _middle(ids_BN)))
+            return self.model(**split_inputs(self.model, ids_BN, _middle(ids_BN)))
         inputs = {"input_ids": ids_BN, "use_cache": False}
-        return self.skeleton(**inputs, **({} if mask_BN is None else {"attention_mask": mask_BN}))
+        return self.model(**inputs, **({} if mask_BN is None else {"attention_mask": mask_BN}))
 
 
 class _Stopped(BaseException):

@@ -25,8 +25,9 @@ from moegeo_cli.process import is_own_process
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.token_losses import logit_bytes
 
-# glibc: blocks from this size on are mapped one by one, and unmapped when they are freed.
-M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**17
+# glibc: blocks from this size on are mapped one by one, and unmapped when they are freed. A smaller
+# size would return more, and each block would be given to the process page by page, anew each time.
+M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**21
 SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
 FREED = 0.3  # of a batch: freed blocks that an allocator keeps, where it is left alone
 CHUNK_BYTES = 64 * 2**20

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -128,8 +127,7 @@ class WholePlanner:
     """Plans a whole model's replay within a bound.
 
     Args:
-        skeleton: the module tree without memory; it is of no other use afterwards.
-        files: of the first checkpoint, for the same tree.
+        files: of the first checkpoint, with the empty module tree that they fill.
         plan: of the pass.
         lengths: of the probe's sequences.
         kept: bytes of what a pass keeps.
@@ -138,7 +136,6 @@ class WholePlanner:
 
     def __init__(
         self,
-        skeleton: Any,
         files: LayerFiles,
         plan: Plan,
         lengths: Sequence[int],
@@ -146,6 +143,7 @@ class WholePlanner:
         batch_size: int | None,
     ) -> None:
         self.plan, self.lengths, self.kept, self.batch_size = plan, lengths, kept, batch_size
+        skeleton = files.model
         self.mixed = not carries_state(skeleton)
         self.weights, self.loading = weight_bytes(skeleton), loading_bytes(files)
         self.half = halves_on_cpu(files.device, files.dtype)

@@ -46,7 +46,7 @@ class LayerFiles:
         ahead: bool = False,
     ) -> None:
         self.model, self.device, self.dtype = model, device, dtype
-        self.index = checkpoint.weights
+        self.checkpoint, self.index = checkpoint, checkpoint.weights
         self.name = checkpoint.path.name
         if self.index.obstacle is not None:
             raise self.index.obstacle
