@@ -28,6 +28,7 @@ from moegeo_cli.models.filling import open_skeleton
 from moegeo_cli.models.memory.activations import FLOAT, Activations, estimate_layers
 from moegeo_cli.models.memory.machine import free_bytes
 from moegeo_cli.models.memory.streamed import (
+    ROOMY_BLOCK,
     SMALL_BLOCKS,
     held_bytes,
     return_freed_blocks,
@@ -216,6 +217,8 @@ def _whole(request: Request) -> ModelSource | None:
         raise too_little(room, least.bound, terms, asked=settings.memory is not None, halves=False)
     if found is None:
         return None
+    if settings.memory is None and 2 * found.bound <= room:
+        return_freed_blocks(ROOMY_BLOCK)
     return WholeModels(device, dtype, _mode(found), files)
 
 

@@ -25,9 +25,10 @@ from moegeo_cli.process import is_own_process
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.token_losses import logit_bytes
 
-# glibc: blocks from this size on are mapped one by one, and unmapped when they are freed. A smaller
-# size would return more, and each block would be given to the process page by page, anew each time.
-M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**21
+# glibc: blocks from this size on are mapped one by one, and unmapped when they are freed. Each time
+# the process is given them page by page, which takes long where there are many. So blocks below
+# the second size stay with the process where memory is not short.
+M_MMAP_THRESHOLD, LARGE_BLOCK, ROOMY_BLOCK = -3, 2**17, 2**21
 SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
 FREED = 0.3  # of a batch: freed blocks that an allocator keeps, where it is left alone
 CHUNK_BYTES = 64 * 2**20
@@ -258,7 +259,7 @@ def freed_blocks(batch: int) -> int:
     return 0 if is_own_process() else int(FREED * batch)
 
 
-def return_freed_blocks() -> None:
+def return_freed_blocks(size: int = LARGE_BLOCK) -> None:
     """Make glibc's allocator return large freed blocks at once.
 
     It would keep them for later, and a layer that was let go would still count. In a user's own
@@ -267,7 +268,7 @@ def return_freed_blocks() -> None:
     if not is_own_process():
         return
     try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)
     except (OSError, AttributeError, TypeError):
         return  # another allocator
 
