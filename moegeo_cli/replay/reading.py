@@ -1,8 +1,7 @@
 """Read a router call: its input, its logits, and which experts it selected with which weights.
 
 Logits are taken from the output of the router's weight, so they are raw and on the gradient path.
-The selected experts and their weights are read from the router's output. The forms of that output
-are recognised by shape and type, never by a model's name.
+The selected experts and their weights are read from the router's output (`choices.py`).
 
 Legend: N tokens, D router input width, E experts, K experts chosen per token.
 """
@@ -18,8 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moegeo_cli.errors import UnsupportedArchitectureError
+from moegeo_cli.replay.choices import output_parts, read_choice, unreadable_error
 from moegeo_cli.routers.finding import Router
-from moegeo_cli.scorings import find_scoring
 
 # Largest allowed difference of two computations of the logits, relative to the largest logit.
 AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
@@ -48,7 +47,6 @@ class RouterCall:
     given: torch.Tensor | None = None
 
 
-Choice = tuple[torch.Tensor, torch.Tensor]  # selected_NK, weights_NK
 Given = tuple[Any, ...]  # arguments of a call: positional, then keyword arguments
 
 
@@ -107,7 +105,7 @@ class RouterTap:
             x = x.to(logits.dtype) * self.router.scale
         logits_NE = logits if logits.ndim == 2 else logits.reshape(-1, logits.shape[-1])
         try:
-            selected, weights, observed = _read_choice(self.router, output, logits_NE)
+            selected, weights, observed = read_choice(self.router, output, logits_NE)
         except UnsupportedArchitectureError:
             if not self.partial:
                 raise
@@ -137,13 +135,6 @@ def _first_tensor(router: Router, given: Given) -> torch.Tensor:
     return found
 
 
-def _parts(output: Any) -> list[Any]:
-    """The parts of a router's output: the entries of a tuple, list or dict, or the one output."""
-    if isinstance(output, Mapping):
-        return list(output.values())
-    return list(output) if isinstance(output, tuple | list) else [output]
-
-
 def _own_logits(router: Router, output: Any) -> torch.Tensor:
     """The logits in the output of a router module that computes them itself.
 
@@ -153,14 +144,14 @@ def _own_logits(router: Router, output: Any) -> torch.Tensor:
         return output
     wide = [
         part
-        for part in _parts(output)
+        for part in output_parts(output)
         if isinstance(part, torch.Tensor)
         and part.is_floating_point()
         and part.ndim
         and part.shape[-1] == router.experts
     ]
     if not wide:
-        raise _unreadable(router, output)
+        raise unreadable_error(router, output)
     return wide[-1] if len(wide) == 2 and _has_zeros(wide[0]) else wide[0]
 
 
@@ -183,125 +174,6 @@ def _weights_on_gradient_path(output: Any, slots: int) -> torch.Tensor | None:
 def _has_zeros(scores_NE: torch.Tensor) -> bool:
     """Whether these are scores with zeros for unselected experts."""
     return bool((scores_NE == 0).any())
-
-
-def _read_choice(
-    router: Router, output: Any, logits_NE: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Read the choice by the first form that fits the router's output.
-
-    Returns:
-        The selected experts, their weights, and whether both were observed (not computed).
-
-    Raises:
-        UnsupportedArchitectureError: no form fits.
-    """
-    parts = _parts(output)
-    forms = (
-        _sorted_by_expert, _indices, _masked_scores, _one_hot, _routed_by_parent, _computed,
-    )  # fmt: skip
-    for form in forms:
-        found = form(router, parts, logits_NE)
-        if found is not None:
-            selected, weights = found
-            if router.skip_expert is not None:  # the model reports it as expert 0 with weight 0
-                selected = selected.masked_fill(weights == 0, router.skip_expert)
-            return selected, weights, form is not _computed
-    raise _unreadable(router, output)
-
-
-def _indices(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """Most routers: (logits or probabilities, weights, indices), and perhaps more."""
-    tensors = [p for p in parts if isinstance(p, torch.Tensor)]
-    indices = [p for p in tensors if not p.is_floating_point() and p.dtype != torch.bool]
-    if len(indices) != 1:
-        return None
-    selected = indices[0].reshape(-1, indices[0].shape[-1])
-    if len(selected) != len(logits_NE):
-        return None
-    floats = [p for p in tensors if p.is_floating_point() and p.numel() >= selected.numel()]
-    for weights in floats[1:]:
-        if weights.numel() == selected.numel():
-            return selected, weights.reshape(selected.shape)
-        if weights.shape[-1] == router.experts:
-            return selected, weights.reshape(-1, router.experts).gather(1, selected)
-    return None
-
-
-def _masked_scores(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """Llama 4: scores over all experts, zero for those not selected, then the logits."""
-    if len(parts) != 2 or not all(isinstance(p, torch.Tensor) for p in parts):
-        return None
-    scores = parts[0].reshape(-1, parts[0].shape[-1])
-    if scores.shape != logits_NE.shape or router.top_k is None:
-        return None
-    # Logits give the order of scores that underflowed; the scores show that no other expert was
-    # selected.
-    selected = logits_NE.detach().topk(router.top_k, dim=-1).indices
-    rest = scores.detach().scatter(1, selected, 0.0)
-    return None if bool(rest.any()) else (selected, scores.gather(1, selected))
-
-
-def _one_hot(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """Switch: one expert per token, as a one-hot row; all zeros beyond the expert's capacity."""
-    if len(parts) != 3 or not all(isinstance(p, torch.Tensor) for p in parts):
-        return None
-    mask, weights = parts[0], parts[1]
-    if mask.is_floating_point() or mask.numel() != logits_NE.numel() or weights.shape[-1] != 1:
-        return None
-    mask_NE = mask.reshape(logits_NE.shape)
-    kept_N1 = mask_NE.sum(-1, keepdim=True)
-    if bool((kept_N1 > 1).any()):
-        return None
-    selected_N1 = mask_NE.argmax(-1, keepdim=True).masked_fill(kept_N1 == 0, -1)
-    return selected_N1, weights.reshape(-1, 1) * kept_N1
-
-
-def _sorted_by_expert(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """JetMoE: slots sorted by expert, their tokens, their weights, and counts by expert."""
-    if len(parts) != 5 or not isinstance(parts[3], list) or router.top_k is None:
-        return None
-    order, gates, counts = parts[0], parts[2], torch.tensor(parts[3], device=logits_NE.device)
-    shape = (len(logits_NE), router.top_k)
-    if len(counts) != router.experts or order.numel() != shape[0] * shape[1]:
-        return None
-    experts = torch.arange(router.experts, device=logits_NE.device).repeat_interleave(counts)
-    selected, weights = torch.empty_like(order), torch.empty_like(gates)
-    selected[order] = experts
-    weights = weights.index_copy(0, order, gates)
-    return selected.reshape(shape), weights.reshape(shape)
-
-
-def _routed_by_parent(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """DBRX: the router returns only logits, and its parent block chooses the experts."""
-    route = getattr(router.parent, "route_tokens_to_experts", None)
-    if len(parts) != 1 or route is None:
-        return None
-    with torch.no_grad():
-        weights, selected = route(logits_NE.detach())
-    return selected, weights
-
-
-def _computed(router: Router, parts: list[Any], logits_NE: torch.Tensor) -> Choice | None:
-    """A router that returns only logits, with known scoring and K: the top-k of the scores."""
-    if router.choice_scoring is None or router.top_k is None or len(parts) != 1:
-        return None
-    logits_NE = logits_NE.detach().float()
-    scores = find_scoring(router.choice_scoring).tensor_score(logits_NE)
-    bias = router.selection_bias_E
-    selected = (scores if bias is None else scores + bias.float()).topk(router.top_k, -1).indices
-    return selected, scores.gather(1, selected)
-
-
-def _unreadable(router: Router, output: Any) -> UnsupportedArchitectureError:
-    shapes = [str(tuple(p.shape)) for p in _parts(output) if isinstance(p, torch.Tensor)]
-    return UnsupportedArchitectureError(
-        f"the router {router.path} ({type(router.module).__name__}) returns its choice in a form "
-        "that moegeo cannot read",
-        found=", ".join(shapes) or type(output).__name__,
-        hint="for a model of your own whose block chooses say --scoring and --top-k; "
-        "else report this model type",
-    )
 
 
 def verify_call(router: Router, call: RouterCall) -> str | None:
