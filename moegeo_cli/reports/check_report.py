@@ -77,7 +77,7 @@ def table_parts(record: CheckRecord, most: int | None = None) -> list[Part]:
         Part("ROUTERS", when, "layer", ROUTER_COLUMNS, layers, ROUTER_NOTE),
         Part("EXPERTS", when, "layer", EXPERT_COLUMNS, layers, EXPERT_NOTE),
     ]
-    steps = [(_step(c), c) for c in _shown(record, most)]
+    steps = [(_step(c), c) for c in _listed_checkpoints(record, most)]
     if len(steps) > 1:
         parts += [
             Part("CHECKPOINTS", "means over layers", "step", RUN_COLUMNS, steps),
@@ -116,7 +116,7 @@ def print_check(record: CheckRecord, console: Console, path: str | None = None) 
         page.section("FINDINGS", "from the files alone")
     for finding in active:
         print_finding(page, finding)
-    for line in _quiet(record):
+    for line in _status_lines(record):
         page.line(line, "dim")
     print_interventions(page, record.interventions)
     for part in table_parts(record, MAX_CHECKPOINTS):
@@ -173,7 +173,7 @@ def render_markdown(record: CheckRecord, *, layers: bool = True) -> str:
     lines += [f"Left out: {markdown_text(s)}." for s in outline.skipped_checkpoints(record)]
     lines += [f"- {markdown_text(note)}" for note in note_lines(record)]
     lines += findings_table(judgement.findings(verdict))
-    lines += ["", *(f"{markdown_text(line)}  " for line in _quiet(record))]
+    lines += ["", *(f"{markdown_text(line)}  " for line in _status_lines(record))]
     if record.interventions:
         lines += ["", "## What to do", ""]
     for place, item in enumerate(advice_text.to_do(record.interventions), 1):
@@ -230,7 +230,7 @@ def note_lines(record: CheckRecord) -> list[str]:
     return [clean(note) for note in dict.fromkeys(notes)]
 
 
-def _quiet(record: CheckRecord) -> list[str]:
+def _status_lines(record: CheckRecord) -> list[str]:
     """Lines about resolved findings, the number of rules tried, and skipped rules."""
     verdict = record.verdict
     lines = [
@@ -243,7 +243,7 @@ def _quiet(record: CheckRecord) -> list[str]:
     return lines + [f"{clean(c.id)} {clean(c.name)}: {clean(c.reason or '')}" for c in skipped]
 
 
-def _shown(record: CheckRecord, most: int | None) -> Sequence[CheckedCheckpoint]:
+def _listed_checkpoints(record: CheckRecord, most: int | None) -> Sequence[CheckedCheckpoint]:
     """The first checkpoint and the newest ones, at most `most`."""
     found = record.checkpoints
     if most is None or len(found) <= most:

@@ -35,10 +35,10 @@ def render_comparison(record: ComparisonRecord) -> str:
 
 def render_check(record: CheckRecord) -> str:
     """The metrics of a check: one row per checkpoint, router and metric."""
-    return _write(COLUMNS, _checked(record))
+    return _write(COLUMNS, _check_rows(record))
 
 
-def _checked(record: CheckRecord) -> Iterator[dict[str, Any]]:
+def _check_rows(record: CheckRecord) -> Iterator[dict[str, Any]]:
     for checkpoint in record.checkpoints:
         place = {"step": checkpoint.step, "checkpoint": checkpoint.path}
         for name, metric in checkpoint.metrics.items():

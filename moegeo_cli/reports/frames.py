@@ -100,9 +100,9 @@ def _experts(record: RunRecord) -> Iterator[dict[str, Any]]:
             yield {
                 **place,
                 "expert": expert,
-                "load": _at(layer.load, expert),
-                "mean_probability": _at(layer.mean_probability, expert),
-                "fisher_trace": _at(layer.fisher_trace, expert),
+                "load": _entry_at(layer.load, expert),
+                "mean_probability": _entry_at(layer.mean_probability, expert),
+                "fisher_trace": _entry_at(layer.fisher_trace, expert),
                 "dead": expert in layer.dead,
             }
 
@@ -139,5 +139,5 @@ def _cells(name: str, metric: Metric) -> dict[str, Any]:
     return {"metric": name, **{n: getattr(metric, n) for n in _METRIC[1:]}}
 
 
-def _at(values: Sequence[float | None] | None, place: int) -> float | None:
+def _entry_at(values: Sequence[float | None] | None, place: int) -> float | None:
     return values[place] if values is not None else None

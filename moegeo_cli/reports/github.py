@@ -27,7 +27,7 @@ def render(record: RunRecord) -> str:
     name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
     if verdict is None:
         return _command("notice", f"moegeo {name}", ["measured, not judged"]) + "\n"
-    return "\n".join(_judged(name, verdict, record.newest, record.interventions)) + "\n"
+    return "\n".join(_verdict_commands(name, verdict, record.newest, record.interventions)) + "\n"
 
 
 def render_check(record: CheckRecord) -> str:
@@ -35,10 +35,10 @@ def render_check(record: CheckRecord) -> str:
     name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
     if verdict is None:
         return _command("notice", f"moegeo check {name}", ["read, not judged"]) + "\n"
-    return "\n".join(_judged(name, verdict, record.newest, record.interventions)) + "\n"
+    return "\n".join(_verdict_commands(name, verdict, record.newest, record.interventions)) + "\n"
 
 
-def _judged(
+def _verdict_commands(
     name: str,
     verdict: Verdict,
     newest: CheckpointRecord | CheckedCheckpoint,

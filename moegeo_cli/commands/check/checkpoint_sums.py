@@ -114,7 +114,10 @@ def sum_checkpoint(
 
     for layer in read_layers(index, routers, architecture):
         layer_names = by_layer.get(layer_path(layer.router.module), [])
-        norm, loads = _beside(index, layer_names, _NORM_BEFORE), _beside(index, layer_names, _LOADS)
+        norm, loads = (
+            _find_vector(index, layer_names, _NORM_BEFORE),
+            _find_vector(index, layer_names, _LOADS),
+        )
         sums.append(sum_layer(layer, architecture, quick=quick, norm_D=norm, loads=loads))
         router_names, expert_names = _names_of(layer)
         taken |= {*router_names, *expert_names, *(n for n in layer_names if _LOADS.search(n))}
@@ -199,7 +202,7 @@ def _names_of(layer: MoELayer) -> tuple[set[str], set[str]]:
     return routers, {t.name for tensors in layer.experts.values() for t in tensors}
 
 
-def _beside(
+def _find_vector(
     index: EffectiveWeights, names: Sequence[str], pattern: re.Pattern[str]
 ) -> np.ndarray[Any, Any] | None:
     """The first vector of a layer whose name matches a pattern, float32; None if there is none."""

@@ -124,7 +124,7 @@ def sum_experts(layer: MoELayer, found: LayerSums) -> LayerSums:
 def _zero_experts(empty: Mapping[str, Mapping[int, _Packed]]) -> set[int]:
     """Experts with rows of zeros. Rows that are zero in every expert count as padding."""
     found: set[int] = set()
-    for by_expert in _of_one_size(empty):
+    for by_expert in _group_by_rows(empty):
         common = functools.reduce(np.bitwise_and, (bits for _, bits in by_expert.values()))
         whole = all(bits.sum() and _count(bits) == rows for rows, bits in by_expert.values())
         for expert, (_, zero_rows) in by_expert.items():
@@ -133,7 +133,7 @@ def _zero_experts(empty: Mapping[str, Mapping[int, _Packed]]) -> set[int]:
     return found
 
 
-def _of_one_size(
+def _group_by_rows(
     empty: Mapping[str, Mapping[int, _Packed]],
 ) -> Iterator[Mapping[int, _Packed]]:
     """For each role, the experts grouped by their number of rows."""

@@ -43,20 +43,20 @@ def experts_frozen(past: Past) -> Outcome:
     """Experts that are equal bit for bit since an earlier checkpoint, while other weights move."""
     if past.is_first:
         return ALONE
-    if not _read(past.layers):
+    if not _were_read(past.layers):
         return NOT_READ
     if not past.moved:
         return None
     since: dict[str, dict[int, Entry]] = {}
     for layer in past.layers:
-        for expert in _working(layer):
+        for expert in _active_experts(layer):
             entry = past.since(("expert", layer.router, expert))
             if entry is not None:
                 since.setdefault(layer.router, {})[expert] = entry
     if not since:
         return None
     found = [x for x in past.layers if x.router in since]
-    whole = [x for x in found if len(since[x.router]) == len(_working(x))]
+    whole = [x for x in found if len(since[x.router]) == len(_active_experts(x))]
     words = []
     if whole:
         words.append(
@@ -81,12 +81,13 @@ def router_reset(past: Past) -> Outcome:
 
 def experts_reset(past: Past) -> Outcome:
     """Experts that have the bytes of an earlier checkpoint again, after they had moved."""
-    if not _read(past.layers):
+    if not _were_read(past.layers):
         return NOT_READ
-    return _reset(
-        past, past.layers, lambda x: [("expert", x.router, e) for e in _working(x)], "experts",
-        "experts_reset",
-    )  # fmt: skip
+
+    def experts_of(layer: LayerSums) -> list[Item]:
+        return [("expert", layer.router, e) for e in _active_experts(layer)]
+
+    return _reset(past, past.layers, experts_of, "experts", "experts_reset")
 
 
 def _frozen(
@@ -171,11 +172,11 @@ def _latest(entries: Iterable[Entry]) -> Entry:
     return max(entries, key=lambda e: -1 if e.step is None else e.step)
 
 
-def _working(layer: LayerSums) -> list[int]:
+def _active_experts(layer: LayerSums) -> list[int]:
     """Experts that were read and can move: not masked, not all zeros."""
     off = {*layer.expert_zero, *layer.masked}
     return [e for e, digest in enumerate(layer.expert_digests or ()) if digest and e not in off]
 
 
-def _read(layers: Sequence[LayerSums]) -> bool:
+def _were_read(layers: Sequence[LayerSums]) -> bool:
     return any(x.expert_digests for x in layers)

@@ -89,7 +89,9 @@ class MoELayer:
         self.index, self.router, self.experts = index, router, experts.experts
         self.layer = router.layer
         self.reasons: dict[str, str] = {}
-        self.weight_ED = _upright(self._values("router", router.weight), router, architecture)
+        self.weight_ED = _with_expert_rows(
+            self._values("router", router.weight), router, architecture
+        )
         self.bias_E = self._vector("bias", router.bias)
         self.selection_bias_E = self._vector("selection_bias", router.selection_bias)
         named = router.selection_bias
@@ -223,7 +225,7 @@ def _chunks(index: EffectiveWeights, name: str) -> Iterator[bytes]:
         yield index.stored_bytes(name, (start, min(start + step, shape[0])))
 
 
-def _upright(
+def _with_expert_rows(
     weight: np.ndarray[Any, Any] | None, router: RouterTensors, architecture: Architecture | None
 ) -> np.ndarray[Any, Any] | None:
     """A router's weight with one row per expert. Some families store it transposed."""

@@ -65,8 +65,8 @@ def _sum_router(
     weight_ED = layer.weight_ED
     rows = len(weight_ED) if weight_ED is not None else min(layer.router.shape)
     reasons = dict(layer.reasons)
-    logit_bias_E = _of_length(layer.bias_E, rows, "bias", reasons)
-    bias_E = _of_length(layer.selection_bias_E, rows, "selection_bias", reasons)
+    logit_bias_E = _check_length(layer.bias_E, rows, "bias", reasons)
+    bias_E = _check_length(layer.selection_bias_E, rows, "selection_bias", reasons)
     found = LayerSums(
         layer=layer.layer,
         router=layer.router.module,
@@ -98,7 +98,7 @@ def _sum_router(
     zero_E = finite_E & ~weight_ED.any(1)
     kept_E = finite_E & ~zero_E
     kept_E[list(masked)] = False
-    stable, cosine = _shape_of(weight_ED[kept_E])
+    stable, cosine = _rank_and_cosine(weight_ED[kept_E])
     return dataclasses.replace(
         found,
         width=int(weight_ED.shape[1]),
@@ -113,7 +113,7 @@ def _sum_router(
     )
 
 
-def _of_length(
+def _check_length(
     bias_E: np.ndarray[Any, Any] | None, rows: int, what: str, reasons: dict[str, str]
 ) -> np.ndarray[Any, Any] | None:
     """The bias if it has one entry per expert; else None, and the reason goes into `reasons`."""
@@ -148,7 +148,7 @@ def _rule(
     )
 
 
-def _shape_of(rows_ED: np.ndarray[Any, Any]) -> tuple[float | None, float | None]:
+def _rank_and_cosine(rows_ED: np.ndarray[Any, Any]) -> tuple[float | None, float | None]:
     """Stable rank, and mean absolute cosine between rows; None for fewer than two rows.
 
     Args:

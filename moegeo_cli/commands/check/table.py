@@ -48,9 +48,9 @@ def describe_layer(layer: LayerSums, past: Past) -> CheckedLayer:
         past: the checkpoint with its past.
     """
     metrics = {
-        **_of_rows(layer),
-        **_of_bias(layer, _same(layer, past, past.place - 1), past),
-        **_of_experts(layer, _same(layer, past, 0), past),
+        **_router_metrics(layer),
+        **_bias_metrics(layer, _layer_at(layer, past, past.place - 1), past),
+        **_expert_metrics(layer, _layer_at(layer, past, 0), past),
         "own_row": _own_row(layer, quick=past.now.sums.quick),
     }
     return CheckedLayer(
@@ -85,7 +85,7 @@ def describe_checkpoint(layers: Sequence[CheckedLayer], past: Past) -> Metrics:
     return {**found, **_moved(past)}
 
 
-def _of_rows(layer: LayerSums) -> dict[str, Metric]:
+def _router_metrics(layer: LayerSums) -> dict[str, Metric]:
     norms = _known(layer.row_norms)
     if not norms:
         reason = layer.reasons.get("router", "the router's values could not be read")
@@ -108,7 +108,7 @@ def _of_rows(layer: LayerSums) -> dict[str, Metric]:
     return found
 
 
-def _of_bias(layer: LayerSums, before: LayerSums | None, past: Past) -> dict[str, Metric]:
+def _bias_metrics(layer: LayerSums, before: LayerSums | None, past: Past) -> dict[str, Metric]:
     values = layer.selection_bias
     known = _known(values)
     if values is None or not known:
@@ -126,7 +126,7 @@ def _of_bias(layer: LayerSums, before: LayerSums | None, past: Past) -> dict[str
     return found
 
 
-def _of_experts(layer: LayerSums, first: LayerSums | None, past: Past) -> dict[str, Metric]:
+def _expert_metrics(layer: LayerSums, first: LayerSums | None, past: Past) -> dict[str, Metric]:
     names = (
         "expert_norm", "expert_norm_spread", "expert_norm_top", "expert_distance", "expert_drift",
     )  # fmt: skip
@@ -217,7 +217,7 @@ def _moved(past: Past) -> dict[str, Metric]:
     return found
 
 
-def _same(layer: LayerSums, past: Past, place: int) -> LayerSums | None:
+def _layer_at(layer: LayerSums, past: Past, place: int) -> LayerSums | None:
     """The same layer at an earlier checkpoint; None if there is none."""
     if place < 0 or place >= past.place:
         return None

@@ -122,7 +122,7 @@ def match_progress(
         ("a", a, taken_a), ("b", b, taken_b),
     )  # fmt: skip
     unmatched = [
-        Unmatched(run, record.step, _stated(record, axis), reason)
+        Unmatched(run, record.step, _progress_or_none(record, axis), reason)
         for run, records, taken in sides
         for place, record in enumerate(records)
         if place not in taken
@@ -165,8 +165,8 @@ def compare_checkpoints(
         found = _differences(sides[0].routers[i], sides[1].routers[j], scorings, paired=paired)
         layers.append(LayerPair(key[0], a.record.layers[i].router, found))
     return MatchedPair(
-        progress_a=_stated(a.record, axis),
-        progress_b=_stated(b.record, axis),
+        progress_a=_progress_or_none(a.record, axis),
+        progress_b=_progress_or_none(b.record, axis),
         step_a=a.record.step,
         step_b=b.record.step,
         differences=_differences(one, other, scorings, paired=paired),
@@ -224,7 +224,7 @@ def _differences(
     return found
 
 
-def _stated(record: CheckpointRecord, axis: str) -> float | None:
+def _progress_or_none(record: CheckpointRecord, axis: str) -> float | None:
     return None if axis == NEWEST else _progress(record, axis)
 
 

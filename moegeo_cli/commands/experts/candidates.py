@@ -144,10 +144,10 @@ def prune_candidates(
         count: number of experts to return at most.
         narrow: whether the probe names fewer than two domains.
     """
-    return tuple(_prune(layers[place], e, narrow) for place, e in rank_singles(layers)[:count])
+    return tuple(_candidate(layers[place], e, narrow) for place, e in rank_singles(layers)[:count])
 
 
-def _prune(layer: MeasuredLayer, e: int, narrow: bool) -> PruneCandidate:
+def _candidate(layer: MeasuredLayer, e: int, narrow: bool) -> PruneCandidate:
     score_E, parts = prune_scores(layer), _prune_parts(layer)
     assert not isinstance(score_E, str)
     assert not isinstance(parts, str)

@@ -76,7 +76,7 @@ def measure_layer(
     """
     experts = None
     if not tokens.block.problem:
-        experts = open_experts(tokens.block, tokens.inputs(_some(tokens), 0))
+        experts = open_experts(tokens.block, tokens.inputs(_first_tokens(tokens), 0))
         problem = _not_finite(experts, tokens)
         if problem:
             experts, tokens = None, replace(tokens, block=replace(tokens.block, problem=problem))
@@ -84,8 +84,8 @@ def measure_layer(
     functions = None if experts is None else measure_functions(experts, tokens, settings)
     rows_E = [tokens.rows_of(e, settings.seed) for e in range(block.experts)]
     inputs = _subspaces(
-        tokens, [_host(tokens.inputs(r, e)) for e, r in enumerate(rows_E)], rows_E, settings,
-        pool_ND=_host(tokens.x_ND[:POOL_TOKENS]) if tokens.scale_NE is None else None,
+        tokens, [_to_numpy(tokens.inputs(r, e)) for e, r in enumerate(rows_E)], rows_E, settings,
+        pool_ND=_to_numpy(tokens.x_ND[:POOL_TOKENS]) if tokens.scale_NE is None else None,
     )  # fmt: skip
     norm_E: np.ndarray = np.full(block.experts, np.nan)
     outputs = None
@@ -161,7 +161,7 @@ def null_limit(functions: Functions) -> float | None:
 
 def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
     """A message that names experts whose outputs are not finite; None if all are finite."""
-    rows = _some(tokens)
+    rows = _first_tokens(tokens)
     lost = [
         str(e)
         for e in range(experts.block.experts)
@@ -172,12 +172,12 @@ def _not_finite(experts: Experts, tokens: LayerTokens) -> str | None:
     return f"expert{'s' if len(lost) > 1 else ''} {', '.join(lost)} of the layer: no finite values"
 
 
-def _some(tokens: LayerTokens) -> np.ndarray:
+def _first_tokens(tokens: LayerTokens) -> np.ndarray:
     """The first few kept tokens, to compare a closed form with the model."""
     return np.arange(min(len(tokens.x_ND), 4))
 
 
-def _host(rows: torch.Tensor) -> np.ndarray:
+def _to_numpy(rows: torch.Tensor) -> np.ndarray:
     return np.asarray(rows.float().cpu().numpy())
 
 

@@ -61,7 +61,7 @@ def verify(
     trials: list[Trial] = []
 
     def change(apply: Callable[[], None], touched: Sequence[tuple[int, int]]) -> Estimate:
-        with restoring_weights([(_experts(able[place]), e) for place, e in touched]):
+        with restoring_weights([(_experts_of(able[place]), e) for place, e in touched]):
             apply()
             return ratio_of_sums(losses() - before_S, loss_tokens_S, draws)
 
@@ -97,7 +97,7 @@ def verify(
     )
 
 
-def _experts(layer: MeasuredLayer) -> Experts:
+def _experts_of(layer: MeasuredLayer) -> Experts:
     assert layer.experts is not None
     return layer.experts
 
@@ -108,7 +108,7 @@ def _merging(layers: Sequence[MeasuredLayer], chosen: Sequence[Pair]) -> Callabl
             mass_E = layers[place].mass_E
             total = float(mass_E[a] + mass_E[b])
             share = float(mass_E[a]) / total if total > 0 else 0.5
-            merge(_experts(layers[place]), a, b, share)
+            merge(_experts_of(layers[place]), a, b, share)
 
     return apply
 
@@ -116,7 +116,7 @@ def _merging(layers: Sequence[MeasuredLayer], chosen: Sequence[Pair]) -> Callabl
 def _silencing(layers: Sequence[MeasuredLayer], chosen: Sequence[Single]) -> Callable[[], None]:
     def apply() -> None:
         for place, e in chosen:
-            silence(_experts(layers[place]), e)
+            silence(_experts_of(layers[place]), e)
 
     return apply
 

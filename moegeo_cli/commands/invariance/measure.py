@@ -100,7 +100,7 @@ def measure_invariance(
         listener.begin(checkpoint.title, 1 + len(TRANSFORMATIONS), "measurement")
     original = measurer.load(checkpoint)
     logits = list(_output_logits(original, probe))
-    base = measure("as it is", original)
+    base = measure("unchanged", original)
     scoring = architecture.scoring or "softmax"
 
     def rewrite(name: str) -> Rewriting:
@@ -194,14 +194,14 @@ def _compare(
         applicable=True,
         reason=None,
         logits_deviation=deviation,
-        held=_holds(one, other) and findings.before == findings.after,
+        held=_metrics_hold(one, other) and findings.before == findings.after,
         metrics=metrics,
         findings=findings,
         paper=PaperChange(*(v.status if v else None for v in verdicts)),
     )
 
 
-def _holds(one: CheckpointRecord, other: CheckpointRecord) -> bool:
+def _metrics_hold(one: CheckpointRecord, other: CheckpointRecord) -> bool:
     """Whether the MUST_HOLD metrics of every router stay the same."""
     pairs = zip(one.layers, other.layers, strict=True)
     return all(_near(a.metrics, b.metrics, name) for a, b in pairs for name in MUST_HOLD)

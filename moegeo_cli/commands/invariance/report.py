@@ -49,7 +49,7 @@ def _deviation(entry: Rewriting) -> str:
 
 def _print_changes(page: Page, applied: Sequence[Rewriting]) -> None:
     heads = [(SHORT.get(e.name, e.name), "right") for e in applied]
-    table = page.table(("", "left"), ("as it is", "right"), *heads)
+    table = page.table(("", "left"), ("unchanged", "right"), *heads)
     for name, first in applied[0].metrics.items():
         before = first.before
         cells = [_change(e.metrics[name].relative_change) for e in applied]
@@ -59,7 +59,7 @@ def _print_changes(page: Page, applied: Sequence[Rewriting]) -> None:
             *(page.text(c, "" if c in ("0", "–") else "yellow") for c in cells),
         )
     table.add_section()
-    table.add(page.text("* and findings hold"), "", *("yes" if e.held else "NO" for e in applied))
+    table.add(page.text("* and findings equal"), "", *("yes" if e.held else "NO" for e in applied))
     papers = [e.paper for e in applied if e.paper is not None]
     words = [str(word) for word in (papers[0].before, *(paper.after for paper in papers))]
     table.add(page.text("verdict, paper policy"), *words)

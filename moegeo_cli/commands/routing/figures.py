@@ -177,7 +177,7 @@ def domain_figures(usage: Usage, labels_S: np.ndarray, draws: Draws, seed: int) 
         "domain_overlap_within": Figure(within, 0.0),
         "domain_overlap_across": Figure(across, 0.0),
         "domain_gap": Figure(gap, null),
-        "domain_p_value": Figure(_tested(p_value, gap.reason)),
+        "domain_p_value": Figure(_p_estimate(p_value, gap.reason)),
         "domain_specialization": Figure(*domain_specialisation(usage, labels_S, draws, seed)),
     }
 
@@ -210,11 +210,11 @@ def rollout_figures(
         f"{prefix}_overlap": Figure(found.own, found.same_domain.value or 0.0),
         f"{prefix}_same_domain": Figure(found.same_domain, 0.0),
         f"{prefix}_correlation": Figure(found.correlation, 0.0),
-        f"{prefix}_p_value": Figure(_tested(found.p_value, found.own.reason)),
+        f"{prefix}_p_value": Figure(_p_estimate(found.p_value, found.own.reason)),
     }
 
 
-def _tested(p_value: float | None, reason: str | None) -> Estimate:
+def _p_estimate(p_value: float | None, reason: str | None) -> Estimate:
     """A p-value as an estimate, whose `n` is the number of permutations."""
     if p_value is None:
         return missing(reason or "not tested")

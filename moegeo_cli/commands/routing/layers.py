@@ -119,7 +119,9 @@ def measure_router(
         domain_overlap=_domain_overlap(usage, domains) if known else {},
         matrices=_matrices(usage),
     )
-    return MeasuredRouter(record, figures, _of_domains(usage, domains, draws) if known else ())
+    return MeasuredRouter(
+        record, figures, _domain_estimates(usage, domains, draws) if known else ()
+    )
 
 
 def measure_pairs(items: Items, draws: Draws, settings: RoutingSettings) -> list[GeometryRecord]:
@@ -183,7 +185,7 @@ def _domain_overlap(usage: Usage, domains: Domains) -> dict[str, dict[str, float
     }
 
 
-def _of_domains(
+def _domain_estimates(
     usage: Usage, domains: Domains, draws: Draws
 ) -> tuple[tuple[Estimate, Estimate], ...]:
     """Overlap of each domain's tokens with each other, and with tokens of other domains."""

@@ -63,13 +63,13 @@ def sentences(record: RoutingRecord) -> list[str]:
     if gap:
         found.append(
             f"Domains: two tokens of one domain have {gap.value:+.1%} more experts in common than "
-            f"tokens of two domains ({_tested(record, 'domain_p_value')})."
+            f"tokens of two domains ({_p_words(record, 'domain_p_value')})."
         )
     if own:
         found.append(
             f"Continuation: its experts overlap {own.value:+.1%} more with those of its own first "
             "part than with those of other first parts "
-            f"({_tested(record, 'rollout_p_value')})."
+            f"({_p_words(record, 'rollout_p_value')})."
         )
     return found
 
@@ -107,7 +107,7 @@ def _known(metrics: Metrics, name: str) -> Metric | None:
     return metric if metric is not None and metric.value is not None else None
 
 
-def _tested(record: RoutingRecord, name: str) -> str:
+def _p_words(record: RoutingRecord, name: str) -> str:
     values = [m.value for x in record.layers if (m := _known(x.metrics, name)) is not None]
     low = [v for v in values if v is not None and v < 0.05]
     return f"p < 0.05 in {len(low)} of {figures.plural(len(values), 'layer')}"

@@ -37,7 +37,7 @@ class Table:
 
 def tables(record: RoutingRecord, most: int | None = MAX_ROWS) -> list[Table]:
     """All tables that have a metric, with at most `most` rows each; None for all rows."""
-    layers = tuple(_spread(record.layers, most))
+    layers = tuple(_choose_evenly(record.layers, most))
     found = [
         Table(
             "GEOMETRY AND USAGE",
@@ -50,7 +50,7 @@ def tables(record: RoutingRecord, most: int | None = MAX_ROWS) -> list[Table]:
              "tokens of two sequences",
              "(n) is the mean absolute correlation after permuting whole sequences"),
         ),
-        _of_layers(
+        _layer_table(
             layers, "SHARED DIRECTION", "the mean of the router's inputs, and the response to it",
             ("energy", "response", "constant", "collapse", "row space"),
             ("shared_energy", "response_relative", "constant_share", "collapse",
@@ -62,7 +62,7 @@ def tables(record: RoutingRecord, most: int | None = MAX_ROWS) -> list[Table]:
              "(n) is the value by sampling alone; for row space, the share of a random subspace"),
             {"shared_energy", "constant_share", "row_space_share"},
         ),
-        _of_layers(
+        _layer_table(
             layers, "EXPERTS IN COMMON",
             "of two tokens; of different sequences, except in the column sequence",
             ("unrelated", "sequence", "position", "same id", "domain", "p"),
@@ -75,7 +75,7 @@ def tables(record: RoutingRecord, most: int | None = MAX_ROWS) -> list[Table]:
              "sequences",),
             {"overlap_unrelated"},
         ),
-        _of_layers(
+        _layer_table(
             layers, "SPECIALISATION", "(n) is the null value",
             ("vocabulary", "domains", "together", "sequences"),
             ("vocabulary_specialization", "domain_specialization", "coactivation_excess",
@@ -94,7 +94,7 @@ def tables(record: RoutingRecord, most: int | None = MAX_ROWS) -> list[Table]:
     ):
         if any(f"{prefix}_overlap" in x.metrics for x in layers):
             found.append(
-                _of_layers(
+                _layer_table(
                     layers, title, words, ("own", "same domain", "correlation", "p"),
                     tuple(f"{prefix}_{n}" for n in ("overlap", "same_domain", "correlation",
                                                     "p_value")),
@@ -115,7 +115,7 @@ def left_out(record: RoutingRecord) -> str:
     return f"{more} more layers: --format json has them all" if more > 0 else ""
 
 
-def _of_layers(
+def _layer_table(
     layers: Sequence[RoutingLayerRecord], title: str, explanation: str, heads: tuple[str, ...],
     names: tuple[str, ...], notes: tuple[str, ...], with_null: set[str],
 ) -> Table:  # fmt: skip
@@ -180,7 +180,7 @@ def _other(record: RoutingRecord, most: int | None) -> list[Table]:
             f"{figures.layer_name(x.other_layer, x.other_router)}",
             tuple(Cell(n, x.metrics.get(n), n in {"mantel", "expert_match"}) for n in names),
         )
-        for x in _spread(other.layers, most)
+        for x in _choose_evenly(other.layers, most)
     )
     lineage = {
         True: "common ancestor", False: "no common ancestor", None: "lineage not known"
@@ -206,7 +206,7 @@ def _place(layer: RoutingLayerRecord) -> str:
     return figures.layer_name(layer.layer, layer.router)
 
 
-def _spread(rows: Sequence[T], most: int | None) -> Iterable[T]:
+def _choose_evenly(rows: Sequence[T], most: int | None) -> Iterable[T]:
     if most is None or len(rows) <= most:
         return rows
     last = len(rows) - 1

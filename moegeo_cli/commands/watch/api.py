@@ -88,7 +88,7 @@ def _follow(
         try:
             whole = [c for c in tracker.look(models.open(path)) if failed[c.relative] < TRIES]
             new = [c for c in whole if c.relative not in seen]
-            found = _judged(path, whole, progress, options) if new else ()
+            found = _analyze_complete(path, whole, progress, options) if new else ()
         except MoegeoError as error:
             if not seen and not isinstance(error, NOT_YET):
                 raise
@@ -106,7 +106,7 @@ def _follow(
         time.sleep(interval)
 
 
-def _judged(
+def _analyze_complete(
     path: Path | str, whole: list[Checkpoint], progress: Listener | None, options: dict[str, Any]
 ) -> list[tuple[RunRecord, CheckpointRecord, Verdict]]:
     """Analyze the complete checkpoints; return run, checkpoint and verdict of each."""

@@ -107,15 +107,15 @@ def _line(
     path, band, dots = [], [], []
     for run in _runs(series.metrics):
         known = [(xs[i], m) for i, m in run]
-        path.append("M" + "L".join(_at(place(x, m.value)) for x, m in known))
+        path.append("M" + "L".join(_coordinates(place(x, m.value)) for x, m in known))
         with_ends = [(x, m) for x, m in known if m.ci_low is not None and m.ci_high is not None]
         if len(with_ends) > 1 and not bare:
             upper = [place(x, m.ci_high) for x, m in with_ends]
             lower = [place(x, m.ci_low) for x, m in reversed(with_ends)]
-            band.append("M" + "L".join(_at(p) for p in (*upper, *lower)) + "Z")
+            band.append("M" + "L".join(_coordinates(p) for p in (*upper, *lower)) + "Z")
         if not bare and len(xs) <= MAX_DOTS:
             for i, m in run:
-                x, y = _at(place(xs[i], m.value)).split(" ")
+                x, y = _coordinates(place(xs[i], m.value)).split(" ")
                 dots.append((x, y, f"{names[i]}: {_value(m, figures.decimals(metric))}"))
     return Line(series.label, "".join(path), "".join(band), dots)
 
@@ -133,7 +133,7 @@ def _runs(metrics: Sequence[Metric | None]) -> Iterator[list[tuple[int, Metric]]
         yield run
 
 
-def _at(point: Point) -> str:
+def _coordinates(point: Point) -> str:
     return f"{point[0]:.1f} {point[1]:.1f}"
 
 

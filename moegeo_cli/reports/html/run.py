@@ -81,11 +81,11 @@ def run_page(record: RunRecord) -> Page:
         cards(notes),
         actions(record.interventions),
         advice_text.folded_words(record.interventions),
-        [s for s in sections if s is not None and _holds(s)],
+        [s for s in sections if s is not None and _has_content(s)],
     )
 
 
-def _holds(section: Section) -> bool:
+def _has_content(section: Section) -> bool:
     return bool(
         section.tiles or section.charts or section.maps or section.tables or section.lines
         or section.terms
