@@ -6,7 +6,7 @@ clamps, or g = act (GELU, ReLU). The Jacobian is :math:`W_o\,\Sigma\,W_i` with t
 which one backward pass through g gives. Candidates for the layout of the weights and for g are
 compared with the model's own module, in values and derivatives; only one that agrees is used.
 
-Legend: N tokens, M directions a token, D width of the input, O of the output, F inner neurons,
+Legend: N tokens, M directions per token, D width of the input, O of the output, F inner neurons,
 R rows of W_i (2F with a gate), E experts.
 """
 

@@ -4,7 +4,7 @@ The cost per token and direction is one product with each map of every expert, a
 products of the results; the null adds one map per expert. Tokens are processed in chunks, so the
 memory does not grow with their number.
 
-Legend: T tokens, M directions a token, D width of the input, O of the output, F inner neurons,
+Legend: T tokens, M directions per token, D width of the input, O of the output, F inner neurons,
 E experts, S singular values.
 """
 

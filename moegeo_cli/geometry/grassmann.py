@@ -52,7 +52,7 @@ def weighted_pca(
     """Principal components of rows about their weighted mean, in float64.
 
     Args:
-        rows_ND: one row a token.
+        rows_ND: one row per token.
         weights_N: non-negative weights; only their ratios matter.
         components: number to keep; None for all with a positive variance.
 

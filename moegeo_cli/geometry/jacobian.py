@@ -7,7 +7,7 @@ E[vvᵀ] = I: :math:`\langle J_a, J_b\rangle = E_v[(J_a v)\cdot(J_b v)]`. The ra
 products is biased; the jackknife over directions removes the bias to first order and gives a
 standard error.
 
-Legend: T tokens, M directions a token, E experts, G groups of sequences, D width.
+Legend: T tokens, M directions per token, E experts, G groups of sequences, D width.
 Source: [GA] for the alignment; the estimator is ours.
 """
 

@@ -65,7 +65,7 @@ def prepare(
     if architecture.scoring is None:
         raise UnsupportedArchitectureError(
             f"the scoring function of {architecture.model_type} is not known",
-            hint="--scoring for a model of your own; else report this model type, with its "
+            hint="give --scoring for your own model; otherwise report this model type, with its "
             "config.json",
         )
     return PreparedModel(model, form_of(model), routers, asked, architecture.encoder_decoder)

@@ -21,7 +21,7 @@ ACCELERATORS = ("nvidia*", "kfd", "dri/render*", "accel*", "davinci*", "dxg")
 
 @cache
 def package_version(name: str) -> str:
-    """The installed version of a package, read once a process: each reading parses a long file."""
+    """The installed version of a package; cached, because reading it parses a long file."""
     return metadata.version(name)
 
 

@@ -27,7 +27,7 @@ FIELDS = (
     "labels", "attention_mask", "position_ids", "token_type_ids", *SEGMENTS, *LENGTHS, *BORDERS,
     *LOSS_MASKS,
 )  # fmt: skip
-HINT = "one sequence a row, or packed ones with attention_mask, position_ids or segment_ids"
+HINT = "give one sequence per row, or packed ones with attention_mask, position_ids or segment_ids"
 
 
 @dataclass(frozen=True, slots=True)

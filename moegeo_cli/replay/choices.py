@@ -147,6 +147,6 @@ def unreadable_error(router: Router, output: Any) -> UnsupportedArchitectureErro
         f"the router {router.path} ({type(router.module).__name__}) returns its choice in a form "
         "that moegeo cannot read",
         found=", ".join(shapes) or type(output).__name__,
-        hint="for a model of your own whose block chooses say --scoring and --top-k; "
-        "else report this model type",
+        hint="if the block of your own model chooses the experts, give --scoring and --top-k; "
+        "otherwise report this model type",
     )

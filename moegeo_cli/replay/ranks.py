@@ -237,7 +237,7 @@ class Ranks:
             raise ResourceError(
                 "a rank has ended or does not answer",
                 found=_first_line(error),
-                hint="see what torchrun says of the other ranks; use fewer ranks if memory ran out",
+                hint="see what torchrun prints about the others; use fewer ranks if memory ran out",
             ) from error
 
 

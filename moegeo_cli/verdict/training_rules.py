@@ -181,7 +181,7 @@ def experts_identical(situation: Situation) -> Outcome:
     count = sum(len(group) for x in found for group in x.experts_identical or ())
     among = sum(x.experts for x in looked)
     why = (
-        "an upcycled model starts so"
+        "an upcycled model starts this way"
         if first
         else "a save wrote some experts twice, or a resume copied them"
     )

@@ -40,7 +40,7 @@ def read_lines(file: IO[bytes], name: str, options: ReadOptions) -> ProbeFile:
         if len(line) > MAX_LINE_BYTES:
             raise ProbeError(
                 f"{where} is longer than {MAX_LINE_BYTES // 2**20} MiB",
-                hint="one sequence a line: cut it into several",
+                hint="give one sequence per line: cut it into several",
             )
         data = _parse(line, where) if line.strip() else None
         if number == 1 and isinstance(data, dict) and HEADER_KEY in data:

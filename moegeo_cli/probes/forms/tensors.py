@@ -98,7 +98,7 @@ def _read_samples(
             continue
         sizes[key] = array.shape[0] if array.ndim else 0
         if array.dtype.kind not in "iu" or (key == "domains" and array.ndim != 1):
-            raise ProbeError(f"{key} in {name} are not integers, one a sample or one a position",
+            raise ProbeError(f"{key} in {name} are not integers, one per sample or per position",
                              found=f"{array.dtype} {array.shape}")  # fmt: skip
     if len(set(sizes.values())) != 1:
         found = ", ".join(f"{printable(key)} has {size}" for key, size in sizes.items())
