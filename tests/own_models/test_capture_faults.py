@@ -143,7 +143,7 @@ def test_a_router_that_cannot_be_read_ends_the_capture_alone(
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("place", ["_read_choice", "_own_logits", "_first_tensor"])
+@pytest.mark.parametrize("place", ["read_choice", "_own_logits", "_first_tensor"])
 def test_a_fault_of_moegeo_in_a_later_pass_keeps_the_passes_before(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
