@@ -4,8 +4,9 @@ Marginal cost, the time of the larger probe less that of the smaller one, so tha
 paid once does not count; medians over interleaved rounds; the same model, dtype, batches
 and threads on both sides. Before each pair the smaller probe is run once untimed: threads
 that the contender before left spinning, and its memory, would be on the wrong bill. With
---memory, peak memory in processes of their own. With --processor-time and one thread the process's
-own time counts, which other work on the machine disturbs less.
+--memory, peak memory in processes of their own. All contenders keep freed blocks as the command
+line does (`models/memory/allocator.py`). With --processor-time and one thread the process's own
+time counts, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ from benchmarks.models import (
 )
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.measuring.layers import checkpoint_record
+from moegeo_cli.models.memory.allocator import keep_freed_blocks
 from moegeo_cli.probes import Probe
+from moegeo_cli.process import mark_own_process
 from moegeo_cli.records import CheckpointRecord
 from moegeo_cli.replay.batches import make_batches, plan_batches
 from moegeo_cli.routers.finding import find_routers
@@ -143,6 +146,8 @@ def main() -> None:
     parser.add_argument("--peak-of", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    mark_own_process()
+    keep_freed_blocks()
     if options.peak_of:
         model, [probe] = open_subject(options.subject, options.tokens[1:])
         CONTENDERS[options.peak_of](model, probe)

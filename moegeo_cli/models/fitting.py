@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,12 +26,15 @@ from moegeo_cli.fisher.accumulation import exact_groups_fit, sum_bytes
 from moegeo_cli.geometry.masked import find_masked
 from moegeo_cli.models.filling import open_skeleton
 from moegeo_cli.models.memory.activations import FLOAT, Activations, estimate_layers
+from moegeo_cli.models.memory.allocator import (
+    freed_bytes,
+    keep_freed_blocks,
+    return_freed_blocks,
+)
 from moegeo_cli.models.memory.machine import free_bytes
 from moegeo_cli.models.memory.streamed import (
-    ROOMY_BLOCK,
     SMALL_BLOCKS,
     held_bytes,
-    return_freed_blocks,
     too_little,
     warm_up,
 )
@@ -201,6 +204,7 @@ def _whole(request: Request) -> ModelSource | None:
     if settings.memory is None:
         rough = _rough_mode(request)
         if rough.memory is not None and rough.memory.at_most <= min(SMALL, free_bytes(device)):
+            keep_freed_blocks()
             return WholeModels(device, dtype, rough)
     return_freed_blocks()
     files = open_skeleton(request.checkpoint, device, dtype)
@@ -218,7 +222,9 @@ def _whole(request: Request) -> ModelSource | None:
     if found is None:
         return None
     if settings.memory is None and 2 * found.bound <= room:
-        return_freed_blocks(ROOMY_BLOCK)
+        keep_freed_blocks()
+        freed = freed_bytes(found.terms["activations"] + found.terms["logits"], kept=True)
+        found = replace(found, process=found.process + freed)
     return WholeModels(device, dtype, _mode(found), files)
 
 

@@ -21,16 +21,15 @@ from moegeo_cli.models.loading import (
     load_model,
     swap_weights,
 )
+from moegeo_cli.models.memory.allocator import freed_bytes, return_freed_blocks
 from moegeo_cli.models.memory.machine import free_bytes
 from moegeo_cli.models.memory.streamed import (
     SMALL_BLOCKS,
     Sizes,
     StreamPlan,
-    freed_blocks,
     held_bytes,
     peak_bytes,
     plan_stream,
-    return_freed_blocks,
     say_memory,
     warm_up,
 )
@@ -262,6 +261,6 @@ class StreamedModels:
             tokens=sum(self.lengths),
             longest=longest,
             memory=self.memory,
-            process=self._held + freed_blocks(sizes.activations(longest)),
+            process=self._held + freed_bytes(sizes.activations(longest)),
             free=free_bytes(self.device),
         )

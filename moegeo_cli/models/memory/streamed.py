@@ -11,7 +11,6 @@ E experts, K experts chosen per token, V vocabulary, G groups.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +20,10 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from moegeo_cli.errors import ResourceError
-from moegeo_cli.process import is_own_process
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.token_losses import logit_bytes
 
-# glibc: blocks from this size on are mapped one by one, and unmapped when they are freed. Each time
-# the process is given them page by page, which takes long where there are many. So blocks below
-# the second size stay with the process where memory is not short.
-M_MMAP_THRESHOLD, LARGE_BLOCK, ROOMY_BLOCK = -3, 2**17, 2**21
 SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
-FREED = 0.3  # of a batch: freed blocks that an allocator keeps, where it is left alone
 CHUNK_BYTES = 64 * 2**20
 # Scores of a pair of positions: with the mask, after the softmax, their gradients; as float32.
 FLOAT, SCORE_COPIES = 4, 4
@@ -252,25 +245,6 @@ def peak_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def freed_blocks(batch: int) -> int:
-    """Bytes of freed blocks that a user's own allocator may keep from a batch of this size."""
-    return 0 if is_own_process() else int(FREED * batch)
-
-
-def return_freed_blocks(size: int = LARGE_BLOCK) -> None:
-    """Make glibc's allocator return large freed blocks at once.
-
-    It would keep them for later, and a layer that was let go would still count. In a user's own
-    process this is left as it is: the setting cannot be read, so not put back either.
-    """
-    if not is_own_process():
-        return
-    try:
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, size)
-    except (OSError, AttributeError, TypeError):
-        return  # another allocator
 
 
 def say_memory(terms: dict[str, int], bound: int, peak: int | None) -> str:

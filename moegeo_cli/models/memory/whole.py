@@ -17,7 +17,7 @@ from torch import nn
 
 from moegeo_cli.models.filling import GROUP_BYTES
 from moegeo_cli.models.memory.activations import FLOAT, Activations, BatchTracer
-from moegeo_cli.models.memory.streamed import freed_blocks
+from moegeo_cli.models.memory.allocator import freed_bytes
 from moegeo_cli.models.streaming.layer_files import LayerFiles
 from moegeo_cli.records.facts import MemoryKnown
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state, plan_batches
@@ -185,7 +185,7 @@ class WholePlanner:
         terms = make_terms(self.weights, self.loading, batch, self.kept, half=self.half)
         return WholePlan(
             terms,
-            process + freed_blocks(batch.total),
+            process + freed_bytes(batch.total),
             positions,
             "trace" if batch.traced else "widths",
         )
