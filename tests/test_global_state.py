@@ -238,12 +238,12 @@ def test_fresh_initialisations_do_not_depend_on_what_the_process_drew(
 def test_the_allocator_of_a_users_process_is_left_alone(
     run: Path, probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from moegeo_cli.models.memory import streamed as memory
+    from moegeo_cli.models.memory import allocator
 
     def meet(name: object) -> None:
         raise AssertionError("the allocator was asked for")
 
-    monkeypatch.setattr(memory.ctypes, "CDLL", meet)
+    monkeypatch.setattr(allocator.ctypes, "CDLL", meet)
     analyze(run, probe=probe, stream=True, **SHORT)
 
 
