@@ -84,7 +84,7 @@ def _read_file(path: Path) -> Captures:
     cuts = np.flatnonzero(np.diff(sequence_T)) + 1
     starts = [0, *cuts.tolist()]
     if len({int(sequence_T[s]) for s in starts}) != len(starts):
-        raise ProbeError(f"the rows of a sequence in {path.name} do not lie together", hint=HINT)
+        raise ProbeError(f"the rows of a sequence in {path.name} are not contiguous", hint=HINT)
     number_T = _integers(path, header, mapped, "domains", rows)
     named = facts.get("domains")
     names: Sequence[object] = named if isinstance(named, list) else ()

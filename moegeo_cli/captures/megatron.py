@@ -51,7 +51,9 @@ def read_trace(folder: Path) -> Captures:
             if by_layer.setdefault(record["layer"], {}).setdefault(key, blocks) is not blocks:
                 raise _broken(f"line {number} of {path.name}", "the same step and layer twice")
             if tokens.setdefault(key, len(blocks["inputs"])) != len(blocks["inputs"]):
-                raise _broken(f"line {number} of {path.name}", "another number of tokens")
+                raise _broken(
+                    f"line {number} of {path.name}", "another number of tokens than other layers"
+                )
     if not by_layer:
         raise ProbeError(f"the trace in {folder.name} holds no decoder record", hint=HINT)
     for name in sorted({f"{stem}_rank{rank}.bin" for rank, _ in tokens
@@ -104,7 +106,7 @@ def _records(path: Path, digest: Any) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError, KeyError, TypeError):
                 fine = False
             if not fine:
-                raise _broken(f"line {number} of {path.name}", "no record of a router")
+                raise _broken(f"line {number} of {path.name}", "not a record of a router")
             yield number, record
 
 
@@ -131,7 +133,7 @@ def _blocks(
         found[kind] = np.frombuffer(mapped[path], "<u2", size // 2, offset).reshape(shape)
     if "inputs" not in found:
         raise ProbeError(
-            f"the trace in {folder.name} holds choices without the routers' inputs",
+            f"the trace in {folder.name} holds selected experts without the routers' inputs",
             found=where,
             hint=HINT,
         )
@@ -155,10 +157,9 @@ def _join(layer: int, steps: dict[Key, dict[str, np.ndarray]], keys: list[Key]) 
             block = steps.get(key, {}).get(kind)
             if block is None or block.shape[1] != column.width:
                 raise ProbeError(
-                    f"layer {layer} of the trace is not there in every step of every rank",
+                    f"layer {layer} of the trace is missing in a step of a rank",
                     found=f"rank {key[0]}, step {key[1]}",
-                    hint="trace without pipeline parallelism, whose ranks count layers by "
-                    "themselves",
+                    hint="trace without pipeline parallelism: its ranks number layers separately",
                 )
             column.add(block)
         router.columns[kind] = column

@@ -290,13 +290,13 @@ class capture_routers:  # noqa: N801 - used like a function: `with capture_route
         other = sorted(set(found) ^ set(self._rows))
         if other:
             raise UsageError(
-                "the model or its routers gave other tensors than in the passes before",
+                "the model or its routers gave other tensors than in earlier passes",
                 found=", ".join(other[:4]), hint=hint,
             )  # fmt: skip
         for name, tensor in found.items():
             if tensor.shape[1:] != self._rows[name][0].shape[1:]:
                 raise UsageError(
-                    f"{name} has another width than in the passes before",
+                    f"{name} has another width than in earlier passes",
                     found=f"{tuple(tensor.shape[1:])} and {tuple(self._rows[name][0].shape[1:])}",
                     hint=hint,
                 )

@@ -191,15 +191,15 @@ def _unused_error(
         renamed = f"; {describe_same_shapes(pairs, held)}" if pairs else ""
         return IncompleteCheckpointError(
             f"{index.folder.name}: {len(missing)} tensors that the model needs are not in its "
-            f"files, and {len(unused)} tensors of its files are used by nothing",
+            f"files, and the model uses none of {len(unused)} other tensors",
             found=f"missing: {', '.join(list(missing)[:3])}; unused: {shown}{more}, {what}"
             + renamed,
             hint=f"{_advise(what)}; {STILL}",
             context=context,
         )
     return UnsupportedLayoutError(
-        f"{index.folder.name}: {len(unused)} tensors of its files are used by nothing, so the "
-        "numbers would not be those of the model",
+        f"{index.folder.name}: the model does not use {len(unused)} tensors of its files, so the "
+        "numbers would be those of another model",
         found=f"{shown}{more}: {what}",
         hint=f"{_advise(what)}; {STILL}",
         context=context,

@@ -122,10 +122,11 @@ class DistributedWeights(WeightIndex):
             if self._assemble(Source(saved)).any():
                 raise UnsupportedLayoutError(
                     f"{self.folder.name} was trained with a selection bias, and transformers' "
-                    f"{model_type} has none: it would route otherwise than trained",
+                    f"{model_type} has none: it would not route as in training",
                     found=f"{saved} is not zero",
-                    hint="train without it to measure such a model: load_balance_coeff unset in "
-                    "torchtitan, moe_router_enable_expert_bias in Megatron-core",
+                    hint="only models trained without that bias can be measured: do not set "
+                    "load_balance_coeff (torchtitan) or moe_router_enable_expert_bias "
+                    "(Megatron-core)",
                 )
 
     def _tensor(self, path: Path, name: str) -> Any:

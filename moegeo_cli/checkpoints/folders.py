@@ -170,5 +170,5 @@ def _no_folder_error(path: Path) -> MoegeoError:
             f"{path} is a file", hint=f"give the checkpoint's folder: {path.absolute().parent}"
         )
     if path.is_symlink():
-        return PathError(f"{path} is a link that leads nowhere", hint="check the link's target")
+        return PathError(f"{path} is a broken link", hint="check the link's target")
     return PathError(f"{path} does not exist", hint=advise_missing(path))

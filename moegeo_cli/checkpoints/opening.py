@@ -64,7 +64,7 @@ def open_weights(folder: Path, config: Mapping[str, Any] | None = None) -> Weigh
             raise IncompleteCheckpointError(
                 f"{folder.name} has shards but no model.safetensors.index.json",
                 found=", ".join(shards[:4]),
-                hint="copy the index file as well; a checkpoint gets it last",
+                hint="copy the index file as well; it is written after the shards",
             )
         raise NoCheckpointError(
             f"{folder} holds no weights",

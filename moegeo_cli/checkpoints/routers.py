@@ -152,9 +152,9 @@ def _refuse_quantised(index: WeightIndex) -> None:
 
 def _quantised_error(name: str, dtype: str) -> UnsupportedLayoutError:
     return UnsupportedLayoutError(
-        "the checkpoint's routers are quantised, so their logits cannot be measured rightly",
+        "the checkpoint's routers are quantised, so their logits cannot be measured correctly",
         found=f"{name} of dtype {dtype}",
-        hint="give the unquantised checkpoint, or one that left the routers out of quantisation",
+        hint="give the unquantised checkpoint, or one whose routers are not quantised",
         context={"tensor": name},
     )
 
@@ -236,11 +236,11 @@ def _missing_error(
     renamed = [(n, other) for n in wanted if (other := find_same_shape(n, shape, held))]
     headline = f"the checkpoint lacks {len(names)} routers: {', '.join(names[:4])}"
     if not names:
-        headline = f"the checkpoint holds no router, and {architecture.text_type} has them"
+        headline = f"the checkpoint holds no router, but {architecture.text_type} has routers"
     hint = "save or download the checkpoint again; a random router would be measured instead"
     if renamed:
         missing, name = renamed[0]
-        hint = f"if {name} is the router, save it as {missing}, and so each of the others"
+        hint = f"if {name} is the router, save it as {missing}, and rename the others likewise"
     return IncompleteCheckpointError(
         headline,
         found=f"{found} routers among {len(index)} tensors"

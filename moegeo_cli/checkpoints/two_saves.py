@@ -40,8 +40,8 @@ def refuse_two_saves(folder: Path) -> None:
             raise UnsupportedLayoutError(
                 f"{folder.name} holds its weights twice: {whole}, which transformers reads, "
                 f"and the shards of {index}",
-                found=f"{whole}, {', '.join(there[:3])}, and not the same values in both",
-                hint="move the stale ones away: of an earlier save, or of a merge",
+                found=f"{whole} and {', '.join(there[:3])} hold different values",
+                hint="move away the stale files, which an earlier save or a merge left",
             )
 
 

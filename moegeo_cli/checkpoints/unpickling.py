@@ -96,20 +96,20 @@ class _Machine:
         raw, stack, table = self.raw, self.stack, _INSTRUCTIONS
         for _ in range(MAX_INSTRUCTIONS):
             if self.at >= len(raw):
-                raise self.damaged(f"the end after {len(raw)} bytes, in the middle")
+                raise self.damaged(f"it ends after {len(raw)} bytes without an end mark")
             code = raw[self.at]
             self.at += 1
             if code == _STOP:
                 value = stack.pop()
                 if stack or self.marks or self.at != len(raw):
-                    raise self.damaged(f"more after its end at byte {self.at}")
+                    raise self.damaged(f"further data after its end at byte {self.at}")
                 return value
             instruction = table.get(code)
             if instruction is None:
                 raise self.refuse(f"instruction {bytes([code])!r} at byte {self.at - 1}")
             instruction(self)
             if len(stack) > MAX_WAITING:
-                raise self.damaged(f"over {MAX_WAITING:,} values that nothing holds")
+                raise self.damaged(f"over {MAX_WAITING:,} values on the stack")
         raise self.damaged(f"over {MAX_INSTRUCTIONS:,} instructions, more than moegeo reads")
 
     def damaged(self, found: str) -> IncompleteCheckpointError:
@@ -122,7 +122,7 @@ class _Machine:
 
     def refuse(self, found: str) -> UnsafeFileError:
         return UnsafeFileError(
-            f"{self.path.name} asks for more than a description of tensors, and is refused",
+            f"{self.path.name} holds more than a description of tensors, and is refused",
             found=found[:200],
             hint="get the checkpoint from a source that you trust",
             context={"path": str(self.path)},
@@ -156,7 +156,7 @@ class _Machine:
     def mention(self, module: Any, name: Any) -> None:
         """Push what a name stands for: a constant, or the name itself. Other names are refused."""
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise self.refuse("a class whose name is no text")
+            raise self.refuse("a class whose name is not a string")
         asked = Name(module, name)
         if asked in self.allowed.constants:
             self.stack.append(self.allowed.constants[asked])
@@ -173,7 +173,7 @@ class _Machine:
         try:
             self.stack.append(made(arguments))
         except ValueError:
-            raise self.refuse(f"{function} called with other arguments than ever saved") from None
+            raise self.refuse(f"{function} called with unexpected arguments") from None
 
     def instance(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
@@ -216,7 +216,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if count > len(self.stack) - (self.marks[-1] if self.marks else 0):
-            raise self.damaged("a tuple of more values than wait")
+            raise self.damaged("a tuple of more values than are on the stack")
         items = tuple(self.stack[len(self.stack) - count :])
         del self.stack[len(self.stack) - count :]
         self.stack.append(items)

@@ -282,7 +282,7 @@ class WeightIndex:
                             context={"tensor": name, "path": str(path)},
                         )
                     raise IncompleteCheckpointError(
-                        f"{path.name} lacks the tensor {name}, which the index lists in it",
+                        f"{path.name} lacks the tensor {name}, which the index lists for it",
                         found=f"{len(held)} other tensors",
                         hint="save or download this file again",
                         context={"tensor": name, "path": str(path)},

@@ -318,7 +318,7 @@ def test_captured_choices_of_no_expert(tiny: Callable[..., Path], tmp_path: Path
     ("change", "word"),
     [
         ({"sequence": None}, "does not say which sequence"),
-        ({"sequence": torch.tensor([0, 1] * 8)}, "do not lie together"),
+        ({"sequence": torch.tensor([0, 1] * 8)}, "are not contiguous"),
         ({"sequence": torch.zeros(15, dtype=torch.long)}, "not hold one whole number for each row"),
         ({"router.a.inputs": torch.ones(15, 4)}, "16] for 15 rows"),
         ({"router.b.logits": torch.ones(16, 4)}, "is not a complete capture"),
@@ -441,7 +441,7 @@ def test_megatrons_trace(tiny: Callable[..., Path], tmp_path: Path) -> None:
         with pytest.raises(ProbeError, match=word):
             of(here, folder)
     file.write_text("\n".join(lines[:-1]) + "\n")
-    with pytest.raises(ProbeError, match="not there in every step"):
+    with pytest.raises(ProbeError, match="missing in a step"):
         of(here, folder)
 
 

@@ -159,7 +159,7 @@ def check_shapes(change: Change, folder: Path) -> None:
         inputs, outputs = rows, columns
     if len(a) != 2 or len(b) != 2 or 0 in (*a, *b):
         raise ShapeError(
-            f"{folder.name}: a matrix of the adapter has no two dimensions",
+            f"{folder.name}: a matrix of the adapter is empty or not 2-D",
             found=f"{list(a)} and {list(b)} for {change.parameter}",
             hint="it was saved without being gathered (DeepSpeed ZeRO-3, FSDP): save it again",
         )
@@ -167,8 +167,8 @@ def check_shapes(change: Change, folder: Path) -> None:
         raise ShapeError(
             f"{folder.name}: the adapter does not fit {change.parameter}",
             found=f"lora_A {list(a)} and lora_B {list(b)}; a weight of {list(change.shape)} and "
-            f"rank {change.rank} ask for {[count, inputs]} and {[outputs, count]}",
-            hint="adapter and base model are of different models, or its config of another adapter",
+            f"rank {change.rank} need {[count, inputs]} and {[outputs, count]}",
+            hint="the adapter belongs to another base model, or its config to another adapter",
             context={"module": change.target.module},
         )
     norms = change.target.parts.get("magnitude")
