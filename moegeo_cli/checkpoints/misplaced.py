@@ -6,6 +6,7 @@ of the same shape. The error names both.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
@@ -15,6 +16,7 @@ _ROUTER_WORD = re.compile(r"(?:^|[._])(?:gate|gating|router|routing|wg|switch)(?
 _NO_ROUTER = re.compile(r"(?:^|\.)(?:experts|shared_experts?|\w*_proj)\.")
 
 
+@functools.lru_cache(2**16)  # several readers ask for every tensor's
 def layer_path(name: str) -> str:
     """A name up to its last layer number, such as `model.layers.3`; "" outside of layers."""
     end = max((match.end(1) for match in LAYER.finditer(f"{name}.")), default=0)

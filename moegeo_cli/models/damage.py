@@ -3,7 +3,7 @@
 transformers loads such files without a word. One pass over the experts' weights tells them; a
 forward pass reads the same weights more often.
 
-Legend: E experts, R rows of a weight matrix.
+Legend: E experts, R rows and C columns of a weight matrix.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ import torch
 from torch import nn
 
 from moegeo_cli.routers.finding import EXPERTS_CLASS, Router
+
+Weights = torch.Tensor | Sequence[torch.Tensor]  # (E, R, C), or one matrix per expert
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,7 @@ def find_damage(router: Router) -> Damage | None:
     for weights in _matrices(router):
         if weights is None:
             return None
-        rows_ER = torch.stack([torch.linalg.vector_norm(w, torch.inf, dim=-1) for w in weights])
+        rows_ER = _by_row(weights)
         alike = _still_alike([tuple(range(len(weights)))] if alike is None else alike, weights)
         nonfinite |= _places(~torch.isfinite(rows_ER).all(1))
         empty_ER = rows_ER == 0
@@ -54,19 +57,33 @@ def find_damage(router: Router) -> Damage | None:
     return Damage(tuple(sorted(nonfinite)), tuple(sorted(zero)), twins)
 
 
-def _still_alike(
-    groups: list[tuple[int, ...]], weights: Sequence[torch.Tensor]
-) -> list[tuple[int, ...]]:
+def _by_row(weights: Weights) -> torch.Tensor:
+    """The largest entry of each row by size, shape (E, R)."""
+    if isinstance(weights, torch.Tensor):
+        return torch.linalg.vector_norm(weights, torch.inf, dim=-1)
+    return torch.stack([torch.linalg.vector_norm(w, torch.inf, dim=-1) for w in weights])
+
+
+def _checksums(weights: Weights) -> list[int]:
+    """The sum of each expert's weights, their bits read as whole numbers."""
+    if isinstance(weights, torch.Tensor):
+        found: list[int] = weights.view(BITS[weights.element_size()]).sum((1, 2)).tolist()
+        return found
+    return [int(w.view(BITS[w.element_size()]).sum()) for w in weights]
+
+
+def _still_alike(groups: list[tuple[int, ...]], weights: Weights) -> list[tuple[int, ...]]:
     """Groups of experts that are equal in these weights too. Groups of one are dropped.
 
     Equal tensors have equal checksums, so only those of one checksum are compared in full.
     """
     found = []
+    sums = _checksums(weights)
     for group in groups:
-        by_sum: dict[float, list[int]] = {}
+        by_sum: dict[int, list[int]] = {}
         for expert in group:
             if expert < len(weights):
-                by_sum.setdefault(float(weights[expert].double().sum()), []).append(expert)
+                by_sum.setdefault(sums[expert], []).append(expert)
         for candidates in by_sum.values():
             while len(candidates) > 1:
                 first = weights[candidates[0]]
@@ -79,7 +96,7 @@ def _still_alike(
     return sorted(found)
 
 
-def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
+def _matrices(router: Router) -> Iterator[Weights | None]:
     """Each weight as one matrix per expert; None if it is not on one device as a whole."""
     for name, child in router.parent.named_children():
         kind = type(child).__name__
@@ -90,13 +107,14 @@ def _matrices(router: Router) -> Iterator[Sequence[torch.Tensor] | None]:
             yield None
             continue
         for weights in _by_expert(child, router.experts):
-            if any(w.is_meta for w in weights):
+            one = [weights] if isinstance(weights, torch.Tensor) else weights
+            if any(w.is_meta for w in one):
                 yield None
                 continue
             yield weights
 
 
-def _by_expert(experts: nn.Module, count: int) -> Iterator[Sequence[torch.Tensor]]:
+def _by_expert(experts: nn.Module, count: int) -> Iterator[Weights]:
     """Each weight matrix as one matrix per expert, fused or not. Biases are left out."""
     single = [m for m in experts.children() if any(True for _ in m.parameters())]
     if len(single) == 1:
@@ -112,9 +130,9 @@ def _by_expert(experts: nn.Module, count: int) -> Iterator[Sequence[torch.Tensor
     working = min((len(w) for w in fused if w.ndim == 3), default=0)
     for weight in fused:
         if weight.ndim == 3:
-            yield list(weight[: min(working, count)])
+            yield weight[: min(working, count)]
         elif weight.ndim == 2 and len(weight) > count and not len(weight) % count:
-            yield list(weight.reshape(count, -1, weight.shape[1]))
+            yield weight.reshape(count, -1, weight.shape[1])
 
 
 def _places(flags_E: torch.Tensor) -> set[int]:

@@ -97,6 +97,7 @@ def _block_signs() -> np.ndarray[Any, Any]:
     return _signs(np.random.default_rng(_SEED), (_ROWS, DIMENSIONS))
 
 
+@functools.lru_cache(64)  # a few roles; all experts ask for the same
 def _outer_signs(role: str, count: int) -> np.ndarray[Any, Any]:
     seed = int.from_bytes(hashlib.sha256(role.encode()).digest()[:8], "little")
     return _signs(np.random.default_rng(seed), (count, DIMENSIONS))
