@@ -77,7 +77,8 @@ ALLOWED = Allowed(
         Name("torch", "Size"): _size,
         Name("torch.serialization", "_get_layout"): _text,
         **dict.fromkeys((*_FORMATS, Name(_PLANNER, "WriteItemType")), _memory_format),
-        Name("builtins", "getattr"): _member,
+        # protocols up to 2 write Python 2's name of the module
+        **{Name(m, "getattr"): _member for m in ("builtins", "__builtin__")},
         **{Name(m, name): _text for m in ("pathlib", "pathlib._local") for name in _PATHS},
     },
 )  # fmt: skip
