@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -110,4 +111,5 @@ def test_training_validation_and_probe_share_no_window() -> None:
     assert validation.isdisjoint(training)
     assert all(len(t) > PASSAGE_BYTES - 4 for t in shipped)
     if {d.data for d in splits.probe} != set(shipped):
+        assert platform.python_version() != "3.11.7", "the probe is not what its source gives"
         pytest.skip("this Python's own files are not those that the shipped probe was made of")
