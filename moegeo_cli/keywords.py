@@ -35,6 +35,9 @@ class Option:
         negated: the flag on the command line sets the option to False.
         settings_file_only: the option is a table of the settings file and has no flag.
         choices: returns the allowed words, if the type does not list them.
+        importable: the value names Python code, which may lie in the current folder.
+        own_table: in a settings file, only the command's own table sets this option. Above that
+            table, its name means another option.
     """
 
     default: Any
@@ -46,6 +49,8 @@ class Option:
     negated: bool = False
     settings_file_only: bool = False
     choices: Callable[[], tuple[str, ...]] | None = None
+    importable: bool = False
+    own_table: bool = False
 
 
 @functools.cache

@@ -11,19 +11,21 @@ from typing import Any, Literal
 import moegeo_cli
 from moegeo_cli import keywords as k
 from moegeo_cli import registry
+from moegeo_cli.options import PROBE_COMMANDS
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 COMMANDS = {command.name: command.groups for command in registry.commands().values()}
+COMMANDS |= {f"probe {name}": groups for name, groups in PROBE_COMMANDS.items()}
+# What the functions in Python take.
+IN_PYTHON = [k.declared(command.options) for command in registry.commands().values()]
 SHORT = {"Callable": "callable", "Mapping": "table", "Sequence": "list of int"}
 HEAD = """# Options
 
 `python -m tests.options_page` writes this page from `moegeo_cli/options/`, where every option is
 declared once. The command line, `moegeo.toml` (and `[tool.moegeo]` in `pyproject.toml`) and the
 Python API take the same options. In a settings file an option has the name of its flag without the
-dashes. `moegeo COMMAND --help` shows those of one command.
-
-`moegeo analyze` has one more flag, `--exact`: short for `--unit loss_token`. The commands
-`moegeo probe build` and `moegeo probe show` have options of their own; see their `--help`.
+dashes. `moegeo COMMAND --help` shows those of one command. An option without a name in the second
+column exists on the command line and in settings files only.
 """
 
 
@@ -34,18 +36,18 @@ def page() -> str:
         parts.append(f"\n## {panel.partition(' (')[0]}\n\n")
         parts.append("| flag | in Python | takes | default | what it does | commands |\n")
         parts.append("|---|---|---|---|---|---|\n")
-        seen: set[str] = set()
+        seen: set[tuple[str, str]] = set()
         for groups in COMMANDS.values():
             for group in groups:
                 for name, option in k.declared(group).items():
-                    if option.panel == panel and name not in seen:
-                        seen.add(name)
+                    if option.panel == panel and (name, option.help) not in seen:
+                        seen.add((name, option.help))
                         parts.append(_row(name, option))
     parts.append(
         "\n## Python\n\n`import moegeo`, then one of these functions. "
         "`moegeo.Session(**options)` takes\noptions once, and has the same functions.\n"
     )
-    for name in COMMANDS:
+    for name in registry.commands():
         signature = inspect.signature(getattr(moegeo_cli, name))
         own = [
             str(p.replace(annotation=inspect.Parameter.empty))
@@ -58,21 +60,21 @@ def page() -> str:
 
 
 def _row(name: str, option: k.Option) -> str:
-    users = [c for c, groups in COMMANDS.items() if any(name in k.declared(g) for g in groups)]
-    kinds = [
-        _takes(group, name)
-        for groups in COMMANDS.values()
+    users = {
+        command: _takes(group, name)
+        for command, groups in COMMANDS.items()
         for group in groups
-        if name in k.declared(group)
-    ]
+        if name in k.declared(group) and k.declared(group)[name].help == option.help
+    }
     flags = "in the settings file" if option.settings_file_only else ", ".join(
         f"`{f}`" for f in option.flags or (k.flag(name, option),)
     )  # fmt: skip
     least = "" if option.minimum is None else f", at least {option.minimum}"
     known = option.default not in (None, ()) and not isinstance(option.default, bool)
     default = f"`{str(option.default).removesuffix('.0')}`" if known else ""
-    in_python = "" if name in ("fail_on", "format", "output", "matrices", "log") else f"`{name}`"
-    cells = (flags, in_python, max(kinds, key=len) + least, default, option.help, ", ".join(users))
+    in_python = f"`{name}`" if any(option in known.values() for known in IN_PYTHON) else ""
+    takes = max(users.values(), key=len) + least
+    cells = (flags, in_python, takes, default, option.help, ", ".join(users))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

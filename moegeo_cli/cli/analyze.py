@@ -18,7 +18,6 @@ from moegeo_cli.cli.console import (
 from moegeo_cli.cli.gates import gate, write_step_summary
 from moegeo_cli.cli.options import with_options
 from moegeo_cli.errors import UsageError
-from moegeo_cli.keywords import MEASURING
 from moegeo_cli.options import RunOutput
 from moegeo_cli.registry import find_command
 
@@ -33,16 +32,8 @@ def analyze(
     path: Annotated[
         Path, typer.Argument(help="One checkpoint, or a run: a folder of checkpoints.")
     ],
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="Short for --unit loss_token: one backward pass per token, which is slow.",
-            rich_help_panel=MEASURING,
-        ),
-    ] = False,
-    *,
     options: dict[str, Any],
+    exact_options: dict[str, Any],
     gate_options: dict[str, Any],
     output_options: dict[str, Any],
 ) -> int:
@@ -54,12 +45,12 @@ def analyze(
     from moegeo_cli.commands.analyze.api import analyze as measure
     from moegeo_cli.sinks import open_places
 
-    if exact and options["unit"] == "sequence":
-        raise UsageError(
-            "--exact means --unit loss_token and does not go with another unit",
-            found="--exact with --unit sequence",
-        )
-    if exact:
+    if exact_options["exact"]:
+        if options["unit"] == "sequence":
+            raise UsageError(
+                "--exact means --unit loss_token and does not go with another unit",
+                found="--exact with --unit sequence",
+            )
         options["unit"] = "loss_token"
     choose_format(output_options, RunOutput)
     check_output(output_options["output"])

@@ -100,6 +100,6 @@ def _values(group: Any, given: dict[str, Any]) -> dict[str, Any]:
         found[name] = value.value if isinstance(value, Enum) else value
         if option.negated:
             found[name] = not value
-    if "model" in found:
-        found["model"] = make_importable(found["model"])
+        if option.importable:
+            found[name] = make_importable(value)
     return found

@@ -9,7 +9,7 @@ import typer
 
 from moegeo_cli.cli.console import say, stdout_console, write_document, write_payload
 from moegeo_cli.cli.options import with_options
-from moegeo_cli.options import FactsOutput, FileOutput, ProbeKeys
+from moegeo_cli.options import PROBE_COMMANDS
 
 FIRST_PASSAGES, PASSAGE_CHARACTERS = 4, 160
 
@@ -17,30 +17,13 @@ probe_app = typer.Typer(no_args_is_help=True)
 
 
 @probe_app.command()
-@with_options(ProbeKeys, FileOutput)
+@with_options(*PROBE_COMMANDS["build"])
 def build(
     sources: Annotated[
         list[str],
         typer.Argument(metavar="[DOMAIN=]FILE...", help="Text files, each with its domain."),
     ],
-    domain: Annotated[
-        str | None, typer.Option(help="Domain of files that are given without a domain.")
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="A checkpoint. Its token ids are stored instead of text; the probe then works "
-            "with that tokenizer only."
-        ),
-    ] = None,
-    max_sequences: Annotated[int, typer.Option(min=1, help="At most this many passages.")] = 256,
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most this many tokens (bytes, without --tokenizer)."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Random seed for the choice of passages.")] = 0,
-    *,
-    keys: dict[str, Any],
+    options: dict[str, Any],
     output_options: dict[str, Any],
 ) -> None:
     """Make a probe file from your own texts: passages from all domains in equal parts, interleaved.
@@ -49,11 +32,14 @@ def build(
     """
     from moegeo_cli.probes import build_probe
 
+    domain, tokenizer = options.pop("domain"), options.pop("tokenizer")
     place, size = _find_tokenizer(tokenizer) if tokenizer is not None else (None, None)
     text = build_probe(
-        [_split_source(source, domain) for source in sources], tokenizer_dir=place, vocab_size=size,
-        max_sequences=max_sequences, max_tokens=max_tokens, seed=seed, **keys,
-    )  # fmt: skip
+        [_split_source(source, domain) for source in sources],
+        tokenizer_dir=place,
+        vocab_size=size,
+        **options,
+    )
     write_payload(text, output_options["output"])
     if output_options["output"] is not None:
         count = text.count("\n") - 1
@@ -61,20 +47,17 @@ def build(
 
 
 @probe_app.command()
-@with_options(ProbeKeys, FactsOutput)
+@with_options(*PROBE_COMMANDS["show"])
 def show(
     file: Annotated[
         Path | None, typer.Argument(help="A probe file. Default: the bundled one.")
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="A checkpoint. Its tokens are counted instead of bytes.")
-    ] = None,
     *,
-    keys: dict[str, Any],
+    options: dict[str, Any],
     output_options: dict[str, Any],
 ) -> None:
     """Describe a probe: sequences, tokens, lengths, domains, hash, first passages."""
-    found = _describe(file, model, keys)
+    found = _describe(file, options.pop("model"), options)
     if not write_document("moegeo.probe", found, output_options):
         _print(found)
 

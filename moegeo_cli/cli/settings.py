@@ -16,11 +16,18 @@ from typing import Any
 
 from moegeo_cli.errors import UsageError
 from moegeo_cli.keywords import declared, flag
+from moegeo_cli.options import PROBE_COMMANDS
 from moegeo_cli.registry import commands
 
 Table = Mapping[str, Any]
-# Options of the `probe` commands whose meaning differs from other commands' options of that name.
-OTHER_MEANING = {"probe": {"model", "max_tokens"}}
+# Settings that only the tables of the `probe` commands hold.
+PROBE_ONLY = {
+    name
+    for groups in PROBE_COMMANDS.values()
+    for group in groups
+    for name, option in declared(group).items()
+    if option.own_table
+}
 
 
 def find_settings(start: Path | None = None) -> tuple[Path, dict[str, Any]] | None:
@@ -86,7 +93,9 @@ def load_defaults(group: Any, start: Path | None = None) -> dict[str, Any]:
     shared = _normalised(table, set(own) | {"thresholds"})
     _check(path, shared, [option for c in commands.values() for option in _options(c)])
     return {
-        name: _defaults(path, command, shared, own.get(name, {}), OTHER_MEANING.get(name, set()))
+        name: _defaults(
+            path, command, shared, own.get(name, {}), PROBE_ONLY if name == "probe" else set()
+        )
         for name, command in commands.items()
     }
 

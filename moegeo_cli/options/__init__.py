@@ -4,7 +4,8 @@ A group is a TypedDict whose fields are options. A command takes one or several 
 API, the command line, the settings file and the reference page are derived from these
 declarations (`keywords.py`, `cli/options.py`).
 
-`measuring`, `judging` and `output` declare the options; `commands` says which command takes which.
+`measuring`, `judging` and `output` declare the options; `commands` says which command takes which,
+and `probe` declares what `moegeo probe` takes.
 """
 
 from moegeo_cli.options.commands import (
@@ -19,7 +20,13 @@ from moegeo_cli.options.commands import (
     Watch,
 )
 from moegeo_cli.options.judging import Gate
-from moegeo_cli.options.measuring import CheckpointChoice, Model, ProbeKeys, Storage, StorePlace
+from moegeo_cli.options.measuring import (
+    CheckpointChoice,
+    Exact,
+    Model,
+    Storage,
+    StorePlace,
+)
 from moegeo_cli.options.output import (
     FactsOutput,
     FileOutput,
@@ -28,9 +35,10 @@ from moegeo_cli.options.output import (
     RunOutput,
     WatchOutput,
 )
+from moegeo_cli.options.probe import PROBE_COMMANDS
 
 __all__ = [
-    "Analyze", "Check", "CheckpointChoice", "Compare", "Demo", "Experts", "FactsOutput",
-    "FileOutput", "Gate", "Invariance", "LensOutput", "Model", "NoOptions", "ProbeKeys",
+    "PROBE_COMMANDS", "Analyze", "Check", "CheckpointChoice", "Compare", "Demo", "Exact", "Experts",
+    "FactsOutput", "FileOutput", "Gate", "Invariance", "LensOutput", "Model", "NoOptions",
     "ReportOutput", "Routing", "RunOutput", "Storage", "StorePlace", "Watch", "WatchOutput",
 ]  # fmt: skip

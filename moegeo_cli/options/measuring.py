@@ -24,7 +24,7 @@ class OwnModel(TypedDict, total=False):
 
     model: Annotated[str | Callable[..., Any] | None, Option(
         None, "The function that builds your model: PACKAGE.MODULE:CALLABLE. moegeo runs this code "
-        "with the parsed config.json.", OWN, cli_type=str,
+        "with the parsed config.json.", OWN, cli_type=str, importable=True,
     )]  # fmt: skip
     router: Annotated[str | None, Option(
         None, "Module names of the model's routers: a glob like 'blocks.*.router', or a regex "
@@ -92,6 +92,14 @@ class Fisher(TypedDict, total=False):
     )]  # fmt: skip
     unit: Annotated[Literal["position", "sequence", "loss_token"], Option(
         "position", "Sample unit of the empirical Fisher.",
+    )]  # fmt: skip
+
+
+class Exact(TypedDict, total=False):
+    """A short form of `unit`, on the command line only."""
+
+    exact: Annotated[bool, Option(
+        False, "Short for --unit loss_token: one backward pass per token, which is slow.",
     )]  # fmt: skip
 
 

@@ -17,7 +17,8 @@ import typer.main
 
 from moegeo_cli.cli.app import app
 from moegeo_cli.cli.probe import probe_app
-from moegeo_cli.cli.settings import OTHER_MEANING
+from moegeo_cli.keywords import declared
+from moegeo_cli.options import PROBE_COMMANDS
 from tests.command import call
 
 
@@ -117,8 +118,9 @@ def places(case: Case) -> list[tuple[str, str]]:
     own = f"[{'.'.join(case.command)}]\n{case.setting}"
     tool = f"[tool.moegeo.{'.'.join(case.command)}]\n{case.setting}"
     found = [("moegeo.toml", own), ("pyproject.toml", tool)]
-    name = case.option.replace("-", "_")
-    if name not in OTHER_MEANING.get(case.command[0], set()):
+    groups = PROBE_COMMANDS[case.command[1]] if case.command[0] == "probe" else ()
+    alone = {name for g in groups for name, option in declared(g).items() if option.own_table}
+    if case.option.replace("-", "_") not in alone:
         found += [
             ("moegeo.toml", case.setting),
             ("pyproject.toml", f"[tool.moegeo]\n{case.setting}"),

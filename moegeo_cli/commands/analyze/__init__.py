@@ -1,12 +1,12 @@
 """`analyze`: measures a run's checkpoints, compares them with a baseline, and judges the run."""
 
-from moegeo_cli.options import Analyze, Gate, RunOutput
+from moegeo_cli.options import Analyze, Exact, Gate, RunOutput
 from moegeo_cli.registry import Command
 
 COMMAND = Command(
     "analyze",
     Analyze,
-    (Gate, RunOutput),
+    (Exact, Gate, RunOutput),
     place=0,
     record="moegeo_cli.records.run:RunRecord",
     format="moegeo.run",
