@@ -1,4 +1,7 @@
-"""Imports point one way, without circles, and only the command line prints."""
+"""Imports point one way, without circles, and only the command line prints.
+
+A text that names a module ("MODULE:NAME", for `registry.load`) counts as an import.
+"""
 
 from __future__ import annotations
 
@@ -44,6 +47,11 @@ NO_TORCH = {
     "scalars",
     "sinks",
 }
+# Modules whose texts may name a higher floor, and why.
+NAME_HIGHER_FLOORS = {
+    "moegeo_cli.registry": "it lists the folders of commands, formats, metrics and scorings",
+    "moegeo_cli.records.showing": "print(record) shows the record with the code of reports/",
+}
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
@@ -63,8 +71,22 @@ def floor(module: str) -> int:
 def is_light(module: str) -> bool:
     """What a report of a command needs, and what is imported to list the commands."""
     parts = module.split(".")
-    light = {"record", "rules", "outline", "report", "html"}
+    light = {"record", "rules", "outline", "screen", "report", "html"}
     return parts[1:2] == ["commands"] and (len(parts) == 3 or parts[-1] in light)
+
+
+@functools.cache
+def named(module: str) -> frozenset[tuple[str, str]]:
+    """The modules that a module names in texts, each with the name of an object in it, or ""."""
+    tree = ast.parse(MODULES[module].read_text())
+    texts = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    pairs = (text.partition(":")[::2] for text in texts if isinstance(text, str))
+    return frozenset((place, name) for place, name in pairs if place in MODULES)
+
+
+def named_modules(module: str) -> set[str]:
+    """The modules that a module names in texts and reaches; none if it may name higher floors."""
+    return set() if module in NAME_HIGHER_FLOORS else {place for place, _ in named(module)}
 
 
 @functools.cache
@@ -99,10 +121,25 @@ def test_a_module_imports_its_own_floor_or_a_lower_one(module: str) -> None:
             assert name.split(".")[0] not in {"torch", "transformers", "numpy"}, name
         if room(module) == "geometry":
             assert name.split(".")[0] not in {"rich", "json"}, name
-        if name in MODULES:
-            assert floor(name) >= floor(module), f"{module} imports {name}"
-            if room(module) in APART and room(name) in APART:
-                assert room(name) == room(module), f"{module} imports {name}"
+    for name in (imports(module) & MODULES.keys()) | named_modules(module):
+        assert floor(name) >= floor(module), f"{module} imports {name}"
+        if room(module) in APART and room(name) in APART:
+            assert room(name) == room(module), f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", [module for module in NAMES if named(module)])
+def test_a_text_that_names_a_module_names_what_is_there(module: str) -> None:
+    for place, name in named(module):
+        tree = ast.parse(MODULES[place].read_text())
+        bound = {t.id for n in tree.body if isinstance(n, ast.Assign | ast.AnnAssign)
+                 for t in ast.walk(n) if isinstance(t, ast.Name)}  # fmt: skip
+        bound |= {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        assert name in bound | {""}, f"{module} names {place}:{name}"
+
+
+@pytest.mark.parametrize("module", NAME_HIGHER_FLOORS)
+def test_an_exception_is_one(module: str) -> None:
+    assert any(floor(place) < floor(module) for place, _ in named(module))
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -112,7 +149,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         assert module not in path, " -> ".join([*path[path.index(module) :], module])
         if module not in done:
             # The package itself names for types what it imports on demand.
-            for name in sorted(imports(module) if module == "moegeo_cli" else names(module)):
+            found = imports(module) if module == "moegeo_cli" else names(module)
+            for name in sorted(found | named_modules(module)):
                 if name in MODULES and name != module:
                     walk(name, (*path, module))
             done.add(module)
