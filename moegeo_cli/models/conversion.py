@@ -2,7 +2,7 @@
 
 What is saved is often not what the module tree holds (experts one by one, other names), and
 transformers keeps the rules. They are not a public interface: everything of them that moegeo
-uses is named here, and tests/replay/test_conversion.py fails where they change.
+uses is named here, and tests/models/test_conversion.py fails where they change.
 """
 
 from __future__ import annotations

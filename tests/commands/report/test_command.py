@@ -1,4 +1,4 @@
-"""`moegeo report`, and the format that a file's suffix says."""
+"""`moegeo report`: a stored report, or one in a file, is shown again."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from moegeo_cli.cli.console import choose_format
-from moegeo_cli.errors import UsageError
 from moegeo_cli.measuring.keeping import keep_report, load_report
-from moegeo_cli.options import FactsOutput, LensOutput, RunOutput
 from moegeo_cli.reports import schema
 from moegeo_cli.store.cache import Store
 from tests.command import call
@@ -23,7 +20,7 @@ from tests.end_to_end.conftest import random_ids, write_probe
 from tests.reports.html.pages import RECORDED
 from tests.reports.large_run import large_run
 
-SAMPLE = Path(__file__).parents[2] / "sample_checkpoints" / "unbalanced-mixtral"
+SAMPLE = Path(__file__).parents[3] / "sample_checkpoints" / "unbalanced-mixtral"
 
 
 @pytest.fixture
@@ -31,28 +28,6 @@ def routing_json(tmp_path: Path) -> Path:
     path = tmp_path / "routing.json"
     path.write_bytes(gzip.decompress((RECORDED / "healthy-qwen3-moe.routing.json.gz").read_bytes()))
     return path
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("a.html", "html"), ("a.MD", "markdown"), ("a.json", "json"), ("a.csv", "csv"),
-     ("a.xml", "junit"), ("a.txt", "rich"), ("a", "rich")],
-)  # fmt: skip
-def test_the_suffix_says_the_format(name: str, said: str) -> None:
-    shown = {"format": None, "output": Path(name)}
-    choose_format(shown, RunOutput)
-    assert shown["format"] == said
-    asked = {"format": "github", "output": Path(name)}
-    choose_format(asked, RunOutput)
-    assert asked["format"] == "github", "what is asked for wins"
-
-
-def test_a_suffix_that_a_command_does_not_write_is_refused() -> None:
-    with pytest.raises(UsageError, match="cannot write csv"):
-        choose_format({"format": None, "output": Path("a.csv")}, LensOutput)
-    nothing = {"format": None, "output": None}
-    choose_format(nothing, FactsOutput)
-    assert nothing["format"] == "rich"
 
 
 def test_json_of_facts_prints_as_their_command_does(
