@@ -12,12 +12,9 @@ from moegeo_cli import errors
 from moegeo_cli.commands.experts.record import ExpertsRecord
 from moegeo_cli.commands.explain.api import explain
 from moegeo_cli.commands.routing.record import UNITS
-from moegeo_cli.errors import UsageError
-from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.explanations.lookup import PAGES, error_rows, names
 from moegeo_cli.explanations.metrics import all_metrics, specs
 from moegeo_cli.records import RunRecord
-from tests.command import call
 from tests.explain_page import pages
 from tests.reports.html.pages import recorded
 from tests.reports.large_run import large_run
@@ -58,24 +55,6 @@ def test_every_metric_of_a_record_is_explained() -> None:
 )  # fmt: skip
 def test_a_name_is_found_as_a_report_prints_it(asked: str, name: str) -> None:
     assert explain(asked).name == name
-
-
-def test_a_finding_has_its_limit_and_what_to_do() -> None:
-    parts = dict(explain("MG101").parts)
-    assert "Raise the balance loss" in parts["what to do"]
-    assert "router-collapse" in parts["limit"]
-    for about in definitions().values():
-        assert "why" in dict(explain(about.id).parts), about.id
-
-
-def test_a_slip_is_answered_with_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match="did you mean"):
-        explain("router-colapse")
-    assert call(capsys, "explain", "nonsense").code == 2
-    listed = call(capsys, "explain").out
-    assert all(d.id in listed for d in definitions().values())
-    document = call(capsys, "explain", "fsi", "-f", "json").document
-    assert document["parts"]["range"] == "0 … 1"
 
 
 def test_the_docs_are_what_is_explained() -> None:
