@@ -240,11 +240,18 @@ def test_the_allocator_of_a_users_process_is_left_alone(
 ) -> None:
     from moegeo_cli.models.memory import allocator
 
+    asked: list[object] = []
+
     def meet(name: object) -> None:
-        raise AssertionError("the allocator was asked for")
+        asked.append(name)
+        raise OSError("no such library")
 
     monkeypatch.setattr(allocator.ctypes, "CDLL", meet)
     analyze(run, probe=probe, stream=True, **SHORT)
+    assert asked == []
+    monkeypatch.setattr("moegeo_cli.process._is_own", True)
+    analyze(run, probe=probe, stream=True, **SHORT)
+    assert asked, "a process of moegeo's own sets it in the same place"
 
 
 def test_the_command_line_alone_takes_the_process() -> None:

@@ -124,4 +124,7 @@ def test_the_hook_of_pre_commit_fails_at_a_fault(
     assert call(capsys, *words, *hook["args"]).code == 0
     assert not (run / ".moegeo").exists()
     break_router(run)
-    assert call(capsys, *words, *hook["args"]).code == 1
+    failed = call(capsys, *words, *hook["args"])
+    assert failed.code == 1
+    assert "FAILING   Routing is failing." in failed.out
+    assert "A router holds NaN or infinity." in failed.out

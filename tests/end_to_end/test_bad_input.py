@@ -161,7 +161,9 @@ def test_text_without_a_tokenizer_is_refused(
     found = moegeo("analyze", checkpoint, "--probe", path)
     assert found.code == 2
     assert "tokenizer" in found.err
-    assert moegeo("analyze", checkpoint).code == 2  # the bundled probe is text as well
+    bundled = moegeo("analyze", checkpoint)  # it is text as well
+    assert bundled.code == 2
+    assert "the probe is text, and the checkpoint has no tokenizer" in bundled.err
 
 
 def test_a_baseline_of_another_architecture(
@@ -170,6 +172,7 @@ def test_a_baseline_of_another_architecture(
     other = tiny("olmoe", 0)
     found = moegeo("analyze", checkpoint, "--probe", probe, "--baseline", other)
     assert found.code == 2
+    assert "baseline:olmoe-0 is of another architecture than model" in found.err
     assert "baseline" in found.err or "architecture" in found.err
 
 
@@ -283,9 +286,13 @@ def test_settings_of_a_file_take_effect(
     assert found.document["settings"]["seed"] == 7
     assert not (path / ".moegeo").exists()
     (tmp_path / "moegeo.toml").write_text('format = "yaml"\n')
-    assert moegeo("analyze", path).code == 2
+    refused = moegeo("analyze", path)
+    assert refused.code == 2
+    assert "Invalid value for '--format' / '-f'" in refused.err
     (tmp_path / "moegeo.toml").write_text("[thresholds]\ndead-experts = 0.5\n")
-    assert moegeo("analyze", path, "--probe", probe).code == 2
+    refused = moegeo("analyze", path, "--probe", probe)
+    assert refused.code == 2
+    assert "the threshold dead-experts cannot be set" in refused.err
 
 
 @pytest.mark.parametrize(

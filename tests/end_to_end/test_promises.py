@@ -279,7 +279,9 @@ def test_an_output_replaces_neither_a_pipe_nor_a_checkpoint(
     path = tiny("mixtral", 0)
     before = (path / "config.json").read_bytes()
     arguments = ("analyze", path, "--probe", probe, "--no-cache", "--format", "json", "--output")
-    assert moegeo(*arguments, path / "config.json").code == 2
+    refused = moegeo(*arguments, path / "config.json")
+    assert refused.code == 2
+    assert "config.json is a file of a checkpoint and is not overwritten" in refused.err
     assert (path / "config.json").read_bytes() == before
     assert moegeo(*arguments, "/dev/null").code == 0
     assert Path("/dev/null").is_char_device()

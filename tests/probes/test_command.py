@@ -104,7 +104,9 @@ def test_a_failed_build_leaves_the_old_file(texts: list[str], tmp_path: Path, pr
     assert probe("build", *texts, "-o", output).code == 0
     before = output.read_bytes()
     (tmp_path / "code.txt").write_bytes(b"\xff")
-    assert probe("build", *texts, "-o", output).code == 2
+    failed = probe("build", *texts, "-o", output)
+    assert (failed.code, failed.out) == (2, "")
+    assert "code.txt is not UTF-8 text" in failed.err
     assert output.read_bytes() == before
 
 

@@ -93,6 +93,7 @@ def test_the_same_call_and_a_tie_decided_otherwise_pass() -> None:
     tied[:, 1] = tied[:, 0] = 9.0
     one, other = call_of(tied, 1), call_of(tied, 1)
     turned = dataclasses.replace(other, selected_NK=1 - one.selected_NK)
+    assert not (turned.selected_NK == one.selected_NK).any(), "every token goes to the other one"
     twice(one, turned)
 
 

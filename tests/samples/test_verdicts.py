@@ -72,7 +72,10 @@ def test_the_unbalanced_run_is_watched_and_told_which_key(moegeo: Callable[..., 
     assert first["key"]["key"] == "output_router_logits"
     assert first["key"]["suggested"] is True
     assert first["key"]["live"] is True
-    assert moegeo("analyze", UNBALANCED, "--format", "json", "--fail-on", "watch").code == 1
+    gated = moegeo("analyze", UNBALANCED, "--format", "json", "--fail-on", "watch")
+    assert gated.code == 1
+    assert gated.document["verdict"] == document["verdict"]
+    assert "verdict: watch (routing watch" in gated.err
 
 
 def test_loss_alone_shows_what_went_wrong_without_collapse(moegeo: Callable[..., Outcome]) -> None:

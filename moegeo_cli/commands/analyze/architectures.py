@@ -25,7 +25,7 @@ def refuse_mixed(
         return
     differences = choice_differences(own, expected)
     raise BaselineError(
-        f"{checkpoint.relative} is of another architecture than {newest.relative}",
+        f"{checkpoint.title} is of another architecture than {newest.title}",
         found="; ".join(differences) or None,
         hint="analyze them separately: a run must keep K, E and groups to be followed over time",
     )

@@ -59,8 +59,11 @@ def test_json_holds_to_its_schema_and_reads_back(moegeo: Run, lost: Path) -> Non
 def test_the_gate(
     moegeo: Run, frozen: Path, lost: Path, fail_on: str, frozen_code: int, lost_code: int
 ) -> None:
-    assert moegeo("check", frozen, "--fail-on", fail_on, "-f", "csv").code == frozen_code
-    assert moegeo("check", lost, "--fail-on", fail_on, "-f", "csv").code == lost_code
+    for run, code, status in ((frozen, frozen_code, "watch"), (lost, lost_code, "failing")):
+        found = moegeo("check", run, "--fail-on", fail_on, "-f", "csv")
+        assert found.code == code
+        assert found.err.splitlines()[-1] == f"verdict: {status}, by the files alone"
+        assert found.out.startswith("step,checkpoint,layer"), "the report is written all the same"
 
 
 @pytest.mark.parametrize("form", ["rich", "markdown", "csv", "junit", "github"])
@@ -140,8 +143,12 @@ def test_what_cannot_be_checked_is_an_error(moegeo: Run, tmp_path: Path, frozen:
         LlamaConfig(vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                     num_attention_heads=2)
     ).save_pretrained(dense)  # fmt: skip
-    assert moegeo("check", dense).code == 2
-    assert moegeo("check", frozen, "--steps", "7").code == 2
+    refused = moegeo("check", dense)
+    assert (refused.code, refused.out) == (2, "")
+    assert "llama is a dense model: its config asks for no routed experts" in refused.err
+    unknown = moegeo("check", frozen, "--steps", "7")
+    assert (unknown.code, unknown.out) == (2, "")
+    assert "no checkpoint has one of these steps\n  found: steps 0, 100, 200" in unknown.err
 
 
 def test_a_plain_checkpoint_is_checked_without_torch(frozen: Path) -> None:

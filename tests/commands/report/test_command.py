@@ -55,9 +55,14 @@ def test_json_of_any_command_becomes_any_format(
 
 
 def test_what_cannot_be_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, text in (("no.json", "{"), ("other.json", '{"format": {"name": "x"}}')):
+    for name, text, words in (
+        ("no.json", "{", "the file is not complete JSON"),
+        ("other.json", '{"format": {"name": "x"}}', "this JSON is not a report of moegeo\n  found: format 'x'"),
+    ):
         (tmp_path / name).write_text(text)
-        assert call(capsys, "report", tmp_path / name).code == 2
+        refused = call(capsys, "report", tmp_path / name)
+        assert (refused.code, refused.out) == (2, "")
+        assert words in refused.err
     assert "does not exist" in call(capsys, "report", tmp_path / "gone").err
     none = call(capsys, "report", tmp_path)
     assert none.code == 2
