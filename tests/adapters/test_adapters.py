@@ -397,7 +397,7 @@ def test_an_adapter_that_is_half_written(written: Writer, tmp_path: Path) -> Non
         folder = tmp_path / kept
         folder.mkdir()
         shutil.copy(files.adapter / kept, folder)
-        with pytest.raises(IncompleteCheckpointError):
+        with pytest.raises(IncompleteCheckpointError, match=r"adapter_config\.json"):
             open_run(folder)
 
 
@@ -407,7 +407,7 @@ def test_an_adapter_beside_weights_that_is_cut(written: Writer, tmp_path: Path) 
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(IncompleteCheckpointError, match="adapter_model"):
         open_run(both)
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match="none of the 1 checkpoints in"):
         open_run(both.parent)
 
 

@@ -287,7 +287,9 @@ def test_an_unknown_type_is_tried_by_its_keys():
     ],
 )
 def test_dense_models(config):
-    with pytest.raises(DenseModelError):
+    with pytest.raises(
+        DenseModelError, match="is a dense model: its config asks for no routed experts"
+    ):
         describe_architecture(config)
 
 
@@ -329,7 +331,9 @@ def test_a_config_nested_without_end():
     config = {"num_experts": 4}
     for _ in range(2000):
         config = {"text_config": config}
-    with pytest.raises(DenseModelError):
+    with pytest.raises(
+        DenseModelError, match="unknown is a dense model: its config asks for no routed experts"
+    ):
         describe_architecture(config)
 
 

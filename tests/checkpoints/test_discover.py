@@ -178,19 +178,28 @@ def damage_config(folder):
 
 
 DAMAGE = {
-    "truncated weights": damage_weights,
-    "cut config": damage_config,
-    "no config": lambda folder: (folder / "config.json").unlink(),
-    "no weights": lambda folder: (folder / "model.safetensors").unlink(),
-    "empty weights": lambda folder: (folder / "model.safetensors").write_bytes(b""),
-    "config that is a list": lambda folder: (folder / "config.json").write_text("[]"),
-    "config nested too deep": lambda folder: (folder / "config.json").write_text("[" * 99_999),
+    "truncated weights": (damage_weights, "model.safetensors is truncated or damaged"),
+    "cut config": (damage_config, "config.json is truncated or damaged"),
+    "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "holds no weights"),
+    "empty weights": (
+        lambda f: (f / "model.safetensors").write_bytes(b""),
+        "model.safetensors is truncated or damaged",
+    ),
+    "config that is a list": (
+        lambda f: (f / "config.json").write_text("[]"),
+        "config.json is not an object",
+    ),
+    "config nested too deep": (
+        lambda f: (f / "config.json").write_text("[" * 99_999),
+        "config.json is truncated or damaged",
+    ),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE.keys())
+@pytest.mark.parametrize(("damage", "words"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_an_incomplete_checkpoint_is_skipped_in_a_run_and_an_error_alone(
-    checkpoint, tmp_path, damage
+    checkpoint, tmp_path, damage, words
 ):
     checkpoint(to="run/checkpoint-10")
     broken = checkpoint(to="run/checkpoint-20")
@@ -198,10 +207,10 @@ def test_an_incomplete_checkpoint_is_skipped_in_a_run_and_an_error_alone(
     run = open_run(tmp_path / "run")
     assert steps(run) == [10]
     assert list(reasons(run)) == ["checkpoint-20"]
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match=words):
         open_run(broken)
     damage(tmp_path / "run" / "checkpoint-10")
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match="none of the 2 checkpoints in"):
         open_run(tmp_path / "run")
 
 
@@ -216,12 +225,12 @@ def test_paths_that_lead_nowhere(checkpoint, tmp_path):
     with pytest.raises(PathError, match="does not exist"):
         open_run(tmp_path / "absent")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(PathError):
+    with pytest.raises(PathError, match="is a broken link"):
         open_run(tmp_path / "loop")
     file = checkpoint() / "model.safetensors"
     with pytest.raises(PathError, match="is a file"):
         open_run(file)
-    with pytest.raises(PathError):
+    with pytest.raises(PathError, match="does not exist"):
         open_run("a\0b")
 
 
@@ -284,7 +293,7 @@ def test_a_megatron_run_folder(tmp_path):
 
 def test_a_gguf_file(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    with pytest.raises(UnsupportedLayoutError):
+    with pytest.raises(UnsupportedLayoutError, match="is a GGUF file, and moegeo takes folders"):
         open_run(tmp_path / "m.gguf")
 
 

@@ -208,7 +208,7 @@ def test_damage_within_a_piece_is_an_error_where_it_is_read(part: Path) -> None:
     for start, length in ((piece.start, 4), (piece.start + piece.length - 22, 22)):
         broken = raw[:start] + b"\0" * length + raw[start + length :]
         file.write_bytes(broken)
-        with pytest.raises(IncompleteCheckpointError):
+        with pytest.raises(IncompleteCheckpointError, match=r"__0_0\.distcp is truncated or"):
             index.read(GATE)
 
 
@@ -268,7 +268,7 @@ FAULTS: dict[str, Callable[[dcp.Metadata], Any]] = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_metadata_that_contradicts_itself(part: Path, fault: str) -> None:
     change(part, FAULTS[fault])
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match=r"\.metadata is truncated or damaged"):
         open_weights(part)
 
 
@@ -339,7 +339,9 @@ def test_pieces_that_are_no_plain_tensors(tmp_path: Path) -> None:
         buffer = BytesIO()
         torch.save(value, buffer)
         replace_piece(folder, buffer.getvalue())
-        with pytest.raises(IncompleteCheckpointError):
+        with pytest.raises(
+            IncompleteCheckpointError, match=r"__0_0\.distcp is truncated or damaged"
+        ):
             open_weights(folder).read("a")
 
 

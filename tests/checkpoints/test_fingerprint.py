@@ -79,5 +79,5 @@ def test_sampling_is_fast_on_a_large_file(checkpoint):
 
 
 def test_an_unknown_mode(masters):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="no fingerprint mode 'fast'"):
         take(masters / "mixtral", "fast")

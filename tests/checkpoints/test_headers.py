@@ -120,7 +120,7 @@ BAD_HEADERS: dict[str, tuple[Any, bytes]] = {
 @pytest.mark.parametrize("bad", BAD_HEADERS.values(), ids=BAD_HEADERS.keys())
 def test_broken_headers(tmp_path, bad):
     path = write(tmp_path / "f", *bad)
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match="f is truncated or damaged"):
         read_header(path)
 
 
@@ -136,7 +136,7 @@ def test_truncated_at_any_byte(masters, tmp_path):
     path = tmp_path / "f"
     for cut in (0, 1, 7, 8, 9, start // 2, start - 1, start, start + 1, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(IncompleteCheckpointError):
+        with pytest.raises(IncompleteCheckpointError, match="f is truncated or damaged"):
             read_header(path)
     path.write_bytes(whole + b"\0")
     with pytest.raises(IncompleteCheckpointError, match="damaged"):
@@ -147,7 +147,7 @@ def test_a_file_cut_after_its_header_was_read(tmp_path):
     path = write(tmp_path / "f", {"a": tensor("F32", [2], 0, 8)}, b"12345678")
     info = read_header(path).tensors["a"]
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match="f is truncated or damaged"):
         read_tensor(path, info)
 
 
@@ -156,10 +156,12 @@ def test_what_is_no_regular_file(tmp_path):
 
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")  # opening it would wait for a writer
-    for name in ("absent", "loop", "pipe", "."):
-        with pytest.raises(PathError):
+    words = {"absent": "cannot be read", "loop": "cannot be read",
+             "pipe": "is not a regular file", ".": "is not a regular file"}  # fmt: skip
+    for name, said in words.items():
+        with pytest.raises(PathError, match=said):
             read_header(tmp_path / name)
-    with pytest.raises(PathError):
+    with pytest.raises(PathError, match="cannot be read"):
         read_header(Path("a\0b"))
 
 

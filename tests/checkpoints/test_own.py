@@ -110,25 +110,25 @@ def test_the_layout_of_transformers_counts_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "kind"),
+    ("files", "words"),
     [
-        ({}, NoCheckpointError),
-        ({"optimizer.pt": STATE, "readme.md": None}, NoCheckpointError),
-        ({"a.pt": STATE, "b.pt": STATE}, NoCheckpointError),
+        ({}, "holds no weights"),
+        ({"optimizer.pt": STATE, "readme.md": None}, "holds no weights"),
+        ({"a.pt": STATE, "b.pt": STATE}, "none of the 2 checkpoints in"),
     ],
 )
-def test_folders_without_an_answer(files: dict[str, Any], kind: type, tmp_path: Path) -> None:
+def test_folders_without_an_answer(files: dict[str, Any], words: str, tmp_path: Path) -> None:
     for name, state in files.items():
         if state is None:
             (tmp_path / name).write_text("")
         else:
             write(tmp_path / name, state)
-    with pytest.raises(kind):
+    with pytest.raises(NoCheckpointError, match=words):
         open_own_run(tmp_path)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PathError):
+    with pytest.raises(PathError, match="does not exist"):
         open_own_run(tmp_path / "nowhere")
 
 
@@ -136,7 +136,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 def test_a_cut_file_is_refused(size: int, tmp_path: Path) -> None:
     file = write(tmp_path / "w.pt")
     file.write_bytes(file.read_bytes()[:-size] if size else b"")
-    with pytest.raises(MoegeoError):
+    with pytest.raises(MoegeoError, match=r"w\.pt is truncated"):
         open_weights(open_own_run(tmp_path).newest.path).names()
 
 
@@ -178,6 +178,9 @@ def test_routers_and_sizes_from_the_files_and_the_options(tmp_path: Path) -> Non
     stated = describe({"num_experts": 8, "num_experts_per_tok": 3, "scoring_func": "sigmoid"})
     assert (stated.experts, stated.top_k, stated.scoring) == (8, 3, "sigmoid")
     assert describe({"num_experts_per_tok": 3}, top_k=1).top_k == 1
-    for options in ({"top_k": 5}, {"top_k": 0}, {"scoring": "mystery"}):
-        with pytest.raises(UsageError):
-            describe({}, **options)
+    for top_k in (0, 5):
+        with pytest.raises(UsageError, match="--top-k is impossible") as error:
+            describe({}, top_k=top_k)
+        assert error.value.found == f"{top_k} of 4 experts"
+    with pytest.raises(UsageError, match="the scoring 'mystery' is not known"):
+        describe({}, scoring="mystery")

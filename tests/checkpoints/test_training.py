@@ -71,7 +71,7 @@ def test_a_state_of_odd_values(checkpoint, state):
 def test_a_broken_state(checkpoint):
     folder = checkpoint()
     (folder / "trainer_state.json").write_text("[]")
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(IncompleteCheckpointError, match=r"trainer_state\.json is not an object"):
         _ = Checkpoint(folder).training
 
 

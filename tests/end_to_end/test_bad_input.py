@@ -375,8 +375,14 @@ def test_the_python_api_checks_what_it_is_given(checkpoint: Path, probe: Path) -
 
     run = analyze(checkpoint, probe=probe, layers=[0, 2], cache=False)
     assert [x.layer for x in run.checkpoints[0].layers] == [0, 2]
-    for wrong in ({"layers": ["0"]}, {"layers": 0}, {"max_tokens": 0}, {"steps": []}):
-        with pytest.raises(UsageError):
+    refused = (
+        ({"layers": ["0"]}, "--layers is not a list of numbers"),
+        ({"layers": 0}, "--layers is not a list of numbers"),
+        ({"max_tokens": 0}, "--max-tokens must be at least 1"),
+        ({"steps": []}, "--steps is not a list of numbers"),
+    )
+    for wrong, words in refused:
+        with pytest.raises(UsageError, match=words):
             analyze(checkpoint, probe=probe, cache=False, **wrong)
 
 

@@ -173,7 +173,10 @@ def test_a_replay_still_hears_the_fault() -> None:
 
     model = build(Answer, by_place, lambda o: o.y)
     reading.RouterTap(find_routers(model, pattern="gate")[0], lambda call: None)
-    with pytest.raises(UnsupportedArchitectureError):
+    with pytest.raises(
+        UnsupportedArchitectureError,
+        match=r"the router gate \(Router\) returns its choice in a form that moegeo cannot read",
+    ):
         model(IDS)
 
 

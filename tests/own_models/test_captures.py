@@ -276,7 +276,7 @@ def test_a_capture_that_cannot_be_written(tmp_path: Path) -> None:
     model = models.Causal()
     found = capture_routers(model, tmp_path / "file" / "c.safetensors", router="blocks.*.gate")
     model(torch.ones(2, 3, dtype=torch.long))
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="cannot be written"):
         found.close()
 
 

@@ -191,7 +191,9 @@ def test_a_pickle_that_runs_code_is_refused(
 
     (tmp_path / "run").mkdir()
     torch.save({"model": Payload()}, tmp_path / "run" / "weights.pt")
-    with pytest.raises(UnsafeFileError):
+    with pytest.raises(
+        UnsafeFileError, match=r"weights\.pt asks for code to run while it loads, and is refused"
+    ):
         measure("softmax", tmp_path / "run", probe[0])
     assert not (tmp_path / "ran").exists()
 

@@ -134,7 +134,9 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_it_is_left_as_it_was_after_an_error_too() -> None:
     model = Toy()
     model.disturb = lambda x: 1 / 0  # type: ignore[assignment]
-    with pytest.raises(UnsupportedArchitectureError):
+    with pytest.raises(
+        UnsupportedArchitectureError, match="the forward pass of Toy fails in the model's own code"
+    ):
         run(model, plan_of())
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
@@ -174,7 +176,7 @@ def test_a_lack_of_memory_is_passed_on() -> None:
         raise torch.OutOfMemoryError("out of memory")
 
     model.disturb = fail  # type: ignore[method-assign]
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         run(model, plan_of())
 
 

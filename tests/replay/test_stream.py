@@ -202,7 +202,10 @@ def test_a_file_that_is_cut_while_it_is_read_ends_the_analysis(tmp_path: Path) -
     stream = open_stream(tmp_path, 1)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(IncompleteCheckpointError):
+    with pytest.raises(
+        IncompleteCheckpointError,
+        match=r"model\.safetensors ends before the tensor",
+    ):
         run(stream.model, tmp_path, streamed(stream, 2000))
 
 
@@ -237,9 +240,14 @@ def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
     probe = write_probe(tmp_path)
     with pytest.raises(ResourceError, match="--memory is too low"):
         analyze(tmp_path, probe=probe, baseline="none", cache=False, memory="1MB")
-    with pytest.raises(BaselineError):
+    with pytest.raises(
+        BaselineError, match="a fresh initialisation cannot be streamed: it has no files"
+    ):
         analyze(tmp_path, probe=probe, baseline="init", cache=False, stream=True)
-    with pytest.raises(UsageError):
+    with pytest.raises(
+        UsageError,
+        match="--unit loss_token cannot be streamed",
+    ):
         analyze(tmp_path, unit="loss_token", stream=True)
     with pytest.raises(UsageError, match="not a size"):
         analyze(tmp_path, memory="much")

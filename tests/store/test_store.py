@@ -93,7 +93,7 @@ def test_keys_tell_apart_what_differs() -> None:
 
 def test_an_output_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError):
+    with pytest.raises(OutputError, match="cannot be written"):
         write_atomic(tmp_path / "file" / "out.json", "data")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
 

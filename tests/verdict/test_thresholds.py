@@ -44,5 +44,5 @@ def test_a_file_that_is_none_is_refused(text: str | None, tmp_path: Path) -> Non
     path = tmp_path / "limits.toml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match="is not a file of thresholds"):
         load_thresholds(path)

@@ -79,5 +79,5 @@ def test_a_checkpoint_whose_config_contradicts_it(checkpoint):
 
 
 def test_a_path_that_is_not_there(tmp_path):
-    with pytest.raises(PathError):
+    with pytest.raises(PathError, match="does not exist"):
         inspect_checkpoint(tmp_path / "absent")

@@ -57,7 +57,11 @@ def test_json_of_any_command_becomes_any_format(
 def test_what_cannot_be_shown_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, text, words in (
         ("no.json", "{", "the file is not complete JSON"),
-        ("other.json", '{"format": {"name": "x"}}', "this JSON is not a report of moegeo\n  found: format 'x'"),
+        (
+            "other.json",
+            '{"format": {"name": "x"}}',
+            "this JSON is not a report of moegeo\n  found: format 'x'",
+        ),
     ):
         (tmp_path / name).write_text(text)
         refused = call(capsys, "report", tmp_path / name)
