@@ -125,6 +125,13 @@ def test_every_file_that_contributing_names_exists() -> None:
     assert named - {path.name for path in (ROOT / "moegeo_cli").rglob("*.py")} == set()
 
 
+def test_contributing_names_every_folder_and_file_of_the_package() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    parts = [p for p in (ROOT / "moegeo_cli").iterdir() if not p.name.startswith(("_", "py.typed"))]
+    assert len(parts) > 30
+    assert {p.name for p in parts if f"`{p.name}{'/' * p.is_dir()}" not in page} == set()
+
+
 @pytest.mark.parametrize("folder", ["moegeo_cli", "benchmarks", "sample_checkpoints", "tests"])
 def test_every_page_that_code_names_exists(folder: str) -> None:
     """In messages, help, comments and data files."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moegeo_cli.checkpoints.training import _CARD_WORDS, _FRAMEWORK_FILES
 from moegeo_cli.errors import UsageError
 from moegeo_cli.explanations.findings import definitions
 from moegeo_cli.records import Intervention, RunRecord
@@ -18,6 +19,7 @@ from moegeo_cli.verdict.interventions import APPLIES, FRAMEWORKS, READS_CONFIG, 
 from tests.tiny_models import build_tiny
 from tests.verdict.conftest import checkpoint, layer, run_of
 
+ROOT = Path(__file__).parents[2]
 COLLAPSED = layer(1, collapse=0.95, effective_experts=2.5)
 
 
@@ -75,6 +77,12 @@ def test_a_selection_bias_is_moved_rather_than_a_loss_raised() -> None:
     assert "e_score_correction_bias" in key.lines
     megatron = advise(collapsed(scoring="sigmoid"), "megatron")["raise-bias-rate"].key
     assert megatron.key == "moe_router_bias_update_rate"
+
+
+def test_a_framework_that_files_point_to_has_a_name_that_is_known_and_documented() -> None:
+    assert set(_FRAMEWORK_FILES) | set(_CARD_WORDS.values()) <= set(FRAMEWORKS)
+    page = (ROOT / "docs" / "reference" / "interventions.md").read_text("utf-8")
+    assert {name for name in FRAMEWORKS if name not in page} == set()
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
