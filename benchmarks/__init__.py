@@ -1,1 +1,1 @@
-"""Benchmarks: ratios from interleaved runs, never bars inside the tests."""
+"""Benchmarks. They print ratios from interleaved runs; tests hold no limits on time."""

@@ -1,12 +1,11 @@
-"""Our empirical diagonal Fisher beside other ways to get it: `python -m benchmarks.against_others`.
+"""Compare moegeo's diagonal Fisher with other libraries': `python -m benchmarks.against_others`.
 
 Needs `pip install -c constraints.txt --no-deps nngeometry backpack-for-pytorch einops unfoldNd`:
-both ask for torchvision, which they do not use here and which must match the torch build to the
-digit. All compute the same sums, per position, of the same router rows on the same batches,
-and are held against each other before they are timed. nngeometry and BackPACK know nn.Linear
-alone, so their model's routers are rewritten to hold one; nngeometry differentiates its input,
-so it is given embeddings. A backward per loss token is timed on one sequence, since a whole
-probe of it would take hours.
+both require torchvision, which is not used here and must match the torch build exactly. All compute
+the same sums, per position, of the same router rows on the same batches; their results are compared
+before they are timed. nngeometry and BackPACK support nn.Linear only, so the routers of their model
+are rewritten to contain one. nngeometry differentiates by its input, so it gets embeddings. A
+backward pass per loss token is timed on one sequence, because a whole probe would take hours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`moegeo check`: seconds and memory, each call in a process of its own.
+"""Measure time and memory of `moegeo check`, each call in a process of its own.
 
     python -m benchmarks.check whole      # 2 GB of random weights, all of it, beside a bare SHA-256
     python -m benchmarks.check unchanged  # a run of 50 checkpoints that are kept, and one more

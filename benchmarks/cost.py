@@ -1,12 +1,12 @@
-"""What an analysis costs beside the bare model: `python -m benchmarks.cost [SIZE|RUN]`.
+"""Measure the cost of an analysis beside the bare model: `python -m benchmarks.cost [SIZE|RUN]`.
 
-Marginal cost, the time of the larger probe less that of the smaller one, so that what is
-paid once does not count; medians over interleaved rounds; the same model, dtype, batches
-and threads on both sides. Before each pair the smaller probe is run once untimed: threads
-that the contender before left spinning, and its memory, would be on the wrong bill. With
---memory, peak memory in processes of their own. All contenders keep freed blocks as the command
-line does (`models/memory/allocator.py`). With --processor-time and one thread the process's own
-time counts, which other work on the machine disturbs less.
+The cost is marginal: the time of a larger probe minus that of a smaller one, so that one-time work
+does not count. Figures are medians over interleaved rounds, with the same model, dtype, batches and
+threads on both sides. Before each pair the smaller probe is run once untimed, so that threads and
+memory of the previous contender do not count. --memory measures peak memory, each contender in a
+process of its own. All contenders keep freed blocks as the command line does
+(`models/memory/allocator.py`). --processor-time, with one thread, counts the process's own time,
+which other work on the machine disturbs less.
 """
 
 from __future__ import annotations

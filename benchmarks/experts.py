@@ -1,4 +1,4 @@
-"""Cost of one layer's experts, and how it grows: `python -m benchmarks.experts`.
+"""Measure the cost of the experts lens for one layer: `python -m benchmarks.experts`.
 
 A layer of random SwiGLU experts with random tokens: what is timed does not depend on the weights.
 Memory is the peak of the resident set beyond what it was with the weights loaded.

@@ -1,4 +1,4 @@
-"""What an analysis costs before its first token: `python -m benchmarks.fixed [SIZE]`.
+"""Measure the cost of an analysis before its first token: `python -m benchmarks.fixed [SIZE]`.
 
 Processor seconds of whole processes, interleaved: a bare script in which transformers builds the
 model and loads its weights, and `moegeo analyze` of the same checkpoint with a probe of 512

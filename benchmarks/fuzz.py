@@ -1,4 +1,4 @@
-"""Damaged files against every reader: `python -m benchmarks.fuzz --cases 1000000`.
+"""Read damaged files with every reader: `python -m benchmarks.fuzz --cases 1000000`.
 
 Takes real files (a checkpoint's header, index, config and trainer state, the metadata of a
 torch.distributed one, a probe, a stored record with its measurements, both JSON reports),

@@ -1,4 +1,4 @@
-"""The same analysis on an accelerator: `python -m benchmarks.gpu [small|large]`.
+"""Compare an analysis on an accelerator and the CPU: `python -m benchmarks.gpu [small|large]`.
 
 Says whether the numbers agree with the CPU's, and what an analysis costs beside the bare
 model there. Without an accelerator it says so and exits 2: no figure is made up.

@@ -1,4 +1,4 @@
-"""How cost grows with tokens, layers, experts and checkpoints: `python -m benchmarks.growth`.
+"""Measure how cost grows with tokens, layers, experts, checkpoints: `python -m benchmarks.growth`.
 
 Each row doubles one thing and leaves the rest; the ratio is of medians over interleaved
 rounds, so 2 is linear. Checkpoints are counted through the store: one new checkpoint beside

@@ -1,4 +1,4 @@
-"""kill -9 in the middle of an analysis: `python -m benchmarks.kills --times 100`.
+"""Kill an analysis at random moments and check its files: `python -m benchmarks.kills --times 100`.
 
 Analyzes a small run in a process of its own, kills it at a random moment, and looks: no file
 may be half-written under its final name, and the next whole analysis must give the bytes that an

@@ -1,4 +1,4 @@
-"""Random models and probes of a given size: what is timed does not depend on the weights."""
+"""Random models and probes of a given size. Timings do not depend on the weights."""
 
 from __future__ import annotations
 

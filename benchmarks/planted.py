@@ -1,4 +1,4 @@
-"""Every fault that `moegeo check` knows, planted in the samples: `python -m benchmarks.planted`.
+"""Run `moegeo check` on samples with one planted fault each: `python -m benchmarks.planted`.
 
 Each case copies a sample run, changes its files, and prints what the command says of it.
 """

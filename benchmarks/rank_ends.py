@@ -1,4 +1,4 @@
-"""How pairs of ranks end under load: each measures a small sample, and must exit with code 0.
+"""Check that pairs of ranks exit with code 0 under load, after measuring a small sample.
 
     python -m benchmarks.rank_ends --pairs 200 --load 4 [--warm]
 

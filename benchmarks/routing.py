@@ -1,4 +1,4 @@
-"""Cost of what `moegeo routing` does after the replay: `python -m benchmarks.routing`.
+"""Measure the cost of `moegeo routing` after the replay: `python -m benchmarks.routing`.
 
 One router with random inputs, rows and tokens: what is timed does not depend on what they say.
 Memory is the peak of the resident set beyond what it was with the tokens there.

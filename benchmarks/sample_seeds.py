@@ -1,4 +1,4 @@
-"""Do other seeds of a sample's recipe get the same verdict?
+"""Count the verdicts on a sample's recipe trained with other seeds.
 
 `python -m benchmarks.sample_seeds --output FOLDER`
 

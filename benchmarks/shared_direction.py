@@ -1,4 +1,4 @@
-"""Does a balance loss suppress the direction that all router inputs share, as [MY] claims?
+"""Test whether a balance loss suppresses the shared direction of router inputs, as [MY] claims.
 
 `python -m benchmarks.shared_direction --output FOLDER`
 

@@ -1,4 +1,4 @@
-"""How soon the command line answers: `python -m benchmarks.startup [RUN]`.
+"""Measure the start time of the command line: `python -m benchmarks.startup [RUN]`.
 
 Medians over fresh processes: `moegeo --help`, and a rerun of a run whose measurements are all
 kept, less what importing its modules takes.

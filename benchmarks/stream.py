@@ -1,4 +1,4 @@
-"""A checkpoint larger than the bound that it is analysed within: `python -m benchmarks.stream`.
+"""Analyze a checkpoint that is larger than its memory bound: `python -m benchmarks.stream`.
 
 Writes a Mixtral of 2.1 GB (random weights, bfloat16) into a folder, then replays a probe once
 with the whole model in memory and once with its layers streamed, each in a process of its own,

@@ -1,4 +1,4 @@
-"""Do experts part more under top-k routing than under soft routing, as [GA] claims?
+"""Test whether experts differ more under top-k than under soft routing, as [GA] claims.
 
 `python -m benchmarks.topk_and_soft --output FOLDER`
 

@@ -1,4 +1,4 @@
-"""Whether experts-untrained finds what was replaced, and is silent on what was trained.
+"""Count true and false findings of experts-untrained, on replaced and on trained experts.
 
     python -m benchmarks.untrained [--work DIR]
 

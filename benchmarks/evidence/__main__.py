@@ -1,4 +1,4 @@
-"""The study, step by step; each step goes on where it was stopped.
+"""Run the steps of the study. Each step continues where it was interrupted.
 
 python -m benchmarks.evidence plan                 what will be run, and what it will cost
 python -m benchmarks.evidence run --work DIR       the main runs

@@ -1,4 +1,4 @@
-"""What the default policy says of a run at each decision, replayed from the tables.
+"""The findings of the default policy on a run at each decision, computed from the tables.
 
 The rules are the product's: limits are read where the verdict reads them. They are replayed here,
 from the stored measurements, so that a new limit needs no new analysis.

@@ -1,4 +1,4 @@
-"""The committed tables, each read once, with what all parts of the page take from them."""
+"""The committed tables, each read once, and the values that several parts of the page share."""
 
 from __future__ import annotations
 

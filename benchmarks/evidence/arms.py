@@ -1,4 +1,4 @@
-"""What is tried on a flagged run: the catalogue's interventions as changes of its training.
+"""The interventions tried on a flagged run (arms), as changes of its training settings.
 
 A kind of failure is what the alarm says: the finding at the earliest alarm. Each has its control,
 which goes on as before with other data, and at most six arms that the catalogue names for it. The

@@ -1,4 +1,4 @@
-"""Areas under ROC curves within tasks, with intervals from resampling bases.
+"""Areas under ROC curves within tasks, with bootstrap intervals over bases.
 
 A pair counts where both runs are of one task: what separates tasks is no prediction. Every draw
 takes whole bases, with all their runs, within each task.

@@ -1,4 +1,4 @@
-"""Limits that raise at most 5% false alarms on tasks that they were not fitted on.
+"""Fit limits with at most 5% false alarms, measured on tasks that were not used for fitting.
 
 `router-collapse`: a limit on `collapse` less its null, linear in ln E and ln K, by quantile
 regression over checkpoints that are not collapsed. `loss-behind-reference`: one number, a quantile

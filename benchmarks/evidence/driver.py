@@ -1,4 +1,4 @@
-"""Carries out the plan: workers of one thread each, a record a run, nothing done twice."""
+"""Run the plan in single-threaded worker processes; runs that have a record are skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heterogeneity from the diagonal of the experts' Fishers beside that from the whole matrices.
+"""Compare heterogeneity from diagonal Fishers of the experts with that from whole matrices.
 
 Both of the same tokens, unit `position`: F_e = (1/T) Σ_t w_te x_t x_tᵀ, w the squared derivative of
 the loss (empirical) or p(1 − p) (categorical, softmax). Their trace forms are equal by definition.

@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains, where it goes wrong: at its routers, weights and optimizer.
+"""The faults that are injected into a training: in its routers, weights and optimizer.
 
 Legend: T tokens of a batch, E experts, K chosen per token, D width, S positions of a sequence.
 """

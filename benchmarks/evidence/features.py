@@ -1,4 +1,4 @@
-"""What moegeo says of a run cut off at a decision, and what a practitioner has at hand there.
+"""The features of a run at a decision: moegeo's metrics, and what a practitioner can see.
 
 The run's folder is rebuilt with nothing later than the decision in it, and the product's own
 `analyze` reads that: no feature can see past it. Names are `metric` of the newest checkpoint,

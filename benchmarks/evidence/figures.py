@@ -1,4 +1,4 @@
-"""The figures of docs/results/evidence.md, as SVG text that is the same for the same tables."""
+"""Draw the figures of docs/results/evidence.md as SVG text, reproducibly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of a checkpoint, from label tokens that nothing else sees.
+"""The outcome of a checkpoint, measured on label tokens that are used for nothing else.
 
 Legend: N sequences, B a batch of them, E experts, K chosen per token.
 """

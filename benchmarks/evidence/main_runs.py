@@ -1,4 +1,4 @@
-"""The main runs: train one, measure it at its decisions, keep a record and its states.
+"""The main runs: train one, measure it at its decisions, store its record and states.
 
 A run's record is written whole and last, so that a study that was stopped goes on where it was.
 """

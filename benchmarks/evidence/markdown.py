@@ -1,4 +1,4 @@
-"""Tables and numbers as docs/results/evidence.md writes them."""
+"""Format tables and numbers for docs/results/evidence.md."""
 
 from __future__ import annotations
 

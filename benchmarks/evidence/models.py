@@ -1,4 +1,4 @@
-"""The models of the study: three of transformers' types, and the digits' own, built from settings.
+"""The models of the study, built from settings: three of transformers' types, one for digits.
 
 Legend: T tokens of a batch, E experts, K chosen per token, D width.
 """

@@ -1,4 +1,4 @@
-"""The runs: base configurations that are sane, and what goes wrong with them in practice.
+"""The planned runs: healthy base configurations, and the same with a common fault.
 
 A base is a task, an architecture and sane training. Each has three healthy seeds and four causes,
 drawn so that every kind comes equally often, of two seeds each; a cause draws its severity over a

@@ -1,4 +1,4 @@
-"""What rules say at a decision against what became of the run: detection, prediction, stopping."""
+"""Compare rules with outcomes of runs: detection, prediction, and stopping early."""
 
 from __future__ import annotations
 

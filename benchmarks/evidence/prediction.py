@@ -1,4 +1,4 @@
-"""Which numbers at a decision predict that a run fails: the primary hypothesis, and all others.
+"""Test which metrics at a decision predict that a run fails: the primary hypothesis, and others.
 
 Legend: N runs, F features, B draws.
 """

@@ -1,4 +1,4 @@
-"""What the arms did, beside a control that went on as before.
+"""Compare the arms of flagged runs with controls that were not changed.
 
 Legend: N flagged runs, S seeds of data, B draws.
 """

@@ -1,4 +1,4 @@
-"""The data files that the verdict reads, from the committed tables: byte for byte the same.
+"""Write the data files that the verdict reads from the committed tables, reproducibly.
 
 calibration.toml holds limits and measured rates of rules, recoveries.toml what interventions did
 beside their controls. Limits are fitted on development bases; rates are those of untouched bases.

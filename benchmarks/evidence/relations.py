@@ -1,4 +1,4 @@
-"""FSI and performance, the diagonal beside the whole Fisher, small probes beside the default one.
+"""Relate FSI to performance, diagonal to whole Fisher, and small probes to the default one.
 
 Legend: N runs, B draws.
 """

@@ -1,4 +1,4 @@
-"""Tables and figures of docs/results/evidence.md, and the table of all areas, from the tables.
+"""Write tables and figures of docs/results/evidence.md, and the table of areas, from the tables.
 
 The page holds prose and blocks between `<!-- begin NAME -->` and `<!-- end NAME -->`, which this
 fills; `check` changes nothing and fails where something would.

@@ -1,4 +1,4 @@
-"""Flagged runs started again from their earliest alarm, under each arm and two seeds of data.
+"""Restart flagged runs at their earliest alarm, under each arm and two seeds of data.
 
 Which runs are flagged follows from the tables and the policy, so this plan is made anew, the same,
 by whoever has them.

@@ -1,4 +1,4 @@
-"""What rules, stopping and interventions came to: blocks of docs/results/evidence.md.
+"""Results of rules, stopping and interventions: blocks of docs/results/evidence.md.
 
 "development" are the bases that limits were fitted on, "untouched" those that nothing was.
 """

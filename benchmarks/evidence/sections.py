@@ -1,4 +1,4 @@
-"""What the runs, their features and the paper's claims came to: blocks of docs/results/evidence.md.
+"""Results of runs, features and the paper's claims: blocks of docs/results/evidence.md.
 
 "dev" are development bases, "untouched" those that nothing was fitted or chosen on.
 """

@@ -1,4 +1,4 @@
-"""What a run is: its model, how it is trained, and what is wrong with it.
+"""The settings of a run: its model, its training, and its fault.
 
 Everything that a run does follows from its `RunSettings`, so a run is named by them and its seed.
 

@@ -1,4 +1,4 @@
-"""Does the strictest reading of collapse predict failure? Counts for docs/concepts/verdict.md.
+"""Test whether the strictest definition of collapse predicts failure, for docs/concepts/verdict.md.
 
 Strict: in a router, under 1.5·K effective experts or under a quarter of E, at a decision and at the
 one before. Effective experts are exp of the load's entropy on label tokens, of the worst router.

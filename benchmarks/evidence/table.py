@@ -1,4 +1,4 @@
-"""The results as tables small enough to commit, and the labels that follow from them.
+"""Write and read the results as small committed tables, and derive the labels from them.
 
 `runs.csv.gz` has a row a run, `points.csv.gz` one a run and decision, `exact.csv.gz` one a router,
 `restarts.csv.gz` one a restart. Numbers have six digits. All analyses read these tables alone, so

@@ -1,4 +1,4 @@
-"""What the runs learn: two texts of different sources, a synthetic task, and images.
+"""The tasks of the runs: two texts of different sources, a synthetic task, and images.
 
 Every task is split into training, validation, probe and label tokens that share nothing. Text is
 cut into sequences of 64 bytes; runs of 16 sequences go to a split by the hash of their place, and

@@ -1,4 +1,4 @@
-"""One run, trained from its settings: checkpoints in the Trainer's layout, a log, resumable states.
+"""Train one run from its settings, with checkpoints, a log and states to resume from.
 
 Everything random comes from the run's seed: the initialisation, the order of the data, jitter. A
 restart goes on from a state with other settings and, for a seed of its own, other data.

@@ -1,1 +1,1 @@
-"""Loads of models that people deploy, and what the verdict's rule on loads says of them."""
+"""Expert loads of published models, and the verdict's rule on loads applied to them."""

@@ -1,4 +1,6 @@
-"""`python -m benchmarks.field [--loads FILE] [--json]`: what the verdict says of published loads.
+"""Apply the verdict's rule on loads to published loads.
+
+`python -m benchmarks.field [--loads FILE] [--json]` prints the result.
 
 `python -m benchmarks.field regenerate [--check]` writes moegeo_cli/verdict/known_loads.toml.
 """

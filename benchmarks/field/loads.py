@@ -1,4 +1,4 @@
-"""Tables of expert counts, and what the product's rule says of each (model, text).
+"""Read tables of expert counts, and apply the verdict's rule on loads to each (model, text).
 
 A table has a row a layer with the columns model, experts, top_k, layer, text, breadth, tokens and
 counts (of every expert, separated by `;`). `loads.csv.gz` holds 2,127 rows of published counts with

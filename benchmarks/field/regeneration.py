@@ -1,4 +1,4 @@
-"""known_loads.toml from the published counts: byte for byte the same.
+"""Write known_loads.toml from the published counts, reproducibly.
 
 The limit of a kind of text is two thirds of the lowest `reach` that a layer of any known-good model
 shows on it. Quantiles are those of a model's layers over all its texts of that kind.

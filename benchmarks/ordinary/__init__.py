@@ -1,1 +1,1 @@
-"""Ordinary trainings: textbook runs, and the same with one honest mistake each."""
+"""Ordinary trainings: good runs, and the same runs with one common mistake each."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.ordinary plan | run --work DIR | ...`: the ordinary trainings."""
+"""Run the ordinary trainings: `python -m benchmarks.ordinary plan | run --work DIR | ...`."""
 
 from __future__ import annotations
 

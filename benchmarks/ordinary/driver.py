@@ -1,4 +1,4 @@
-"""Carries the plan out: workers of one thread each, nothing done twice."""
+"""Run the plan in single-threaded worker processes; runs that are done are skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `moegeo check` says of each run after every save: files alone, no probe, no replay."""
+"""Record what `moegeo check` finds in each run after every save, from the files alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the verdict said of each run at each save, and what became of the run.
+"""The verdict on each run at each save, and how the run ended.
 
 A run ended worse where its held-out loss lies over its twin's by more than three standard
 deviations between good seeds of one setting.

@@ -1,4 +1,4 @@
-"""Which runs there are: four models, three texts, two seeds, and eight mistakes.
+"""The planned runs: four models, three texts, two seeds, and eight mistakes.
 
 A good run is trained as its model's authors published: their balance loss and coefficient, or their
 selection bias. A run with a mistake is the good run of the same model, text and first seed with one

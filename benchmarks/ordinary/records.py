@@ -1,4 +1,4 @@
-"""What moegeo measured of the runs, slim enough to commit: records that rules read, nothing else.
+"""The committed records of the runs: only the fields that rules read.
 
 `records.json.gz` holds a run's record for each name, with its final held-out loss. Judging starts
 from it, so severities can be tried without training or replaying anything.

@@ -1,4 +1,4 @@
-"""docs/results/ordinary.md and saves.csv, from the committed records: the same bytes each time."""
+"""Write docs/results/ordinary.md and saves.csv from the committed records, reproducibly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train one run by the transformers Trainer, as its plan says, and note its final loss.
+"""Train one planned run with the transformers Trainer, and record its final loss.
 
 A run's folder appears once it is whole; a run that was stopped is trained again from its start.
 """
