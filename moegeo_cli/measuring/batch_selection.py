@@ -208,7 +208,7 @@ def _ask_reference(
     logits_NE: torch.Tensor,
     selected_NK: torch.Tensor,
 ) -> Selection:
-    """The same, with doubtful tokens as the reference decides them."""
+    """Replace the results of doubtful tokens by those of `check_selection`, in place."""
     rows = doubtful_N.nonzero()[:, 0]
     if not len(rows):
         return found

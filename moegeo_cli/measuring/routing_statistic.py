@@ -1,7 +1,7 @@
 """A router's sums, fed batch by batch while the probe is replayed.
 
-What grows with the number of tokens is never held: a batch's tokens become sums by sequence, and
-of the tokens themselves a fixed sample is kept elsewhere (`Plan.kept_rows`).
+Memory does not grow with the number of tokens: a batch's tokens are added to sums by sequence. A
+fixed sample of the tokens themselves is kept by the pass (`Plan.kept_rows`).
 
 Legend: N tokens of a batch, S sequences of the probe, E experts, K experts chosen per token,
 M token means.
@@ -72,10 +72,10 @@ def make_statistic(
 
 
 def copied(values: torch.Tensor) -> np.ndarray:
-    """A parameter as an array of its own.
+    """A copy of a parameter as a float32 array.
 
-    A view would become the next checkpoint's where a model is filled in place, and hold the
-    mapped file that the parameter lies in.
+    A view would change when the model is filled with the next checkpoint, and would keep the
+    parameter's memory-mapped file open.
     """
     return np.array(values.detach().float().cpu().numpy())
 
@@ -176,7 +176,7 @@ class RoutingStatistic:
             self._sums[name].index_add_(0, own, values.to(self._counted))
 
     def _count(self, contradicted: int | torch.Tensor, *, in_logits: bool) -> None:
-        """Tokens that the rule does not explain, −1 without a rule."""
+        """Count the tokens that contradict the selection rule; −1 if the batch has no rule."""
         if isinstance(contradicted, int) and contradicted < 0:
             self._counted[1] += 1
         else:

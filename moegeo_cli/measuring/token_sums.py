@@ -86,8 +86,8 @@ def sum_batch(
         selected_NK: chosen experts, no slot empty.
         weights_NK: combine weights, float32, finite.
         found: the distributions of these logits.
-        scoring: of the router.
-        rule: how it selects; None where no rule can be held against it.
+        scoring: name of the router's scoring.
+        rule: the router's selection rule; None if it is not known.
     """
     experts = logits_NE.shape[1]
     even, furthest, log_experts = experts**-0.5, distance_max(experts), math.log(experts)

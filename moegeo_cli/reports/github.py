@@ -31,7 +31,7 @@ def render(record: RunRecord) -> str:
 
 
 def render_check(record: CheckRecord) -> str:
-    """The same for a check record."""
+    """One workflow command for the verdict of a check record and one per finding, worst first."""
     name, verdict = clean(record.run.get("name", "run"), 80), record.verdict
     if verdict is None:
         return _command("notice", f"moegeo check {name}", ["read, not judged"]) + "\n"

@@ -19,7 +19,7 @@ class Changed(Protocol):
         """A tensor, or some of its rows, with the adapter merged."""
 
     def without_adapter(self, name: str, rows: tuple[int, int] | None = None) -> Any:
-        """The same of the base model."""
+        """A tensor of the base model, or some of its rows, without the adapter."""
 
 
 def measure_moves(

@@ -108,7 +108,7 @@ def measure_run(
         steps: only these steps, like "0,100-500".
         latest: only the newest checkpoint, and the baseline.
         verify_fingerprint: "sampled" or "full".
-        progress: is told about progress.
+        progress: receives an event for each checkpoint and batch; None for none.
         baseline: a step, a path, "init" or "none". None for the run's step 0 or, for a run of
             adapters, the base model.
         models: builds the model of each checkpoint.

@@ -42,7 +42,7 @@ def analyze(
 
     Args:
         path: one checkpoint, or a folder of them.
-        progress: is told about each checkpoint as it is measured.
+        progress: receives an event for each checkpoint and batch; None for none.
         ranks: the processes that share the probe, on rank 0; None for this process alone.
         options: see below.
 

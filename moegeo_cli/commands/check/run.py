@@ -31,7 +31,7 @@ from moegeo_cli.verdict.thresholds import Thresholds
 
 
 class ProgressListener(Protocol):
-    """Is told about progress."""
+    """Receives the progress of reading files; see `measuring.run.Listener`."""
 
     def begin(self, title: str, count: int, noun: str = "checkpoint") -> None:
         """A run of `count` checkpoints starts."""
@@ -53,7 +53,7 @@ class Reader:
         mode: how a stored checkpoint is recognised: "sampled" or "full" (see `sums_key`).
         models: describes a user's own model; None for models of transformers.
         identity: the identity of that model.
-        progress: is told about progress.
+        progress: receives an event for each checkpoint and each block of bytes read.
         fill: builds the module tree of a config, for adapters.
     """
 

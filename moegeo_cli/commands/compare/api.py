@@ -45,7 +45,7 @@ def compare(
     Args:
         run_a: a run, or one checkpoint.
         run_b: the other run or checkpoint.
-        progress: is told about each checkpoint as it is measured.
+        progress: receives an event for each checkpoint and batch; None for none.
         ranks: the processes that share the probe, on rank 0; None for this process alone.
         options: see below. If `max_tokens` is None, both runs use the larger of their defaults.
 

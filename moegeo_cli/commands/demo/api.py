@@ -41,7 +41,7 @@ def demo(*, progress: Listener | None = None, **options: Unpack[Demo]) -> RunRec
     Measurements are stored only if `cache_dir` is given.
 
     Args:
-        progress: is told about each checkpoint as it is measured.
+        progress: receives an event for each checkpoint and batch; None for none.
         options: see below.
 
     Returns:

@@ -33,7 +33,7 @@ def experts(
 
     Args:
         path: a checkpoint, or a run (its newest checkpoint is used).
-        progress: is told about progress.
+        progress: receives an event for each checkpoint and batch; None for none.
         options: see below. With `captures`, only the experts' inputs are measured.
 
     Returns:

@@ -73,7 +73,7 @@ def measure_experts(
         probe: the tokenised probe.
         settings: how to measure.
         models: builds the model.
-        listener: is told about progress.
+        listener: receives an event for each checkpoint and batch; None for none.
 
     Returns:
         The record, without findings.

@@ -28,7 +28,7 @@ def invariance(
 
     Args:
         path: a checkpoint, or a run (its newest checkpoint is used).
-        progress: is told about each measurement.
+        progress: receives an event for each measurement and batch; None for none.
         options: see below. If `max_tokens` is None, 8,192 tokens are used. `seed` also seeds the
             rewritings.
 

@@ -63,7 +63,7 @@ def measure_invariance(
         architecture: its architecture.
         probe: the probe; each rewriting is verified on its first tokens.
         settings: how to measure; the dtype is always float32.
-        listener: is told about progress.
+        listener: receives an event for each checkpoint and batch; None for none.
         models: builds the model.
 
     Returns:

@@ -41,7 +41,7 @@ def routing(
             metrics are followed over all checkpoints.
         other: a second model's checkpoint or run (its newest checkpoint), compared with the first
             on the same tokens. Then only the newest checkpoint of `path` is measured.
-        progress: is told about progress.
+        progress: receives an event for each checkpoint and batch; None for none.
         options: see below. `seed` also seeds permutations and generated tokens.
 
     Returns:

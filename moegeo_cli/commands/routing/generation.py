@@ -34,7 +34,7 @@ def continue_prompts(
             nothing is padded.
         count: number of new tokens; an end-of-text token does not stop the sampling.
         seed: random seed; tokens are sampled on the CPU.
-        progress: is called with the number of tokens that were sampled.
+        progress: called with the number of tokens sampled since the last call.
 
     Returns:
         The new tokens of each prompt, int64, shape (count,).

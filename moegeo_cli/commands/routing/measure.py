@@ -47,7 +47,7 @@ def measure_routing_record(
         probe: the tokenised probe.
         settings: how to measure.
         other: a second model's checkpoint, and the probe tokenised for it.
-        listener: is told about progress.
+        listener: receives an event for each checkpoint and batch; None for none.
 
     Returns:
         The record, without findings.

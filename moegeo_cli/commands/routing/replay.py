@@ -49,7 +49,7 @@ class RoutingReplay:
         checkpoint: a checkpoint that gives the architecture.
         probe: the tokenised probe.
         settings: how to measure.
-        listener: is told about progress.
+        listener: receives an event for each checkpoint and batch; None for none.
 
     Raises:
         MoegeoError: the config cannot be read.

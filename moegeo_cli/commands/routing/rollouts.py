@@ -70,7 +70,7 @@ def generated_figures(
         prepared: the model.
         measurer: gives the probe with the prompts.
         settings: gives the number of new tokens and the seed.
-        progress: is called with the number of new tokens.
+        progress: called with the number of tokens sampled since the last call.
 
     Returns:
         Figures by router (or, as text, why nothing can be generated), and the number of prompts

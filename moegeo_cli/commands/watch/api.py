@@ -57,12 +57,13 @@ def watch(
     """Follow a run while it trains: judge each checkpoint once it is completely written.
 
     It starts with the checkpoints that exist, and waits if there are none. After the first
-    checkpoint was measured, one that cannot be measured is tried three times, noted to `progress`
-    and left out.
+    checkpoint was measured, one that cannot be measured is tried three times, then noted to
+    `progress` and left out.
 
     Args:
         path: the run: a folder of checkpoints.
-        progress: is told about each checkpoint as it is measured, and what is waited for.
+        progress: receives an event for each checkpoint and batch, and a note on what is awaited;
+            None for none.
         options: see below.
 
     Returns:
