@@ -7,7 +7,7 @@ so that equal files give equal numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,7 @@ from moegeo_cli.checkpoints.quantised.recipe import Recipe
 from moegeo_cli.checkpoints.quantised.settings import SIDE_FILES
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_names
-from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, UnsupportedLayoutError
-
-STILL = (
-    "`moegeo inspect` still describes the checkpoint, and --captures measures routers that are "
-    "not quantised"
-)
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,21 +110,20 @@ class EffectiveWeights(WeightIndex):
             dequantised=stored.dequantised + len(plan.recipes),
             unwrapped=unwrapped.wrappers,
         )
-        self.obstacle = self.obstacle or _empty_error(self.folder, kept)
-        if plan.problems and self.obstacle is None:
-            self.obstacle = _unreadable_error(self.folder, plan.problems)
+        self.obstacle = self.obstacle or _empty_error(self.folder, kept) or plan.error(self.folder)
 
     @property
     def is_plain(self) -> bool:
         """Whether the stored tensors are the model's tensors unchanged."""
         return not self._recipes and not self.record.unwrapped and self.merging is None
 
-    def describe(self, unused: Mapping[str, int]) -> dict[str, Any]:
-        """`record` for JSON; for an adapter also the size of its changes.
+    @property
+    def adapted(self) -> frozenset[str]:
+        """See `WeightIndex`."""
+        return frozenset() if self.merging is None else self.merging.touched
 
-        Args:
-            unused: reason -> number of tensors that the model does not use.
-        """
+    def describe(self, unused: Mapping[str, int]) -> dict[str, Any]:
+        """See `WeightIndex`: `record`, and for an adapter the size of its changes."""
         adapter = None
         if self.merging is not None and self.record.adapter is not None:
             known = self.obstacle is None
@@ -293,16 +287,4 @@ def _empty_error(folder: Path, infos: Mapping[str, TensorInfo]) -> MoegeoError |
         hint="make the weights of DeepSpeed's own checkpoint with its zero_to_fp32.py, or train "
         "with stage3_gather_16bit_weights_on_model_save and save again",
         context={"tensors": sorted(names)[:64]},
-    )
-
-
-def _unreadable_error(folder: Path, problems: Sequence[tuple[str, str]]) -> UnsupportedLayoutError:
-    forms = list(dict.fromkeys(words for _, words in problems))
-    return UnsupportedLayoutError(
-        f"{folder.name} is quantised in a form that moegeo does not read: {forms[0]}",
-        found=f"{problems[0][0]}, and {len(problems) - 1} more like it"
-        if len(problems) > 1
-        else problems[0][0],
-        hint=f"give the unquantised checkpoint; {STILL}; see docs/reference/layouts.md",
-        context={"forms": forms, "tensors": [name for name, _ in problems[:64]]},
     )

@@ -197,6 +197,19 @@ class WeightIndex:
         """(file, place) of each stored tensor that a tensor is made of."""
         return (self._entry(name),)
 
+    @property
+    def adapted(self) -> frozenset[str]:
+        """Names of the tensors that a merged adapter changes."""
+        return frozenset()
+
+    def describe(self, unused: Mapping[str, int]) -> dict[str, Any] | None:
+        """How these tensors were made from the stored ones, for JSON; None if they are the stored.
+
+        Args:
+            unused: reason -> number of tensors that the model does not use.
+        """
+        return None
+
     def check_type(self, model_type: str) -> None:
         """Check that the tensors can belong to a transformers model of this type.
 

@@ -23,7 +23,7 @@ from moegeo_cli.measuring.prepared import PreparedModel, collect_notes, digest, 
 from moegeo_cli.measuring.provenance import running_versions
 from moegeo_cli.measuring.router_arrays import make_router_arrays
 from moegeo_cli.measuring.routing_statistic import make_statistic
-from moegeo_cli.models.accounting import recall
+from moegeo_cli.models.accounting import weight_facts
 from moegeo_cli.models.fitting import Request, choose_source
 from moegeo_cli.models.given import Models
 from moegeo_cli.models.loading import resolve_device, resolve_dtype
@@ -285,7 +285,7 @@ class Measurer:
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
                 "unselected_gradient": outcome.unselected,
                 "memory": mode.describe_memory(),
-                "weights": recall(model),
+                "weights": weight_facts(model),
                 **({"no_loss": prepared.form.no_loss} if prepared.form.runs_to_end else {}),
                 "notes": collect_notes(prepared, mode, outcome, self.probe),
             },

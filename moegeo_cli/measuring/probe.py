@@ -65,12 +65,12 @@ def open_probe(
     loaded = load_probe(
         source,
         vocab_size=None
-        if models.samples and not _has_vocabulary(config)
+        if models.accepts_samples and not _has_vocabulary(config)
         else vocabulary_size(config),
         tokenizer_dir=tokenizer_place(folder.newest),
         max_tokens=max_tokens or _enough_tokens(folder, architecture),
         max_length=context_length(config),
-        samples=models.samples,
+        accepts_samples=models.accepts_samples,
         ends=document_ends(config),
     )
     return loaded.as_pairs() if architecture.encoder_decoder else loaded

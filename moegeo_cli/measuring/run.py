@@ -192,7 +192,7 @@ class RunMeasurement:
         Raises:
             ResourceError: the model does not fit.
         """
-        unplanned = self.models.own or not self.models.whole
+        unplanned = self.models.own or self.models.routers_only
         if self.ranks is not None or (unplanned and self.settings.memory is None):
             return
         for checkpoint in checkpoints:

@@ -25,9 +25,9 @@ def open_store(
         cache_dir: the folder of the store; None for .moegeo in the run.
         models: which model the run has.
     """
-    if cache and models.unidentified is not None:
+    if cache and models.store_problem is not None:
         store = Store(None)
-        store.problem = models.unidentified
+        store.problem = models.store_problem
         return store
     return Store(_store_folder(folder, cache_dir) if cache else None)
 

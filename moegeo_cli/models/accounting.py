@@ -1,4 +1,4 @@
-"""Checks that every tensor of a checkpoint is used by the model, or known to be unused."""
+"""Check that a model uses every tensor of a checkpoint, and keep on the model how it was filled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 from moegeo_cli.checkpoints.accounting import Unused, check_dtypes, check_unused
 from moegeo_cli.checkpoints.adapters.moves import describe_moves
-from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.models.conversion import Source, trace_sources
@@ -26,16 +25,16 @@ def account_for(
     Args:
         model: transformers' module tree.
         index: the checkpoint's tensors.
-        sources: what `trace_sources` gives for them, where it is at hand.
-        missing: parameters that no tensor filled, for the error.
+        sources: result of `trace_sources` for these tensors; None to compute it.
+        missing: names of parameters that no tensor fills, for the error message.
 
     Returns:
-        What is left out, by reason.
+        The unused tensors, by reason.
 
     Raises:
-        UnsupportedLayoutError: a tensor that nothing uses, or a float parameter that would be
-            filled from quantised bytes.
-        IncompleteCheckpointError: the same, where parameters are missing as well.
+        UnsupportedLayoutError: a tensor is not used and no reason for that is known, or a float
+            parameter would be filled from quantised bytes.
+        IncompleteCheckpointError: a tensor is not used, and parameters are missing.
     """
     names = index.names()
     sources = trace_sources(model, names) if sources is None else sources
@@ -59,7 +58,7 @@ def account_for(
         ),
     )
     _refuse_tied(model, index, sources)
-    remember(model, index, found.counts)
+    attach_weight_facts(model, index, found.counts)
     return found
 
 
@@ -67,14 +66,13 @@ def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) 
     """Refuse an adapter that changes only one use of a tied weight: merging would change both.
 
     Raises:
-        UnsupportedLayoutError: there is one.
+        UnsupportedLayoutError: the adapter changes a tied weight.
     """
-    merging = index.merging if isinstance(index, EffectiveWeights) else None
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-    if merging is None or not getattr(model.config.get_text_config(), "tie_word_embeddings", True):
+    if not getattr(model.config.get_text_config(), "tie_word_embeddings", True):
         return
     for name in sorted({*tied, *tied.values()} & set(sources)):
-        if merging.touched & set(sources[name].names):
+        if index.adapted & set(sources[name].names):
             raise UnsupportedLayoutError(
                 f"{index.folder.name}: the adapter changes {name}, which the model uses twice "
                 "(tied embeddings), so the merged model is not the same as the unmerged one",
@@ -83,27 +81,28 @@ def _refuse_tied(model: Any, index: WeightIndex, sources: Mapping[str, Source]) 
             )
 
 
-def remember(model: Any, index: WeightIndex, unused: Mapping[str, int]) -> None:
-    """Note on a model how its weights were made from the files' tensors.
+def attach_weight_facts(model: Any, index: WeightIndex, unused: Mapping[str, int]) -> None:
+    """Store on a model how its weights were made from the files' tensors.
 
     Args:
         model: the module tree.
-        index: the tensors that it was given.
-        unused: reason -> number of tensors that were left out.
+        index: the tensors that fill it.
+        unused: reason -> number of tensors that the model does not use.
     """
-    if isinstance(index, EffectiveWeights):
-        model.moegeo_weights = index.describe(unused)
+    facts = index.describe(unused)
+    if facts is not None:
+        model.moegeo_weights = facts
 
 
-def recall(model: Any) -> dict[str, Any] | None:
-    """What `remember` noted; None for a model that was given no files."""
+def weight_facts(model: Any) -> dict[str, Any] | None:
+    """The facts of `attach_weight_facts`, for JSON; None for a model that no files filled."""
     found = getattr(getattr(model, "inner", model), "moegeo_weights", None)
     return dict(found) if found is not None else None
 
 
 def say_weights(model: Any) -> list[str]:
-    """The same in words, if anything was done or left out."""
-    found = recall(model)
+    """The facts of `attach_weight_facts` as notes; [] if all tensors were used unchanged."""
+    found = weight_facts(model)
     if found is None:
         return []
     notes = []
@@ -120,7 +119,7 @@ def say_weights(model: Any) -> list[str]:
 
 
 def _ignored(model: Any) -> list[str]:
-    """Patterns of tensors that the model type's own code leaves out."""
+    """Patterns of tensor names that the code of the model type declares as unused."""
     patterns = set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return sorted(pattern for pattern in patterns if _compiles(pattern))
 

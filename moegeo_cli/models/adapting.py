@@ -1,4 +1,4 @@
-"""How transformers fills a model's module tree from saved tensors, for adapters."""
+"""Trace which saved tensors make each parameter of a model, to merge adapters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from moegeo_cli.models.failures import explain
 
 
 def trace_model(model: Any, index: WeightIndex) -> Mapping[str, ParameterSource]:
-    """The trace of a built model.
+    """Parameter of a built model -> its shape and the saved tensors that make it.
 
     Args:
-        model: the module tree.
+        model: transformers' module tree.
         index: the saved tensors.
     """
     with quiet_transformers():
@@ -32,20 +32,21 @@ def trace_model(model: Any, index: WeightIndex) -> Mapping[str, ParameterSource]
                 shape=tuple(tensor.shape),
                 names=tuple(sources[name].patterns.values()),
                 operations=sources[name].operations,
-                # what transformers says of experts whose kernels may be exchanged
+                # set by transformers on experts modules whose kernel can be replaced
                 transposed=bool(getattr(module, "is_transposed", False)),
             )
     return found
 
 
 def trace_config(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, ParameterSource]:
-    """The trace of the model that a checkpoint describes. It is built without memory.
+    """`trace_model` of the model that a checkpoint's config describes, on the meta device.
 
     Args:
         checkpoint: the checkpoint.
         index: the saved tensors.
 
-    Raises: what a model that cannot be built raises.
+    Raises:
+        MoegeoError: the model cannot be built.
     """
     try:
         with quiet_transformers():

@@ -1,7 +1,7 @@
-"""Routers without a model: captured inputs, and weights read from the files.
+"""Routers without a model: their inputs were captured, their weights are read from the files.
 
-No model is built. Each router is its weight, its biases and the rule by which its architecture
-selects; a checkpoint's own captures also bring the logits and choices that the model itself made.
+A router is computed from its weight, its biases and the selection rule of its architecture. If the
+capture is of the same checkpoint, the logits and selected experts in it are used as they are.
 
 Legend: T captured rows, D router input width, E experts, K experts chosen per token.
 """
@@ -31,17 +31,22 @@ from moegeo_cli.scorings import find_scoring
 NO_LOSS = "router inputs alone have no loss"
 NO_EXPERTS = "captured router inputs: no expert was run"
 SAME_INPUT = "experts of this type get the same input as their router"
-TAKEN_INPUT = "assumed, not confirmed: experts get the same input as their router"
+ASSUMED_INPUT = "assumed, not confirmed: experts get the same input as their router"
 
 
 class LoneRouter(nn.Module):
-    """One router: captured rows in, (logits, weights, selected experts) out.
+    """One router that maps captured inputs to (logits, combine weights, selected experts).
 
     Args:
-        tensors: where it lies in the files.
-        index: the files.
-        captured: its columns; None where nothing of it was captured.
-        architecture: how it scores and selects.
+        tensors: names of its tensors in the files.
+        index: the checkpoint's tensors.
+        captured: its captured columns; None if nothing of it was captured.
+        architecture: its scoring and selection rule.
+        device: device of the weights.
+
+    Attributes:
+        captured_outputs: whether captured logits and selected experts are used instead of computed
+            ones, because the capture is of this checkpoint.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class LoneRouter(nn.Module):
         rows = architecture.rows_in(tensors.layer)
         weight = index.read(tensors.weight)
         if weight.shape[0] != rows and weight.shape[1] == rows:
-            weight = weight.T  # some families save it the other way round
+            weight = weight.T  # some families save it transposed
         self.experts = experts or weight.shape[0]
 
         def rows_of(values: np.ndarray) -> torch.Tensor:
@@ -73,11 +78,11 @@ class LoneRouter(nn.Module):
         if tensors.selection_bias is not None:
             self.selection_bias = rows_of(index.read(tensors.selection_bias).reshape(-1))
         self.top_k = architecture.top_k_in(tensors.layer)
-        self.own = False  # whether what the model made of the inputs counts
+        self.captured_outputs = False
 
     @property
     def router(self) -> Router:
-        """This router as a replay knows it, by the path that it has in the model."""
+        """This router for the replay, under its path in the model."""
         path = self.captured.path if self.captured else self.tensors.module
         return Router(
             layer=self.tensors.layer or 0, path=path, module=self, linear=self, parent=self,
@@ -86,19 +91,19 @@ class LoneRouter(nn.Module):
         )  # fmt: skip
 
     def take(self, kind: str, rows_N: np.ndarray) -> torch.Tensor | None:
-        """Captured rows of a kind; None where it was not captured."""
+        """Captured rows of a kind ("inputs", "logits", ...); None if it was not captured."""
         column = self.captured.columns.get(kind) if self.captured else None
         return None if column is None else torch.from_numpy(column.take(rows_N))
 
     def product(self, x_ND: torch.Tensor) -> torch.Tensor:
-        """The logits, from the inputs."""
+        """Logits computed from inputs: weight × input, plus the bias."""
         return F.linear(x_ND, self.weight, self.bias)
 
     def forward(self, x_ND: torch.Tensor, rows_N: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Logits, combine weights and selected experts."""
-        logits = self.take("logits", rows_N) if self.own else None
+        """Logits (N, E), combine weights (N, K) and selected experts (N, K) of captured rows."""
+        logits = self.take("logits", rows_N) if self.captured_outputs else None
         logits_NE = self.product(x_ND) if logits is None else logits.to(x_ND.device)
-        selected = self.take("selected", rows_N) if self.own else None
+        selected = self.take("selected", rows_N) if self.captured_outputs else None
         weights = self.take("weights", rows_N) if selected is not None else None
         if selected is not None:
             self._check_choice(selected, weights)
@@ -106,7 +111,7 @@ class LoneRouter(nn.Module):
         selected_NK = selected_NK.to(x_ND.device)
         if weights is None:
             weights = self._scores(logits_NE).gather(1, selected_NK.clamp_min(0))
-        if logits is not None and self.captured is not None:  # exact: so they were saved
+        if logits is not None and self.captured is not None:  # exact: they were saved in this dtype
             logits_NE = logits_NE.to(dtype_of(self.captured.columns["logits"]))
         return logits_NE, weights.to(x_ND.device), selected_NK
 
@@ -124,7 +129,7 @@ class LoneRouter(nn.Module):
         return find_scoring(self.architecture.scoring or "sigmoid").tensor_score(logits_NE)
 
     def _select(self, logits_NE: torch.Tensor) -> torch.Tensor:
-        """What the architecture's rule selects, best first."""
+        """The experts that the architecture's selection rule selects, shape (N, K)."""
         selection = self.architecture.selection
         assert self.top_k is not None
         bias = self.selection_bias
@@ -138,7 +143,7 @@ class LoneRouter(nn.Module):
 
 
 class RoutersAlone(ModelAdapter):
-    """All routers of a checkpoint; a call with row numbers calls each with its inputs."""
+    """All routers of a checkpoint as one module, whose input is numbers of captured rows."""
 
     no_loss = f"{NO_LOSS}: use --fisher categorical"
     recorded = True
@@ -150,7 +155,7 @@ class RoutersAlone(ModelAdapter):
 
     @property
     def body(self) -> None:
-        """See `ModelForm`: no expert is here."""
+        """See `ModelForm`: there are no experts."""
         return None
 
     def find_routers(self) -> list[Router]:
@@ -160,10 +165,11 @@ class RoutersAlone(ModelAdapter):
     def find_experts(
         self, routers: list[Router], inputs: Inputs
     ) -> Mapping[str, ExpertBlock | None]:
-        """See `ModelForm`: none of them is here to be asked.
+        """See `ModelForm`: every block has a problem, because no expert can be run.
 
         Raises:
-            UnsupportedArchitectureError: they are given something else than what routers see.
+            UnsupportedArchitectureError: experts of this architecture do not get the same input as
+                their router, so captured router inputs say nothing about them.
         """
         architecture = self.routers[0].architecture
         if architecture.expert_input_differs is not None:
@@ -172,16 +178,21 @@ class RoutersAlone(ModelAdapter):
                 found=architecture.expert_input_differs,
                 hint="measure the model itself, without --captures",
             )
-        note = SAME_INPUT if architecture.known else TAKEN_INPUT
+        note = SAME_INPUT if architecture.known else ASSUMED_INPUT
         self.notes = [n for n in self.notes if n != note] + [note]
         return {r.path: ExpertBlock(r, r.module, "list", r.experts, NO_EXPERTS) for r in routers}
 
     def prepare(self, routers: list[Router], inputs: Inputs) -> None:
-        """Nothing to look at: rows do not influence each other."""
+        """See `ModelForm`: nothing to do, because rows do not influence each other."""
 
     @torch.no_grad()
     def forward(self, rows: torch.Tensor, use_cache: bool = False) -> Any:
-        """Every router on its captured inputs."""
+        """Call every router on its captured inputs.
+
+        Args:
+            rows: numbers of captured rows, any shape.
+            use_cache: ignored.
+        """
         rows_N = rows.reshape(-1).cpu().numpy()
         for lone in self.routers:
             x_ND = lone.take("inputs", rows_N)
@@ -191,5 +202,5 @@ class RoutersAlone(ModelAdapter):
 
 
 def dtype_of(column: Column) -> torch.dtype:
-    """In which dtype a column's floats were saved."""
+    """The dtype in which a column of floats was saved."""
     return {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(column.dtype, torch.float32)

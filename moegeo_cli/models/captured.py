@@ -1,4 +1,7 @@
-"""Matches captured inputs to the routers of the files, and says where they come from.
+"""`CapturedModels`: routers read from the files, fed with captured inputs.
+
+Captured routers are matched to those of the files. Notes say whether the capture is of the same
+checkpoint: if it is not, its inputs are an approximation.
 
 Legend: N rows, D router input width.
 """
@@ -32,13 +35,13 @@ SAMPLE_ROWS = 512  # captured logits that decide whether a capture is of this ch
 
 
 class CapturedModels:
-    """Gives the routers of one checkpoint after another; see `ModelSource`.
+    """Loads the routers of one checkpoint after another; see `ModelSource`.
 
     Args:
-        captures: what was captured.
-        architecture: how the routers score and select.
-        find: the routers of a checkpoint's files.
-        device: where products are computed.
+        captures: the capture.
+        architecture: scoring and selection rule of the routers.
+        find: finds the routers among a checkpoint's tensors.
+        device: device of the weights and the computation.
     """
 
     mode = ReplayMode(form="captured", unplanned="only routers and captured inputs are in memory")
@@ -54,12 +57,12 @@ class CapturedModels:
         self.device, self.dtype = device, torch.float32
 
     def load(self, checkpoint: Checkpoint) -> nn.Module:
-        """The routers in a checkpoint's files, with what was captured of each.
+        """The routers in a checkpoint's files, with the captured columns of each.
 
         Raises:
-            ProbeError: no router was captured, or inputs are of another width.
-            UnsupportedArchitectureError: how these routers choose is not known, and no choice was
-                captured.
+            ProbeError: none of the routers was captured, or captured columns have another width.
+            UnsupportedArchitectureError: the selection rule of these routers is not known, and
+                selected experts were not captured.
         """
         index = checkpoint.weights
         index.resolve(None if checkpoint.own else partial(trace_config, checkpoint))
@@ -81,10 +84,10 @@ class CapturedModels:
         _check_widths(known)
         own, words = self._provenance(checkpoint, known)
         for router in known:
-            router.own = own
+            router.captured_outputs = own
         notes.insert(0, words)
         self._check_rule(known, own=own)
-        notes.append(_say_computed(known, own=own))
+        notes.append(_describe_outputs(known, own=own))
         lacking = [router.tensors.module for router in lone if not router.captured]
         if lacking:
             notes.append(f"no inputs were captured of {', '.join(lacking[:4])}")
@@ -94,11 +97,7 @@ class CapturedModels:
         return RoutersAlone(lone, notes).eval()
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """Refused: inputs of a trained model say nothing about a fresh one.
-
-        Raises:
-            UsageError: always.
-        """
+        """See `ModelSource`; always refused: inputs of a trained model do not fit a fresh one."""
         raise UsageError(
             "--baseline init does not go with --captures: a fresh initialisation has no captured "
             "router inputs",
@@ -114,20 +113,20 @@ class CapturedModels:
         self, checkpoint: Checkpoint, routers: Sequence[LoneRouter]
     ) -> tuple[bool, str]:
         """Whether the capture is of this checkpoint, and the note that says so."""
-        said = self.captures.fingerprint, self.captures.step
-        if said[0] is not None:
-            own = checkpoint.fingerprint() == said[0]
-        elif said[1] is not None and (step := _step_of(checkpoint)) is not None:
-            own = step == said[1]
+        fingerprint, captured_step = self.captures.fingerprint, self.captures.step
+        if fingerprint is not None:
+            own = checkpoint.fingerprint() == fingerprint
+        elif captured_step is not None and (step := _step_of(checkpoint)) is not None:
+            own = step == captured_step
         else:
             return _judge_logits(routers)
         if own:
             return True, "router inputs alone, captured at this checkpoint: no model was run"
-        at = f"step {said[1]}" if said[1] is not None else "another checkpoint"
+        at = "another checkpoint" if captured_step is None else f"step {captured_step}"
         return False, f"an approximation: the router inputs were captured at {at}, not here"
 
     def _check_rule(self, routers: Sequence[LoneRouter], *, own: bool) -> None:
-        """Check that the selection rule is known, if choices must be computed."""
+        """Check that the selection rule is known, if selected experts must be computed."""
         needs = [r for r in routers if not (own and r.take("selected", NO_ROWS) is not None)]
         hashing = [r for r in needs if r.tensors.layer in self.architecture.hash_layers]
         if not needs:
@@ -149,13 +148,13 @@ class CapturedModels:
 def _match(
     tensors: Sequence[RouterTensors], captured: Mapping[str, CapturedRouter]
 ) -> dict[str, CapturedRouter]:
-    """Weight's name -> captured router: by path, else by layer and similarity of paths."""
+    """Name of a weight -> captured router, by equal paths, else by layer and most similar path."""
     by_path = {unwrap_name(path): router for path, router in captured.items()}
     found = {t.weight: by_path[unwrap_name(t.module)] for t in tensors
              if unwrap_name(t.module) in by_path}  # fmt: skip
     taken = {router.path for router in found.values()}
     pairs = sorted(
-        (-_likeness(t.module, router.path), t.weight, router.path)
+        (-_shared_parts(t.module, router.path), t.weight, router.path)
         for t in tensors for router in captured.values()
         if t.weight not in found and router.path not in taken and t.layer == router.layer
     )  # fmt: skip
@@ -166,11 +165,13 @@ def _match(
     return found
 
 
-def _likeness(one: str, other: str) -> int:
+def _shared_parts(one: str, other: str) -> int:
+    """Number of parts that two module paths have in common."""
     return len(set(one.split(".")) & set(other.split(".")))
 
 
 def _check_widths(routers: Sequence[LoneRouter]) -> None:
+    """Check that captured inputs and logits have the widths of the routers' weights."""
     for router in routers:
         assert router.captured is not None
         columns, width = router.captured.columns, router.weight.shape[1]
@@ -186,7 +187,7 @@ def _check_widths(routers: Sequence[LoneRouter]) -> None:
 
 
 def _judge_logits(routers: Sequence[LoneRouter]) -> tuple[bool, str]:
-    """Decide by the captured logits whether the capture fits, if it names no checkpoint."""
+    """`_provenance` of a capture without a checkpoint: compare its logits with weight × input."""
     known = [r for r in routers if r.captured and "logits" in r.captured.columns]
     if not known:
         return False, "the capture names no checkpoint: an approximation, unless it is of this one"
@@ -210,7 +211,8 @@ def _judge_logits(routers: Sequence[LoneRouter]) -> tuple[bool, str]:
     return False, "an approximation: the captured logits are those of another checkpoint's routers"
 
 
-def _say_computed(routers: Sequence[LoneRouter], *, own: bool) -> str:
+def _describe_outputs(routers: Sequence[LoneRouter], *, own: bool) -> str:
+    """The note on which logits and selected experts were captured, and which are computed."""
     kinds = [set(r.captured.columns) if own and r.captured else set() for r in routers]
     logits = sum("logits" in k for k in kinds)
     chosen = sum("selected" in k for k in kinds)
@@ -228,6 +230,7 @@ def _say_computed(routers: Sequence[LoneRouter], *, own: bool) -> str:
 
 
 def _step_of(checkpoint: Checkpoint) -> int | None:
+    """The training step of a checkpoint, by its folder's name or its trainer state."""
     step = parse_step(step_folder(checkpoint.path).name)
     stated = (checkpoint.trainer_state or {}).get("global_step") if step is None else None
     return stated if type(stated) is int else step

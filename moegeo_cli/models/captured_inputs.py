@@ -1,4 +1,4 @@
-"""Routers without a model, with captured inputs."""
+"""`CapturedInputs`: the form of a run whose routers are measured without a model (--captures)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from moegeo_cli.probes import Probe
 
 
 class CapturedInputs(Models):
-    """Routers without a model, with captured inputs.
+    """Routers without a model, with captured inputs; see `Models`.
 
     Args:
         path: the capture.
-        base: whose routers: transformers' by their config, or others that options describe.
+        base: finds and describes the routers: `Models` by config.json, or `OwnFactory` by options.
     """
 
-    whole = False
+    routers_only = True
 
     def __init__(self, path: Path, base: Models) -> None:
         self.base, self.captures, self.own = base, read_captures(path), base.own

@@ -1,4 +1,4 @@
-"""Chooses the kind of model by the options."""
+"""Choose the form in which a run's models are given, by the options."""
 
 from __future__ import annotations
 
@@ -20,10 +20,18 @@ def choose_models(
     captures: Path | str | None = None,
     config: Path | str | None = None,
 ) -> Models:
-    """The kind of model that the options ask for.
+    """The form in which a run's models are given.
+
+    Args:
+        model: --model, a callable or `package.module:name`; None for models of transformers.
+        router: --router, a pattern of the routers' module names.
+        top_k: --top-k, experts chosen per token.
+        scoring: --scoring, name of the routers' scoring.
+        captures: --captures, a capture of router inputs.
+        config: --config, a folder with config.json.
 
     Raises:
-        UsageError: options of an own model without one, or a name of another form.
+        UsageError: the options contradict each other, or --model has another form.
     """
     if captures is not None:
         if model is not None:

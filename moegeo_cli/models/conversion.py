@@ -1,8 +1,8 @@
-"""The one seam to transformers' own loader: which saved tensor feeds which parameter, and how.
+"""transformers' conversion rules: which saved tensors make each parameter, and by which operations.
 
-What is saved is often not what the module tree holds (experts one by one, other names), and
-transformers keeps the rules. They are not a public interface: everything of them that moegeo
-uses is named here, and tests/models/test_conversion.py fails where they change.
+Saved tensors often differ from the parameters of the module tree: experts are saved one by one, or
+names have changed. The rules are in transformers and are not public. Only this module uses them,
+and tests/models/test_conversion.py fails if they change.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.models.model_config import auto_class, open_config
-from moegeo_cli.models.uneven import join_layers, own_experts
+from moegeo_cli.models.uneven import experts_by_layer, join_layers
 
-# Conversions that leave the first dimension, that of the experts, as it is.
+# Operations that do not change the first dimension (the experts).
 BY_EXPERT = {"MergeModulelist", "Concatenate", "Transpose", "Interleave"}
 
 
@@ -28,8 +28,9 @@ BY_EXPERT = {"MergeModulelist", "Concatenate", "Transpose", "Interleave"}
 class Source:
     """The saved tensors that make one parameter.
 
-    `patterns` holds them by the rule's own pattern, in its order; `operations` names what is
-    done with them, nothing for a mere renaming.
+    Attributes:
+        patterns: pattern of the conversion rule -> names of the saved tensors that match it.
+        operations: class names of the rule's operations, in order; () for a renaming.
     """
 
     patterns: Mapping[str, tuple[str, ...]]
@@ -37,7 +38,7 @@ class Source:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of them."""
+        """Names of all these tensors."""
         return tuple(name for names in self.patterns.values() for name in names)
 
 
@@ -47,20 +48,20 @@ def build_skeleton(
     device: torch.device,
     experts: Mapping[int, int] | None = None,
 ) -> Any:
-    """The model that config.json describes, without weights: parameters take no memory.
+    """The model that config.json describes, with parameters on the meta device (no memory).
 
-    Buffers that no file holds (rotary frequencies) are there, on `device`.
+    Buffers that are not saved in files (rotary frequencies) are computed, on `device`.
 
     Args:
         checkpoint: the checkpoint.
-        dtype: of the parameters.
-        device: where those buffers lie.
-        experts: layer -> its number of experts; None for what the checkpoint tells.
+        dtype: dtype of the parameters.
+        device: device of the computed buffers.
+        experts: layer -> its number of experts; None for the numbers of the checkpoint's files.
 
     Raises:
         UnsupportedArchitectureError: transformers has no such language model.
     """
-    counts = own_experts(checkpoint) if experts is None else experts
+    counts = experts_by_layer(checkpoint) if experts is None else experts
     return join_layers(lambda count: _build_empty(checkpoint, dtype, device, count), counts)
 
 
@@ -86,9 +87,15 @@ def _build_empty(
 
 
 def trace_sources(model: Any, names: Iterable[str]) -> dict[str, Source]:
-    """Which saved tensors make which parameter or buffer of `model`.
+    """Parameter or buffer of a model -> the saved tensors that make it.
 
-    A rule that makes several parameters is listed under the first of them.
+    Args:
+        model: transformers' module tree.
+        names: names of the saved tensors.
+
+    Returns:
+        Sources by the name of the parameter. If a rule makes several parameters, its source is
+        listed under the first one only.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -124,16 +131,17 @@ def trace_sources(model: Any, names: Iterable[str]) -> dict[str, Source]:
 def convert_into(
     model: Any, state: Mapping[str, Any], device: torch.device, dtype: torch.dtype
 ) -> Any:
-    """Convert saved tensors and put them into `model`; the rest of it stays as it is.
+    """Convert saved tensors to parameters of a model. Other parameters are not changed.
 
     Args:
-        model: the module tree.
-        state: by saved name, whatever gives a tensor for `[...]`.
-        device: where the parameters go.
-        dtype: theirs, but for what the model keeps in float32.
+        model: transformers' module tree.
+        state: saved name -> an object whose `[...]` is the tensor.
+        device: device of the parameters.
+        dtype: dtype of the parameters, except those that the model keeps in float32.
 
     Returns:
-        transformers' report: missing_keys, mismatched_keys, error_msgs, conversion_errors.
+        transformers' loading report, with missing_keys, mismatched_keys, error_msgs and
+        conversion_errors.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -153,13 +161,13 @@ def convert_into(
 
 
 def indexes_experts(module: nn.Module) -> bool:
-    """Whether a module's own forward takes its experts' weights one expert at a time."""
+    """Whether a module's own forward indexes its fused weights one expert at a time."""
     return hasattr(type(module), "_apply_gate")
 
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Its progress bars and loading report would spoil our streams; we read the report itself."""
+    """A context without the progress bars and log messages of transformers."""
     from transformers.utils import logging as transformers_logging
 
     level = transformers_logging.get_verbosity()

@@ -1,7 +1,7 @@
-"""Expert weights that were lost: NaN, infinity, zeros, or the same weights twice.
+"""Find damaged expert weights: NaN, infinity, rows of zeros, or several experts with equal weights.
 
-transformers loads such files without a word. One pass over the experts' weights tells them; a
-forward pass reads the same weights more often.
+transformers loads such weights without an error. Finding them reads each expert's weights about
+once, which costs less than a forward pass.
 
 Legend: E experts, R rows and C columns of a weight matrix.
 """
@@ -22,9 +22,12 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Experts with NaN or infinite weights, with weights that are zero, and equal ones.
+    """The damaged experts of one router, by number.
 
-    `identical` has groups of two experts or more whose weights are all equal, bit for bit.
+    Attributes:
+        nonfinite: experts with a NaN or infinite weight.
+        zero: experts with a row of zeros in a weight.
+        identical: groups of two or more experts whose weights are equal, bit for bit.
     """
 
     nonfinite: tuple[int, ...]
@@ -33,49 +36,50 @@ class Damage:
 
 
 def find_damage(router: Router) -> Damage | None:
-    """The damaged experts beside a router; None where their weights are not all in memory.
+    """The damaged experts of a router; None if their weights are not all in memory.
 
-    Rows that are zero in every expert are padding, not damage; a matrix that is zero as a whole
-    is named in any case.
+    A row that is zero in every expert is padding, not damage, unless the whole weight is zero.
     """
     nonfinite: set[int] = set()
     zero: set[int] = set()
-    alike: list[tuple[int, ...]] | None = None
+    groups: list[tuple[int, ...]] | None = None  # experts that are equal in all weights so far
     for weights in _matrices(router):
         if weights is None:
             return None
-        rows_ER = _by_row(weights)
-        alike = _still_alike([tuple(range(len(weights)))] if alike is None else alike, weights)
-        nonfinite |= _places(~torch.isfinite(rows_ER).all(1))
+        rows_ER = _row_maxima(weights)
+        if groups is None:
+            groups = [tuple(range(len(weights)))]
+        groups = _split_groups(groups, weights)
+        nonfinite |= _indices(~torch.isfinite(rows_ER).all(1))
         empty_ER = rows_ER == 0
         padding_R = empty_ER.all(0) & ~empty_ER.all()
-        zero |= _places((empty_ER & ~padding_R).any(1))
-    if alike is None:
+        zero |= _indices((empty_ER & ~padding_R).any(1))
+    if groups is None:
         return None
-    lost = nonfinite | zero  # experts of zeros are equal, and named as what they are
-    twins = tuple(group for group in alike if not lost.intersection(group))
-    return Damage(tuple(sorted(nonfinite)), tuple(sorted(zero)), twins)
+    lost = nonfinite | zero  # experts of zeros are equal, but are reported as zero only
+    identical = tuple(group for group in groups if not lost.intersection(group))
+    return Damage(tuple(sorted(nonfinite)), tuple(sorted(zero)), identical)
 
 
-def _by_row(weights: Weights) -> torch.Tensor:
-    """The largest entry of each row by size, shape (E, R)."""
+def _row_maxima(weights: Weights) -> torch.Tensor:
+    """The largest absolute value of each row, shape (E, R)."""
     if isinstance(weights, torch.Tensor):
         return torch.linalg.vector_norm(weights, torch.inf, dim=-1)
     return torch.stack([torch.linalg.vector_norm(w, torch.inf, dim=-1) for w in weights])
 
 
 def _checksums(weights: Weights) -> list[int]:
-    """The sum of each expert's weights, their bits read as whole numbers."""
+    """The sum of each expert's weights, with their bits read as integers."""
     if isinstance(weights, torch.Tensor):
         found: list[int] = weights.view(BITS[weights.element_size()]).sum((1, 2)).tolist()
         return found
     return [int(w.view(BITS[w.element_size()]).sum()) for w in weights]
 
 
-def _still_alike(groups: list[tuple[int, ...]], weights: Weights) -> list[tuple[int, ...]]:
-    """Groups of experts that are equal in these weights too. Groups of one are dropped.
+def _split_groups(groups: list[tuple[int, ...]], weights: Weights) -> list[tuple[int, ...]]:
+    """Split groups of equal experts by one more weight. Groups of a single expert are dropped.
 
-    Equal tensors have equal checksums, so only those of one checksum are compared in full.
+    Equal tensors have equal checksums, so only experts with the same checksum are compared in full.
     """
     found = []
     sums = _checksums(weights)
@@ -97,16 +101,16 @@ def _still_alike(groups: list[tuple[int, ...]], weights: Weights) -> list[tuple[
 
 
 def _matrices(router: Router) -> Iterator[Weights | None]:
-    """Each weight as one matrix per expert; None if it is not on one device as a whole."""
+    """Each weight as one matrix per expert; None if this process does not hold all of it."""
     for name, child in router.parent.named_children():
         kind = type(child).__name__
         routed = name == "experts" or (EXPERTS_CLASS.search(kind) and "shared" not in name)
         if child is router.module or not routed:
             continue
-        if any(hasattr(w, "device_mesh") for w in child.parameters()):  # a part a rank
+        if any(hasattr(w, "device_mesh") for w in child.parameters()):  # split among ranks
             yield None
             continue
-        for weights in _by_expert(child, router.experts):
+        for weights in _expert_matrices(child, router.experts):
             one = [weights] if isinstance(weights, torch.Tensor) else weights
             if any(w.is_meta for w in one):
                 yield None
@@ -114,11 +118,11 @@ def _matrices(router: Router) -> Iterator[Weights | None]:
             yield weights
 
 
-def _by_expert(experts: nn.Module, count: int) -> Iterator[Weights]:
-    """Each weight matrix as one matrix per expert, fused or not. Biases are left out."""
+def _expert_matrices(experts: nn.Module, count: int) -> Iterator[Weights]:
+    """Each weight as one matrix per expert, whether fused or not. Biases are left out."""
     single = [m for m in experts.children() if any(True for _ in m.parameters())]
     if len(single) == 1:
-        yield from _by_expert(single[0], count)
+        yield from _expert_matrices(single[0], count)
     elif single:
         tables = [dict(module.named_parameters()) for module in single]
         for name in tables[0]:
@@ -126,7 +130,7 @@ def _by_expert(experts: nn.Module, count: int) -> Iterator[Weights]:
             if weights[0].ndim == 2 and len({w.shape for w in weights}) == 1:
                 yield weights
     fused = [w.detach() for w in experts.parameters(recurse=False) if w.is_floating_point()]
-    # Experts without work may have a place in one weight and none in another.
+    # Experts without parameters (identity) may have an entry in one weight and none in another.
     working = min((len(w) for w in fused if w.ndim == 3), default=0)
     for weight in fused:
         if weight.ndim == 3:
@@ -135,5 +139,5 @@ def _by_expert(experts: nn.Module, count: int) -> Iterator[Weights]:
             yield weight.reshape(count, -1, weight.shape[1])
 
 
-def _places(flags_E: torch.Tensor) -> set[int]:
+def _indices(flags_E: torch.Tensor) -> set[int]:
     return set(flags_E.nonzero().flatten().tolist())

@@ -1,4 +1,4 @@
-"""A user's own models, built by their factory. Options describe the routers."""
+"""`OwnFactory`: the form of a run whose models a user's own factory builds (--model)."""
 
 from __future__ import annotations
 
@@ -19,14 +19,18 @@ from moegeo_cli.errors import UnsupportedLayoutError, UsageError
 from moegeo_cli.models.code_identity import hash_sources, name_of, source_file, why_unidentified
 from moegeo_cli.models.given import Models
 
-CAPTURED = "captured:routers"  # what stands for a factory where routers alone are measured
+CAPTURED = "captured:routers"  # name in place of a factory, if only routers are measured
 
 
 @dataclass(frozen=True)
 class OwnFactory(Models):
-    """A user's own models.
+    """A user's own models; see `Models`. Options describe the routers.
 
-    `factory` is the callable or `package.module:name`; the rest as the options of that name.
+    Attributes:
+        factory: the callable, or `package.module:name`.
+        router: pattern of the routers' module names; None to find routers by structure.
+        top_k: experts chosen per token; None if config.json states it.
+        scoring: name of the routers' scoring; None if config.json states it.
     """
 
     factory: str | Callable[..., Any]
@@ -34,9 +38,9 @@ class OwnFactory(Models):
     top_k: int | None = None
     scoring: str | None = None
     own = True
-    samples = True
+    accepts_samples = True
     identity: Mapping[str, Any] | None = field(init=False)
-    unidentified: str | None = field(init=False, default=None)
+    store_problem: str | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.router is not None:
@@ -48,12 +52,12 @@ class OwnFactory(Models):
             "top_k": self.top_k,
             "scoring": self.scoring,
         }
-        if self.module == "__main__":  # scripts of one folder all have this name
+        if self.module == "__main__":  # the name of every script
             file = source_file("__main__")
             identity["file"] = None if file is None else file.name
         object.__setattr__(self, "identity", identity)
         if self.factory != CAPTURED:
-            object.__setattr__(self, "unidentified", why_unidentified(self.factory))
+            object.__setattr__(self, "store_problem", why_unidentified(self.factory))
 
     @property
     def name(self) -> str:
@@ -62,22 +66,22 @@ class OwnFactory(Models):
 
     @property
     def module(self) -> str:
-        """The module that it lies in."""
+        """The module that defines the factory."""
         return self.name.partition(":")[0]
 
     def open(self, path: Path | str) -> RunFolder:
-        """See `Models`; plain state dicts count as checkpoints too."""
+        """See `Models`; a file with a plain state dict is a checkpoint too."""
         return open_own_run(path)
 
     def describe(self, checkpoint: Checkpoint) -> Architecture:
-        """See `Models`; options go before the config."""
+        """See `Models`; options override the config."""
         return describe_own(
             self.name, checkpoint.config, checkpoint.weights,
             pattern=self.router, top_k=self.top_k, scoring=self.scoring,
         )  # fmt: skip
 
     def check(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
-        """See `Models`: a router that is quantised is refused, a missing one is met at loading."""
+        """See `Models`: refuse quantised routers. A missing router is an error when loading."""
         index = checkpoint.weights
         for module in find_own_routers(index, self.router):
             if index.dtype(f"{module}.weight") not in {"F64", "F32", "F16", "BF16"}:
@@ -98,7 +102,7 @@ class OwnFactory(Models):
         """See `Models`.
 
         Raises:
-            UsageError: no such module or callable.
+            UsageError: the factory cannot be imported or called.
         """
         from moegeo_cli.models.own import OwnModels
 
@@ -111,7 +115,7 @@ class OwnFactory(Models):
         """The callable itself.
 
         Raises:
-            UsageError: it cannot be imported.
+            UsageError: it cannot be imported, or is not callable.
         """
         if not isinstance(self.factory, str):
             return self.factory

@@ -1,4 +1,4 @@
-"""Turns errors of transformers into errors of moegeo."""
+"""Turn errors of transformers into errors of moegeo."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from moegeo_cli.errors import (
 
 
 def explain(path: Path, error: Exception) -> MoegeoError:
-    """The error of moegeo for an error of transformers."""
+    """The error of moegeo for an error that transformers raised while loading.
+
+    Args:
+        path: the checkpoint.
+        error: the error of transformers.
+    """
     text = str(error).strip()
-    # A headline that ends with a colon says what is wrong in the lines that follow.
+    # After a first line that ends with a colon, the next lines hold the cause.
     lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     first = " ".join(lines[:3]) if lines[0].endswith(":") else lines[0]
     if isinstance(error, KeyError):
@@ -37,7 +42,7 @@ def explain(path: Path, error: Exception) -> MoegeoError:
         return UnsupportedArchitectureError(
             f"{path.name}: transformers cannot open this model type", found=first
         )
-    if "`conversion` entries" in low:  # of a report that is not printed
+    if "`conversion` entries" in low:  # the message refers to a report that is not printed
         return IncompleteCheckpointError(
             f"{path.name}: its tensors cannot be combined into the model's parameters",
             found="shapes or numbers of experts or matrices contradict each other",

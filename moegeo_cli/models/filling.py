@@ -1,7 +1,8 @@
-"""Builds a whole model and fills it from the files, a group of parameters at a time.
+"""Build a whole model and fill it from the files, one group of parameters at a time.
 
-transformers' own loader reads far ahead and holds the model before beside the next one, two to
-four times the weights. This way takes one group of tensors beside them, and gives the same bits.
+The result equals that of transformers' own loader, bit for bit. Peak memory is the weights plus one
+group of saved tensors. transformers' loader needs two to four times the weights, because it reads
+far ahead, and because the previous checkpoint's model is still in memory.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
 from moegeo_cli.models.failures import explain
 from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
 
-GROUP_BYTES = 64 * 2**20  # of parameters that are converted together
+GROUP_BYTES = 64 * 2**20  # bytes of saved tensors that are converted together
 
 
 def open_skeleton(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LayerFiles:
-    """The files of a checkpoint and, as their `model`, the empty module tree that they fill.
+    """Open a checkpoint's files, with an empty module tree to fill as their `model`.
 
     Args:
         checkpoint: the checkpoint.
-        device: where it goes.
-        dtype: in which dtype it computes.
+        device: device of the weights.
+        dtype: dtype of the weights.
 
-    Raises: what opening the files raises, and a config that no model can be built from.
+    Raises:
+        MoegeoError: the files cannot be opened, or no model can be built from the config.
     """
     try:
         with quiet_transformers():
@@ -44,28 +46,30 @@ def fill_model(
     """The model of a checkpoint, frozen and in evaluation mode.
 
     Args:
-        built: a model of the same config, which is emptied and filled anew; None for a new one.
+        built: a model of the same config, which is emptied and filled again; None to build one.
         checkpoint: the checkpoint.
-        device: where it goes.
-        dtype: in which dtype it computes.
+        device: device of the weights.
+        dtype: dtype of the weights.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.
         ShapeError: a tensor's shape contradicts the config.
-        and what opening the files raises.
+        MoegeoError: as `open_skeleton`.
     """
     if built is not None:
         try:
             return fill_tree(LayerFiles(built, checkpoint, device, dtype))
         except ShapeError:
-            pass  # its layers may have other numbers of experts: a new model tells
+            pass  # its layers may have other numbers of experts, for which a new model is needed
     return fill_tree(open_skeleton(checkpoint, device, dtype))
 
 
 def fill_tree(files: LayerFiles) -> nn.Module:
-    """The module tree of some files with their tensors, frozen and in evaluation mode.
+    """Fill `files.model` from its files; returns it frozen and in evaluation mode.
 
-    Raises: as `fill_model`.
+    Raises:
+        IncompleteCheckpointError: a tensor that the model needs is not in the files.
+        ShapeError: a tensor's shape contradicts the config.
     """
     model = files.model
     names = list(named_tensors(model))

@@ -1,8 +1,8 @@
-"""Chooses how models are held: whole if they fit, else streamed; in parts if asked for.
+"""Choose how a run's models are held in memory: whole, streamed, or split if options ask for it.
 
-What a replay takes is planned before anything is loaded. The bound is `--memory`, else what the
-machine has left. A whole model comes first, with smaller batches where that is enough; then one
-whose layers are streamed; where neither fits, the command ends with what would be enough.
+Memory is planned before weights are loaded. The bound is --memory, else the free memory of the
+machine. Tried in this order: the whole model, with smaller batches if needed; the model streamed
+layer by layer; an error that states how much memory would be enough.
 
 Legend: T probe positions, S sequences, D router input width, E experts, G groups.
 """
@@ -34,20 +34,20 @@ from moegeo_cli.models.memory.allocator import (
 from moegeo_cli.models.memory.machine import free_bytes
 from moegeo_cli.models.memory.streamed import (
     SMALL_BLOCKS,
+    does_not_fit,
     held_bytes,
-    too_little,
     warm_up,
 )
 from moegeo_cli.models.memory.whole import (
     WholePlan,
     WholePlanner,
     at_most,
-    halves_on_cpu,
+    is_half_on_cpu,
     kept_bytes,
     make_terms,
     rewriting_bytes,
 )
-from moegeo_cli.models.offloading import PartedModels
+from moegeo_cli.models.offloading import DeviceMapModels
 from moegeo_cli.models.parallel import ParallelModels
 from moegeo_cli.models.sources import (
     MemoryPlan,
@@ -64,27 +64,36 @@ from moegeo_cli.replay.token_losses import logit_bytes
 from moegeo_cli.routers.finding import find_routers
 from moegeo_cli.settings import Settings
 
-# Below so many bytes by a rough estimate, a model is loaded as usual, and not looked at closer.
+# Below this estimate in bytes, transformers loads the model, and memory is not planned closer.
 SMALL = 512 * 2**20
-# transformers' loader holds the files' pages, the model before and what it has read ahead.
+# Bytes that transformers' loader needs beside the weights, as a multiple of them: pages of the
+# files, the previous model, and tensors that were read ahead.
 USUAL_LOADER = 3
-# A copy that is rewritten, and its largest tensor in float64.
+# The same for a rewritten copy and its largest tensor in float64.
 ROUGH_COPIES = 3
-# Layers that carry a state hold more than their widths tell.
+# Config keys of layers that carry a state, whose memory does not follow from their widths.
 STATEFUL_KEY = re.compile(r"mamba|ssm|linear_|conv|recurr|state|chunk|lightning")
 FEWER = "batches of {:,} positions: larger ones do not fit in memory"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What will be replayed, and how.
+    """What a command replays, and what decides how much memory that needs.
 
-    `checkpoint` is the first one, which tells how large they are. `groups_S` are each sequence's
-    group. `beside` are bytes that the command keeps beyond what a pass does. `every_token` says
-    that it keeps the logits and choices of every token, and not of a sample. `verified` is
-    of a command that rewrites copies of the model, one at a time, and measures each: how many
-    tokens' output logits tell that a copy is the same function. Such a model is held whole.
-    `world` is how many ranks there are.
+    Attributes:
+        checkpoint: the first checkpoint, whose files give the sizes.
+        architecture: its architecture.
+        probe: the probe.
+        groups_S: group of each sequence, shape (S,).
+        settings: the settings of the run.
+        device: device of the weights and the computation.
+        dtype: dtype of the weights and the computation.
+        beside: bytes that the command keeps in addition to what a pass keeps.
+        every_token: whether logits and selected experts of every token are kept, not of a sample.
+        verified: number of tokens whose output logits verify that a rewritten copy of the model
+            computes the same function; 0 for a command that rewrites no model. A model that is
+            rewritten must fit whole.
+        world: number of ranks.
     """
 
     checkpoint: Checkpoint
@@ -101,7 +110,7 @@ class Request:
 
     @property
     def lengths(self) -> list[int]:
-        """Positions of each sequence of the probe."""
+        """Number of tokens of each sequence."""
         return [sequence.tokens for sequence in self.probe.sequences]
 
     def plan(self) -> Plan:
@@ -114,19 +123,26 @@ class Request:
         )
 
     def kept(self, shapes: Sequence[tuple[int, int, int]]) -> int:
-        """Bytes of what a pass and its command keep of routers of these shapes (E, D, K)."""
+        """Bytes that a pass and its command keep of the routers.
+
+        Args:
+            shapes: (E, D, K) of each router.
+        """
         kinds, groups = len(self.settings.fishers), int(self.groups_S.max()) + 1
         exact = exact_groups_fit([shape[:2] for shape in shapes], kinds, groups)
         sums = sum(sum_bytes(e, d, groups, kinds, exact_groups=exact) for e, d, _ in shapes)
         once = sums + kept_bytes(shapes, self.tokens_kept(shapes), len(self.lengths))
-        return self.beside + (2 if self.verified else 1) * once  # what is compared stays
+        return (
+            self.beside + (2 if self.verified else 1) * once
+        )  # sums of the copy and of the original
 
     def tokens_kept(self, shapes: Sequence[tuple[int, int, int]]) -> int:
-        """Number of tokens whose logits and choices are kept.
+        """Number of tokens whose logits and selected experts are kept: all of them, or a sample.
 
-        A sample, if no sum needs all of them.
+        All are needed for a hash router and for a router with experts that are switched off.
 
-        A router that hashes, and one that switches experts off, needs all of them at the end.
+        Args:
+            shapes: (E, D, K) of each router.
         """
         tokens = self.probe.tokens
         sampled = sample_size([(e, k) for e, _, k in shapes])
@@ -135,7 +151,7 @@ class Request:
         return tokens if _switches_off(self.checkpoint) else sampled
 
     def kept_of(self, model: nn.Module) -> int:
-        """Bytes kept for a model's routers, and for the copy of it that the command rewrites."""
+        """`kept` for a model's routers, plus the bytes of rewriting a copy if the command does."""
         shapes = [(r.experts, int(r.weight_ED.shape[1]), r.top_k or 1) for r in find_routers(model)]
         return self.kept(shapes) + (rewriting_bytes(model, self.verified) if self.verified else 0)
 
@@ -156,21 +172,20 @@ def _switches_off(checkpoint: Checkpoint) -> bool:
 
 
 def choose_source(request: Request, *, shared: bool = False) -> ModelSource:
-    """The source of a run's models.
+    """The source of a run's models. No weights are read.
 
     Args:
-        request: what is to be replayed.
-        shared: whether ranks share the probe: each then holds a whole model, since batches that
-            go by the memory that each finds free would not be the same on all.
+        request: what is replayed.
+        shared: whether several ranks share the probe. Each rank then holds a whole model, because
+            batches planned from each rank's free memory would differ between ranks.
 
     Raises:
-        UsageError: streaming was asked for, and ranks share the probe.
-        ResourceError: parts were asked for, and accelerate is not installed; or the model does not
-            fit. No weights were read.
+        UsageError: --stream or --memory with several ranks, or --parallel without.
+        ResourceError: the model does not fit, or accelerate is not installed for --device-map.
     """
     settings, device, dtype = request.settings, request.device, request.dtype
     if settings.device_map is not None:
-        return PartedModels(settings.device_map, device, dtype)
+        return DeviceMapModels(settings.device_map, device, dtype)
     if settings.parallel != "data":
         if not shared:
             raise UsageError(
@@ -218,7 +233,9 @@ def _whole(request: Request) -> ModelSource | None:
     if found is None and request.verified:
         least = planner.least(process)
         terms = {"process": least.process, **least.terms}
-        raise too_little(room, least.bound, terms, asked=settings.memory is not None, halves=False)
+        raise does_not_fit(
+            room, least.bound, terms, asked=settings.memory is not None, halves=False
+        )
     if found is None:
         return None
     if settings.memory is None and 2 * found.bound <= room:
@@ -229,7 +246,7 @@ def _whole(request: Request) -> ModelSource | None:
 
 
 def _rough_mode(request: Request) -> ReplayMode:
-    """How a whole model is replayed if transformers loads it."""
+    """The replay mode of a whole model that transformers loads, by a rough estimate."""
     terms = _rough_terms(request)
     if terms is None:
         return ReplayMode(unplanned="config.json does not tell the model's widths")
@@ -237,7 +254,7 @@ def _rough_mode(request: Request) -> ReplayMode:
 
 
 def _mode(plan: WholePlan) -> ReplayMode:
-    """How a whole model is replayed by a plan."""
+    """The replay mode of a plan."""
     fewer = plan.positions < TOKENS_PER_BATCH
     return ReplayMode(
         batch_tokens=plan.positions if fewer else None,
@@ -247,7 +264,7 @@ def _mode(plan: WholePlan) -> ReplayMode:
 
 
 def _rough_terms(request: Request) -> dict[str, int] | None:
-    """The terms by the widths of config.json; None if it does not say enough."""
+    """The terms of a memory plan, from the widths in config.json; None if it lacks them."""
     architecture, text = request.architecture, text_config(request.checkpoint.config)
     width, depth, vocabulary = architecture.hidden, architecture.layers, text.get("vocab_size")
     if any(STATEFUL_KEY.search(key) for key in text) or not (width and depth and vocabulary):
@@ -270,5 +287,5 @@ def _rough_terms(request: Request) -> dict[str, int] | None:
     return make_terms(
         weights, USUAL_LOADER * weights, Activations(layers + scores, logits, False),
         request.kept([(architecture.experts, width, top_k)] * depth) + copies,
-        half=halves_on_cpu(request.device, request.dtype),
+        half=is_half_on_cpu(request.device, request.dtype),
     )  # fmt: skip

@@ -1,9 +1,10 @@
-"""The kind of model of a run: how its folder opens, its routers, and where models come from.
+"""`Models`: the form in which the models of a run are given.
 
-One object answers for a run wherever it is opened, inspected, measured or compared; `choosing.py`
-makes it from the options. Here are the models of transformers, by their config.json; a user's own
-are in `factory.py`, routers alone in `captured_inputs.py`. Nothing in the three imports torch
-until a model is needed.
+It opens a run's folder, finds the routers in the files, and makes the `ModelSource` that loads the
+models. `choosing.py` makes the object from the options. `Models` itself is for models of
+transformers, described by config.json. `factory.OwnFactory` is for a user's own models,
+`captured_inputs.CapturedInputs` for routers without a model. None of the three imports torch until
+a model is loaded.
 """
 
 from __future__ import annotations
@@ -23,14 +24,25 @@ from moegeo_cli.probes import Probe
 
 
 class Models:
-    """Models of transformers. Their config.json describes them fully."""
+    """Models of transformers, described by config.json.
 
-    identity: Mapping[str, Any] | None = None  # part of the key of stored measurements
-    own = False  # whether they are a user's own
-    unidentified: str | None = None  # why measurements cannot be kept: code that nothing tells
-    samples = False  # whether they take other tensors than token ids
-    whole = True  # whether all of a checkpoint counts, and not its routers alone
-    config: Path | None = None  # the folder that --config gave
+    Attributes:
+        identity: what identifies the models in the key of stored measurements, beside the
+            checkpoint; None if config.json is enough.
+        own: whether they are a user's own.
+        store_problem: why measurements cannot be stored, because their code cannot be identified;
+            None if they can.
+        accepts_samples: whether a probe may hold samples: input tensors other than token ids.
+        routers_only: whether only the routers of a checkpoint are measured.
+        config: the folder that --config gave; None without the option.
+    """
+
+    identity: Mapping[str, Any] | None = None
+    own = False
+    store_problem: str | None = None
+    accepts_samples = False
+    routers_only = False
+    config: Path | None = None
 
     def __init__(self, config: Path | str | None = None) -> None:
         self.config = None if config is None else find_given_config(config)
@@ -38,14 +50,17 @@ class Models:
     def open(self, path: Path | str) -> RunFolder:
         """The run under a path.
 
-        Raises: what opening raises.
+        Raises:
+            MoegeoError: the folder cannot be opened; see `checkpoints.hub.open_path`.
         """
         return open_path(path, self.config)
 
     def describe(self, checkpoint: Checkpoint) -> Architecture:
-        """What a checkpoint's config and files say of its routers.
+        """The architecture of a checkpoint's routers, from its config and files.
 
-        Raises: what reading the config raises, and a family that cannot be measured.
+        Raises:
+            ShapeError: the config contradicts itself or the files.
+            UnsupportedArchitectureError: routers of this model type cannot be measured.
         """
         describe_architecture(checkpoint.config)
         return checkpoint.architecture
@@ -53,21 +68,23 @@ class Models:
     def routers(self, index: WeightIndex, architecture: Architecture) -> Sequence[RouterTensors]:
         """The routers among a checkpoint's tensors.
 
-        Raises: what `check_routers` raises.
+        Raises:
+            MoegeoError: as `check_routers`.
         """
         return check_routers(index, architecture)
 
     def check(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
-        """Check that a checkpoint's files hold the routers that they should have.
+        """Check that a checkpoint's files hold the routers that its architecture describes.
 
-        Raises: what `check_routers` raises.
+        Raises:
+            MoegeoError: as `check_routers`.
         """
         check_routers(checkpoint.weights, architecture)
 
     def probe(self) -> Probe | None:
-        """What replaces a probe; None if a probe is to be opened."""
+        """The probe that comes with the models; None if the probe of the options is opened."""
         return None
 
     def source(self, device: Any, dtype: Any, architecture: Architecture) -> Any:
-        """The `ModelSource` of these models; None for the usual one."""
+        """The `ModelSource` of these models; None if `fitting.choose_source` chooses it."""
         return None

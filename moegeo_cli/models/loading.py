@@ -1,11 +1,10 @@
-"""Builds a model from a checkpoint's files once per run, then gives it the next weights.
+"""Load a model with transformers, and replace its weights by those of the next checkpoint.
 
-transformers opens every model. What it would pass over in silence is an error here: a
-parameter that the files lack gets a random value there, visible only in its loading
-report, so a report with missing keys ends the analysis.
+transformers gives a parameter that the files lack a random value, and says so only in its loading
+report. Here a report with missing keys is an error.
 
-Swapping weights uses what is not public in transformers, behind the seam of conversion.py.
-Where that is absent or fails, the model is built again: slower, never wrong.
+`swap_weights` uses functions of transformers that are not public (see conversion.py). If they are
+missing or fail, the model is built again, which is slower and gives the same result.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from moegeo_cli.models.failures import explain
 from moegeo_cli.models.memory.machine import free_bytes
 from moegeo_cli.models.model_config import auto_class, open_config
 from moegeo_cli.models.stored import StoredTensor
-from moegeo_cli.models.uneven import own_experts
+from moegeo_cli.models.uneven import experts_by_layer
 from moegeo_cli.models.uneven_loading import load_uneven
 
 GENERATION = "generation_config.json"
@@ -48,10 +47,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that `name` means; "auto" takes an accelerator where there is one.
+    """The device of a name; "auto" is the accelerator if there is one, else the CPU.
 
     Raises:
-        ResourceError: the device is not there.
+        ResourceError: the device cannot be used.
     """
     if name == "auto":
         if torch.accelerator.is_available():
@@ -60,7 +59,7 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type == "meta":
-            raise RuntimeError("it computes nothing")
+            raise RuntimeError("tensors on this device have no values")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ResourceError(
@@ -72,7 +71,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str, config: Mapping[str, Any]) -> torch.dtype:
-    """The dtype that `name` means; "auto" is the one that the checkpoint was saved in."""
+    """The dtype of a name; "auto" is the dtype that the config states, else float32."""
     if name == "auto":
         text = config.get("text_config") or {}
         name = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "")
@@ -91,9 +90,10 @@ def load_model(
 
     Args:
         checkpoint: the checkpoint.
-        device: where it goes.
-        dtype: in which dtype it computes.
-        placed: transformers' arguments that put its parts elsewhere; then `device` is not used.
+        device: device of the weights.
+        dtype: dtype of the weights.
+        placed: arguments of `from_pretrained` that place or split the model; `device` is then not
+            used. None to put the whole model on `device`.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.
@@ -107,7 +107,7 @@ def load_model(
     path, place, index = checkpoint.path, checkpoint.config_folder, checkpoint.weights
     if index.obstacle is not None:
         raise index.obstacle
-    experts = own_experts(checkpoint)
+    experts = experts_by_layer(checkpoint)
     if experts and placed:
         raise UsageError(
             "--device-map cannot place a model whose layers have different numbers of experts",
@@ -115,7 +115,7 @@ def load_model(
             hint="leave --device-map out; --stream reads a layer at a time",
         )
     if experts:
-        return _ready(load_uneven(checkpoint, device, dtype, experts), device)
+        return _finish(load_uneven(checkpoint, device, dtype, experts), device)
     index.resolve(partial(trace_config, checkpoint))
     try:
         with quiet_transformers():
@@ -127,20 +127,21 @@ def load_model(
                 "ignore_mismatched_sizes": True,  # reported by name, and refused below
                 "trust_remote_code": False,
                 "local_files_only": True,
-                # the kernel is left to transformers where it declares no SDPA support
+                # None: transformers chooses the kernel of a model that declares no SDPA support
                 "attn_implementation": "sdpa" if architecture._supports_sdpa else None,
                 **(placed or {}),
             }
             index.check_type(config.model_type)
-            if place != path and not is_there(path / GENERATION):  # transformers wants one
+            if place != path and not is_there(path / GENERATION):  # transformers requires one
                 options["generation_config"] = GenerationConfig.from_model_config(config)
-            # transformers itself would look at an adapter, or at what is left of one
-            # nor does it find a state dict that lies within another
+            # Given a folder, transformers would apply an adapter in it, and it does not find a
+            # state dict within another one. Such files are read here, as a state dict.
             if index.is_plain and index.layout.startswith("safetensors") and not has_adapter(path):
                 model, report = auto.from_pretrained(path, config=config, **options)
             else:
                 if architecture.config_class is config.sub_configs.get("text_config"):
-                    config = config.get_text_config()  # as auto does, which wants a path
+                    # as the auto class does, which requires a path
+                    config = config.get_text_config()
                 options["generation_config"] = GenerationConfig()
                 model, report = architecture.from_pretrained(
                     None, config=config, state_dict=lazy_state(index), **options
@@ -153,15 +154,19 @@ def load_model(
             check_expert_shapes(index)
         raise found from error
     _refuse_incomplete(path, model, index, report)
-    return _ready(model, None if placed else device)
+    return _finish(model, None if placed else device)
 
 
 def swap_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device) -> nn.Module:
-    """Give `model` the weights of a checkpoint; the same model, or a new one where needed.
+    """Replace a model's weights by a checkpoint's; returns the same model, or a new one if needed.
 
-    The checkpoint's config must equal the one that `model` was built with: the caller sees to it.
+    Args:
+        model: a model of transformers. Its config must equal the checkpoint's: the caller checks.
+        checkpoint: the checkpoint.
+        device: device of the weights.
 
-    Raises: as `load_model`.
+    Raises:
+        MoegeoError: as `load_model`.
     """
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     try:
@@ -184,16 +189,16 @@ def swap_weights(model: nn.Module, checkpoint: Checkpoint, device: torch.device)
         return load_model(checkpoint, device, dtype)
     if set(report.missing_keys) - set(getattr(model, "all_tied_weights_keys", {}) or {}):
         return load_model(checkpoint, device, dtype)
-    return _ready(model, device)
+    return _finish(model, device)
 
 
 def lazy_state(index: WeightIndex) -> dict[str, Any]:
-    """The tensors of a checkpoint, each read when it is taken."""
+    """The tensors of a checkpoint by name; `[...]` of one reads it."""
     return {name: StoredTensor(index, name) for name in index.names()}
 
 
 def _safetensors_state(index: WeightIndex, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """The tensors of a safetensors checkpoint, unread; the files stay open with `stack`."""
+    """The tensors of a safetensors checkpoint by name; `stack` closes the files."""
     from safetensors import safe_open
 
     state: dict[str, Any] = {}
@@ -203,8 +208,8 @@ def _safetensors_state(index: WeightIndex, stack: contextlib.ExitStack) -> dict[
     return state
 
 
-def _ready(model: Any, device: torch.device | None) -> nn.Module:
-    """Freeze a model, put it into evaluation mode (no jitter, no dropout) and on its device."""
+def _finish(model: Any, device: torch.device | None) -> nn.Module:
+    """Freeze a model, switch it to evaluation mode (no jitter, no dropout), move it to a device."""
     model.eval()
     model.requires_grad_(False)
     try:
@@ -237,10 +242,14 @@ def _refuse_incomplete(
 
 
 def read_ahead(paths: list[Path]) -> threading.Thread | None:
-    """Read files into the page cache in the background, so that loading them next is cheap.
+    """Read files into the page cache in a background thread, so that loading them next is fast.
 
-    None where they would take more than half of the memory that is free: they would push out each
-    other, and what is read now.
+    Args:
+        paths: the files.
+
+    Returns:
+        The thread. None if the files would fill more than half of the free memory: they would then
+        evict each other from the cache.
     """
     try:
         size = sum(path.stat().st_size for path in paths)

@@ -1,4 +1,4 @@
-"""Opens a checkpoint's config with transformers, and the class of its language model."""
+"""Open a checkpoint's config with transformers, and find the class of its language model."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from moegeo_cli.errors import UnsupportedArchitectureError
 def open_config(checkpoint: Checkpoint, experts: int | None = None) -> Any:
     """The config of the language model, without its quantisation part.
 
-    Where config.json holds E, K or groups twice, the model gets the key that counts: transformers
-    itself lets the older name win in some families.
+    If config.json states E, K or the number of groups under two keys, the key that
+    `resolve_conflicts` prefers is used. transformers prefers the older one in some families.
 
     Args:
-        checkpoint: whose config it is.
-        experts: E of every layer; None for what the config says.
+        checkpoint: the checkpoint.
+        experts: number of experts of every layer; None for the config's own.
 
-    Raises: what transformers and reading the file raise.
+    Raises:
+        MoegeoError: config.json cannot be read.
+        Exception: transformers cannot open the config; `failures.explain` turns it into an error
+            of moegeo.
     """
     from transformers import AutoConfig
 
@@ -29,8 +32,8 @@ def open_config(checkpoint: Checkpoint, experts: int | None = None) -> Any:
     values = resolve_conflicts(document)[1]
     if experts is not None and stated.key is not None:
         values[stated.key] = experts
-    if isinstance(stated.value, list) and experts is not None:  # which no class takes
-        config = _of_document(document, experts)
+    if isinstance(stated.value, list) and experts is not None:  # no config class accepts a list
+        config = _with_one_count(document, experts)
     else:
         config = AutoConfig.from_pretrained(
             checkpoint.config_folder, trust_remote_code=False, local_files_only=True
@@ -46,8 +49,8 @@ def open_config(checkpoint: Checkpoint, experts: int | None = None) -> Any:
     return config
 
 
-def _of_document(document: dict[str, Any], experts: int) -> Any:
-    """The config of a document whose number of experts is a list, with one number instead."""
+def _with_one_count(document: dict[str, Any], experts: int) -> Any:
+    """The config of a document that lists numbers of experts by layer, with one number instead."""
     from transformers import AutoConfig
 
     document = copy.deepcopy(document)
@@ -61,9 +64,9 @@ def _of_document(document: dict[str, Any], experts: int) -> Any:
 
 
 def unquantised(config: Any) -> Any:
-    """A config without its quantisation part: tensors are given as the values that they stand for.
+    """A config without its quantisation part, since moegeo dequantises the tensors itself.
 
-    Otherwise transformers would look for the packages that each scheme needs.
+    With it, transformers would require the packages of the quantisation scheme.
     """
     for part in (config, config.get_text_config()):
         if getattr(part, "quantization_config", None) is not None:
@@ -72,18 +75,18 @@ def unquantised(config: Any) -> Any:
 
 
 def language_config(config: Any) -> Any:
-    """The config of the part that writes text; of a thinker and a talker, the thinker's."""
+    """The config of the part that generates text; of a thinker and a talker, the thinker's."""
     return getattr(config, "thinker_config", config)
 
 
 def auto_class(config: Any) -> tuple[Any, Any]:
-    """The class that opens a config's language model with its head, and the model's own class.
+    """The auto class that opens a config's language model with its head, and the model's class.
 
-    A model of several towers without a causal class of its own is opened whole: its language model
-    runs on token ids alone.
+    A multimodal model without a causal class is opened with all its towers: its language model runs
+    on token ids alone.
 
     Raises:
-        UnsupportedArchitectureError: transformers has none.
+        UnsupportedArchitectureError: transformers has no such class.
     """
     from transformers import (
         AutoModelForCausalLM,

@@ -1,7 +1,7 @@
-"""Models split over several devices, memory or disk, by accelerate.
+"""Models that accelerate places on several devices, in CPU memory or on disk (--device-map).
 
-accelerate brings each part to its device when its turn comes and takes it away afterwards. The
-routers stay where they compute: they are small, and their weights are looked at and have gradients.
+accelerate moves each offloaded part to its device before it computes, and releases it afterwards.
+Routers are not offloaded: they are small, and their weights are read and have gradients.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from moegeo_cli.models.sources import ReplayMode
 from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
-class PartedModels:
-    """transformers' models placed by a device map, built anew for each checkpoint.
+class DeviceMapModels:
+    """transformers' models placed by a device map. Every checkpoint is loaded anew.
 
     Args:
-        device_map: a word, or a JSON object of module -> device.
-        device: where the parts compute that `disk` alone leaves without a device.
-        dtype: in which dtype.
+        device_map: "disk", a strategy of accelerate ("auto", ...), or a JSON object of
+            module -> device.
+        device: device of the computation for "disk".
+        dtype: dtype of the weights and the computation.
 
     Raises:
         ResourceError: accelerate is not installed.
@@ -53,7 +54,7 @@ class PartedModels:
         if self._parts is not None:
             self._parts.cleanup()
         self._parts = tempfile.TemporaryDirectory(prefix="moegeo-", ignore_cleanup_errors=True)
-        # That parts of the model are elsewhere is what was asked for.
+        # accelerate warns that parts are offloaded, which the user asked for.
         logger = logging.getLogger("accelerate.big_modeling")
         level = logger.level
         logger.setLevel(logging.ERROR)
@@ -70,11 +71,7 @@ class PartedModels:
         return model
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """See `ModelSource`.
-
-        Raises:
-            UsageError: a fresh model has no files to be placed from.
-        """
+        """See `ModelSource`; always refused, because a fresh model has no files to offload."""
         raise UsageError(
             "--baseline init does not go with --device-map: it builds the whole model in memory",
             found="--device-map with --baseline init",
@@ -82,7 +79,7 @@ class PartedModels:
         )
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
-        """See `ModelSource`: accelerate brings each part where it computes."""
+        """See `ModelSource`: accelerate loads each part when it computes."""
         return contextlib.nullcontext()
 
     def _placement(self, checkpoint: Checkpoint) -> str | dict[str, Any]:
@@ -102,7 +99,7 @@ class PartedModels:
 
 
 def _layers_on_disk(module: nn.Module, path: str, device: str) -> Iterator[tuple[str, str]]:
-    """A device map: decoder layers on the disk, everything else on the device."""
+    """A device map with decoder layers on disk, and everything else on the device."""
     if _is_layer(path):
         yield path, "disk"
         return

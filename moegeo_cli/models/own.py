@@ -1,19 +1,15 @@
-"""A user's own model as the replay calls it, built by their factory and filled from a checkpoint.
+"""`OwnModels`: builds a user's own model with their factory, and fills it from checkpoints.
 
-The contract. `factory(config)` is called with the parsed config.json that lies beside the
-weights, or None, and gives an `nn.Module`. Its forward takes `input_ids`, by that name or as its
-first argument, or the probe's tensors by their names, and gives logits: a tensor, an object with
-`.logits`, a dict with "logits", or a tuple that begins with them. For token ids their shape is
-(batch, positions, vocabulary).
+`factory(config)` is called with the parsed config.json that lies beside the weights, or with None
+if there is none, and returns an `nn.Module`. `own_adapter.py` says what its forward takes and
+returns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,120 +21,26 @@ from moegeo_cli.checkpoints.adapters.parts import is_unmerged
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name
-from moegeo_cli.errors import (
-    IncompleteCheckpointError,
-    MoegeoError,
-    ShapeError,
-    UnsupportedArchitectureError,
-    UsageError,
-)
-from moegeo_cli.expert_functions.blocks import ExpertBlock
+from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError, UsageError
 from moegeo_cli.global_state import seeded
-from moegeo_cli.models.accounting import remember
-from moegeo_cli.models.own_experts import find_own_experts
+from moegeo_cli.models.accounting import attach_weight_facts
+from moegeo_cli.models.own_adapter import OwnModel
 from moegeo_cli.models.sources import ReplayMode
-from moegeo_cli.replay.forms import Inputs, ModelAdapter, first_two
-from moegeo_cli.replay.reading import RouterCall, RouterTap
-from moegeo_cli.replay.samples import as_batch
-from moegeo_cli.routers.finding import Router, find_routers
 
 Factory = Callable[[dict[str, Any] | None], nn.Module]
-# Logits of a sample alone and in a batch: share of the largest, in float32 and in half precision.
-AGREEMENT, AGREEMENT_HALF = 1e-4, 0.05
-ALONE = "its routers see other values in a batch than alone, so samples are replayed one at a time"
-
-
-class OwnModel(ModelAdapter):
-    """A user's module, `inner`, with the interface that a replay uses."""
-
-    def __init__(
-        self, inner: nn.Module, pattern: str | None, top_k: int | None, scoring: str | None
-    ) -> None:
-        super().__init__()
-        self.inner, self.pattern, self.top_k, self.scoring = inner, pattern, top_k, scoring
-        parameters = inspect.signature(inner.forward).parameters
-        self.named = "input_ids" in parameters or any(
-            p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
-        )
-        mask = parameters.get("attention_mask")
-        self.masked = mask is not None and mask.default is inspect.Parameter.empty
-
-    @property
-    def body(self) -> nn.Module:
-        """See `ModelForm`."""
-        return self.inner
-
-    def find_routers(self) -> list[Router]:
-        """Its routers. If one returns logits only, its choice is computed."""
-        return find_routers(
-            self.inner, pattern=self.pattern, top_k=self.top_k, scoring=self.scoring
-        )
-
-    def prepare(self, routers: list[Router], inputs: Inputs) -> None:
-        """Find out whether samples may share a batch."""
-        weight = routers[0].weight_ED
-        pair = first_two(inputs, weight.device, weight.dtype)
-        self.alone = bool(pair) and not _batches_agree(self, routers, pair)
-        if self.alone and ALONE not in self.notes:
-            self.notes.append(ALONE)
-
-    def find_experts(
-        self, routers: list[Router], inputs: Inputs
-    ) -> Mapping[str, ExpertBlock | None]:
-        """See `ModelForm`: asked through their blocks, on the first sample."""
-        weight = routers[0].weight_ED
-        sample = as_batch(inputs[0], weight.device, weight.dtype)
-        return find_own_experts(self.inner, routers, sample, lambda batch: self(**batch))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OwnModel:
-        """A copy; results of a pass that modules keep as attributes come without their graph."""
-        for module in self.modules():
-            for name, value in vars(module).items():
-                if isinstance(value, torch.Tensor) and not value.is_leaf:
-                    vars(module)[name] = value.detach()
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
-        vars(twin).update(copy.deepcopy(vars(self), memo))
-        return twin
-
-    def forward(self, use_cache: bool = False, **inputs: torch.Tensor) -> Any:
-        """The user's forward, its output brought into one form."""
-        ids = inputs.pop("input_ids", None)
-        if ids is None:
-            return SimpleNamespace(logits=_logits(self._call(**inputs)))
-        if self.masked:  # nothing is ever padded
-            inputs["attention_mask"] = torch.ones_like(ids)
-        found = self._call(input_ids=ids, **inputs) if self.named else self._call(ids, **inputs)
-        logits = _logits(found)
-        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
-            raise UnsupportedArchitectureError(
-                f"{type(self.inner).__name__} does not return logits of every position",
-                found=f"shape {tuple(logits.shape)} for input_ids {tuple(ids.shape)}",
-                hint="return (batch, positions, vocabulary), with and without labels",
-            )
-        return SimpleNamespace(logits=logits)
-
-    def _call(self, *arguments: torch.Tensor, **named: torch.Tensor) -> Any:
-        """The user's forward. An attempt to leave the process is an error like any other."""
-        try:
-            return self.inner(*arguments, **named)
-        except (Exception, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # sys.exit, for instance
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 class OwnModels:
-    """Gives a user's model with one checkpoint's weights after another's; see `ModelSource`.
+    """Loads a user's model with the weights of one checkpoint after another; see `ModelSource`.
 
     Args:
         factory: the user's callable.
-        name: what it is called.
-        pattern: of the routers' module names; None for moegeo's structural rules.
-        top_k: experts a token, for routers whose block chooses.
-        scoring: likewise.
-        device: where the model computes.
-        dtype: in which dtype.
+        name: its name, for errors.
+        pattern: pattern of the routers' module names; None to find routers by structure.
+        top_k: experts chosen per token, for routers that return only logits.
+        scoring: name of the scoring, for routers that return only logits.
+        device: device of the weights and the computation.
+        dtype: dtype of the weights and the computation.
     """
 
     mode = ReplayMode(
@@ -164,9 +66,10 @@ class OwnModels:
         """The model with a checkpoint's weights.
 
         Raises:
-            IncompleteCheckpointError: the files lack a tensor that the model has.
-            ShapeError: a tensor of another shape.
-            UsageError: the factory fails or gives something else than a module.
+            IncompleteCheckpointError: the files lack a tensor of the model.
+            ShapeError: a tensor has another shape in the files than in the model.
+            UnsupportedLayoutError: as `load_state`.
+            UsageError: the factory fails, or does not return a module.
         """
         model = self._built or self._build(checkpoint)
         extra = load_state(model.inner, checkpoint)
@@ -178,13 +81,13 @@ class OwnModels:
         return model
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """The model freshly initialised, by the factory's own initialisation."""
+        """See `ModelSource`: the model as the factory initialises it."""
         self._built = None
         with seeded(seed):
             return self._build(checkpoint)
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
-        """See `ModelSource`: weights always are in memory."""
+        """See `ModelSource`: all weights are always in memory."""
         return contextlib.nullcontext()
 
     def _build(self, checkpoint: Checkpoint) -> OwnModel:
@@ -207,12 +110,20 @@ class OwnModels:
 
 
 def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """Copy a state dict into a model, one tensor at a time. Returns the names that the model lacks.
+    """Copy a checkpoint's tensors into a model, one at a time.
+
+    Args:
+        model: the user's module.
+        checkpoint: the checkpoint.
+
+    Returns:
+        Names of tensors in the files that the model does not have, for a note.
 
     Raises:
-        IncompleteCheckpointError: a tensor that the model needs is missing.
-        ShapeError: a tensor of another shape.
-        UnsupportedLayoutError: quantised weights without a scheme, or an adapter that nothing used.
+        IncompleteCheckpointError: the files lack a tensor of the model.
+        ShapeError: a tensor has another shape in the files than in the model.
+        UnsupportedLayoutError: quantised weights are in a form that is not read, or the model does
+            not use an adapter in the files.
     """
     wanted = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
 
@@ -247,7 +158,7 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     check_dtypes(index, ((name, saved) for name, saved in names.items() if name in floats))
     for name, tensor in wanted.items():
         if name not in names:
-            continue  # tied to one that is there
+            continue  # tied to a tensor that the files hold
         if index.shape(names[name]) != tuple(tensor.shape):
             raise ShapeError(
                 f"{path.name}: the shape of {name} contradicts the model",
@@ -256,12 +167,12 @@ def load_state(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
         with torch.no_grad():
             tensor.copy_(torch.from_numpy(index.read(names[name])))
     left = set(index.names()) - set(names.values()) - set(extra)
-    remember(model, index, known_unused(left))
+    attach_weight_facts(model, index, known_unused(left))
     return extra
 
 
 def _match_names(saved: Sequence[str], wanted: set[str]) -> dict[str, str]:
-    """The model's names -> the file's: equal, or equal without a wrapper's prefix."""
+    """Name in the model -> name in the files: equal, or equal without prefixes of wrappers."""
     found = {name: name for name in saved if name in wanted}
     plain = {unwrap_name(name): name for name in wanted}
     for name in saved:
@@ -269,69 +180,4 @@ def _match_names(saved: Sequence[str], wanted: set[str]) -> dict[str, str]:
         for own in (bare, bare.removeprefix("model.")):
             if own in plain:
                 found.setdefault(plain[own], name)
-    return found
-
-
-def _batches_agree(
-    model: nn.Module, routers: list[Router], inputs: Sequence[Mapping[str, torch.Tensor]]
-) -> bool:
-    """Whether routers see the same values in a batch as alone, for two samples of one form.
-
-    It fails where samples influence each other (batch statistics, capacity), and where a router's
-    rows do not go sample by sample.
-    """
-    both = {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
-    together = _router_logits(model, routers, both)
-    alone = [_router_logits(model, routers, one) for one in inputs]
-    for path, logits in together.items():
-        parts = torch.cat([seen[path] for seen in alone])
-        if parts.shape != logits.shape:
-            return False
-        half = logits.dtype.itemsize < 4
-        scale = float(logits.abs().max().clamp_min(1e-30))
-        error = float((parts - logits).abs().max())
-        if not error <= scale * (AGREEMENT_HALF if half else AGREEMENT):
-            return False
-    return True
-
-
-def _router_logits(
-    model: nn.Module, routers: list[Router], inputs: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    found: dict[str, torch.Tensor] = {}
-
-    def keep(path: str) -> Callable[[RouterCall], None]:
-        return lambda call: found.__setitem__(path, call.logits_NE)
-
-    taps = [RouterTap(router, keep(router.path)) for router in routers]
-    try:
-        with torch.no_grad():
-            model(**inputs)
-    except Exception as error:  # whatever a user's code raises
-        if isinstance(error, MoegeoError):
-            raise
-        raise UnsupportedArchitectureError(
-            "the forward pass fails in the model's own code",
-            found=f"{type(error).__name__}: {error}"[:300],
-            hint="the probe's tensors are given by their names: "
-            f"{', '.join(inputs)}; see docs/how-to/own-models.md",
-        ) from error
-    finally:
-        for tap in taps:
-            tap.remove()
-    return {path: logits.reshape(-1, logits.shape[-1]) for path, logits in found.items()}
-
-
-def _logits(output: Any) -> torch.Tensor:
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    found = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
-    if not isinstance(found, torch.Tensor):
-        raise UnsupportedArchitectureError(
-            "the model returns no logits",
-            found=type(output).__name__,
-            hint="return a tensor, an object with .logits, or a tuple that begins with them",
-        )
     return found

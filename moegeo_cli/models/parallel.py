@@ -1,7 +1,8 @@
-"""A model that ranks hold in parts, by its own plan in transformers: experts or tensors split.
+"""Models split among ranks by transformers: expert parallelism or tensor parallelism.
 
-Every rank replays the whole probe, in step with the others. A router's weight, its logits and its
-choices are whole on each rank, and so is the gradient that reaches its logits.
+transformers has a plan for each model type that says which parameters are split. Every rank replays
+the whole probe, in step with the others. The routers are not split: each rank has a router's whole
+weight, logits and selected experts, and the whole gradient of its logits.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from moegeo_cli.errors import BaselineError, UnsupportedArchitectureError, Usage
 from moegeo_cli.models.loading import load_model
 from moegeo_cli.models.model_config import open_config
 from moegeo_cli.models.sources import ReplayMode
-from moegeo_cli.models.uneven import own_experts
+from moegeo_cli.models.uneven import experts_by_layer
 
 PLANS = {"expert": "base_model_ep_plan", "tensor": "base_model_tp_plan"}
 
 
 class ParallelModels:
-    """transformers' models, each rank with its part; every checkpoint is loaded anew.
+    """transformers' models, of which each rank holds a part. Every checkpoint is loaded anew.
 
     Args:
-        split: what is split: "expert" or "tensor".
-        world: among how many ranks.
-        device: this rank's.
-        dtype: in which dtype.
+        split: "expert" for expert parallelism, "tensor" for tensor parallelism.
+        world: number of ranks.
+        device: device of this rank.
+        dtype: dtype of the weights and the computation.
     """
 
     def __init__(self, split: str, world: int, device: torch.device, dtype: torch.dtype) -> None:
@@ -46,31 +47,27 @@ class ParallelModels:
         """See `ModelSource`.
 
         Raises:
-            UnsupportedArchitectureError: the model has no such plan.
-            UsageError: a checkpoint that transformers alone does not open; experts that cannot be
-                split evenly.
+            UnsupportedArchitectureError: transformers has no plan to split this model type.
+            UsageError: transformers' own loader cannot open the checkpoint, or the number of ranks
+                does not divide the number of experts.
         """
         self._check(checkpoint)
         placed = {"distributed_config": self._config()}
         return load_model(checkpoint, self.device, self.dtype, placed=placed)
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """See `ModelSource`; not possible here.
-
-        Raises:
-            BaselineError: always.
-        """
+        """See `ModelSource`; always refused, because transformers splits saved weights only."""
         raise BaselineError(
             "a fresh initialisation is not split among ranks",
             hint="use --baseline STEP or PATH, or leave --parallel out",
         )
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
-        """See `ModelSource`: they always are."""
+        """See `ModelSource`: this rank's part is always in memory."""
         return contextlib.nullcontext()
 
     def _config(self) -> Any:
-        """Transformers' own words for how a model is split."""
+        """The `DistributedConfig` by which transformers splits the model."""
         from transformers.distributed import DistributedConfig
 
         known = {field.name for field in dataclasses.fields(DistributedConfig)}
@@ -80,7 +77,7 @@ class ParallelModels:
                 found="DistributedConfig without tp_size, tp_plan or ep_size",
                 hint="pip install 'transformers>=5.23'",
             )
-        # The plan for experts stands on the one for tensors, whose rules for experts it replaces.
+        # Expert parallelism uses the tensor plan too, and replaces its rules for experts.
         experts = {"ep_size": self.world} if self.split == "expert" else {}
         return DistributedConfig(tp_size=self.world, tp_plan="auto", **experts)
 
@@ -93,7 +90,7 @@ class ParallelModels:
             )
         index = checkpoint.weights
         plain = index.is_plain and index.layout in LAYOUT_FILES.values()
-        if not plain or own_experts(checkpoint):
+        if not plain or experts_by_layer(checkpoint):
             raise UsageError(
                 "--parallel reads checkpoints as transformers saves them",
                 found=f"{checkpoint.path.name}: {index.layout}"

@@ -1,6 +1,7 @@
-"""Gives the models of a run's checkpoints, one after another.
+"""`ModelSource`: loads the models of a run's checkpoints, one after another.
 
-Everything behind it (taps, batches, Fisher sums) takes whatever module it is given.
+`WholeModels` and `StreamedModels` are the sources for transformers' models on one device. Code that
+uses a source (taps, batches, Fisher sums) does not depend on how its models are held in memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from moegeo_cli.models.memory.allocator import freed_bytes, return_freed_blocks
 from moegeo_cli.models.memory.machine import free_bytes
 from moegeo_cli.models.memory.streamed import (
     SMALL_BLOCKS,
-    Sizes,
+    PartSizes,
     StreamPlan,
     held_bytes,
     peak_bytes,
@@ -37,17 +38,21 @@ from moegeo_cli.models.model_config import auto_class, open_config
 from moegeo_cli.models.streaming.layer_files import LayerFiles
 from moegeo_cli.models.streaming.layer_stream import LayerStream
 from moegeo_cli.models.streaming.streamed import streamed
-from moegeo_cli.models.uneven import join_layers, own_experts
+from moegeo_cli.models.uneven import experts_by_layer, join_layers
 from moegeo_cli.records.facts import Form, MemoryFacts, MemoryKnown
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """How much memory a replay is planned to hold.
+    """The memory that a replay is planned to use.
 
-    `form` is "whole" or "streamed", `terms` are bytes by name, `process` those that the process
-    held before, `at_most` their sum as far as they are held at once. `by` says how activations are
-    known: "trace", "widths" of the module tree, or "config" for a small model by its config alone.
+    Attributes:
+        form: "whole" or "streamed".
+        by: how the bytes of activations were found: "trace" (a forward pass on fake tensors),
+            "widths" (estimated from the module tree) or "config" (estimated from config.json).
+        terms: bytes by name.
+        process: bytes that the process held before.
+        at_most: largest sum of `terms` that is held at once, in bytes, without `process`.
     """
 
     form: Form
@@ -57,7 +62,7 @@ class MemoryPlan:
     at_most: int
 
     def to_dict(self) -> MemoryFacts:
-        """The plan for JSON, without the process, which differs each time."""
+        """The plan for JSON, without `process`, which differs between runs."""
         return {"form": self.form, "by": self.by, "terms": dict(self.terms),
                 "at_most": self.at_most, "reason": None}  # fmt: skip
 
@@ -66,8 +71,13 @@ class MemoryPlan:
 class ReplayMode:
     """How a source's models are replayed.
 
-    `kind` is what `replay` takes, `batch_tokens` the positions of a batch (None: as usual),
-    `memory` what is planned to be held; where nothing is, `form` and `unplanned` say why.
+    Attributes:
+        kind: constructor of the `Pass` that `replay` runs; None for the default one.
+        batch_tokens: largest number of positions of a batch; None for the default.
+        memory: the memory plan; None if memory is not planned.
+        notes: sentences for the report.
+        form: how the model is held in memory, if there is no plan.
+        unplanned: why there is no plan.
     """
 
     kind: Callable[..., Any] | None = None
@@ -85,18 +95,21 @@ class ReplayMode:
                 "reason": self.unplanned}  # fmt: skip
 
     def say_memory(self, device: torch.device) -> str | None:
-        """The plan and the measured peak in a line; None for a small model."""
-        own = self.memory
-        if own is None or own.by == "config":
+        """One line with the plan and the measured peak; None for a small model."""
+        plan = self.memory
+        if plan is None or plan.by == "config":
             return None
-        terms = {"process": own.process, **own.terms}
-        return say_memory(terms, own.process + own.at_most, peak_bytes(device))
+        terms = {"process": plan.process, **plan.terms}
+        return say_memory(terms, plan.process + plan.at_most, peak_bytes(device))
 
 
 class ModelSource(Protocol):
-    """Gives the models of a run's checkpoints, frozen and in evaluation mode.
+    """Loads the models of a run's checkpoints, frozen and in evaluation mode.
 
-    A model that was given stays as it is until the next one is asked for; `mode` is of it.
+    A model is valid until the next call of `load` or `initialise`, which may reuse its memory.
+
+    Attributes:
+        mode: how the model that was loaded last is replayed.
     """
 
     mode: ReplayMode
@@ -104,26 +117,40 @@ class ModelSource(Protocol):
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """The model with a checkpoint's weights.
 
-        Raises: what opening and loading raise.
+        Raises:
+            MoegeoError: the files cannot be opened, or no model can be built from them; see
+                `loading.load_model`.
         """
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """The model that a checkpoint describes, freshly initialised."""
+        """The model that a checkpoint describes, freshly initialised.
+
+        Args:
+            checkpoint: a checkpoint; its weights are not read.
+            seed: seed of the initialisation.
+
+        Raises:
+            MoegeoError: this source cannot make a freshly initialised model.
+        """
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
-        """A context in which the weights of a module's layer are in memory."""
+        """A context in which the weights of one layer are in memory.
+
+        Args:
+            module: path of a module within the layer.
+        """
 
 
 class WholeModels:
-    """transformers' models, loaded whole: built once, then given each checkpoint's weights.
+    """transformers' models, whole in memory: built once, then filled with each checkpoint.
 
     Args:
-        device: where they compute.
-        dtype: in which dtype.
-        mode: how they are replayed.
-        files: of the first checkpoint, with the empty module tree that they fill: the model is
-            filled some parameters at a time, which takes little memory beside them. None where
-            transformers loads it.
+        device: device of the weights and the computation.
+        dtype: dtype of the weights and the computation.
+        mode: how the models are replayed; None for the default.
+        files: files and empty module tree of the first checkpoint. The tree is then filled one
+            group of parameters at a time, which needs little memory beside the weights. None if
+            transformers' own loader fills it.
     """
 
     def __init__(
@@ -141,7 +168,8 @@ class WholeModels:
     def load(self, checkpoint: Checkpoint) -> nn.Module:
         """See `ModelSource`."""
         if self.by_groups:
-            built, self._built = self._built, None  # one that is filled in part is never kept
+            # If filling fails, the partly filled model must not be used again.
+            built, self._built = self._built, None
             files, self._files = self._files, None
             if files is not None and files.checkpoint is checkpoint:
                 self._built = fill_tree(files)
@@ -161,27 +189,28 @@ class WholeModels:
             with seeded(seed):
                 return auto_class(config)[0].from_config(config, dtype=self.dtype)
 
-        model = join_layers(build, own_experts(checkpoint))
-        # Its buffers are not a checkpoint's: build the next one afresh.
+        model = join_layers(build, experts_by_layer(checkpoint))
+        # Its buffers are not those of a checkpoint, so the next model is built anew.
         self._built = self._files = None
         ready: nn.Module = model.eval().requires_grad_(False).to(self.device)
         return ready
 
     def holding(self, module: str) -> contextlib.AbstractContextManager[None]:
-        """See `ModelSource`: they always are."""
+        """See `ModelSource`: all weights are always in memory."""
         return contextlib.nullcontext()
 
 
 class StreamedModels:
-    """transformers' models, their layers read from the files while they compute.
+    """transformers' models whose layers are read from the files one at a time during a pass.
 
     Args:
-        device: where they compute.
-        dtype: in which dtype.
-        lengths: of the probe's sequences.
-        memory: bytes that the process should stay within; None for as little as is sensible.
-        sums: bytes of what is measured, by the model's sizes.
-        batch_size: sequences a batch, where that was asked for.
+        device: device of the weights and the computation.
+        dtype: dtype of the weights and the computation.
+        lengths: tokens of each sequence of the probe.
+        memory: upper bound of the process's memory in bytes (--memory); None to plan it from the
+            free memory.
+        sums: gives the bytes of the measured sums of a module tree.
+        batch_size: sequences of a batch (--batch-size); None to plan it.
     """
 
     def __init__(
@@ -201,10 +230,10 @@ class StreamedModels:
         self._held = 0
 
     def plan(self, checkpoint: Checkpoint) -> tuple[LayerStream, StreamPlan]:
-        """The model without its weights, and how a checkpoint of it is streamed.
+        """The layer stream of a checkpoint, without weights, and its memory plan.
 
         Raises:
-            ResourceError: the bound is too low.
+            ResourceError: `memory` is too low, or the machine has too little.
         """
         if self._stream is None:
             return_freed_blocks()
@@ -219,7 +248,7 @@ class StreamedModels:
         """See `ModelSource`.
 
         Raises:
-            ResourceError: the bound is too low.
+            ResourceError: as `plan`.
         """
         stream, plan = self.plan(checkpoint)
         stream.open(plan.chunk_bytes)
@@ -228,7 +257,11 @@ class StreamedModels:
             kind=streamed(stream, plan.boundary_bytes),
             batch_tokens=plan.positions,
             memory=MemoryPlan(
-                "streamed", "widths", plan.beside, plan.process, plan.bound - plan.process
+                "streamed",
+                "widths",
+                plan.terms_without_process,
+                plan.process,
+                plan.bound - plan.process,
             ),
             notes=(f"layers streamed from the files, {experts}",),
         )
@@ -236,11 +269,7 @@ class StreamedModels:
         return model
 
     def initialise(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
-        """See `ModelSource`; not possible here.
-
-        Raises:
-            BaselineError: always.
-        """
+        """See `ModelSource`; always refused, because a streamed model needs files."""
         raise BaselineError(
             "a fresh initialisation cannot be streamed: it has no files",
             hint="use --baseline STEP or PATH, or leave --stream and --memory out",
@@ -254,7 +283,7 @@ class StreamedModels:
             next(n for n, p in enumerate(paths) if f"{module}.".startswith(f"{p}."))
         )
 
-    def _plan(self, sizes: Sizes) -> StreamPlan:
+    def _plan(self, sizes: PartSizes) -> StreamPlan:
         longest = max(self.lengths) * (self.batch_size or 1)
         return plan_stream(
             sizes,

@@ -18,7 +18,7 @@ class StoredTensor:
 
     Args:
         index: the checkpoint's tensors.
-        name: the tensor's.
+        name: name of the tensor.
         rows: (start, stop) along the first dimension; None for all.
     """
 
@@ -26,20 +26,22 @@ class StoredTensor:
         self.index, self.name, self.rows = index, name, rows
 
     def __getitem__(self, key: Any) -> torch.Tensor:
-        """The values.
+        """The values at `key`.
 
         Raises:
-            IncompleteCheckpointError: the file ends before them.
-            UnsupportedLayoutError: a dtype that torch does not have.
+            IncompleteCheckpointError: the file is truncated.
+            UnsupportedLayoutError: torch does not have the tensor's dtype.
         """
         values: torch.Tensor = self.index.tensor(self.name, self.rows)[key]
         return values
 
 
-def announce(index: WeightIndex, names: Iterable[str]) -> None:
-    """Tell the operating system that these tensors are read next, so that it fetches them.
+def prefetch(index: WeightIndex, names: Iterable[str]) -> None:
+    """Ask the operating system to read tensors into the page cache. Without posix_fadvise: nothing.
 
-    Where the system takes no such advice nothing happens.
+    Args:
+        index: the checkpoint's tensors.
+        names: names of the tensors.
     """
     if not hasattr(os, "posix_fadvise"):
         return

@@ -1,7 +1,4 @@
-"""How a config's module tree is filled, for code that reads files only.
-
-torch is imported on use.
-"""
+"""Trace a module tree without importing torch before it is needed, for commands that read files."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.weights import WeightIndex
 
 
-def fill_tree(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, Any]:
-    """See `adapting.trace_config`: adapters whose names are not those of the files ask."""
+def trace_tree(checkpoint: Checkpoint, index: WeightIndex) -> Mapping[str, Any]:
+    """See `adapting.trace_config`. Merging needs it if an adapter's names are not the files'."""
     from moegeo_cli.models.adapting import trace_config
 
     return trace_config(checkpoint, index)

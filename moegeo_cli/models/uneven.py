@@ -1,7 +1,8 @@
-"""Models whose layers have different numbers of experts. No config class describes them.
+"""Build models whose layers have different numbers of experts, which no config class describes.
 
-Each layer is taken from a model that transformers built with that layer's number for all layers:
-so its modules, their settings and shapes are those that the model's own code makes.
+For each number of experts, transformers builds a model with that number in all layers. Each layer
+is then taken from the model with its number, so its modules and shapes are made by the model's own
+code.
 """
 
 from __future__ import annotations
@@ -15,18 +16,18 @@ from moegeo_cli.replay.kernels import configs_of
 from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
-def own_experts(checkpoint: Checkpoint) -> dict[int, int]:
+def experts_by_layer(checkpoint: Checkpoint) -> dict[int, int]:
     """Layer -> number of experts, if the layers of a checkpoint differ; else {}.
 
     Raises:
-        ShapeError: what `with_experts_by_layer` raises.
+        ShapeError: the files and the config contradict each other.
     """
     if checkpoint.weights.obstacle is not None:
         return {}
     try:
         _ = checkpoint.config_architecture
     except MoegeoError:
-        return {}  # what is wrong with it is said where it is described
+        return {}  # the error is raised where the architecture is described
     return dict(checkpoint.architecture.experts_by_layer or ())
 
 
@@ -34,11 +35,11 @@ def join_layers(build: Callable[[int | None], Any], experts: Mapping[int, int]) 
     """A model whose layers each have their own number of experts.
 
     Args:
-        build: makes the model with one number of experts in all layers; None for the config's.
-        experts: layer -> its number; {} for the config's model as it is.
+        build: builds the model with a number of experts in all layers; None for the config's.
+        experts: layer -> number of experts; {} for the config's own model.
 
     Raises:
-        UnsupportedArchitectureError: its routers are not in numbered layers.
+        UnsupportedArchitectureError: the model's routers are not in the layers of `experts`.
     """
     if not experts:
         return build(None)
@@ -56,7 +57,7 @@ def join_layers(build: Callable[[int | None], Any], experts: Mapping[int, int]) 
         for layer in (layer for layer, own in experts.items() if own == count):
             owner, _, name = places[layer].rpartition(".")
             setattr(model.get_submodule(owner), name, other.get_submodule(places[layer]))
-    # These lay the routers of all layers side by side for a loss that is not measured.
+    # The model would stack the logits of all layers, for a loss that is not measured.
     for config in configs_of(model):
         if getattr(config, "output_router_logits", False):
             config.output_router_logits = False
@@ -64,7 +65,7 @@ def join_layers(build: Callable[[int | None], Any], experts: Mapping[int, int]) 
 
 
 def _layers(model: Any) -> dict[int, str]:
-    """Layer -> the path of its module, of layers with a router."""
+    """Layer with a router -> the path of its module."""
     found = {}
     for router in find_routers(model):
         match = LAYER_INDEX.search(router.path)

@@ -1,4 +1,4 @@
-"""Loading a model whose layers have different numbers of experts."""
+"""Load a model whose layers have different numbers of experts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ def load_uneven(
     dtype: torch.dtype,
     experts: Mapping[int, int],
 ) -> nn.Module:
-    """Build such a model and fill it from a checkpoint's files.
+    """Build a model and fill it from a checkpoint's files.
+
+    Args:
+        checkpoint: the checkpoint.
+        device: device of the weights.
+        dtype: dtype of the weights.
+        experts: layer -> number of experts.
 
     Raises:
         IncompleteCheckpointError: a tensor that the model needs is not in the files.

@@ -36,7 +36,7 @@ def load_probe(
     max_tokens: int | None = None,
     seed: int = 0,
     max_length: int | None = None,
-    samples: bool = False,
+    accepts_samples: bool = False,
     ends: tuple[int, ...] = (),
 ) -> Probe:
     """Read, tokenise and check a probe.
@@ -48,7 +48,7 @@ def load_probe(
         max_tokens: largest number of tokens; whole sequences, balanced between domains.
         seed: seed of the draw if the file holds more tokens.
         max_length: the model's context length; longer sequences are cut into pieces.
-        samples: whether the model takes other tensors than token ids.
+        accepts_samples: whether the model takes other tensors than token ids.
         ends: the model's end-of-document ids, for files that hold one long stream of tokens.
 
     Returns:
@@ -64,7 +64,7 @@ def load_probe(
     file = read_file(source.path or BUNDLED, options)
     name = "bundled" if source.path is None else printable(source.path.name)
     if file.rows[0].inputs is not None:
-        return _load_samples(file.rows, name, max_tokens, seed, taken=samples)
+        return _load_samples(file.rows, name, max_tokens, seed, taken=accepts_samples)
     check_header(file.header, name, vocab_size, tokenizer_dir)
     tokenizer = "ids"
     encode: Callable[[str], np.ndarray] | None = None

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.effective import EffectiveWeights
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
-from moegeo_cli.models.tree import fill_tree
+from moegeo_cli.models.tree import trace_tree
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, Written, beside, edit, write
 from tests.tiny_models import build_tiny
 
@@ -45,7 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def opened(path: Path, base: Path) -> EffectiveWeights:
     checkpoint = Checkpoint(path, given_config=base)
-    checkpoint.weights.resolve(partial(fill_tree, checkpoint))
+    checkpoint.weights.resolve(partial(trace_tree, checkpoint))
     return checkpoint.weights
 
 

@@ -17,7 +17,7 @@ from moegeo_cli import analyze, capture_routers, check, experts, inspect, routin
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.errors import UnsupportedLayoutError
 from moegeo_cli.models.loading import load_model
-from moegeo_cli.models.tree import fill_tree
+from moegeo_cli.models.tree import trace_tree
 from tests.adapters.files import ATTENTION, EXPERTS, ROUTERS, beside, edit, randomise, write
 from tests.adapters.test_adapters import measure, numbers
 from tests.end_to_end.test_uneven_layers import prune
@@ -100,7 +100,7 @@ def test_experts_of_equal_sides(tmp_path: Path) -> None:
 
     def read() -> torch.Tensor:
         checkpoint = Checkpoint(files.adapter)
-        checkpoint.weights.resolve(partial(fill_tree, checkpoint))
+        checkpoint.weights.resolve(partial(trace_tree, checkpoint))
         values: torch.Tensor = checkpoint.weights.tensor(name)
         return values
 

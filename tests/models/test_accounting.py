@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
+from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
-from moegeo_cli.models.accounting import account_for, recall, remember, say_weights
+from moegeo_cli.models.accounting import account_for, attach_weight_facts, say_weights, weight_facts
 from moegeo_cli.models.conversion import build_skeleton
 
 CPU = torch.device("cpu")
@@ -41,7 +42,7 @@ def add(path: Path, **tensors: torch.Tensor) -> None:
 def test_a_whole_checkpoint_leaves_nothing_out(path: Path) -> None:
     model, left_out = account(path)
     assert left_out == {}
-    assert recall(model) is not None
+    assert weight_facts(model) is not None
     assert say_weights(model) == []
 
 
@@ -92,7 +93,7 @@ def test_what_was_done_to_weights_is_said(found: dict[str, Any], words: list[str
 
 def test_a_model_without_files_has_nothing_to_tell() -> None:
     model = nn.Module()
-    assert recall(model) is None
+    assert weight_facts(model) is None
     assert say_weights(model) == []
-    remember(model, object(), {})  # type: ignore[arg-type]  # not weights of a checkpoint
-    assert recall(model) is None
+    attach_weight_facts(model, WeightIndex(Path(), "safetensors", {}), {})  # as they are stored
+    assert weight_facts(model) is None

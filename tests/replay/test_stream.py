@@ -23,7 +23,7 @@ from moegeo_cli.errors import (
     UsageError,
 )
 from moegeo_cli.models.loading import load_model, read_ahead
-from moegeo_cli.models.memory.streamed import Sizes, plan_stream
+from moegeo_cli.models.memory.streamed import PartSizes, plan_stream
 from moegeo_cli.models.streaming.layer_stream import LayerStream
 from moegeo_cli.models.streaming.streamed import streamed
 from moegeo_cli.replay.batches import carries_state
@@ -253,8 +253,10 @@ def test_what_cannot_be_streamed_says_so(tmp_path: Path) -> None:
         analyze(tmp_path, memory="much")
 
 
-SIZES = Sizes(resident=10**8, shared=10**8, layer=10**9, expert=10**8, boundary=10**5, sums=10**7,
-              width=1024, inner=2048, top_k=2, vocabulary=1000, itemsize=2)  # fmt: skip
+SIZES = PartSizes(
+    resident=10**8, shared=10**8, layer=10**9, expert=10**8, boundary=10**5, sums=10**7,
+    width=1024, inner=2048, top_k=2, vocabulary=1000, itemsize=2,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("memory", [10**9, 2 * 10**9, 4 * 10**9, 64 * 10**9])

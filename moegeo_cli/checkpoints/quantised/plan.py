@@ -8,6 +8,7 @@ therefore do not depend on what else the config says, nor on optional packages.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from moegeo_cli.checkpoints.quantised.files import Files
 from moegeo_cli.checkpoints.quantised.forms.bitsandbytes4 import read_bitsandbytes4
@@ -18,6 +19,7 @@ from moegeo_cli.checkpoints.quantised.forms.torchao import read_torchao
 from moegeo_cli.checkpoints.quantised.forms.unread import refuse_unread
 from moegeo_cli.checkpoints.quantised.forms.words import read_words
 from moegeo_cli.checkpoints.quantised.recipe import Recipe, UnreadableFormError
+from moegeo_cli.errors import UnsupportedLayoutError
 
 # Tried in this order; the first that recognises a tensor counts.
 FORMS = (
@@ -47,6 +49,21 @@ class Plan:
     used: set[str] = field(default_factory=set)
     left_out: set[str] = field(default_factory=set)
     problems: list[tuple[str, str]] = field(default_factory=list)
+
+    def error(self, folder: Path) -> UnsupportedLayoutError | None:
+        """The error for the problems; None if every quantised tensor can be read."""
+        if not self.problems:
+            return None
+        forms = list(dict.fromkeys(words for _, words in self.problems))
+        more = f", and {len(self.problems) - 1} more like it" if len(self.problems) > 1 else ""
+        return UnsupportedLayoutError(
+            f"{folder.name} is quantised in a form that moegeo does not read: {forms[0]}",
+            found=f"{self.problems[0][0]}{more}",
+            hint="give the unquantised checkpoint; `moegeo inspect` still describes the "
+            "checkpoint, and --captures measures routers that are not quantised; see "
+            "docs/reference/layouts.md",
+            context={"forms": forms, "tensors": [name for name, _ in self.problems[:64]]},
+        )
 
 
 def plan_quantised(files: Files) -> Plan:

@@ -23,7 +23,7 @@ from moegeo_cli.measuring.revisions import each_revision, store_options_for
 from moegeo_cli.measuring.storing import open_store
 from moegeo_cli.models.choosing import choose_models
 from moegeo_cli.models.given import Models
-from moegeo_cli.models.tree import fill_tree
+from moegeo_cli.models.tree import trace_tree
 from moegeo_cli.options import Check, CheckpointChoice, Model, Storage
 from moegeo_cli.records import RunRecord
 from moegeo_cli.records.check import CheckRecord
@@ -60,14 +60,14 @@ def check_files(
         cache: read and store results.
         cache_dir: the store's folder; None for .moegeo in the run.
         verify_fingerprint: "sampled" or "full".
-        progress: is told about progress.
+        progress: receives an event for each checkpoint and each block of bytes read; None for none.
 
     Returns:
         The outcome of every rule at each checkpoint. If a file cannot be read, the rules are
         skipped and the outcome holds the reason.
     """
     chosen = choose_checkpoints(folder, steps, latest)
-    if not models.whole:
+    if models.routers_only:
         return skip_all(chosen, CAPTURED)
     store = open_store(folder, cache, cache_dir, models)
     reader = _reader(store, False, verify_fingerprint, models, progress)
@@ -90,7 +90,7 @@ def check(
 
     Args:
         path: one checkpoint, or a folder of them.
-        progress: is told how many bytes were read.
+        progress: receives an event for each checkpoint and each block of bytes read; None for none.
         options: see below. With `verify_fingerprint` "sampled", a checkpoint counts as unchanged
             while names, sizes and times of its files are the same; with "full", while every byte
             is the same. A `model` is described, not built.
@@ -127,4 +127,4 @@ def _reader(
     store: Store, quick: bool, mode: str, models: Models, progress: ProgressListener | None
 ) -> Reader:
     own = models if models.own else None
-    return Reader(store, quick, mode, own, models.identity, progress, fill_tree)
+    return Reader(store, quick, mode, own, models.identity, progress, trace_tree)

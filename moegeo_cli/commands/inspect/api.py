@@ -10,7 +10,7 @@ from moegeo_cli.commands.inspect.record import InspectionRecord
 from moegeo_cli.global_state import keeps_global_state
 from moegeo_cli.keywords import select_options, takes
 from moegeo_cli.models.choosing import choose_models
-from moegeo_cli.models.tree import fill_tree
+from moegeo_cli.models.tree import trace_tree
 from moegeo_cli.options import Model
 
 
@@ -31,4 +31,4 @@ def inspect(path: Path | str, **options: Unpack[Model]) -> InspectionRecord:
     """
     models = choose_models(**select_options(Model, options))
     own = None if options["model"] is None else models
-    return inspect_checkpoint(path, own, options["config"], fill_tree)
+    return inspect_checkpoint(path, own, options["config"], trace_tree)

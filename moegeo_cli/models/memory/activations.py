@@ -1,9 +1,9 @@
-"""Bytes that a pass takes beside the weights, found by running the model on fake tensors.
+"""Find the peak bytes of a batch's activations, by running the model on torch's fake tensors.
 
-The model's own forward, the loss and the way back run over torch's fake tensors, which have
-shapes and no memory: whatever a model's code makes is counted while it is alive. Code that asks a
-tensor for its values cannot run so: such a model's activations are estimated by its widths. Of
-layers that repeat only the first few are run (`repeating.py`).
+Fake tensors have shapes but no memory. The model's forward pass, the loss and the backward pass run
+on them, and the bytes of all live tensors are counted. Code that reads a tensor's values fails on
+fake tensors; the activations of such a model are estimated from its widths. Of repeated layers only
+the first few are run (`repeating.py`).
 
 Legend: B sequences of a batch, N their positions, D model width, F expert width, E experts,
 K experts chosen per token, V vocabulary.
@@ -33,10 +33,12 @@ FLOAT = 4  # bytes of a float32
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes that one batch takes at its peak.
+    """Peak bytes of one batch beside the weights.
 
-    `logits` are those of the vocabulary, their gradient, and the rows of the loss that are at work;
-    `layers` is the rest. `traced` is false where it is an estimate by widths.
+    Attributes:
+        layers: bytes of everything but `logits`.
+        logits: bytes of the output logits, their gradient, and the buffers of the loss.
+        traced: whether the bytes were traced, and not estimated from widths.
     """
 
     layers: int
@@ -45,17 +47,17 @@ class Activations:
 
     @property
     def total(self) -> int:
-        """Bytes of layers and logits together."""
+        """Sum of `layers` and `logits`."""
         return self.layers + self.logits
 
 
 class BatchTracer:
-    """Finds how many bytes batches take.
+    """Finds the peak bytes of batches.
 
     Args:
-        skeleton: the module tree, its parameters without memory; it stays as it is.
-        device: where the model computes.
-        shorten: run the first of the layers that repeat alone; else all.
+        skeleton: the module tree, on the meta device; it is not changed.
+        device: device of the computation.
+        shorten: whether only the first of repeated layers are run.
     """
 
     def __init__(self, skeleton: nn.Module, device: torch.device, *, shorten: bool = True) -> None:
@@ -68,12 +70,12 @@ class BatchTracer:
         self._copy: _FakeCopy | None = None
 
     def trace(self, shape: tuple[int, int], plan: Plan, *, padded: bool) -> Activations:
-        """Bytes of a batch.
+        """Peak bytes of a batch.
 
         Args:
             shape: (B, N) of the batch.
-            plan: of the pass: whether it reaches the loss, and comes back.
-            padded: whether some of its sequences are shorter.
+            plan: the plan of the pass; it decides whether there is a loss and a backward pass.
+            padded: whether shorter sequences are padded, so that the model gets a mask.
         """
         positions = shape[0] * shape[1]
         logits = logit_bytes(positions, self.vocabulary, self.itemsize) if plan.needs_loss else 0
@@ -86,7 +88,12 @@ class BatchTracer:
         return Activations(max(0, peak - logits) + own, logits, traced=True)
 
     def estimate(self, positions: int, plan: Plan) -> int:
-        """Bytes of the layers by widths: about forty results of each layer, and K experts."""
+        """`layers` estimated from widths.
+
+        Args:
+            positions: positions of the batch.
+            plan: the plan of the pass.
+        """
         inner = max((p.shape[-1] + p.shape[-2] for r in self.routers for p in r.parent.parameters()
                      if p.ndim >= 2), default=self.width)  # fmt: skip
         depth = max((r.layer for r in self.routers), default=0) + 1
@@ -96,26 +103,26 @@ class BatchTracer:
         )  # fmt: skip
 
     def _peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int | None:
-        """Peak bytes beside the parameters; None where the model's code cannot run so."""
+        """Peak bytes beside the parameters; None if the model does not run on fake tensors."""
         while True:
             try:
                 if self._copy is None:
                     repeats = find_repeats(self.skeleton, self.routers) if self.shorten else []
                     self._copy = _FakeCopy(self.skeleton, repeats, self.device)
                 return self._copy.peak(shape, plan, padded)
-            except Exception:  # whatever a model's code raises where tensors have no values
+            except Exception:  # a model's code may raise anything on fake tensors
                 if not self.shorten:
                     return None
-                self.shorten, self._copy = False, None  # some count their layers
+                self.shorten, self._copy = False, None  # some models need all layers
 
 
 class _FakeCopy:
-    """A copy of a module tree, perhaps with fewer layers, whose tensors have shapes and no values.
+    """A copy of a module tree with fake tensors, and perhaps with fewer layers.
 
     Args:
         skeleton: the module tree.
-        repeats: lists of layers that are shortened.
-        device: where the model computes.
+        repeats: lists of layers that are shortened in the copy.
+        device: device of the computation.
     """
 
     def __init__(
@@ -127,26 +134,26 @@ class _FakeCopy:
         self.model = copy_shortened(skeleton, repeats)
         self.routers = find_routers(self.model)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        _make_fake(self.model, self.mode, device)
+        _replace_by_fakes(self.model, self.mode, device)
 
     def peak(self, shape: tuple[int, int], plan: Plan, padded: bool) -> int:
-        """Peak bytes of a batch beside the parameters, with all layers."""
+        """Peak bytes of a batch beside the parameters, extrapolated to all layers."""
         split = plan.splits_S is not None
-        with self.mode, _Alive() as alive, self._left_behind(alive) as periods:
+        with self.mode, _LiveBytes() as live, self._bytes_before_periods(live) as periods:
             ids_BN = torch.zeros(shape, dtype=torch.long, device=self.device)
             mask_BN = torch.ones_like(ids_BN) if padded else None
             if plan.needs_loss:
-                self._there_and_back(ids_BN, mask_BN, split=split)
+                self._forward_backward(ids_BN, mask_BN, split=split)
             else:
-                self._to_last_router(ids_BN, mask_BN, split=split)
-            return alive.peak + sum(
+                self._forward_to_last_router(ids_BN, mask_BN, split=split)
+            return live.peak + sum(
                 one.left_out * max(0, after - before, self._gradients(one, plan))
                 for one, (before, after) in zip(self.repeats, periods, strict=True)
             )
 
     @contextlib.contextmanager
-    def _left_behind(self, alive: _Alive) -> Iterator[list[list[int]]]:
-        """Bytes that are alive before each of the last two periods of each shortened list."""
+    def _bytes_before_periods(self, live: _LiveBytes) -> Iterator[list[list[int]]]:
+        """Live bytes before each of the last two periods of each shortened list."""
         found: list[list[int]] = []
         with contextlib.ExitStack() as stack:
             for one in self.repeats:
@@ -155,21 +162,21 @@ class _FakeCopy:
                 for place, index in enumerate((one.kept - 2 * one.period, one.kept - one.period)):
 
                     def take(*_: Any, seen: list[int] = seen, place: int = place) -> None:
-                        seen[place] = alive.now
+                        seen[place] = live.now
 
                     hook = layers[index].register_forward_pre_hook(take)  # type: ignore[index]
                     stack.callback(hook.remove)
             yield found
 
     def _gradients(self, one: Repeats, plan: Plan) -> int:
-        """Bytes of the routers' gradients of a period: on the way back they stay."""
+        """Bytes of the routers' gradients of one period, which the backward pass keeps."""
         if not plan.needs_loss:
             return 0
         last = {f"{one.path}.{one.kept - n}." for n in range(1, one.period + 1)}
         weights = [r.weight_ED for r in self.routers if any(r.path.startswith(p) for p in last)]
         return sum(w.numel() * w.element_size() for w in weights)
 
-    def _there_and_back(
+    def _forward_backward(
         self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool
     ) -> None:
         weights: list[Any] = [r.linear.weight for r in self.routers]
@@ -182,7 +189,7 @@ class _FakeCopy:
         del logits
         torch.autograd.grad(losses.sum(), weights, allow_unused=True)
 
-    def _to_last_router(
+    def _forward_to_last_router(
         self, ids_BN: torch.Tensor, mask_BN: torch.Tensor | None, *, split: bool
     ) -> None:
         def stop(*_: Any) -> None:
@@ -203,33 +210,34 @@ class _FakeCopy:
 
 
 class _Stopped(BaseException):
-    """Raised in the last router, where the pass needs nothing after it."""
+    """Raised after the last router to end a forward pass without a loss."""
 
 
 def _middle(ids_BN: torch.Tensor) -> int:
-    """Where a sequence of an encoder and a decoder is split."""
+    """The position at which a sequence is split between an encoder and a decoder."""
     return max(1, ids_BN.shape[1] // 2)
 
 
 def estimate_layers(positions: int, depth: int, width: int, experts: int, *, graph: bool) -> int:
-    """Bytes of a batch's layers by widths, as float32.
+    """Bytes of a batch's activations in float32: 40 tensors of width D a layer, 4 an expert.
 
     Args:
-        positions: of the batch.
+        positions: positions of the batch.
         depth: number of layers.
         width: D.
-        experts: K times the widths of an expert, over all routers.
-        graph: whether all layers' results are kept for the way back; else those of one.
+        experts: K times the widths of an expert, summed over all routers.
+        graph: whether the activations of all layers are kept for the backward pass, or only those
+            of one layer.
     """
     total = depth * 40 * width + 4 * experts
     return positions * FLOAT * (total if graph else -(-total // depth))
 
 
-def _make_fake(skeleton: nn.Module, mode: Any, device: torch.device) -> None:
-    """Give every parameter and buffer a fake tensor on the device in its place."""
+def _replace_by_fakes(skeleton: nn.Module, mode: Any, device: torch.device) -> None:
+    """Replace every parameter and buffer by a fake tensor on the device."""
     from torch._subclasses import FakeTensor
 
-    made: dict[int, Any] = {}  # tied ones stay one
+    made: dict[int, Any] = {}  # id of a tensor -> its fake, so that tied tensors stay tied
 
     def fake(tensor: torch.Tensor) -> Any:
         if id(tensor) not in made:
@@ -246,8 +254,13 @@ def _make_fake(skeleton: nn.Module, mode: Any, device: torch.device) -> None:
                 module._buffers[name] = fake(buffer)
 
 
-class _Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that were made and are not freed yet."""
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that were created and are not freed yet.
+
+    Attributes:
+        now: live bytes.
+        peak: the largest value of `now`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +269,7 @@ class _Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = _grouped(*args, **kwargs) if func is GROUPED else func(*args, **kwargs)
+        found = _grouped_mm(*args, **kwargs) if func is GROUPED else func(*args, **kwargs)
         for tensor in trees.tree_leaves(found):
             if isinstance(tensor, torch.Tensor):
                 self._count(tensor.untyped_storage())
@@ -269,9 +282,9 @@ class _Alive(TorchDispatchMode):
         self._known.add(key)
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._let_go, key, size)
+        weakref.finalize(storage, self._free, key, size)
 
-    def _let_go(self, key: int, size: int) -> None:
+    def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.now -= size
 
@@ -279,8 +292,8 @@ class _Alive(TorchDispatchMode):
 GROUPED = torch.ops.aten._grouped_mm.default
 
 
-def _grouped(one: Any, other: Any, offs: Any = None, *_: Any, **__: Any) -> Any:
-    """The product of groups by its shapes: torch knows them of bfloat16 alone."""
+def _grouped_mm(one: Any, other: Any, offs: Any = None, *_: Any, **__: Any) -> Any:
+    """A fake result of `_grouped_mm`, for which torch's own fake accepts bfloat16 only."""
     if other.ndim == 3:
         return one.new_empty(*one.shape[:-1], other.shape[-1])
     return one.new_empty(offs.shape[0], one.shape[0], other.shape[-1])

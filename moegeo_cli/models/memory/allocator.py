@@ -1,10 +1,12 @@
-"""What glibc's allocator does with freed blocks: it keeps them where memory is not short.
+"""Set whether glibc's allocator keeps freed blocks or returns them to the system.
 
-A block that is returned to the system is given back page by page, and cleared, for the next tensor.
-At 48 routers x 128 experts that takes as long as a third of the model's own pass. Where a bound
-must hold, blocks are returned at once: else a layer that was let go would still count.
+The system clears the pages of a new block one by one. If every block is returned, that takes as
+long as a third of the model's forward pass, at 48 routers x 128 experts. So blocks are kept if
+memory is plentiful. If a memory bound must hold, they are returned at once: otherwise a released
+layer would still count as used.
 
-In a user's own process nothing is set: the settings cannot be read, so not put back either.
+Nothing is set if moegeo runs inside a user's own process, because the previous settings cannot be
+read and restored.
 """
 
 from __future__ import annotations
@@ -15,34 +17,34 @@ import ctypes
 from moegeo_cli.process import is_own_process
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-SMALL, LARGEST = 2**17, 2**25  # bytes: glibc's first bound of a mapped block, and its largest
-KEPT = 2**30  # bytes that stay free at the end of the heap
-FREED = 0.3  # of a batch: freed blocks that an allocator keeps, where it keeps any
+SMALL, LARGEST = 2**17, 2**25  # bytes: default and largest value of M_MMAP_THRESHOLD
+KEPT = 2**30  # bytes that may stay free at the end of the heap
+FREED = 0.3  # freed blocks that the allocator keeps if it keeps any, as a share of a batch
 
 
 def freed_bytes(batch: int, *, kept: bool = False) -> int:
-    """Bytes of freed blocks that the allocator may keep from a batch of this size.
+    """Bytes of freed blocks that the allocator may keep after a batch.
 
     Args:
-        batch: bytes of the batch.
+        batch: bytes of the batch's activations and logits.
         kept: whether `keep_freed_blocks` was called.
     """
     return int(FREED * batch) if kept or not is_own_process() else 0
 
 
 def return_freed_blocks() -> None:
-    """Return freed blocks to the system at once."""
+    """From now on, return freed blocks to the system at once."""
     _set({M_MMAP_THRESHOLD: SMALL})
 
 
 def keep_freed_blocks() -> None:
-    """Keep freed blocks of less than 32 MiB for the next tensors."""
+    """From now on, keep freed blocks of less than 32 MiB for later tensors."""
     _set({M_MMAP_THRESHOLD: LARGEST, M_TRIM_THRESHOLD: KEPT})
 
 
 def _set(options: dict[int, int]) -> None:
     if not is_own_process():
         return
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another allocator
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # not glibc
         for option, size in options.items():
             ctypes.CDLL(None).mallopt(option, size)

@@ -1,4 +1,4 @@
-"""How much memory is free for this process, by the system and by its cgroups."""
+"""Free memory of a device; for main memory, within the limits of the process's cgroups."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# (limit, usage, what of the usage the system can take back) by version of cgroups.
+# (limit, usage, key of reclaimable usage in memory.stat) for cgroups v2 and v1.
 FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -17,7 +17,7 @@ FILES = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free bytes of a device; of main memory, as many as the system and the cgroup allow."""
+    """Free bytes of a device. For main memory: the smallest of the system's and the cgroups'."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     system = int(psutil.virtual_memory().available)
@@ -28,8 +28,8 @@ def cgroup_rooms(root: Path, membership: Path) -> Iterator[int]:
     """Free bytes of each cgroup above this process that has a limit.
 
     Args:
-        root: where cgroups are mounted.
-        membership: the file that says which this process is in.
+        root: mount point of the cgroups.
+        membership: the file that names the cgroups of this process, /proc/self/cgroup.
     """
     try:
         lines = membership.read_text("utf-8").splitlines()
@@ -41,7 +41,7 @@ def cgroup_rooms(root: Path, membership: Path) -> Iterator[int]:
             continue
         base = root / "memory" if controllers else root
         own = base / path.lstrip("/")
-        # In a container the path may be the host's: then the mount itself is the own group.
+        # In a container the path may be the host's; the mount point is then the process's group.
         for folder in (own, *own.parents):
             if folder != base and base not in folder.parents:
                 break
@@ -51,11 +51,11 @@ def cgroup_rooms(root: Path, membership: Path) -> Iterator[int]:
 
 
 def _room(folder: Path) -> int | None:
-    """Bytes left in one cgroup; None without a limit."""
+    """Bytes that are free in one cgroup; None if it has no limit."""
     for limit_name, usage_name, reclaimable in FILES:
         try:
             limit = (folder / limit_name).read_text("utf-8").strip()
-            if not limit.isdecimal() or int(limit) >= 2**60:  # "max", or v1's way to say so
+            if not limit.isdecimal() or int(limit) >= 2**60:  # "max", or its equivalent in v1
                 continue
             used = int((folder / usage_name).read_text("utf-8"))
             stat = (folder / "memory.stat").read_text("utf-8").split()

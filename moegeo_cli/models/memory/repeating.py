@@ -1,10 +1,9 @@
-"""Finds layers of a module tree that repeat, so that a few of them stand for all.
+"""Find repeated layers of a module tree, so that tracing a few of them is enough.
 
-Forty-eight equal layers take forty-eight times what one takes. A tree with the first few layers is
-traced instead, and what each further period of layers leaves behind is added.
-
-A period is the number of layers after which their kinds repeat: 1 where all are equal, 2 where two
-kinds of attention alternate.
+Tracing all layers of a deep model is slow. If layers repeat, only a copy with the first few is
+traced (`activations.py`), and the bytes that one period adds are multiplied by the number of
+periods left out. A period is the number of layers after which their kinds repeat: 1 if all layers
+are equal, 2 if two kinds of attention alternate.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from torch import nn
 
 from moegeo_cli.routers.finding import LAYER_INDEX, Router
 
-# What a layer is told of its place. It decides nothing that the kind of a layer does not say.
-PLACE = {"layer_idx", "layer_id", "layer_index", "layer_number", "idx", "block_idx"}
+# Attributes that hold a layer's number. They are ignored when layers are compared.
+POSITION_ATTRIBUTES = {"layer_idx", "layer_id", "layer_index", "layer_number", "idx", "block_idx"}
 
 
 @dataclass(frozen=True, slots=True)
 class Repeats:
-    """A list of layers of which the first ones stand for all.
+    """A list of layers that is shortened to its first ones.
 
-    `path` is the list's in the tree, `kept` the number of layers that stand for all, `period` the
-    number after which kinds repeat, and `left_out` the number of periods that are not kept.
+    Attributes:
+        path: path of the list in the module tree.
+        kept: number of layers that are kept.
+        period: number of layers after which their kinds repeat.
+        left_out: number of periods that are left out.
     """
 
     path: str
@@ -39,7 +41,7 @@ class Repeats:
 
 
 def find_repeats(model: nn.Module, routers: Sequence[Router]) -> list[Repeats]:
-    """The lists of layers that can be shortened, of those that hold routers.
+    """The lists of layers with routers that can be shortened.
 
     Args:
         model: the module tree.
@@ -81,11 +83,12 @@ def _shortened(model: nn.Module, repeats: Repeats) -> Iterator[None]:
 
 
 def _shorten(path: str, kinds: Sequence[Any]) -> Repeats | None:
-    """How a list with layers of these kinds is shortened; None where nothing is gained.
+    """How a list of layers of these kinds is shortened; None if it cannot be.
 
-    Three whole periods are kept beyond the layers that do not repeat. What the first leaves behind
-    may be less, since nothing is kept for the way back before the first router; the second and
-    third tell what every further one leaves. The last layers are of the same kinds as before.
+    Kept are the layers that do not repeat and three periods. The first period may leave fewer bytes
+    than the others, because no activations are kept for the backward pass before the first router.
+    The second and third show what every other period leaves. The last kept layers are of the same
+    kinds as the last layers of the whole list.
     """
     total = len(kinds)
     for period in range(1, total // 4 + 1):
@@ -99,13 +102,13 @@ def _shorten(path: str, kinds: Sequence[Any]) -> Repeats | None:
 
 
 def _kinds(layers: nn.ModuleList, config: Any) -> list[Any]:
-    """A value for each layer; equal ones compute alike."""
-    stated = _by_layer(config, len(layers))
-    return [(_kind(layer), tuple(values[n] for values in stated)) for n, layer in enumerate(layers)]
+    """A value for each layer; layers with equal values differ in their weights only."""
+    listed = _config_lists(config, len(layers))
+    return [(_kind(layer), tuple(own[n] for own in listed)) for n, layer in enumerate(layers)]
 
 
-def _by_layer(config: Any, total: int) -> list[list[str]]:
-    """What a config, or a part of it, says of each layer."""
+def _config_lists(config: Any, total: int) -> list[list[str]]:
+    """Lists in a config, or in a part of it, that have one entry for each layer."""
     parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
     held = [value for part in parts if part is not None for value in vars(part).values()]
     return [
@@ -117,20 +120,20 @@ def _by_layer(config: Any, total: int) -> list[list[str]]:
 
 def _kind(layer: nn.Module) -> Any:
     return tuple(
-        (name, type(module), _stated(vars(module)), _tensors(module))
+        (name, type(module), _attributes(vars(module)), _tensor_forms(module))
         for name, module in layer.named_modules(remove_duplicate=False)
     )
 
 
-def _stated(values: dict[str, Any]) -> Any:
+def _attributes(values: dict[str, Any]) -> Any:
     return tuple(
-        sorted((name, _plain(v)) for name, v in values.items()
-               if not name.startswith("_") and name not in PLACE)
+        sorted((name, _comparable(v)) for name, v in values.items()
+               if not name.startswith("_") and name not in POSITION_ATTRIBUTES)
     )  # fmt: skip
 
 
-def _plain(value: Any) -> str:
-    """A value in words; of an object without any, which object it is."""
+def _comparable(value: Any) -> str:
+    """A text that is equal for equal values; for other objects, equal only for the same object."""
     if isinstance(value, torch.Tensor):
         return f"{tuple(value.shape)} {value.dtype}"
     if value is None or isinstance(value, str | int | float | torch.dtype | list | tuple):
@@ -138,6 +141,6 @@ def _plain(value: Any) -> str:
     return f"{type(value).__name__} {id(value)}"
 
 
-def _tensors(module: nn.Module) -> Any:
+def _tensor_forms(module: nn.Module) -> Any:
     held = (*module._parameters.items(), *module._buffers.items())
     return tuple((n, None if t is None else (tuple(t.shape), t.dtype)) for n, t in held)

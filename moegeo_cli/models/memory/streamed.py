@@ -1,12 +1,14 @@
-"""Plans what a streamed replay holds in memory at once, term by term, within a bound.
+"""Plan the memory of a streamed replay, term by term, within a bound.
 
-The bound is a sum of what is held together: the bare process; what stays for the whole run
-(embeddings, head, norms, routers); twice the larger of a layer's part without experts and a
-chunk of experts, as converting what was saved needs both sides; the layer boundaries; one
-batch's activations; and the sums that are measured.
+The bound is the sum of these terms, in bytes:
 
-Legend: N positions of a batch, T of the probe, S sequences, D model width, F expert width,
-E experts, K experts chosen per token, V vocabulary, G groups.
+- process: the process before the model is loaded;
+- resident: parameters that stay in memory (embeddings, head, norms, routers);
+- layer: twice the larger of a layer's parameters without experts and a chunk of experts, because
+  saved and converted tensors are in memory together;
+- boundaries: the layers' outputs that are kept for the backward pass;
+- activations and logits: of one batch;
+- sums: what is measured.
 """
 
 from __future__ import annotations
@@ -23,23 +25,32 @@ from moegeo_cli.errors import ResourceError
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH
 from moegeo_cli.replay.token_losses import logit_bytes
 
-SMALL_BLOCKS = 16 * 2**20  # what a process grows by in small objects, counted as its own
-CHUNK_BYTES = 64 * 2**20
-# Scores of a pair of positions: with the mask, after the softmax, their gradients; as float32.
+SMALL_BLOCKS = 16 * 2**20  # bytes of small objects by which the process grows during a replay
+CHUNK_BYTES = 64 * 2**20  # bytes of experts that are read together
+# Attention scores in memory at once: with the mask, after the softmax, and the gradients of both.
 FLOAT, SCORE_COPIES = 4, 4
-# Boundaries that are kept where nobody set a bound: a quarter of what is free, at least this.
+# Without a bound, layer boundaries may take a quarter of the free memory, and at least this.
 FREE_SHARE, LEAST_BOUNDARIES = 0.25, 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
-    """Bytes of a model's parts, and what its activations depend on.
+class PartSizes:
+    """Bytes of a model's parts, and the sizes that its activations depend on.
 
-    `resident` stays; `shared` is the largest non-expert part of a layer, `layer` the largest
-    layer, `expert` one expert (0 where a layer cannot be had expert by expert); `boundary` is
-    what one position leaves at all layer boundaries, `sums` what the measurement itself keeps.
-    `attention` is what a layer's attention forms of one position with all others, where its kernel
-    forms every pair of positions; else 0.
+    Attributes:
+        resident: bytes of parameters that stay in memory.
+        shared: bytes of the parameters of a layer without experts, of the largest layer.
+        layer: bytes of the largest layer.
+        expert: bytes of the largest expert; 0 if experts cannot be read one by one.
+        boundary: bytes of one position in the outputs of all layers.
+        sums: bytes of what is measured.
+        width: width of the model.
+        inner: inner width of an expert.
+        top_k: experts chosen per token.
+        vocabulary: size of the vocabulary.
+        itemsize: bytes of one number of the computation's dtype.
+        attention: bytes of one position's attention scores in a layer, if the kernel computes
+            those of all pairs of positions; else 0.
     """
 
     resident: int
@@ -56,27 +67,27 @@ class Sizes:
     attention: int = 0
 
     def activations(self, positions: int) -> int:
-        """Bytes of one batch's activations: of a layer with its graph, or of head and loss."""
+        """Bytes of a batch's activations: the larger of `of_layer` and `of_head`."""
         return max(self.of_layer(positions), self.of_head(positions))
 
     def of_layer(self, positions: int) -> int:
-        """Bytes of one batch in a layer, with its graph."""
+        """Bytes of a batch in one layer, with the autograd graph."""
         inner = self.top_k * (3 * self.width + 6 * self.inner)
         return positions * (self.itemsize * (24 * self.width + inner) + self.attention)
 
     def of_head(self, positions: int) -> int:
-        """Bytes of one batch in head and loss."""
+        """Bytes of a batch in the output head and the loss."""
         return logit_bytes(positions, self.vocabulary, self.itemsize)
 
 
 def score_bytes(config: Any) -> int:
-    """Bytes of attention for one pair of positions, forward and backward.
+    """Bytes of the attention scores of one pair of positions, forward and backward.
 
-    Eager attention forms every pair. So does torch's own kernel on a CPU where keys and values
-    differ in width.
+    Eager attention computes the scores of all pairs. So does torch's SDPA kernel on a CPU if keys
+    and values differ in width. Otherwise 0.
 
     Args:
-        config: the model's.
+        config: config of the model.
     """
     text = config.get_text_config()
     keys = [getattr(text, name, None) for name in ("qk_nope_head_dim", "qk_rope_head_dim")]
@@ -92,8 +103,11 @@ def score_bytes(config: Any) -> int:
 class StreamPlan:
     """How a model is streamed.
 
-    `chunk_bytes` of experts at a time, None for whole layers; `boundary_bytes` of layer
-    boundaries at most; `positions` of a batch. `terms` are the bytes of each part by name.
+    Attributes:
+        chunk_bytes: bytes of experts that are in memory together; None for whole layers.
+        boundary_bytes: largest number of bytes of layer boundaries.
+        positions: positions of a batch.
+        terms: bytes by name; see the module's docstring.
     """
 
     chunk_bytes: int | None
@@ -103,7 +117,7 @@ class StreamPlan:
 
     @property
     def bound(self) -> int:
-        """Bytes that the process should not exceed."""
+        """Upper bound of the process's memory in bytes."""
         return sum(self.terms.values())
 
     @property
@@ -112,27 +126,27 @@ class StreamPlan:
         return self.terms["process"]
 
     @property
-    def beside(self) -> dict[str, int]:
-        """The terms without the process."""
+    def terms_without_process(self) -> dict[str, int]:
+        """All terms except "process"."""
         return {name: size for name, size in self.terms.items() if name != "process"}
 
 
 def plan_stream(
-    sizes: Sizes, tokens: int, longest: int, memory: int | None, process: int, free: int
+    sizes: PartSizes, tokens: int, longest: int, memory: int | None, process: int, free: int
 ) -> StreamPlan:
-    """Decide what is in memory at once.
+    """Choose the size of batches, of chunks of experts and of the kept layer boundaries.
 
     Args:
-        sizes: of the model.
-        tokens: T.
-        longest: positions that a batch holds at least: the longest sequence, or the batch that was
-            asked for.
-        memory: the bound that was asked for; None for as little as is sensible.
-        process: bytes of the process as it is.
-        free: bytes that the machine has left.
+        sizes: sizes of the model's parts.
+        tokens: positions of the probe.
+        longest: smallest possible number of positions of a batch: the longest sequence, times
+            --batch-size if it is set.
+        memory: --memory in bytes; None if it is not set.
+        process: bytes that the process holds now.
+        free: bytes that are free on the device.
 
     Raises:
-        ResourceError: the bound is too low for this model and probe.
+        ResourceError: `memory`, or the free memory, is too low for this model and probe.
     """
     positions = max(TOKENS_PER_BATCH, longest)
     chunk = max(CHUNK_BYTES, sizes.expert) if sizes.expert else sizes.layer
@@ -153,7 +167,7 @@ def plan_stream(
     least = fixed + _of_batch(sizes, positions)
     if least > memory:
         terms = _plan(sizes, chunk, positions, sizes.boundary * positions, process).terms
-        raise too_little(memory, least, terms, asked=asked)
+        raise does_not_fit(memory, least, terms, asked=asked)
     boundaries = min(whole, max(sizes.boundary * positions, (memory - least) // 2))
     room = (memory - fixed - sizes.activations(positions) - boundaries) // 2
     room += max(sizes.shared, chunk)
@@ -161,17 +175,17 @@ def plan_stream(
                  boundaries, process)  # fmt: skip
 
 
-def too_little(
+def does_not_fit(
     memory: int, least: int, terms: dict[str, int], *, asked: bool, halves: bool = True
 ) -> ResourceError:
     """The error for a model that does not fit, before it is loaded.
 
     Args:
-        memory: bytes that there are.
-        least: bytes that would do.
-        terms: what takes them.
-        asked: whether --memory said so; else the machine has no more.
-        halves: whether the command can compute in half precision.
+        memory: bytes that are available.
+        least: bytes that would be enough.
+        terms: bytes by name, for the message.
+        asked: whether --memory set the bound, and not the machine.
+        halves: whether the command can compute in half precision, for the hint.
     """
     return ResourceError(
         f"--memory is too low for this model: it needs {say_bytes(least)} with the smallest batch"
@@ -179,7 +193,7 @@ def too_little(
         else f"the model does not fit this machine: it needs {say_bytes(least)} with the smallest "
         "batch, and nothing was loaded",
         found=f"{say_bytes(memory)}; the largest terms: {say_terms(terms)}",
-        hint=("raise --memory to that" if asked else "use a machine with so much")
+        hint=("raise --memory to that" if asked else "use a machine with so much memory")
         + ", or use a probe of shorter sequences"
         + (
             ", a smaller --batch-size or --dtype bfloat16"
@@ -189,11 +203,13 @@ def too_little(
     )
 
 
-def _of_batch(sizes: Sizes, positions: int) -> int:
+def _of_batch(sizes: PartSizes, positions: int) -> int:
     return sizes.activations(positions) + sizes.boundary * positions
 
 
-def _plan(sizes: Sizes, chunk: int, positions: int, boundaries: int, process: int) -> StreamPlan:
+def _plan(
+    sizes: PartSizes, chunk: int, positions: int, boundaries: int, process: int
+) -> StreamPlan:
     whole = not sizes.expert or chunk >= sizes.layer
     return StreamPlan(
         chunk_bytes=None if whole else chunk,
@@ -219,10 +235,7 @@ def held_bytes(device: torch.device) -> int:
 
 
 def warm_up(device: torch.device, dtype: torch.dtype) -> None:
-    """One small step forward and backward.
-
-    What libraries load on first use then counts as the process.
-    """
+    """Run a small forward and backward pass, so that libraries load before memory is measured."""
     x = torch.ones(1, 1, 64, 64, device=device, dtype=dtype, requires_grad=True)
     y = torch.nn.functional.scaled_dot_product_attention(x, x, x, is_causal=True)
     y = torch.nn.functional.silu(torch.nn.functional.linear(y, x.detach()[0, 0]))[0, 0]
@@ -231,14 +244,14 @@ def warm_up(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most that the process has held on a device since it began; None if it is not known."""
+    """Peak bytes that the process has held on a device; None if the system does not report them."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_reserved(device))
     try:
         lines = Path("/proc/self/status").read_text("utf-8").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     except (OSError, ValueError, StopIteration):
-        pass  # not Linux, whose getrusage begins with the peak of the parent process
+        pass  # not Linux. On Linux, getrusage is not used: it starts from the parent's peak
     try:
         import resource
     except ImportError:  # Windows
@@ -248,20 +261,20 @@ def peak_bytes(device: torch.device) -> int | None:
 
 
 def say_memory(terms: dict[str, int], bound: int, peak: int | None) -> str:
-    """A bound with its terms beside what was measured, in a line."""
+    """One line with the planned bound, its terms, and the measured peak."""
     parts = ", ".join(f"{name} {say_bytes(count)}" for name, count in terms.items())
     measured = "not measured" if peak is None else say_bytes(peak)
     return f"memory: at most {say_bytes(bound)} ({parts}); measured peak {measured}"
 
 
 def say_terms(terms: dict[str, int], count: int = 3) -> str:
-    """The largest terms in words."""
+    """The `count` largest terms as text."""
     largest = sorted(terms.items(), key=lambda item: -item[1])[:count]
     return ", ".join(f"{name} {say_bytes(size)}" for name, size in largest)
 
 
 def say_bytes(count: int) -> str:
-    """A size for people, in powers of 1024."""
+    """A size as text, in MiB, GiB or TiB."""
     for unit in ("TiB", "GiB", "MiB"):
         size = 2 ** (40 if unit == "TiB" else 30 if unit == "GiB" else 20)
         if count >= size or unit == "MiB":

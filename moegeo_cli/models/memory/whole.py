@@ -1,7 +1,7 @@
-"""Plans what a whole model holds in memory at once, term by term, within a bound.
+"""Plan the memory of a replay with the whole model in memory, term by term, within a bound.
 
-Loading and the pass do not happen at once, so the bound is the larger of
-process + weights + loading and process + weights + activations + logits + kept.
+Loading ends before the pass begins. So the bound is the larger of process + weights + loading and
+process + weights + activations + logits + kept.
 
 Legend: T probe positions, S sequences, R routers, D router input width, E experts, K experts chosen
 per token, V vocabulary.
@@ -23,12 +23,12 @@ from moegeo_cli.records.facts import MemoryKnown
 from moegeo_cli.replay.batches import TOKENS_PER_BATCH, carries_state, plan_batches
 from moegeo_cli.replay.plan import Plan
 
-# Kernels hold buffers of their own beside the tensors that they are given: share of those. On a
-# CPU, those of half precision compute in float32, and oneDNN keeps what it compiled.
+# Buffers of kernels as a share of the activations, in float32 and in half precision on a CPU (where
+# kernels compute in float32), and the bytes of the kernels that oneDNN compiles.
 KERNELS, KERNELS_HALF, COMPILED = 0.1, 0.5, 32 * 2**20
-READERS = 4  # tensors that transformers reads at a time
-# Bytes of a number that is rewritten: in float64 itself, its copy in the order of a product and the
-# result, then the result as float32. Bytes of a number of a rotation of the residual stream.
+READERS = 4  # tensors that transformers reads at the same time
+# Bytes for each number that is rewritten: in float64 the number, a transposed copy and the result,
+# then the result in float32. Bytes for each number of a rotation of the residual stream.
 REWRITING, ROTATION = 3 * 8 + 4, 4 * 8
 TERMS = ("weights", "loading", "activations", "logits", "kept")
 
@@ -37,9 +37,12 @@ TERMS = ("weights", "loading", "activations", "logits", "kept")
 class WholePlan:
     """How a whole model is replayed.
 
-    `terms` are bytes by name (see `TERMS`), `process` what the process had before, with the blocks
-    that its allocator keeps; `positions` are those of a batch. `by` says how activations are
-    known: "trace", or "widths" for an estimate.
+    Attributes:
+        terms: bytes by name, see `TERMS`.
+        process: bytes that the process held before, and those of freed blocks that its allocator
+            keeps.
+        positions: positions of a batch.
+        by: how the bytes of activations were found; see `sources.MemoryPlan`.
     """
 
     terms: dict[str, int]
@@ -49,12 +52,12 @@ class WholePlan:
 
     @property
     def bound(self) -> int:
-        """Bytes that the process should not exceed."""
+        """Upper bound of the process's memory in bytes."""
         return self.process + at_most(self.terms)
 
 
 def at_most(terms: dict[str, int]) -> int:
-    """The most that is held at once beside the process. Loading and the pass do not overlap."""
+    """Largest sum of terms that is held at once, without the process."""
     in_pass = sum(terms[name] for name in ("activations", "logits", "kept"))
     return terms["weights"] + max(terms["loading"], in_pass)
 
@@ -62,13 +65,13 @@ def at_most(terms: dict[str, int]) -> int:
 def make_terms(
     weights: int, loading: int, batch: Activations, kept: int, *, half: bool
 ) -> dict[str, int]:
-    """The terms by name. Buffers of kernels count as activations.
+    """The terms by name, in bytes. Buffers of kernels count as activations.
 
     Args:
-        weights: bytes of parameters and buffers.
-        loading: what reading them takes beside.
-        batch: what the largest batch takes.
-        kept: what the pass keeps.
+        weights: parameters and buffers.
+        loading: needed beside the weights while they are loaded.
+        batch: activations and logits of the largest batch.
+        kept: kept by the pass and its command.
         half: whether a CPU computes in half precision.
     """
     kernels = int(batch.total * KERNELS_HALF) + COMPILED if half else int(batch.total * KERNELS)
@@ -76,19 +79,19 @@ def make_terms(
     return dict(zip(TERMS, values, strict=True))
 
 
-def halves_on_cpu(device: torch.device, dtype: torch.dtype) -> bool:
+def is_half_on_cpu(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a CPU computes in half precision."""
     return device.type == "cpu" and dtype.itemsize < FLOAT
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of parameters and buffers, shared ones once; the module tree may be without memory."""
+    """Bytes of parameters and buffers, shared ones once; they may be on the meta device."""
     held = {id(t): t for t in (*model.parameters(), *model.buffers())}
     return sum(t.numel() * t.element_size() for t in held.values())
 
 
 def loading_bytes(files: LayerFiles) -> int:
-    """Bytes of converting a group of saved tensors, beside the parameters that they become."""
+    """Bytes that converting a group of saved tensors needs beside the weights."""
     size = files.dtype.itemsize
     largest = max((files.index.info(n).elements for n in files.index.names()), default=0)
     groups = [sum(files.elements(t) for t in group) * size for group in files.groups(GROUP_BYTES)]
@@ -96,26 +99,26 @@ def loading_bytes(files: LayerFiles) -> int:
 
 
 def rewriting_bytes(model: nn.Module, tokens: int) -> int:
-    """What rewriting a copy of a model takes: the copy, one of its tensors in float64, and logits.
+    """Bytes of rewriting a copy of a model: the copy, one tensor in float64, and output logits.
 
     Args:
-        model: the module tree, with or without memory.
-        tokens: how many have their output logits compared, before and after.
+        model: the module tree; it may be on the meta device.
+        tokens: number of tokens whose output logits are compared.
     """
     vocabulary, width = model.get_input_embeddings().weight.shape  # type: ignore[operator]
     largest = max(t.numel() for t in model.parameters())
     work = REWRITING * largest + ROTATION * width**2
-    head = FLOAT * vocabulary * width  # a tied one gets weights of its own
+    head = FLOAT * vocabulary * width  # a tied head gets its own weights
     return weight_bytes(model) + head + work + 2 * FLOAT * vocabulary * tokens
 
 
 def kept_bytes(shapes: Sequence[tuple[int, int, int]], tokens: int, sequences: int) -> int:
-    """Bytes kept of all routers beside Fisher sums, and bytes of forming the sums of one.
+    """Bytes kept of all routers, without Fisher sums, and bytes of computing the sums of one.
 
     Args:
         shapes: (E, D, K) of each router.
-        tokens: how many have their logits and choices kept.
-        sequences: S.
+        tokens: number of tokens whose logits and selected experts are kept.
+        sequences: number of sequences.
     """
     by_token = sum(tokens * (4 * e + 8 * k) for e, _, k in shapes)
     by_sequence = sum(sequences * 48 * e for e, _, _ in shapes)
@@ -124,14 +127,14 @@ def kept_bytes(shapes: Sequence[tuple[int, int, int]], tokens: int, sequences: i
 
 
 class WholePlanner:
-    """Plans a whole model's replay within a bound.
+    """Finds the largest batches with which a whole model fits in memory.
 
     Args:
-        files: of the first checkpoint, with the empty module tree that they fill.
-        plan: of the pass.
-        lengths: of the probe's sequences.
-        kept: bytes of what a pass keeps.
-        batch_size: sequences a batch, where that was asked for.
+        files: files and empty module tree of the first checkpoint.
+        plan: the plan of the pass.
+        lengths: tokens of each sequence of the probe.
+        kept: bytes that the pass and its command keep.
+        batch_size: sequences of a batch (--batch-size); None to choose it.
     """
 
     def __init__(
@@ -146,16 +149,16 @@ class WholePlanner:
         skeleton = files.model
         self.mixed = not carries_state(skeleton)
         self.weights, self.loading = weight_bytes(skeleton), loading_bytes(files)
-        self.half = halves_on_cpu(files.device, files.dtype)
+        self.half = is_half_on_cpu(files.device, files.dtype)
         self._tracer = BatchTracer(skeleton, files.device)
         self._known: dict[tuple[int, int, bool], Activations] = {}
 
     def fit(self, process: int, room: int) -> WholePlan | None:
-        """The plan with the largest batches within `room` bytes; None where the least do not fit.
+        """The plan with the largest batches that fit; None if the smallest do not fit.
 
         Args:
-            process: bytes of the process as it is.
-            room: bytes that the process may come to.
+            process: bytes that the process holds now.
+            room: upper bound of the process's memory in bytes.
         """
         for positions in self.batches():
             found = self.make(positions, process)
@@ -166,11 +169,15 @@ class WholePlanner:
         return None
 
     def least(self, process: int) -> WholePlan:
-        """The plan with the smallest batches."""
+        """The plan with the smallest batches.
+
+        Args:
+            process: bytes that the process holds now.
+        """
         return self.make(self.batches()[-1], process)
 
     def batches(self) -> list[int]:
-        """Positions of a batch, from the usual number down to one sequence."""
+        """Numbers of positions of a batch to try, from the default down to the longest sequence."""
         longest = max(self.lengths)
         if self.batch_size is not None:
             return [self.batch_size * longest]
@@ -180,7 +187,7 @@ class WholePlanner:
         return found
 
     def make(self, positions: int, process: int) -> WholePlan:
-        """The plan with batches of so many positions."""
+        """The plan with batches of `positions` positions, in a process of `process` bytes."""
         batch = self._batch(positions)
         terms = make_terms(self.weights, self.loading, batch, self.kept, half=self.half)
         return WholePlan(
@@ -191,7 +198,7 @@ class WholePlanner:
         )
 
     def _batch(self, positions: int) -> Activations:
-        """Bytes of the batch that takes most: the largest, or that of the longest sequences."""
+        """Bytes of the batch that needs most: the largest, or that of the longest sequences."""
         splits = None if self.plan.splits_S is None else self.plan.splits_S.tolist()
         batches = plan_batches(
             self.lengths, self.batch_size, mixed=self.mixed, tokens=positions, splits=splits

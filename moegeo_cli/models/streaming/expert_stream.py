@@ -1,8 +1,8 @@
-"""Streams the experts of a layer that is itself too large, a chunk at a time.
+"""Read the experts of a layer one chunk at a time, if the whole layer does not fit in memory.
 
-The eager kernel of transformers takes the experts' weights one expert at a time, by index.
-What stands in for the fused parameter reads the expert's chunk when it is asked for one, and
-what autograd would keep of it until the backward pass is kept by name and read again there.
+transformers' eager kernel indexes a fused parameter one expert at a time. The parameter is
+replaced by an object that reads the chunk with that expert. Weights that autograd would save for
+the backward pass are saved as their position in the files instead, and read again.
 
 Legend: E experts, F inner width, D model width.
 """
@@ -21,10 +21,17 @@ from moegeo_cli.models.streaming.layer_files import LayerFiles
 
 
 def chunked_parameters(own: Iterable[str], files: LayerFiles) -> list[tuple[str, list[str]]]:
-    """Modules whose experts can be read a chunk at a time, with their fused parameters.
+    """Modules whose experts can be read in chunks, with the names of their fused parameters.
 
-    A module qualifies where its forward indexes experts and every fused parameter (E, ., .)
-    is saved expert by expert, or fused with the experts first.
+    The module's forward must index the experts one by one, and every fused parameter (E, ., .) must
+    be saved expert by expert, or as one tensor whose first axis is the experts.
+
+    Args:
+        own: names of a layer's parameters.
+        files: the files that fill them.
+
+    Returns:
+        (module's path, names of its fused parameters), in the order of the parameters.
     """
     found: dict[str, list[str]] = {}
     for name in own:
@@ -41,6 +48,7 @@ def chunked_parameters(own: Iterable[str], files: LayerFiles) -> list[tuple[str,
 
 
 def _is_by_expert(name: str, files: LayerFiles) -> bool:
+    """Whether some experts of a fused parameter can be read without the others."""
     source = files.sources.get(name)
     if source is None or not set(source.operations) <= BY_EXPERT:
         return False
@@ -52,13 +60,16 @@ def _is_by_expert(name: str, files: LayerFiles) -> bool:
 
 
 class ExpertChunks:
-    """The fused parameters of one experts module, a chunk of experts at a time.
+    """The fused parameters of one experts module, read one chunk of experts at a time.
 
     Args:
-        files: where they lie.
+        files: the files that fill them.
         path: the module's path.
-        names: its fused parameters, by full name.
-        chunk_bytes: bytes of a chunk; at least one expert.
+        names: full names of its fused parameters.
+        chunk_bytes: bytes of a chunk; a chunk holds one expert at least.
+
+    Attributes:
+        size: number of experts of a chunk.
     """
 
     def __init__(self, files: LayerFiles, path: str, names: list[str], chunk_bytes: int) -> None:
@@ -83,13 +94,13 @@ class ExpertChunks:
         return self.size * self.expert_bytes
 
     @contextlib.contextmanager
-    def standing_in(self) -> Iterator[None]:
-        """A context in which indexing a fused parameter reads an expert."""
+    def reading_on_index(self) -> Iterator[None]:
+        """A context in which indexing a fused parameter reads that expert from the files."""
         table, empty = self.module._parameters, {}
         for name in self.names:
             own = name.rpartition(".")[2]
             empty[own] = table.pop(own)
-            self.module.__dict__[own] = _Indexed(self, name)
+            self.module.__dict__[own] = _FusedParameter(self, name)
         hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
         try:
             with hooks:
@@ -101,23 +112,28 @@ class ExpertChunks:
                 table[own] = parameter
 
     def expert(self, name: str, place: int) -> torch.Tensor:
-        """One expert's slice of a parameter, shape (., .)."""
+        """One expert's slice of a parameter, shape (., .).
+
+        Args:
+            name: full name of the parameter.
+            place: number of the expert.
+        """
         if not 0 <= place < self.shapes[name][0]:
             raise IndexError(place)
         start = place - place % self.size
-        self._hold(start)
+        self._load(start)
         return self._held[name][place - start]
 
-    def _hold(self, start: int) -> None:
-        """Load the chunk that begins at expert `start`, and free any other."""
+    def _load(self, start: int) -> None:
+        """Load the chunk that begins at expert `start`, and free the previous one."""
         if start == self._start:
             return
         self._drop()
-        table, stand_ins = self.module._parameters, {}
+        table, replaced = self.module._parameters, {}
         wanted = {}
         for name, (experts, *rest) in self.shapes.items():
             own = name.rpartition(".")[2]
-            stand_ins[own] = self.module.__dict__.pop(own, None)
+            replaced[own] = self.module.__dict__.pop(own, None)
             wanted[name] = (start, min(start + self.size, experts))
             rows = max(0, wanted[name][1] - start)
             table[own] = nn.Parameter(
@@ -127,19 +143,19 @@ class ExpertChunks:
             self.files.load_rows(wanted)
             held = {n: table[n.rpartition(".")[2]].data for n in self.names}
         finally:
-            for own, stand_in in stand_ins.items():
+            for own, replacement in replaced.items():
                 table.pop(own, None)
-                if stand_in is not None:
-                    self.module.__dict__[own] = stand_in
+                if replacement is not None:
+                    self.module.__dict__[own] = replacement
         self._held, self._start = held, start
 
     def _drop(self) -> None:
         self._held, self._start = {}, -1
 
     def _pack(self, tensor: torch.Tensor) -> Any:
-        """For autograd: a view of a chunk is saved as its position, any other tensor as it is."""
+        """Autograd's saving of a tensor: a view of a chunk as its position, others as they are."""
         if tensor.is_meta or not self._held:
-            return tensor.detach()  # its own history would hold it for ever
+            return tensor.detach()  # with its graph, the tensor would keep itself alive
         address = tensor.untyped_storage().data_ptr()
         for name, held in self._held.items():
             if held.untyped_storage().data_ptr() == address:
@@ -147,15 +163,16 @@ class ExpertChunks:
         return tensor.detach()
 
     def _unpack(self, kept: Any) -> torch.Tensor:
+        """The tensor that `_pack` saved; a chunk is read again."""
         if isinstance(kept, torch.Tensor):
             return kept
         name, start, size, stride, offset = kept
-        self._hold(start)
+        self._load(start)
         return self._held[name].as_strided(size, stride, offset)
 
 
-class _Indexed:
-    """Replaces a fused parameter while its experts are read one by one."""
+class _FusedParameter:
+    """Replaces a fused parameter whose experts are read from the files when they are indexed."""
 
     def __init__(self, chunks: ExpertChunks, name: str) -> None:
         self._chunks, self._name = chunks, name

@@ -1,4 +1,4 @@
-"""Fills parameters of a module tree from a checkpoint's files, a few at a time."""
+"""Fill parameters of a module tree from a checkpoint's files, a few at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError, ShapeError
 from moegeo_cli.models.accounting import account_for
 from moegeo_cli.models.adapting import trace_model
 from moegeo_cli.models.conversion import convert_into, quiet_transformers, trace_sources
-from moegeo_cli.models.stored import StoredTensor, announce
+from moegeo_cli.models.stored import StoredTensor, prefetch
 from moegeo_cli.replay.out_of_memory import is_out_of_memory
 
 LARGE = 2**22  # elements of a parameter that is converted alone
@@ -26,14 +26,16 @@ class LayerFiles:
     """Fills parameters of a module tree from a checkpoint's files, and empties them again.
 
     Args:
-        model: the module tree; empty parameters lie on the meta device.
+        model: transformers' module tree; empty parameters are on the meta device.
         checkpoint: the checkpoint.
-        device: where parameters go.
-        dtype: theirs, but for what the model keeps in float32.
-        ahead: read what is announced at once, in a thread: so that an accelerator waits neither
-            for the files nor for the copies to it.
+        device: device of filled parameters.
+        dtype: dtype of filled parameters, except those that the model keeps in float32.
+        ahead: whether `prefetch` reads tensors in a thread, so that an accelerator does not wait
+            for the files and the copies; else the operating system prefetches the files.
 
-    Raises: what opening the files raises.
+    Raises:
+        MoegeoError: the files cannot be opened, or do not fit the model; see
+            `accounting.account_for`.
     """
 
     def __init__(
@@ -59,12 +61,16 @@ class LayerFiles:
         self._reading: dict[str, Future[torch.Tensor]] = {}
 
     def load(self, targets: Iterable[str]) -> None:
-        """Fill parameters. Those that no file holds stay as they are.
+        """Fill parameters. Parameters that no file holds are not changed.
 
-        Large ones are converted alone, since that needs both sides of them.
+        Large parameters are converted one by one, because saved and converted tensors are in memory
+        together.
+
+        Args:
+            targets: names of the parameters.
 
         Raises:
-            IncompleteCheckpointError: what was saved cannot be converted.
+            IncompleteCheckpointError: saved tensors cannot be converted.
             ShapeError: a tensor's shape contradicts the config.
         """
         together: dict[str, Any] = {}
@@ -78,7 +84,11 @@ class LayerFiles:
         self._convert(together)
 
     def groups(self, most: int) -> Iterator[list[str]]:
-        """Parameters that are loaded together, each group of at most so many bytes or of one."""
+        """Groups of parameters to load together.
+
+        Args:
+            most: largest number of bytes of a group, unless it is a single parameter.
+        """
         group: list[str] = []
         held = 0
         for target in sorted(self.sources):
@@ -96,7 +106,12 @@ class LayerFiles:
         return sum(self.index.info(n).elements for n in self.sources[target].names)
 
     def load_rows(self, names: Mapping[str, tuple[int, int]]) -> None:
-        """Load some experts of fused parameters, whose place in the tree has that shape."""
+        """Load some experts of fused parameters.
+
+        Args:
+            names: name of a parameter -> (start, stop) of its experts. The parameter in the module
+                tree must have the shape of these experts alone.
+        """
         state: dict[str, Any] = {}
         for name, (start, stop) in names.items():
             for pattern in self.sources[name].patterns.values():
@@ -107,7 +122,7 @@ class LayerFiles:
         self._convert(state)
 
     def release(self, names: Iterable[str]) -> None:
-        """Empty parameters."""
+        """Free parameters, by moving them to the meta device."""
         for name in names:
             path, _, own = name.rpartition(".")
             module = self.model.get_submodule(path)
@@ -119,10 +134,13 @@ class LayerFiles:
             table[own] = nn.Parameter(empty, False) if table is module._parameters else empty
 
     def refuse_missing(self, names: Iterable[str]) -> None:
-        """Check that parameters are filled. One that no file holds would be random.
+        """Check that parameters are filled.
+
+        Args:
+            names: names of the parameters.
 
         Raises:
-            IncompleteCheckpointError: some are not.
+            IncompleteCheckpointError: no file holds one of them.
         """
         tensors = named_tensors(self.model)
         missing = sorted(n for n in names if n in tensors and tensors[n].device.type == "meta")
@@ -134,21 +152,23 @@ class LayerFiles:
                 hint="save the checkpoint again with model.save_pretrained",
             )
 
-    def announce(self, targets: Iterable[str]) -> None:
-        """Start to fetch what fills these parameters next, by the system or by a thread."""
+    def prefetch(self, targets: Iterable[str]) -> None:
+        """Start to read the tensors that fill these parameters, by the system or in a thread."""
         held = [self.sources[t] for t in targets if t in self.sources]
         names = [name for source in held for name in source.names]
         if self._reader is None:
-            announce(self.index, names)
+            prefetch(self.index, names)
             return
         for name in names:
             if name not in self._reading:
                 self._reading[name] = self._reader.submit(self._read, name)
 
     def _stored(self, name: str) -> Any:
-        """What gives a tensor for `[...]`: one that is being read already, or the file."""
+        """An object whose `[...]` is the tensor: prefetched, or read from the file."""
         reading = self._reading.pop(name, None)
-        return StoredTensor(self.index, name) if reading is None else _Ahead(reading, self.device)
+        return (
+            StoredTensor(self.index, name) if reading is None else _Prefetched(reading, self.device)
+        )
 
     def _read(self, name: str) -> torch.Tensor:
         values = StoredTensor(self.index, name)[...]
@@ -157,14 +177,15 @@ class LayerFiles:
     def _convert(self, state: Mapping[str, Any]) -> None:
         if not state:
             return
-        wanting = {id(p) for p in self.model.parameters() if p.requires_grad}  # routers, in a pass
+        # Converting resets requires_grad, which a pass sets on routers.
+        with_grad = {id(p) for p in self.model.parameters() if p.requires_grad}
         try:
             with quiet_transformers():
                 report = convert_into(self.model, state, self.device, self.dtype)
         except MoegeoError:
             raise
         except Exception as error:
-            if is_out_of_memory(error):  # the pass tries smaller batches
+            if is_out_of_memory(error):  # the pass is then tried with smaller batches
                 raise
             check_expert_shapes(self.index)
             raise IncompleteCheckpointError(
@@ -180,11 +201,11 @@ class LayerFiles:
                 found=f"{tuple(saved)} in the file, {tuple(wanted)} by the config",
             )
         for parameter in self.model.parameters():
-            parameter.requires_grad_(id(parameter) in wanting)
+            parameter.requires_grad_(id(parameter) in with_grad)
 
 
-class _Ahead:
-    """A tensor that a thread reads, and copies to the device asynchronously."""
+class _Prefetched:
+    """A tensor that a thread reads; `[...]` copies it to the device asynchronously."""
 
     def __init__(self, reading: Future[torch.Tensor], device: torch.device) -> None:
         self._reading, self._device = reading, device
@@ -194,5 +215,5 @@ class _Ahead:
 
 
 def named_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and persistent buffers by name, shared ones under each of their names."""
+    """Parameters and persistent buffers by name; a shared one is listed under each of its names."""
     return dict(model.state_dict(keep_vars=True))

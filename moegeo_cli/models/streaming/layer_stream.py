@@ -1,10 +1,11 @@
 """A model with one layer in memory at a time; the others stay in the checkpoint's files.
 
-The model's own forward runs whole, once a layer: layers before the wanted one give the output
-that they gave before, the wanted one computes, and nothing runs beyond it. What models do
-around and between their layers thus stays theirs, and is done anew each time, as it is cheap.
+To run one layer, the model's whole forward is called. Earlier layers return their recorded output
+instead of computing, and the forward ends after the wanted layer. So code around the layers is the
+model's own; it runs again for each layer, which is cheap.
 
-Embeddings, norms, head and routers are resident: the layers' own parameters come and go.
+Embeddings, norms, head and routers are resident: they stay in memory. The other parameters of a
+layer are loaded and released.
 """
 
 from __future__ import annotations
@@ -20,36 +21,41 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.routers import OTHER_TOWER
 from moegeo_cli.errors import UnsupportedArchitectureError
 from moegeo_cli.models.conversion import build_skeleton, quiet_transformers
-from moegeo_cli.models.memory.streamed import Sizes, score_bytes
+from moegeo_cli.models.memory.streamed import PartSizes, score_bytes
 from moegeo_cli.models.streaming.expert_stream import ExpertChunks, chunked_parameters
 from moegeo_cli.models.streaming.layer_files import LayerFiles, named_tensors
 from moegeo_cli.replay.kernels import compute_experts_by
 from moegeo_cli.routers.finding import LAYER_INDEX, find_routers
 
 
-class _Reached(BaseException):  # no handler in a model's code may take it for an error
-    """Raised by the wanted layer; carries its output."""
+class _Reached(BaseException):  # not an Exception, which a model's code might catch
+    """Raised by the wanted layer to end the forward; carries its output."""
 
     def __init__(self, output: Any) -> None:
         self.output = output
 
 
 class LayerStream:
-    """The model of a checkpoint, a layer at a time.
+    """The model of a checkpoint, one layer at a time.
 
     Args:
-        checkpoint: one of its checkpoints, which describes it.
-        device: where it computes.
-        dtype: in which dtype.
+        checkpoint: a checkpoint of the run, whose config describes the model.
+        device: device of the weights and the computation.
+        dtype: dtype of the weights and the computation.
 
     Attributes:
-        model: the module tree; parameters of layers are without memory until they are loaded.
-        layers: the layers that come and go, in the order in which the model runs them.
+        model: the module tree; parameters that are not loaded are on the meta device.
+        layers: the layers that are loaded and released, in the order in which the model runs them.
+        paths: their module paths.
+        resident: names of the parameters that stay in memory.
+
+    Raises:
+        UnsupportedArchitectureError: the routers are not in numbered layers.
     """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self.ahead = device.type != "cpu"  # there, the system's own reading ahead is enough
+        self.ahead = device.type != "cpu"  # on a CPU, the system's prefetching is enough
         with quiet_transformers():
             self.model = build_skeleton(checkpoint, dtype, device)
         routers = find_routers(self.model)
@@ -66,7 +72,7 @@ class LayerStream:
         tensors = named_tensors(self.model)
         prefixes = tuple(f"{p}." for p in self.paths)
         inside = tuple(f"{r.path}." for r in routers)
-        # A tower for images or sound never runs: the probe is text.
+        # Towers for images or sound are not loaded: the probe is text, so they never run.
         self.resident = {
             n
             for n in tensors
@@ -84,7 +90,7 @@ class LayerStream:
         self._ran: set[int] = set()  # layers that this forward of the model has called
         self._forwards = [layer.forward for layer in self.layers]
         for place, layer in enumerate(self.layers):
-            layer.forward = self._stand_in(place)
+            layer.forward = self._make_forward(place)
 
     @property
     def width(self) -> int:
@@ -93,23 +99,24 @@ class LayerStream:
 
     @property
     def boundary(self) -> int:
-        """Bytes that one position leaves at all layer boundaries."""
+        """Bytes of one position in the outputs of all layers."""
         return self.width * len(self.layers) * self.dtype.itemsize
 
     @property
     def first_routed(self) -> int:
-        """The first layer with a router."""
+        """Index of the first layer with a router."""
         return min(i for i, p in enumerate(self.paths) if p in self.routed)
 
     @property
     def last_routed(self) -> int:
-        """The last layer with a router."""
+        """Index of the last layer with a router."""
         return max(i for i, p in enumerate(self.paths) if p in self.routed)
 
     def attach(self, checkpoint: Checkpoint) -> None:
         """Read weights from this checkpoint's files from now on.
 
-        Raises: what opening them raises.
+        Raises:
+            MoegeoError: as `LayerFiles`.
         """
         self.files = LayerFiles(self.model, checkpoint, self.device, self.dtype, ahead=self.ahead)
         self.fused = [chunked_parameters(own, self.files) for own in self._own]
@@ -118,8 +125,8 @@ class LayerStream:
         """Load the resident parameters.
 
         Args:
-            chunk_bytes: how many bytes of experts lie in memory together, one expert at least;
-                None for a whole layer of them.
+            chunk_bytes: bytes of experts that are in memory together, one expert at least; None
+                for all experts of a layer.
 
         Raises:
             IncompleteCheckpointError: a tensor that the model needs is not in the files.
@@ -137,12 +144,12 @@ class LayerStream:
                 for found in self.fused
             ]
 
-    def sizes(self, sums: int, longest: int = 0) -> Sizes:
-        """Bytes of the model's parts.
+    def sizes(self, sums: int, longest: int = 0) -> PartSizes:
+        """Sizes of the model's parts, for the memory plan.
 
         Args:
             sums: bytes of what is measured.
-            longest: positions of the longest sequence.
+            longest: tokens of the longest sequence.
         """
         tensors = {n: t for n, t in named_tensors(self.model).items() if n in self.files.sources}
         size = {n: t.numel() * t.element_size() for n, t in tensors.items()}
@@ -151,7 +158,7 @@ class LayerStream:
         experts = [tensors[n] for names in fused for n in names]
         inner = [min(t.shape[1:]) for t in experts]
         routers = find_routers(self.model)
-        return Sizes(
+        return PartSizes(
             resident=sum(size[n] for n in self.resident if n in size),
             shared=max(
                 sum(size[n] for n in names if n not in taken)
@@ -173,9 +180,14 @@ class LayerStream:
 
     @contextlib.contextmanager
     def layer(self, place: int) -> Iterator[None]:
-        """A context with one layer's parameters in memory; `len(layers)` is what follows the last.
+        """A context with one layer's parameters in memory.
 
-        Raises: as `open`.
+        Args:
+            place: index of the layer; `len(layers)` for the model's end, which is resident.
+
+        Raises:
+            IncompleteCheckpointError: as `open`.
+            ShapeError: as `open`.
         """
         if place == len(self.layers):
             yield
@@ -187,24 +199,28 @@ class LayerStream:
             self.files.refuse_missing(own)
             with contextlib.ExitStack() as stack:
                 for chunks in self.chunks[place]:
-                    stack.enter_context(chunks.standing_in())
+                    stack.enter_context(chunks.reading_on_index())
                 yield
         finally:
             self.files.release(own)
 
-    def announce(self, place: int) -> None:
-        """Let the operating system fetch the layer that comes next."""
+    def prefetch(self, place: int) -> None:
+        """Start to read a layer's parameters from the files, before `layer` needs them."""
         if 0 <= place < len(self.layers):
             chunked = {n for chunks in self.chunks[place] for n in chunks.names}
-            self.files.announce([n for n in self._own[place] if n not in chunked])
+            self.files.prefetch([n for n in self._own[place] if n not in chunked])
 
     def run(self, place: int, forward: Callable[[], Any], recorded: Sequence[Any]) -> Any:
-        """The output of one layer, or with `len(layers)` of the model.
+        """The output of one layer, or of the model.
 
         Args:
-            place: the layer.
-            forward: the model's whole forward.
+            place: index of the layer; `len(layers)` for the model.
+            forward: calls the model's whole forward.
             recorded: outputs of the layers before it.
+
+        Raises:
+            UnsupportedArchitectureError: the model skips or repeats a layer, or runs its layers in
+                another order.
         """
         self._wanted, self._recorded = place, recorded
         self._ran.clear()
@@ -219,7 +235,9 @@ class LayerStream:
             )
         return output
 
-    def _stand_in(self, place: int) -> Callable[..., Any]:
+    def _make_forward(self, place: int) -> Callable[..., Any]:
+        """The forward that replaces a layer's: recorded output, computed output, or an error."""
+
         def forward(*args: Any, **kwargs: Any) -> Any:
             if place in self._ran:
                 raise UnsupportedArchitectureError(

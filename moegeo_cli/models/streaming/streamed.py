@@ -1,11 +1,9 @@
-"""A streamed pass: every batch goes through a layer before the next layer is read.
+"""A streamed pass: all batches run through one layer before the next layer is read.
 
-Forward, without a graph, the output of every layer is kept: the layer boundaries. Backward, a
-layer at a time from the last one, each batch's layer is computed again with a graph, and the
-gradient of its output, known by then, is taken through it: to its router's logits and to the
-boundaries before it. The model's own code between the layers is part of that graph.
-
-Legend: B sequences of a batch, N their positions, D model width.
+The forward pass runs without an autograd graph, and the output of every layer is kept (the layer
+boundaries). The backward pass goes from the last layer to the first. It computes each layer again
+with a graph, and backpropagates the gradient of the layer's output to the logits of its router and
+to the earlier boundaries. The model's code between the layers is part of that graph.
 """
 
 from __future__ import annotations
@@ -26,8 +24,15 @@ from moegeo_cli.replay.plan import BatchRows, Plan
 
 
 @dataclass(slots=True)
-class _Travelling:
-    """A batch between layers: the outputs so far, and the loss's gradient there."""
+class _BatchInFlight:
+    """A batch that has run through some layers.
+
+    Attributes:
+        batch: the batch.
+        rows: its rows in the plan of the pass.
+        outputs: output of each layer so far.
+        gradients: for each of these outputs, the loss's gradient by its floating-point tensors.
+    """
 
     batch: AnyBatch
     rows: BatchRows
@@ -36,13 +41,13 @@ class _Travelling:
 
 
 class StreamedPass(Pass):
-    """One attempt at a pass, layer by layer.
+    """A pass that runs layer by layer.
 
     Args:
-        stream: where the layers come from.
-        boundary_bytes: how many bytes of layer boundaries may be kept: that decides how many
-            batches travel together, one at least.
-        rest: as `Pass` takes them.
+        stream: the model, one layer at a time.
+        boundary_bytes: largest number of bytes of layer boundaries. It decides how many batches run
+            through the layers together; one at least.
+        rest: arguments of `Pass`.
     """
 
     def __init__(self, stream: LayerStream, boundary_bytes: int, *rest: Any) -> None:
@@ -53,17 +58,17 @@ class StreamedPass(Pass):
         if not self.plan.needs_loss:
             self.last = stream.last_routed + 1
         rounds = self.last + (self.last - self.first + 1 if self.plan.needs_loss else 0)
-        self._share, self._told = 1 / rounds, 0.0
-        self._pair: tuple[Trial, _Travelling] | None = None  # the small batch, until it was tried
+        self._share, self._reported = 1 / rounds, 0.0
+        self._pair: tuple[Trial, _BatchInFlight] | None = None  # the trial batch, until it has run
 
     def _try(self, trial: Trial) -> None:
-        """See `Pass`: layer by layer, with the first batches that travel."""
+        """See `Pass`: the trial batch runs layer by layer, together with the first batches."""
         nothing = np.zeros(0, dtype=np.int64)
         rows = BatchRows(None, nothing, nothing, nothing, [], [])
-        self._pair = (trial, _Travelling(trial.batch, rows))
+        self._pair = (trial, _BatchInFlight(trial.batch, rows))
 
     def _try_layer(self, place: int) -> None:
-        """Run the small batch twice through one layer that is in memory."""
+        """Run the trial batch twice through one layer that is in memory."""
         assert self._pair is not None
         trial, item = self._pair
         for again in (False, True):
@@ -75,74 +80,74 @@ class StreamedPass(Pass):
         """Check that the model's own code runs each layer once, in order.
 
         Raises:
-            UnsupportedArchitectureError: some layer is run again.
+            UnsupportedArchitectureError: it does not.
         """
         assert self._pair is not None
         trial, item = self._pair
         lacking = len(self.stream.layers) - len(item.outputs)
         if not lacking or isinstance(item.outputs[-1], torch.Tensor):
-            item.outputs += [item.outputs[-1]] * lacking  # no router lies behind: any will do
+            item.outputs += [item.outputs[-1]] * lacking  # no routers follow: any output will do
             with torch.no_grad(), self._trying(trial, again=False):
                 self._run(len(self.stream.layers), item, trial.plan)
         self._pair = None
 
     def _batches(self, batches: Iterable[AnyBatch]) -> None:
-        for together in self._companies(batches):
+        for together in self._batch_groups(batches):
             self._forward_all(together)
             if self.plan.needs_loss:
                 self._backward_all(together)
 
-    def _companies(self, batches: Iterable[AnyBatch]) -> Iterator[list[_Travelling]]:
-        """Groups of batches that travel together."""
+    def _batch_groups(self, batches: Iterable[AnyBatch]) -> Iterator[list[_BatchInFlight]]:
+        """Groups of batches that run through the layers together."""
         each = self.stream.boundary
-        company: list[_Travelling] = []
+        group: list[_BatchInFlight] = []
         held = 0
         for batch in batches:
             size = each * batch.positions
-            if company and held + size > self.boundary_bytes:
-                yield company
-                company, held = [], 0
-            company.append(_Travelling(batch, find_rows(batch, self.lengths, self.plan)))
+            if group and held + size > self.boundary_bytes:
+                yield group
+                group, held = [], 0
+            group.append(_BatchInFlight(batch, find_rows(batch, self.lengths, self.plan)))
             held += size
-        if company:
-            yield company
+        if group:
+            yield group
 
-    def _forward_all(self, together: Sequence[_Travelling]) -> None:
+    def _forward_all(self, together: Sequence[_BatchInFlight]) -> None:
         for place in range(self.last):
             with self.stream.layer(place), torch.no_grad():
                 if place + 1 < self.last:
-                    self.stream.announce(place + 1)
+                    self.stream.prefetch(place + 1)
                 if self._pair is not None:
                     self._try_layer(place)
                 for item in together:
                     self._begin(item.batch, item.rows)
                     output = self._run(place, item)
                     item.outputs.append(trees.tree_map_only(torch.Tensor, torch.detach, output))
-                    self._tell(item)
+                    self._report_progress(item)
         if self._pair is not None:
             self._try_order()
 
-    def _backward_all(self, together: Sequence[_Travelling]) -> None:
-        self.stream.announce(self.last - 1)
+    def _backward_all(self, together: Sequence[_BatchInFlight]) -> None:
+        self.stream.prefetch(self.last - 1)
         for item in together:
             for tensor in _leaves(item.outputs[max(self.first - 1, 0) :]):
                 tensor.requires_grad_(True)
             item.gradients = [[None] * len(_leaves([output])) for output in item.outputs]
             self._begin(item.batch, item.rows)
             losses = self._losses(item.batch, self._run(len(self.stream.layers), item).logits)
-            self._pull(item, len(self.stream.layers), [losses.sum()], None)
-            self._tell(item)
+            self._backpropagate(item, [losses.sum()], None)
+            self._report_progress(item)
             del losses
         for place in reversed(range(self.first, self.last)):
             with self.stream.layer(place):
                 if place > self.first:
-                    self.stream.announce(place - 1)
+                    self.stream.prefetch(place - 1)
                 for item in together:
                     self._recompute(place, item)
-                    self._tell(item)
+                    self._report_progress(item)
 
-    def _recompute(self, place: int, item: _Travelling) -> None:
-        """One layer of one batch once more, with the gradient through it."""
+    def _recompute(self, place: int, item: _BatchInFlight) -> None:
+        """Compute one layer of one batch again, and backpropagate through it."""
         gradients = item.gradients.pop()
         item.outputs.pop()
         if all(gradient is None for gradient in gradients):
@@ -158,16 +163,21 @@ class StreamedPass(Pass):
             for o, g in zip(outputs, gradients, strict=True)
             if g is not None and o.requires_grad
         ]
-        self._pull(item, place, [o for o, _ in known], [g for _, g in known])
+        self._backpropagate(item, [o for o, _ in known], [g for _, g in known])
 
-    def _pull(
+    def _backpropagate(
         self,
-        item: _Travelling,
-        place: int,
+        item: _BatchInFlight,
         outputs: list[torch.Tensor],
         gradients: list[torch.Tensor] | None,
     ) -> None:
-        """Take the gradient through one layer, back to the boundaries before it."""
+        """Backpropagate through one layer, and add the gradients of the boundaries before it.
+
+        Args:
+            item: the batch.
+            outputs: tensors of the layer's output, or losses, to start from.
+            gradients: their gradients; None for losses.
+        """
         boundaries = [_leaves([output]) for output in item.outputs]
         leaves = [t for tensors in boundaries for t in tensors if t.requires_grad]
         if not outputs:
@@ -182,25 +192,25 @@ class StreamedPass(Pass):
                     sums[slot] = gradient if held is None else held + gradient
         self.pending.clear()
 
-    def _run(self, place: int, item: _Travelling, plan: Plan | None = None) -> Any:
+    def _run(self, place: int, item: _BatchInFlight, plan: Plan | None = None) -> Any:
         inputs = call_inputs(self.model, item.batch, plan or self.plan)
         return self.stream.run(place, lambda: self._forward(inputs), item.outputs)
 
-    def _tell(self, item: _Travelling) -> None:
-        """Report progress: a batch in a layer is its share of the batch's tokens."""
+    def _report_progress(self, item: _BatchInFlight) -> None:
+        """Report the tokens of a batch, divided by the number of layers that it runs through."""
         if self.progress:
-            before = int(self._told)
-            self._told += item.batch.tokens * self._share
-            self.progress(int(self._told + 1e-6) - before)
+            before = int(self._reported)
+            self._reported += item.batch.tokens * self._share
+            self.progress(int(self._reported + 1e-6) - before)
 
 
 def streamed(stream: LayerStream, boundary_bytes: int) -> Callable[..., Pass]:
-    """The kind of pass for `replay` with a streamed model."""
+    """A constructor of `StreamedPass`, for `ReplayMode.kind`."""
     return lambda *rest: StreamedPass(stream, boundary_bytes, *rest)
 
 
 def _leaves(outputs: Any) -> list[torch.Tensor]:
-    """Floating-point tensors in a layer's output."""
+    """The floating-point tensors in layers' outputs."""
     return [
         part
         for part in trees.tree_leaves(outputs)
