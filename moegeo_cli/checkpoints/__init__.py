@@ -5,8 +5,8 @@
 - find the checkpoints of a run: `discover`, with `nesting`, `step_names`, `ordering` and
   `sentinels`; `hub` for `hf://` paths; `own` for a user's own model;
 - give access to one checkpoint: `checkpoint.Checkpoint`;
-- open its stored tensors: `opening`, `weights.WeightIndex`, `headers`, `pickles`, `distributed`,
-  `gguf_file`; names of other frameworks are translated by `key_maps`;
+- open its stored tensors: `opening`, `weights.WeightIndex`, `safe_files`, `headers`, `pickles`,
+  `distributed`, `gguf_file`; names of other frameworks are translated by `key_maps`;
 - make the model's tensors from them: `effective.EffectiveWeights`, with `wrappers`, `quantised/`
   and `adapters/`; `accounting` checks that none is left over;
 - describe the model: `architecture` from config.json and `families/`, `uneven` from the files;

@@ -14,7 +14,6 @@ from pathlib import Path
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.folders import find_given_config, list_folder
-from moegeo_cli.checkpoints.headers import list_names
 from moegeo_cli.checkpoints.hub_cache import find_snapshot
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, foreign_layout_error, recognise_foreign
 from moegeo_cli.checkpoints.nesting import (
@@ -26,6 +25,7 @@ from moegeo_cli.checkpoints.nesting import (
     step_folder,
 )
 from moegeo_cli.checkpoints.ordering import Skipped, sort_by_step
+from moegeo_cli.checkpoints.safe_files import list_names
 from moegeo_cli.checkpoints.sentinels import why_unfinished
 from moegeo_cli.checkpoints.step_names import (
     TEMPORARY,

@@ -11,14 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import (
-    DTYPE_BITS,
-    Header,
-    TensorInfo,
-    is_there,
-    list_names,
-    open_regular,
-)
+from moegeo_cli.checkpoints.headers import DTYPE_BITS, Header, TensorInfo
 from moegeo_cli.checkpoints.key_maps import Source, other_type_error
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, find_distributed
 from moegeo_cli.checkpoints.metadata import Piece, SavedState, read_metadata
@@ -30,6 +23,7 @@ from moegeo_cli.checkpoints.pieces import (
     read_piece,
     torch_dtype,
 )
+from moegeo_cli.checkpoints.safe_files import is_there, list_names, open_regular
 from moegeo_cli.checkpoints.tensor_parts import Sizes, part_shape, take_part
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError, UnsupportedLayoutError

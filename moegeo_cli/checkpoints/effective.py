@@ -21,12 +21,13 @@ from moegeo_cli.checkpoints.adapters.finding import find_adapter
 from moegeo_cli.checkpoints.adapters.layout import Tracer
 from moegeo_cli.checkpoints.adapters.merging import Merging
 from moegeo_cli.checkpoints.adapters.moves import measure_moves
-from moegeo_cli.checkpoints.headers import Header, TensorInfo, is_there
+from moegeo_cli.checkpoints.headers import Header, TensorInfo
 from moegeo_cli.checkpoints.pickles import tensor_bytes
 from moegeo_cli.checkpoints.quantised.files import Files
 from moegeo_cli.checkpoints.quantised.plan import plan_quantised
 from moegeo_cli.checkpoints.quantised.recipe import Recipe
 from moegeo_cli.checkpoints.quantised.settings import SIDE_FILES
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_names
 from moegeo_cli.errors import IncompleteCheckpointError, MoegeoError

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from moegeo_cli.checkpoints.effective import EffectiveWeights, files_beside
-from moegeo_cli.checkpoints.headers import open_regular, read_exactly
 from moegeo_cli.checkpoints.hub_notes import read_note
 from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.checkpoints.safe_files import open_regular, read_exactly
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import UsageError
 

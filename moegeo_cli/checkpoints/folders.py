@@ -10,10 +10,10 @@ from typing import Any
 
 from moegeo_cli.checkpoints.adapters.base_model import find_base
 from moegeo_cli.checkpoints.adapters.files import ADAPTER
-from moegeo_cli.checkpoints.headers import is_there, list_names, parse_json
 from moegeo_cli.checkpoints.hub_cache import advise_missing
 from moegeo_cli.checkpoints.indexes import read_json, read_whole
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, FSDP_PART, find_gguf
+from moegeo_cli.checkpoints.safe_files import is_there, list_names, parse_json
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

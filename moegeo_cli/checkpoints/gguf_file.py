@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import Header, TensorInfo, open_regular
+from moegeo_cli.checkpoints.headers import Header, TensorInfo
 from moegeo_cli.checkpoints.key_maps import (
     Source,
     Translation,
@@ -19,6 +19,7 @@ from moegeo_cli.checkpoints.key_maps import (
     translate,
 )
 from moegeo_cli.checkpoints.layouts import GGUF
+from moegeo_cli.checkpoints.safe_files import open_regular
 from moegeo_cli.checkpoints.tensor_parts import Sizes, part_shape, take_part
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError

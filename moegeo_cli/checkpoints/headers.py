@@ -1,32 +1,27 @@
-"""Read safetensors headers without trusting the file, and other files by checked paths.
+"""Read safetensors headers and tensors without trusting the file; `WeightIndex` is built on it.
 
-`WeightIndex` is built on it. A safetensors file is 8 bytes (the header's length, little-endian),
-the header (a JSON object of name -> dtype, shape, data_offsets), and the tensors' bytes without
-gaps. The header therefore gives the exact size of a complete file; any other size is truncated.
+A safetensors file is 8 bytes (the header's length, little-endian), the header (a JSON object of
+name -> dtype, shape, data_offsets), and the tensors' bytes without gaps. The header therefore gives
+the exact size of a complete file; any other size is truncated.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import shlex
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from moegeo_cli.checkpoints.hub_notes import complete_size
-from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsupportedLayoutError
+from moegeo_cli.checkpoints.safe_files import damaged_error, open_regular, parse_json, read_exactly
+from moegeo_cli.errors import UnsupportedLayoutError
 
-# The reference reader refuses longer headers too; a broken length must not allocate gigabytes.
+# The limit of the safetensors library too. A damaged length must not allocate gigabytes.
 MAX_HEADER_BYTES = 100_000_000
-# Git LFS leaves a text of about 130 bytes in the place of a file. It begins like this.
-_POINTER, _LARGEST_POINTER = b"version https://git-lfs.github.com/spec/", 1024
-# numpy's own limit; no weight of a model comes near it.
+# NumPy's limit; no weight of a model has so many.
 MAX_DIMENSIONS = 32
 
 DTYPE_BITS: Mapping[str, int] = {
@@ -81,7 +76,7 @@ def read_header(path: Path) -> Header:
     """Read and check a safetensors header.
 
     Args:
-        path: the file; a symbolic link is followed.
+        path: the file, or a symbolic link to it.
 
     Returns:
         The header. Its tensors cover the file's data without gap or overlap.
@@ -92,16 +87,16 @@ def read_header(path: Path) -> Header:
     """
     with open_regular(path) as (file, size):
         if size < 8:
-            raise _damaged(path, f"{size} bytes; a safetensors file has at least 8")
+            raise damaged_error(path, f"{size} bytes; a safetensors file has at least 8")
         length = int.from_bytes(read_exactly(file, 8, path), "little")
         if length > MAX_HEADER_BYTES:
-            raise _damaged(path, f"a header length of {length} bytes, more than the format allows")
+            raise damaged_error(path, f"a header of {length} bytes, more than the format allows")
         if 8 + length > size:
-            raise _damaged(path, f"{size} bytes, but the header alone needs {8 + length}")
+            raise damaged_error(path, f"{size} bytes, but the header alone needs {8 + length}")
         raw = read_exactly(file, length, path)
     document = parse_json(raw, path)
     if not isinstance(document, dict):
-        raise _damaged(path, f"a header that is a {type(document).__name__}, not an object")
+        raise damaged_error(path, f"a header that is a {type(document).__name__}, not an object")
     metadata = document.pop("__metadata__", None)
     data_start = 8 + length
     size = complete_size(path, data_start, size)
@@ -152,7 +147,7 @@ def read_raw(path: Path, info: TensorInfo, rows: tuple[int, int] | None = None) 
         start, stop = info.start + rows[0] * row_bytes, info.start + rows[1] * row_bytes
     with open_regular(path) as (file, size):
         if info.end > size:
-            raise _damaged(path, f"{size} bytes, but a tensor ends at byte {info.end}")
+            raise damaged_error(path, f"{size} bytes, but a tensor ends at byte {info.end}")
         file.seek(start)
         return read_exactly(file, stop - start, path)
 
@@ -163,7 +158,7 @@ def as_numbers(raw: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any
     Args:
         raw: the bytes, little-endian.
         dtype: a key of NUMPY_DTYPES.
-        shape: of the result.
+        shape: shape of the array.
     """
     values: np.ndarray[Any, Any] = np.frombuffer(raw, dtype=np.dtype(NUMPY_DTYPES[dtype]))
     values = values.reshape(shape)
@@ -174,99 +169,21 @@ def as_numbers(raw: bytes, dtype: str, shape: tuple[int, ...]) -> np.ndarray[Any
     return values.copy()
 
 
-def parse_json(raw: bytes | str, path: Path) -> Any:
-    """Parse the JSON text of a file.
-
-    Args:
-        raw: the text.
-        path: the file, for errors.
-
-    Raises:
-        IncompleteCheckpointError: the text is not JSON, nested too deep, or not UTF-8.
-    """
-    try:
-        return json.loads(raw)
-    except RecursionError:
-        raise _damaged(path, "JSON nested too deep to read") from None
-    except ValueError as error:  # broken JSON, broken UTF-8, an integer of thousands of digits
-        raise _damaged(path, f"not JSON: {str(error)[:200]}") from None
-
-
-@contextmanager
-def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file. Pipes and devices are refused without opening them.
-
-    Yields:
-        The open file and its size in bytes.
-
-    Raises:
-        PathError: the path is absent, not a regular file, a loop of links, or unreadable.
-        IncompleteCheckpointError: the file is a Git LFS pointer.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PathError(f"{path} is not a regular file")
-        file = path.open("rb")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise PathError(
-            f"{path} cannot be read", found=reason, hint="check the path and its permissions"
-        ) from None
-    try:
-        if status.st_size <= _LARGEST_POINTER and file.read(len(_POINTER)) == _POINTER:
-            raise _pointer_error(path)
-        file.seek(0)
-        yield file, status.st_size
-    except OSError as error:
-        raise PathError(f"{path} cannot be read", found=error.strerror) from None
-    finally:
-        file.close()
-
-
-def is_there(path: Path) -> bool:
-    """Whether `path` exists; False also where that cannot be checked (no permission, a loop)."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def list_names(folder: Path) -> list[str]:
-    """Names of a folder's entries, sorted; [] where the folder cannot be read."""
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except (OSError, ValueError):
-        return []
-
-
-def read_exactly(file: BinaryIO, count: int, path: Path) -> bytes:
-    """Read `count` bytes from an open file; `path` is for errors.
-
-    Raises:
-        IncompleteCheckpointError: the file ends before.
-    """
-    raw = file.read(count)
-    if len(raw) != count:
-        raise _damaged(path, f"{len(raw)} bytes where {count} were expected")
-    return raw
-
-
 def _parse_tensor(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> TensorInfo:
     """Check one entry of the header on its own."""
     if not isinstance(entry, dict):
-        raise _damaged(path, f"tensor {name!r} described by a {type(entry).__name__}")
+        raise damaged_error(path, f"tensor {name!r} described by a {type(entry).__name__}")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str) or not _is_naturals(shape) or not _is_naturals(offsets):
-        raise _damaged(path, f"tensor {name!r} without a usable dtype, shape or data_offsets")
+        raise damaged_error(path, f"tensor {name!r} without a usable dtype, shape or data_offsets")
     if len(shape) > MAX_DIMENSIONS or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(path, f"tensor {name!r} with an impossible shape or data_offsets")
+        raise damaged_error(path, f"tensor {name!r} with an impossible shape or data_offsets")
     start, end = data_start + offsets[0], data_start + offsets[1]
     if end > file_size:
-        raise _damaged(path, f"{file_size} bytes, but tensor {name!r} ends at byte {end}")
+        raise damaged_error(path, f"{file_size} bytes, but tensor {name!r} ends at byte {end}")
     bits = DTYPE_BITS.get(dtype)  # the size of an unknown (newer) dtype is not checked
     if bits is not None and math.prod(shape) * bits != (end - start) * 8:
-        raise _damaged(
+        raise damaged_error(
             path, f"tensor {name!r}, {dtype} of shape {shape}, stored in {end - start} bytes"
         )
     return TensorInfo(dtype, tuple(shape), start, end)
@@ -286,25 +203,9 @@ def _check_coverage(
     position = data_start
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if info.start != position:
-            raise _damaged(path, f"a gap or overlap before tensor {name!r} at byte {info.start}")
+            raise damaged_error(
+                path, f"a gap or overlap before tensor {name!r} at byte {info.start}"
+            )
         position = info.end
     if position != file_size:
-        raise _damaged(path, f"{file_size} bytes where the header describes {position}")
-
-
-def _pointer_error(path: Path) -> IncompleteCheckpointError:
-    return IncompleteCheckpointError(
-        f"{path.name} is a Git LFS pointer, not the file itself",
-        found=f"{path.stat().st_size} bytes of text that name the file by its hash",
-        hint=f"get the files themselves: cd {shlex.quote(str(path.parent))} && git lfs pull",
-        context={"path": str(path)},
-    )
-
-
-def _damaged(path: Path, found: str) -> IncompleteCheckpointError:
-    return IncompleteCheckpointError(
-        f"{path.name} is truncated or damaged",
-        found=found[:500],
-        hint="copy or save the checkpoint again; if it is still being written, wait",
-        context={"path": str(path)},
-    )
+        raise damaged_error(path, f"{file_size} bytes where the header describes {position}")

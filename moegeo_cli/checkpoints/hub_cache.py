@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.safe_files import is_there, list_names
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

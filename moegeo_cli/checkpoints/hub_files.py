@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from moegeo_cli.checkpoints.adapters.files import ADAPTER_FILES
-from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES, is_there
+from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES
 from moegeo_cli.checkpoints.hub_notes import HubNote, read_note
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.environment import hub_endpoint
 from moegeo_cli.errors import MoegeoError, PathError, UnsupportedLayoutError
 

@@ -9,13 +9,8 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import (
-    MAX_HEADER_BYTES,
-    is_there,
-    open_regular,
-    parse_json,
-    read_exactly,
-)
+from moegeo_cli.checkpoints.headers import MAX_HEADER_BYTES
+from moegeo_cli.checkpoints.safe_files import is_there, open_regular, parse_json, read_exactly
 from moegeo_cli.errors import IncompleteCheckpointError, UnsafeFileError
 
 

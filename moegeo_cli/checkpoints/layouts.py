@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import is_there, list_names
+from moegeo_cli.checkpoints.safe_files import is_there, list_names
 from moegeo_cli.errors import UnsupportedLayoutError
 
 # torch.distributed.checkpoint, as FSDP and torchtitan write it; read by `distributed`.

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import DTYPE_BITS, open_regular, read_exactly
+from moegeo_cli.checkpoints.headers import DTYPE_BITS
 from moegeo_cli.checkpoints.indexes import check_shard_name
 from moegeo_cli.checkpoints.metadata_names import ALLOWED, is_naturals
+from moegeo_cli.checkpoints.safe_files import open_regular, read_exactly
 from moegeo_cli.checkpoints.unpickling import Record, unpickle
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 

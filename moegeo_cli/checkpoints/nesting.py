@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moegeo_cli.checkpoints.folders import list_folder
-from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_json
 from moegeo_cli.checkpoints.opening import LAYOUT_FILES, detect_layout
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.step_names import has_step_or_epoch, parse_step
 from moegeo_cli.errors import MoegeoError, NoCheckpointError
 

@@ -9,9 +9,9 @@ from typing import Any
 from moegeo_cli.checkpoints.adapters.files import ADAPTER, adapter_file, has_adapter
 from moegeo_cli.checkpoints.distributed import DistributedWeights
 from moegeo_cli.checkpoints.gguf_file import GGUFWeights
-from moegeo_cli.checkpoints.headers import is_there, list_names
 from moegeo_cli.checkpoints.indexes import read_index
 from moegeo_cli.checkpoints.layouts import DISTRIBUTED, GGUF, find_distributed, find_gguf
+from moegeo_cli.checkpoints.safe_files import is_there, list_names
 from moegeo_cli.checkpoints.two_saves import refuse_two_saves
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import IncompleteCheckpointError, NoCheckpointError

@@ -19,11 +19,11 @@ from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.config_keys import EXPERT_KEYS, TOP_K_KEYS, first_value
 from moegeo_cli.checkpoints.discover import RunFolder, Skipped
 from moegeo_cli.checkpoints.folders import list_folder
-from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.nesting import find_runs, several_runs_error
 from moegeo_cli.checkpoints.opening import detect_layout
 from moegeo_cli.checkpoints.patterns import compile_pattern
 from moegeo_cli.checkpoints.routers import find_router_tensors
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.step_names import has_step_or_epoch, parse_step, read_name
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.checkpoints.wrappers import unwrap_name

@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from moegeo_cli.checkpoints.headers import TensorInfo, open_regular
+from moegeo_cli.checkpoints.headers import TensorInfo
+from moegeo_cli.checkpoints.safe_files import open_regular
 from moegeo_cli.errors import IncompleteCheckpointError, PathError, UnsafeFileError
 
 # Parts of torch's error messages that name a class or function outside its allow-list.

@@ -10,9 +10,10 @@ import zipfile
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-from moegeo_cli.checkpoints.headers import TensorInfo, open_regular, read_exactly
+from moegeo_cli.checkpoints.headers import TensorInfo
 from moegeo_cli.checkpoints.metadata import Piece, SavedTensor
 from moegeo_cli.checkpoints.pickles import ALL_DTYPES, describe_tensor, load_weights_only
+from moegeo_cli.checkpoints.safe_files import open_regular, read_exactly
 from moegeo_cli.errors import IncompleteCheckpointError
 
 METADATA = ".metadata"

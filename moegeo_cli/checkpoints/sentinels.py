@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.step_names import parse_step
 
 # Files that a trainer writes last into a checkpoint's folder: the Trainer, prime-rl, orbax.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from moegeo_cli.checkpoints.headers import TensorInfo, open_regular
+from moegeo_cli.checkpoints.headers import TensorInfo
+from moegeo_cli.checkpoints.safe_files import open_regular
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
 ALIGNMENT = 64  # bytes: a cache line, and torch's own allocations

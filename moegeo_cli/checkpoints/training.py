@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.nesting import step_folder
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.step_names import read_name
 from moegeo_cli.checkpoints.text_part import text_config
 from moegeo_cli.errors import MoegeoError

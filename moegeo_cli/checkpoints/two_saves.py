@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_index, read_json
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import MoegeoError, UnsupportedLayoutError
 

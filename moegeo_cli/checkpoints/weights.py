@@ -16,15 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from moegeo_cli.checkpoints.headers import (
-    Header,
-    TensorInfo,
-    open_regular,
-    read_exactly,
-    read_header,
-    read_raw,
-    read_tensor,
-)
+from moegeo_cli.checkpoints.headers import Header, TensorInfo, read_header, read_raw, read_tensor
 from moegeo_cli.checkpoints.pickles import (
     TORCH_DTYPES,
     check_pickled,
@@ -32,6 +24,7 @@ from moegeo_cli.checkpoints.pickles import (
     load_pickled,
     tensor_bytes,
 )
+from moegeo_cli.checkpoints.safe_files import open_regular, read_exactly
 from moegeo_cli.errors import (
     IncompleteCheckpointError,
     MoegeoError,

@@ -22,7 +22,7 @@ from torch import nn
 from moegeo_cli.checkpoints.adapters.files import has_adapter
 from moegeo_cli.checkpoints.checkpoint import Checkpoint
 from moegeo_cli.checkpoints.experts import check_expert_shapes
-from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.checkpoints.uneven import describe_counts
 from moegeo_cli.checkpoints.weights import WeightIndex
 from moegeo_cli.errors import (

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moegeo_cli.checkpoints.headers import open_regular
+from moegeo_cli.checkpoints.safe_files import open_regular
 from moegeo_cli.checkpoints.weights import WeightIndex
 
 

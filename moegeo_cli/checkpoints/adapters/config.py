@@ -14,8 +14,8 @@ from typing import Any
 
 import regex
 
-from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_json
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.errors import IncompleteCheckpointError, UnsupportedLayoutError
 
 CONFIG = "adapter_config.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moegeo_cli.checkpoints.adapters.config import CONFIG
-from moegeo_cli.checkpoints.headers import is_there
+from moegeo_cli.checkpoints.safe_files import is_there
 
 ADAPTER = "adapter"  # the layout of a folder that holds an adapter and no other weights
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")  # in peft's own order

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moegeo_cli.checkpoints.headers import is_there
 from moegeo_cli.checkpoints.indexes import read_json
+from moegeo_cli.checkpoints.safe_files import is_there
 from moegeo_cli.errors import MoegeoError
 
 MAX_SETTINGS_BYTES = 16_000_000
