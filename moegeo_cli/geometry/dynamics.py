@@ -22,14 +22,19 @@ from moegeo_cli.scorings import find_scoring
 # Relative rounding error of logits, by which two replays of one checkpoint may differ.
 ROUNDING = {"float32": 2.0**-24, "bfloat16": 2.0**-9, "float16": 2.0**-12}
 REPEATS = 3.0
+# Estimates of a step with the router's input fixed; see `step_estimates`.
+FIXED_INPUT = (
+    "fisher_step", "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input",
+    "diagonal_error",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """One router at one checkpoint, on the sampled tokens.
 
-    `group_M` is each sampled token's group of sequences. `x_ND` are router inputs of the sampled
-    tokens `input_rows_N`; both are None if no inputs were kept.
+    `group_M` is each token's group of sequences. `x_ND` are the router inputs of the tokens
+    `input_rows_N`; both are None if no inputs were kept.
     """
 
     logits_ME: np.ndarray
@@ -77,12 +82,9 @@ def step_estimates(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str,
 
     Source: [GM], theorems 2 and 3; estimators ours.
     """
-    names = (
-        "speed", "fsi_rate", "fsi_rate_bound", "fsi_rate_share", "fisher_step",
-        "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input", "diagonal_error",
-    )  # fmt: skip
     problem = _problem(before, after)
     if problem:
+        names = ("speed", "fsi_rate", "fsi_rate_bound", "fsi_rate_share", *FIXED_INPUT)
         return dict.fromkeys(names, missing(problem))
     p_ME, q_ME = before.probabilities_ME, after.probabilities_ME
     experts = p_ME.shape[1]
@@ -103,11 +105,8 @@ def step_estimates(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str,
     if bound.value:
         share = Estimate(min(abs(rate.value) / bound.value, 1.0), n=speed.n)
     found = {
-        "speed": speed,
-        "fsi_rate": rate,
-        "fsi_rate_bound": bound,
-        "fsi_rate_share": share,
-    }
+        "speed": speed, "fsi_rate": rate, "fsi_rate_bound": bound, "fsi_rate_share": share,
+    }  # fmt: skip
     return found | _fixed_input(before, after, draws)
 
 
@@ -240,20 +239,16 @@ def _problem(before: Snapshot, after: Snapshot) -> str | None:
 
 def _fixed_input(before: Snapshot, after: Snapshot, draws: Draws) -> dict[str, Estimate]:
     """How far the router's own change moves p while its input is fixed."""
-    names = (
-        "fisher_step", "fisher_step_root", "rms_fixed_input", "rms_total", "rms_moving_input",
-        "diagonal_error",
-    )  # fmt: skip
     if before.x_ND is None or before.input_rows_N is None:
-        return dict.fromkeys(names, missing("no router inputs were kept"))
+        return dict.fromkeys(FIXED_INPUT, missing("no router inputs were kept"))
     if before.weight_ED.shape != after.weight_ED.shape:
-        return dict.fromkeys(names, missing("the router changed its shape"))
+        return dict.fromkeys(FIXED_INPUT, missing("the router changed its shape"))
     x_ND = before.x_ND.astype(np.float64)
     change_NE = x_ND @ (after.weight_ED.astype(np.float64) - before.weight_ED).T
     if before.bias_E is not None and after.bias_E is not None:
         change_NE += after.bias_E.astype(np.float64) - before.bias_E
     if not np.isfinite(change_NE).all():
-        return dict.fromkeys(names, missing("the router's weights are not finite"))
+        return dict.fromkeys(FIXED_INPUT, missing("the router's weights are not finite"))
     rows, group_N = before.input_rows_N, before.group_M[before.input_rows_N]
     z_NE = before.logits_ME[rows].astype(np.float64)
     p_NE = probabilities(z_NE, before.scoring)

@@ -223,12 +223,7 @@ def sum_of(estimates: list[Estimate]) -> Estimate:
 
 def geometric_mean_of(estimates: list[Estimate]) -> Estimate:
     """Geometric mean over routers, draw by draw."""
-
-    def geometric(values: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.exp(np.log(values).mean(axis=0)))
-
-    return _combine(estimates, geometric)
+    return _combine(estimates, lambda values: np.exp(np.log(values).mean(axis=0)))
 
 
 def worst_of(estimates: list[Estimate], routers: list[str], *, largest: bool = True) -> Estimate:
@@ -248,14 +243,10 @@ def difference(now: Estimate, base: Estimate) -> Estimate:
 
 def ratio(now: Estimate, base: Estimate) -> Estimate:
     """Now / base, draw by draw; a draw with base 0 is NaN."""
-
-    def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.where(b > 0, a / b, np.nan))
-
-    return _pair(now, base, divide)
+    return _pair(now, base, lambda a, b: np.where(b > 0, a / b, np.nan))
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def _combine(estimates: list[Estimate], combine: Callable[[np.ndarray], np.ndarray]) -> Estimate:
     """Combine values, draws and null draws over routers; the reason counts those without value."""
     present = [e for e in estimates if e.value is not None]
@@ -281,6 +272,7 @@ def _stack(
     return combine(np.stack(known)) if len(known) == len(draws) else None
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def _pair(
     now: Estimate, base: Estimate, combine: Callable[[np.ndarray, np.ndarray], np.ndarray]
 ) -> Estimate:

@@ -147,12 +147,7 @@ class _RoutingSummation:
             bias_E = np.asarray(bias_E, float)
             bias_E = bias_E if tokens.groups else bias_E[self.open_E]
         return SelectionRule(
-            tokens.top_k,
-            tokens.scoring,
-            bias_E,
-            tokens.groups,
-            tokens.group_score,
-            tokens.bias_on,
+            tokens.top_k, tokens.scoring, bias_E, tokens.groups, tokens.group_score, tokens.bias_on
         )
 
     def run(self) -> RoutingSums:
@@ -160,6 +155,8 @@ class _RoutingSummation:
             self._measure_logits(self.logits_TE, self.scoring)
         dispatch_SE, combine_SE = self._measure_dispatch()
         counts_SM = np.stack([self._sum(self.counted[name]) for name in TOKEN_MEANS], axis=1)
+        logit_max_S = np.zeros(self.sequences)  # 0 for a sequence without tokens
+        np.maximum.at(logit_max_S, self.sequence_T, self.logit_max_T)
         return RoutingSums(
             values_SM=np.stack([self._sum(self.values[name]) for name in TOKEN_MEANS], axis=1),
             counts_SM=counts_SM,
@@ -167,7 +164,7 @@ class _RoutingSummation:
             dispatch_SE=dispatch_SE,
             probability_SE=self.probability_SE,
             combine_SE=combine_SE,
-            logit_max_S=self._largest(self.logit_max_T),
+            logit_max_S=logit_max_S,
             nonfinite_S=self._sum(~self.finite_T),
             top_k=self.top_k,
             contradicted=self.contradicted if self.rule is not None else -1,
@@ -178,12 +175,6 @@ class _RoutingSummation:
     def _sum(self, values_T: np.ndarray) -> np.ndarray:
         """Sum by sequence."""
         return np.bincount(self.sequence_T, weights=values_T, minlength=self.sequences)
-
-    def _largest(self, values_T: np.ndarray) -> np.ndarray:
-        """Maximum by sequence; 0 without a token."""
-        largest_S = np.zeros(self.sequences)
-        np.maximum.at(largest_S, self.sequence_T, values_T)
-        return largest_S
 
     def _pieces(self) -> Iterator[slice]:
         rows = max(64, PIECE // self.experts)
